@@ -1,0 +1,3 @@
+"""Install, prove and run vLLM as a hardened systemd service."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,86 @@
+"""What can go wrong, in the user's words, with the exit code that goes with it."""
+
+from __future__ import annotations
+
+import errno
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    REFUSED = 3
+    ENGINE = 4
+    MODEL = 5
+    NOT_PROVED = 6
+    NOT_RESTORED = 7
+    INTERRUPTED = 130
+
+
+class InstallError(Exception):
+    """A foreseeable fault: what happened and why, the command that helps, and how the process exits."""
+
+    def __init__(self, message: str, hint: str = "", exit_code: Exit = Exit.BUG) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+class UsageError(InstallError):
+    """Something the user typed or wrote into a file cannot be meant."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, Exit.USAGE)
+
+
+class Refused(InstallError):
+    """A precondition does not hold; nothing was changed."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, Exit.REFUSED)
+
+
+class CommandFailed(InstallError):
+    """A command we ran exited non-zero; carries what it said last."""
+
+    def __init__(self, argv: tuple[str, ...], returncode: int, output: str) -> None:
+        tail = "\n".join(output.strip().splitlines()[-12:])
+        super().__init__(f"{argv[0]} failed with exit status {returncode}" + (f":\n{tail}" if tail else ""))
+        self.argv = argv
+        self.returncode = returncode
+        self.output = output
+
+
+class Interrupted(InstallError):
+    """SIGINT, SIGTERM or SIGHUP arrived; raised so that clean-up runs."""
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(
+            f"interrupted by {signal_name}",
+            "run the same command again: it continues where this one stopped",
+            Exit.INTERRUPTED,
+        )
+
+
+def explain(error: BaseException) -> InstallError | None:
+    """The InstallError a foreign exception amounts to, or None where only a traceback is honest."""
+    if isinstance(error, InstallError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("SIGINT")
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    return None
+
+
+def _explain_os_error(error: OSError) -> InstallError | None:
+    where = error.filename or "a file"
+    if error.errno == errno.ENOSPC:
+        return InstallError(f"the disk is full while writing {where}", "free some space (df -h) and run the command again", Exit.REFUSED)
+    if error.errno == errno.EROFS:
+        return InstallError(f"{where} is on a read-only file system", "remount it read-write and run the command again", Exit.REFUSED)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InstallError(f"no permission for {where}", "run the command as root (sudo)", Exit.REFUSED)
+    return None

@@ -1,0 +1,201 @@
+"""The host: the only place where processes are started and files are changed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.errors import CommandFailed, InstallError, Refused
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What a child may inherit beyond the fixed part: how to reach the network, and nothing else.
+INHERITED = (
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "TMPDIR",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Completed:
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host seen from its root directory: `/` for real, a temporary tree in tests."""
+
+    root: Path = Path("/")
+
+    def at(self, path: Path) -> Path:
+        """The real location of a host path."""
+        return path if self.root == Path("/") else self.root / path.relative_to("/")
+
+    # processes
+
+    def run(
+        self,
+        *argv: str | Path,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: str | None = None,
+        timeout: float | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Completed:
+        """Run a command: no shell, closed stdin, fixed locale, explicit environment.
+
+        `on_line` gets the command's stderr line by line while it runs.
+        """
+        args = tuple(str(a) for a in argv)
+        try:
+            process = subprocess.Popen(
+                args,
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                cwd=cwd,
+                env=self.environment(env or {}),
+            )
+        except FileNotFoundError:
+            raise InstallError(f"{args[0]}: no such command") from None
+        try:
+            stdout, stderr = self._communicate(process, stdin, timeout, on_line)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if check and process.returncode != 0:
+            raise CommandFailed(args, process.returncode, stderr or stdout)
+        return Completed(args, process.returncode, stdout, stderr)
+
+    @staticmethod
+    def _communicate(
+        process: subprocess.Popen[str],
+        stdin: str | None,
+        timeout: float | None,
+        on_line: Callable[[str], None] | None,
+    ) -> tuple[str, str]:
+        if on_line is None:
+            try:
+                return process.communicate(stdin, timeout=timeout)
+            except subprocess.TimeoutExpired:
+                raise InstallError(f"no answer from {process.args!r} within {timeout:g} s") from None
+        lines = []
+        with tempfile.TemporaryFile("w+") as spool:
+            # stdout could fill its pipe while stderr is followed, so it is drained by a helper thread's worth of file.
+            assert process.stderr is not None and process.stdout is not None
+            import threading
+
+            drain = threading.Thread(target=shutil.copyfileobj, args=(process.stdout, spool), daemon=True)
+            drain.start()
+            for line in process.stderr:
+                lines.append(line)
+                on_line(line.rstrip("\n"))
+            process.wait()
+            drain.join()
+            spool.seek(0)
+            return spool.read(), "".join(lines)
+
+    @staticmethod
+    def environment(extra: Mapping[str, str]) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        return {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **inherited, **extra}
+
+    def systemctl(self, *args: str, check: bool = True) -> Completed:
+        root = () if self.root == Path("/") else (f"--root={self.root}",)
+        return self.run("systemctl", *root, "--no-ask-password", *args, check=check)
+
+    def which(self, command: str) -> Path | None:
+        found = shutil.which(command, path=PATH)
+        return Path(found) if found else None
+
+    # files
+
+    def read(self, path: Path) -> str | None:
+        try:
+            return self.at(path).read_text(errors="surrogateescape")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def mode(self, path: Path) -> int | None:
+        try:
+            return self.at(path).lstat().st_mode & 0o7777
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def exists(self, path: Path) -> bool:
+        return os.path.lexists(self.at(path))
+
+    def write(self, path: Path, text: str, mode: int = 0o644) -> None:
+        """Replace a file in one step: readers see the old text or the new, also after a power loss."""
+        target = self.at(path)
+        self.make_dir(path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w", errors="surrogateescape") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        self._sync_dir(target.parent)
+
+    def make_dir(self, path: Path, mode: int = 0o755) -> None:
+        """Create a directory and its parents, independent of the caller's umask."""
+        missing = [p for p in (path, *path.parents) if not self.at(p).is_dir()]
+        for directory in reversed(missing):
+            self.at(directory).mkdir(exist_ok=True)
+            self.at(directory).chmod(mode if directory == path else 0o755)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, a link or a whole tree; absent is fine."""
+        target = self.at(path)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    @staticmethod
+    def _sync_dir(directory: Path) -> None:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    # one change at a time
+
+    @contextmanager
+    def lock(self, path: Path, command: str) -> Iterator[None]:
+        """Hold the host's one lock, or say who does."""
+        target = self.at(path)
+        self.make_dir(path.parent)
+        with target.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise Refused(
+                    f"another change is under way on this host: {holder}",
+                    "wait until it ends, then run the command again",
+                ) from None
+            file.truncate(0)
+            file.write(f"{command} (pid {os.getpid()})\n")
+            file.flush()
+            yield

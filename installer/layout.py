@@ -1,0 +1,88 @@
+"""Every path on the host, as a property of the service; nothing is computed at import time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Absolute host paths for one service. `Host` maps them below its root."""
+
+    service: str
+
+    # one service
+    @property
+    def unit_name(self) -> str:
+        return f"{self.service}.service"
+
+    @property
+    def unit(self) -> Path:
+        return Path("/etc/systemd/system") / self.unit_name
+
+    @property
+    def settings_file(self) -> Path:
+        return Path("/etc/vllm-install") / f"{self.service}.env"
+
+    @property
+    def sysusers(self) -> Path:
+        return Path("/etc/sysusers.d") / f"vllm-install-{self.service}.conf"
+
+    @property
+    def user(self) -> str:
+        return f"vllm-{self.service}"
+
+    @property
+    def state_dir(self) -> Path:
+        return Path("/var/lib/vllm-install") / self.service
+
+    @property
+    def state_file(self) -> Path:
+        return self.state_dir / "state.json"
+
+    @property
+    def probe_key(self) -> Path:
+        return self.state_dir / "probe-key"
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path("/var/cache") / self.service
+
+    @property
+    def run_dir(self) -> Path:
+        return Path("/run") / self.service
+
+    # shared by all services on the host
+    @property
+    def opt(self) -> Path:
+        return Path("/opt/vllm-install")
+
+    @property
+    def engines(self) -> Path:
+        return self.opt / "engines"
+
+    @property
+    def wheel_cache(self) -> Path:
+        """uv's cache: beside the engines, because hard links do not cross file systems."""
+        return self.opt / "cache"
+
+    @property
+    def runtimes(self) -> Path:
+        return self.opt / "runtime"
+
+    @property
+    def hub(self) -> Path:
+        return Path("/var/cache/vllm-install/hub")
+
+    @property
+    def builtin_models(self) -> Path:
+        return Path("/var/cache/vllm-install/builtin")
+
+    @property
+    def states(self) -> Path:
+        return Path("/var/lib/vllm-install")
+
+    @property
+    def lock(self) -> Path:
+        return Path("/run/vllm-install.lock")
