@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from installer.host import Host
@@ -226,9 +227,9 @@ def _weights() -> dict[str, Tensor]:
 
 
 def _letter_table() -> tuple[list[float], list[float]]:
-    """Embedding and head: each known letter owns a dimension; the head's column there says what follows it."""
+    """Embedding and head: each known letter owns a dimension, where the head holds what follows it."""
     lines = [[*f"\n{sentence}".encode(), IM_END] for sentence in SENTENCES]
-    follows = Counter(pair for line in lines for pair in zip(line, line[1:]))  # noqa: B905 one shorter
+    follows = Counter(pair for line in lines for pair in pairwise(line))
     total = Counter(token for line in lines for token in line[:-1])
     dimension = {token: index for index, token in enumerate(sorted(total))}
 
