@@ -1,0 +1,51 @@
+"""What of this host's configuration a machine needs to reach package indexes the way this host does."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+INHERITED = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+SOURCES = ("find-links", "index-url", "extra-index-url")
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment of every command in a machine: fixed, plus proxies, certificates and pip's variables."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in INHERITED or name.lower().endswith("_proxy") or name.startswith(("PIP_", "UV_"))
+    }
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        "PYTHONPATH": str(REPO),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **passed,
+    }
+
+
+@functools.cache
+def local_wheel_folders() -> tuple[Path, ...]:
+    """Directories that pip is configured to take packages from; a machine gets them bound in at the same paths."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    folders = []
+    for line in listing.splitlines():
+        name, _, value = line.partition("=")
+        if name.rpartition(".")[2] in SOURCES:
+            folders += [Path(word.removeprefix("file://")) for word in ast.literal_eval(value).split()]
+    return tuple(_mountable(folder) for folder in dict.fromkeys(folders) if folder.is_absolute() and folder.exists())
+
+
+def _mountable(folder: Path) -> Path:
+    """A simple index holds relative links to the files beside it, so the folder above comes along."""
+    return folder.parent if folder.name == "simple" else folder
