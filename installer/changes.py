@@ -41,15 +41,19 @@ class Write:
 @dataclass(frozen=True)
 class Remove:
     path: Path
+    only_if_empty: bool = False
 
     def describe(self) -> str:
-        return f"remove {self.path}"
+        return f"remove {self.path}" + (" if it is empty" if self.only_if_empty else "")
 
     def to_json(self) -> dict[str, object]:
-        return {"kind": "remove", "path": str(self.path)}
+        return {"kind": "remove", "path": str(self.path), "only_if_empty": self.only_if_empty}
 
     def apply(self, host: Host, report: Report) -> None:
-        host.remove(self.path)
+        if self.only_if_empty:
+            host.remove_empty_dir(self.path)
+        else:
+            host.remove(self.path)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Run:
     why: str
 
     def describe(self) -> str:
-        return f"{self.why}: {' '.join(self.argv)}"
+        return f"{self.why} ({' '.join(self.argv)})"
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "run", "argv": list(self.argv), "why": self.why}
@@ -69,21 +73,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Reload:
-    """Make systemd read its unit files again."""
+    """Hand the unit's current keys to the running process; implies that systemd reads its units anew."""
+
+    unit: str
 
     def describe(self) -> str:
-        return "reload systemd's unit files"
+        return f"reload {self.unit}"
 
     def to_json(self) -> dict[str, object]:
-        return {"kind": "reload"}
+        return {"kind": "reload", "unit": self.unit}
 
     def apply(self, host: Host, report: Report) -> None:
         host.systemctl("daemon-reload")
+        host.systemctl("reload", self.unit)
 
 
 @dataclass(frozen=True)
 class Restart:
-    """Start the service anew; returns when it says it is ready."""
+    """Start the service anew; implies that systemd reads its units anew. Waiting for it is part of the proof."""
 
     unit: str
 
@@ -94,6 +101,7 @@ class Restart:
         return {"kind": "restart", "unit": self.unit}
 
     def apply(self, host: Host, report: Report) -> None:
+        host.systemctl("daemon-reload")
         # A start limit also counts restarts by hand, so an earlier failure must not stop this one.
         host.systemctl("reset-failed", self.unit, check=False)
-        host.systemctl("restart", self.unit)
+        host.systemctl("restart", "--no-block", self.unit)

@@ -78,9 +78,17 @@ def explain(error: BaseException) -> InstallError | None:
 def _explain_os_error(error: OSError) -> InstallError | None:
     where = error.filename or "a file"
     if error.errno == errno.ENOSPC:
-        return InstallError(f"the disk is full while writing {where}", "free some space (df -h) and run the command again", Exit.REFUSED)
+        return InstallError(
+            f"the disk is full while writing {where}",
+            "free some space (df -h) and run the command again",
+            Exit.REFUSED,
+        )
     if error.errno == errno.EROFS:
-        return InstallError(f"{where} is on a read-only file system", "remount it read-write and run the command again", Exit.REFUSED)
+        return InstallError(
+            f"{where} is on a read-only file system",
+            "remount it read-write and run the command again",
+            Exit.REFUSED,
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return InstallError(f"no permission for {where}", "run the command as root (sudo)", Exit.REFUSED)
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,10 +96,9 @@ class Host:
                 raise InstallError(f"no answer from {process.args!r} within {timeout:g} s") from None
         lines = []
         with tempfile.TemporaryFile("w+") as spool:
-            # stdout could fill its pipe while stderr is followed, so it is drained by a helper thread's worth of file.
-            assert process.stderr is not None and process.stdout is not None
-            import threading
-
+            # stdout could fill its pipe while stderr is followed, so a thread drains it into a file.
+            assert process.stderr is not None
+            assert process.stdout is not None
             drain = threading.Thread(target=shutil.copyfileobj, args=(process.stdout, spool), daemon=True)
             drain.start()
             for line in process.stderr:
@@ -118,8 +119,9 @@ class Host:
         return self.run("systemctl", *root, "--no-ask-password", *args, check=check)
 
     def which(self, command: str) -> Path | None:
-        found = shutil.which(command, path=PATH)
-        return Path(found) if found else None
+        """Where a command lies on this host, as a host path."""
+        candidates = (Path(directory) / command for directory in PATH.split(":"))
+        return next((path for path in candidates if shutil.which(self.at(path))), None)
 
     # files
 
@@ -137,6 +139,11 @@ class Host:
 
     def exists(self, path: Path) -> bool:
         return os.path.lexists(self.at(path))
+
+    def children(self, directory: Path) -> list[Path]:
+        """The host paths of a directory's entries; an absent directory has none."""
+        real = self.at(directory)
+        return sorted(directory / entry.name for entry in real.iterdir()) if real.is_dir() else []
 
     def write(self, path: Path, text: str, mode: int = 0o644) -> None:
         """Replace a file in one step: readers see the old text or the new, also after a power loss."""
@@ -169,6 +176,10 @@ class Host:
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
+
+    def remove_empty_dir(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            self.at(path).rmdir()
 
     @staticmethod
     def _sync_dir(directory: Path) -> None:

@@ -116,6 +116,10 @@ def _url(value: str) -> str | None:
     value = _text(value)
     if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
         raise ValueError("expected a URL such as https://mirror.example/simple")
+    if "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            "credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration"
+        )
     return value.rstrip("/") or None
 
 
@@ -168,29 +172,35 @@ class Settings:
         "Qwen/Qwen3-VL-8B-Instruct", _model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME", "MODEL_PATH"
     )
     revision: str | None = setting(None, _optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION")
-    models_dir: str | None = setting(
-        None, _path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR"
-    )
+    models_dir: str | None = setting(None, _path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR")
     served_model_name: str | None = setting(
         None, _optional, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
     )
     max_model_len: int | None = setting(1024, _context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN")
     gpu_memory_utilization: float = setting(
-        0.95, _fraction, "Share of the GPU's memory for this service.", "GPU_MEMORY_UTILIZATION", "GPU_MEMORY_UTIL"
+        0.95,
+        _fraction,
+        "Share of the GPU's memory for this service.",
+        "GPU_MEMORY_UTILIZATION",
+        "GPU_MEMORY_UTIL",
     )
     tensor_parallel_size: int = setting(
         1, _whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE", "TP_SIZE"
     )
     host: str = setting("0.0.0.0", _address, "Address to listen on.", "LISTEN_HOST")  # noqa: S104 the key guards it
     port: int = setting(8000, _whole(1, 65535), "Port to listen on.", "PORT")
-    drain: int = setting(
-        30, _whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS"
-    )
+    drain: int = setting(30, _whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS")
     allowed_media_domains: tuple[str, ...] = setting(
-        (), _words, "Domains that images and videos may be fetched from (default: none).", "ALLOWED_MEDIA_DOMAINS"
+        (),
+        _words,
+        "Domains that images and videos may be fetched from (default: none).",
+        "ALLOWED_MEDIA_DOMAINS",
     )
     engine: str = setting(
-        "auto", _one_of("auto", "cuda", "cpu", "rocm"), "Which build of vLLM: auto, cuda, cpu or rocm.", "ENGINE"
+        "auto",
+        _one_of("auto", "cuda", "cpu", "rocm"),
+        "Which build of vLLM: auto, cuda, cpu or rocm.",
+        "ENGINE",
     )
     vllm_version: str = setting("0.32.0", _version, "Version of vLLM.", "VLLM_VERSION")
     python: str | None = setting(None, _path, "Interpreter for the engine (default: found on the host).", "PYTHON")

@@ -1,0 +1,192 @@
+"""Proof of serving: the service really answered, to the right key only; or the reason why it does not."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from installer.errors import Exit, InstallError
+from installer.host import Host
+from installer.keys import generate
+from installer.layout import Layout
+from installer.report import Report
+from installer.steps import Wanted, unit_properties
+
+POLL = 0.2
+ANSWER_WITHIN = 120.0
+
+# What vLLM and systemd say when they give up, and what helps.
+CAUSES = tuple(
+    (re.compile(pattern), help)
+    for pattern, help in (
+        (r"estimated maximum model length is (\d+)", "ask for a context of at most {0}: --context {0}"),
+        (r"No available memory for the cache blocks", "raise --gpu-memory-utilization or take a smaller model"),
+        (r"Free memory on device .* is less", "free the GPU (nvidia-smi) or lower --gpu-memory-utilization"),
+        (r"CUDA out of memory|OutOfMemoryError", "take a smaller model, or lower --gpu-memory-utilization"),
+        (r"less than desired CPU memory", "lower --gpu-memory-utilization: here it is a share of the RAM"),
+        (r"[Aa]ddress already in use", "free the port, or take another one with --port"),
+        (r"unrecognized arguments: (.*)", "remove {0} from the vLLM flags"),
+        (r"error: (argument .*)", "correct that vLLM flag"),
+        (r"Python\.h: No such file", "install the Python headers (python3-dev)"),
+        (r"Failed at step (\w+) spawning", "see the journal for what systemd could not do"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes
+
+    def json(self) -> dict[str, object]:
+        try:
+            value = json.loads(self.body)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+class NotProved(InstallError):
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, Exit.NOT_PROVED)
+
+
+def serving(want: Wanted, host: Host, report: Report) -> None:
+    """Return when everything a client relies on was seen to hold; raise NotProved otherwise."""
+    wait_until_ready(want.layout, host, report)
+    _check_listener(want, host)
+    _check_keys(want)
+    _check_model(want)
+    _check_answer(want)
+
+
+def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
+    """Follow the start. It is bounded by the launcher, which ends a start that makes no progress."""
+    names = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "InvocationID")
+    first = unit_properties(host, layout.unit_name, *names)
+    said = ""
+    while True:
+        now = unit_properties(host, layout.unit_name, *names)
+        if now.get("ActiveState") == "active":
+            return
+        gone = now.get("ActiveState") in ("failed", "inactive", None) or now["SubState"] == "auto-restart"
+        if gone or now["NRestarts"] != first["NRestarts"]:
+            raise failure(layout, host, f"{layout.unit_name} did not come up ({now.get('Result', 'unknown')})")
+        if now["StatusText"] and now["StatusText"] != said:
+            said = now["StatusText"]
+            report.note(said)
+        time.sleep(POLL)
+
+
+def failure(layout: Layout, host: Host, what: str) -> NotProved:
+    """NotProved with the line of the journal that says why, and what helps against it."""
+    lines = journal(layout, host, 400)
+    for pattern, help in CAUSES:
+        for line in reversed(lines):
+            if match := pattern.search(line):
+                return NotProved(f"{what}: {line.strip()}", help.format(*match.groups()))
+    tail = "\n".join(f"    {line}" for line in lines[-8:])
+    return NotProved(f"{what}; its last words:\n{tail}", f"journalctl -u {layout.service} -n 200")
+
+
+def journal(layout: Layout, host: Host, count: int) -> list[str]:
+    shown = host.run(
+        "journalctl",
+        "--unit",
+        layout.unit_name,
+        "--lines",
+        str(count),
+        "--output",
+        "cat",
+        "--quiet",
+        check=False,
+    )
+    return shown.stdout.splitlines()
+
+
+def request(want: Wanted, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
+    settings = want.target.settings
+    connection = http.client.HTTPConnection(local_address(settings.host), settings.port, timeout=ANSWER_WITHIN)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        response = connection.getresponse()
+        return Answer(response.status, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise NotProved(
+            f"no answer from http://{settings.host}:{settings.port}{path}: {error}",
+            f"journalctl -u {want.layout.service} -n 200",
+        ) from None
+    finally:
+        connection.close()
+
+
+def local_address(listen: str) -> str:
+    """Where a service that listens on `listen` is reached from this host."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104
+
+
+def _check_listener(want: Wanted, host: Host) -> None:
+    port, unit = want.target.settings.port, want.layout.unit_name
+    pids = {
+        c.pid
+        for c in psutil.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid
+    }
+    for pid in pids:
+        if f"/{unit}" not in (host.read(Path(f"/proc/{pid}/cgroup")) or ""):
+            raise NotProved(
+                f"port {port} is answered by another process: {psutil.Process(pid).name()} (pid {pid})",
+                "free the port, or take another one with --port",
+            )
+    if not pids:
+        raise NotProved(f"nothing listens on port {port}", f"systemctl status {want.layout.service}")
+
+
+def _check_keys(want: Wanted) -> None:
+    for key, shown in ((None, "without a key"), (generate("wrong"), "with a wrong key")):
+        status = request(want, "GET", "/v1/models", key).status
+        if status != 401:
+            raise NotProved(f"a request {shown} was answered with {status} instead of 401")
+
+
+def _check_model(want: Wanted) -> None:
+    answer = request(want, "GET", "/v1/models", want.probe_key)
+    if answer.status != 200:
+        raise NotProved(f"a request with the probe key was answered with {answer.status} instead of 200")
+    listed = answer.json().get("data")
+    models = {m.get("id"): m for m in listed if isinstance(m, dict)} if isinstance(listed, list) else {}
+    model = models.get(want.target.model.id)
+    if model is None:
+        raise NotProved(f"it serves {', '.join(map(str, models)) or 'no model'} instead of {want.target.model.id}")
+    asked, given = want.target.settings.max_model_len, model.get("max_model_len")
+    if asked is not None and given != asked:
+        raise NotProved(f"its context is {given} instead of {asked}")
+
+
+def _check_answer(want: Wanted) -> None:
+    body: dict[str, object] = {
+        "model": want.target.model.id,
+        "prompt": "Hi",
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    plain = request(want, "POST", "/v1/completions", want.probe_key, body)
+    choices = plain.json().get("choices")
+    if plain.status != 200 or not choices:
+        raise NotProved(f"a one-token completion was answered with {plain.status}: {plain.body[:200]!r}")
+    streamed = request(want, "POST", "/v1/completions", want.probe_key, {**body, "stream": True})
+    events = list(_events(streamed.body))
+    if streamed.status != 200 or len(events) < 2 or events[-1] != b"[DONE]":
+        raise NotProved(f"a streamed completion was answered with {streamed.status} and {len(events)} events")
+
+
+def _events(body: bytes) -> Iterator[bytes]:
+    return (line[6:].strip() for line in body.splitlines() if line.startswith(b"data: "))

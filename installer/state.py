@@ -1,0 +1,132 @@
+"""What we know about a service between two commands: what was proved last, what we made, what is under way."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from installer import keys
+from installer.engines import Engine
+from installer.errors import InstallError
+from installer.host import Host
+from installer.layout import Layout
+from installer.models import Model
+from installer.settings import FIELDS, load, to_text
+from installer.target import Target
+
+VERSION = 1
+STATES = Path("/var/lib/vllm-install")
+HISTORY = 20
+
+
+@dataclass(frozen=True)
+class Event:
+    when: str
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class State:
+    service: str
+    # path -> digests of what we wrote there; more than one while a change is under way
+    owned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    owns_user: bool = False
+    proved: Target | None = None
+    pending: str | None = None  # the command that has not finished, if one was cut off
+    key_shown: bool = False
+    history: tuple[Event, ...] = ()
+
+
+def load_state(host: Host, layout: Layout) -> State | None:
+    text = host.read(layout.state_file)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+        if data["version"] != VERSION:
+            raise InstallError(
+                f"{layout.state_file} was written by another version of vllm-install (format {data['version']})",
+                "install the newer version of vllm-install again",
+            )
+        return State(
+            service=data["service"],
+            owned={path: tuple(digests) for path, digests in data["owned"].items()},
+            owns_user=data["owns_user"],
+            proved=_target(data["proved"], layout.service) if data["proved"] else None,
+            pending=data["pending"],
+            key_shown=data["key_shown"],
+            history=tuple(Event(**event) for event in data["history"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InstallError(
+            f"{layout.state_file} cannot be read: {type(error).__name__}: {error}",
+            f"move it away and run deploy again: it takes the service over (mv {layout.state_file} /root/)",
+        ) from None
+
+
+def save_state(host: Host, layout: Layout, state: State) -> None:
+    data = {
+        "version": VERSION,
+        "service": state.service,
+        "owned": state.owned,
+        "owns_user": state.owns_user,
+        "proved": _target_data(state.proved) if state.proved else None,
+        "pending": state.pending,
+        "key_shown": state.key_shown,
+        "history": [dataclasses.asdict(event) for event in state.history[-HISTORY:]],
+    }
+    host.write(layout.state_file, json.dumps(data, indent=2) + "\n")
+
+
+def event(what: str, outcome: str) -> Event:
+    return Event(datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), what, outcome)
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def services(host: Host) -> list[str]:
+    """Every service that this tool manages on the host."""
+    return [path.name for path in host.children(STATES) if host.exists(path / "state.json")]
+
+
+def owned_on(host: Host) -> dict[Path, set[str]]:
+    """Every file that is ours on this host, with what we may have written there; some belong to several services."""
+    owned: dict[Path, set[str]] = {}
+    for service in services(host):
+        state = json.loads(host.read(Layout(service).state_file) or "{}")
+        for path, digests in state.get("owned", {}).items():
+            owned.setdefault(Path(path), set()).update(digests)
+    return owned
+
+
+def _target_data(target: Target) -> dict[str, object]:
+    return {
+        "settings": {name: to_text(name, getattr(target.settings, name)) for name in FIELDS},
+        "engine": _plain(target.engine),
+        "model": _plain(dataclasses.replace(target.model, files=())),
+        # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
+        "keys": [dataclasses.replace(key, plain=None).argument for key in target.keys],
+    }
+
+
+def _plain(value: Engine | Model) -> dict[str, object]:
+    return {name: str(item) if isinstance(item, Path) else item for name, item in dataclasses.asdict(value).items()}
+
+
+def _target(data: dict[str, dict[str, str]], service: str) -> Target:
+    settings = load(service, {FIELDS[n].metadata["names"][0]: v for n, v in data["settings"].items()}, {}, {})
+    engine = {**data["engine"], "python": Path(data["engine"]["python"])}
+    model = {**data["model"], "path": Path(data["model"]["path"]), "files": ()}
+    return Target(
+        settings=settings,
+        engine=Engine(**engine),
+        model=Model(**model),
+        keys=tuple(keys.parse(argument) for argument in data["keys"]),
+    )

@@ -1,0 +1,177 @@
+"""What a deploy consists of: each step compares the host with what is wanted and yields the changes that are due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer import engines, models
+from installer.changes import Change, Reload, Remove, Restart, Run, Write
+from installer.host import Host
+from installer.layout import Layout
+from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
+from installer.settings_file import wanted
+from installer.state import State, services
+from installer.target import Target
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one deploy works towards."""
+
+    target: Target
+    layout: Layout
+    probe_key: str
+
+
+def engine(want: Wanted, host: Host) -> Iterator[Change]:
+    if not engines.is_complete(host, want.layout, want.target.engine.id):
+        yield engines.InstallEngine(want.target.engine, want.layout)
+
+
+def weights(want: Wanted, host: Host) -> Iterator[Change]:
+    yield from models.changes(want.target.model, host)
+
+
+def account(want: Wanted, host: Host) -> Iterator[Change]:
+    path = want.layout.sysusers
+    yield from _files(want, host, only=[path])
+    if not has_user(host, want.layout.user):
+        yield Run(("systemd-sysusers", str(path)), f"create the user {want.layout.user}")
+
+
+def settings_file(want: Wanted, host: Host) -> Iterator[Change]:
+    path = want.layout.settings_file
+    yield from _write(host, path, wanted(host.read(path), want.target.settings, path), host.mode(path) or 0o644)
+
+
+def probe_key(want: Wanted, host: Host) -> Iterator[Change]:
+    yield from _write(host, want.layout.probe_key, want.probe_key + "\n", 0o600, secret=True)
+
+
+def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
+    others = [path for path in render(want.target, want.layout) if path not in (want.layout.unit, want.layout.sysusers)]
+    yield from _files(want, host, only=[*others, want.layout.unit])
+
+
+def enabled(want: Wanted, host: Host) -> Iterator[Change]:
+    link = wants_link(want.layout)
+    if not host.exists(link):
+        yield Run(("systemctl", "enable", want.layout.unit_name), "start the service at every boot")
+
+
+def running(want: Wanted, host: Host) -> Iterator[Change]:
+    """A restart is due when the process was started from another unit; a reload when only keys differ."""
+    process = running_process(host, want.layout)
+    if process is None or process.digest != process_digest(want.target, want.layout):
+        yield Restart(want.layout.unit_name)
+    elif process.keys != frozenset((key.name, key.digest) for key in want.target.keys):
+        yield Reload(want.layout.unit_name)
+
+
+STEPS = (engine, weights, account, settings_file, probe_key, unit_files, enabled, running)
+
+
+def plan(want: Wanted, host: Host) -> list[Change]:
+    return [change for step in STEPS for change in step(want, host)]
+
+
+# Looking at the host
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    digest: str
+    keys: frozenset[tuple[str, str]]
+
+
+def running_process(host: Host, layout: Layout) -> Process | None:
+    """The service's main process, as long as it is up or coming up."""
+    shown = unit_properties(host, layout.unit_name, "MainPID", "ActiveState")
+    pid = int(shown.get("MainPID") or 0)
+    if not pid or shown["ActiveState"] not in ("active", "reloading", "activating"):
+        return None
+    environment = host.read(Path(f"/proc/{pid}/environ")) or ""
+    variables = dict(pair.partition("=")[::2] for pair in environment.split("\0"))
+    live = host.read(layout.run_dir / "keys") or ""
+    keys = frozenset((line.split()[0], line.split()[2]) for line in live.splitlines() if len(line.split()) >= 3)
+    return Process(pid, variables.get(DIGEST_VARIABLE, ""), keys)
+
+
+def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:
+    if host.root != Path("/"):
+        return {}
+    shown = host.run("systemctl", "show", unit, "--property", ",".join(names), check=False).stdout
+    return dict(line.partition("=")[::2] for line in shown.splitlines())
+
+
+def wants_link(layout: Layout) -> Path:
+    return Path("/etc/systemd/system/multi-user.target.wants") / layout.unit_name
+
+
+def has_user(host: Host, name: str) -> bool:
+    return any(line.startswith(f"{name}:") for line in (host.read(Path("/etc/passwd")) or "").splitlines())
+
+
+def _files(want: Wanted, host: Host, only: list[Path]) -> Iterator[Change]:
+    files = render(want.target, want.layout)
+    for path in only:
+        secret = path == want.layout.unit and any(key.plain for key in want.target.keys)
+        yield from _write(host, path, files[path].text, files[path].mode, secret=secret)
+
+
+def _write(host: Host, path: Path, text: str, mode: int, *, secret: bool = False) -> Iterator[Change]:
+    if host.read(path) != text or host.mode(path) != mode:
+        yield Write(path, text, mode, secret)
+
+
+# Taking everything away again
+
+
+def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: bool) -> Iterator[Change]:
+    """Undo exactly what we made for this service, and what is shared once no other service is left."""
+    others = [Layout(name) for name in services(host) if name != layout.service]
+    shared = shared_units()
+    if host.exists(layout.unit):
+        yield Run(("systemctl", "disable", "--now", layout.unit_name), "stop the service")
+    for path in (Path(name) for name in state.owned):
+        if host.exists(path) and (path not in shared or not others):
+            yield Remove(path)
+    yield Run(("systemctl", "daemon-reload"), "make systemd forget the unit")
+    yield Run(("systemctl", "reset-failed"), "clear its failed state")
+    if state.owns_user and has_user(host, layout.user):
+        yield Run(("userdel", layout.user), f"remove the user {layout.user}")
+    if host.exists(layout.cache_dir):
+        yield Remove(layout.cache_dir)
+    if engine:
+        yield from _unused_programs(layout, others, host)
+    if weights:
+        yield from _unused_weights(layout, state, others, host)
+    yield Remove(layout.state_dir)
+    for directory in (layout.settings_file.parent, layout.states, layout.hub.parent, layout.opt):
+        yield Remove(directory, only_if_empty=True)
+
+
+def _unused_programs(layout: Layout, others: list[Layout], host: Host) -> Iterator[Change]:
+    """Engines and runtimes that no other service's unit starts; the package cache goes with the last service."""
+    used = {Path(word) for other in others for word in exec_line(host.read(other.unit) or "")[:2]}
+    for parent in (layout.engines, layout.runtimes):
+        for path in host.children(parent):
+            if not any(path in program.parents for program in used):
+                yield Remove(path)
+        yield Remove(parent, only_if_empty=True)
+    if not others and host.exists(layout.wheel_cache):
+        yield Remove(layout.wheel_cache)
+
+
+def _unused_weights(layout: Layout, state: State, others: list[Layout], host: Host) -> Iterator[Change]:
+    """With the last service all weights go; before that, the model of this one if no other serves it."""
+    if not others:
+        yield from (Remove(path) for path in (layout.hub, layout.builtin_models) if host.exists(path))
+    elif state.proved and layout.hub in state.proved.model.path.parents:
+        repository = state.proved.model.path.parents[1]
+        words = [word for other in others for word in exec_line(host.read(other.unit) or "")]
+        if not any(word.startswith(f"{repository}/") for word in words):
+            yield Remove(repository)

@@ -1,0 +1,18 @@
+"""What the settings come to on this host: an engine, a model, and keys. Everything after this is comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from installer.engines import Engine
+from installer.keys import Key
+from installer.models import Model
+from installer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Target:
+    settings: Settings
+    engine: Engine
+    model: Model
+    keys: tuple[Key, ...]
