@@ -1,0 +1,89 @@
+"""Other processes on the host, as they may be shown: who listens on a port, what a pid is."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.host import Host
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+LISTEN = "0A"  # a TCP state in /proc/net/tcp
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int  # 0 where the kernel would not tell us
+    command: str
+    unit: str = ""  # the system service it belongs to
+    memory: int = 0  # bytes of GPU memory, 0 where unknown
+
+
+def listener(host: Host, address: str, port: int) -> Process | None:
+    """The process that listens where a service wants to listen."""
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in (host.read(Path(table)) or "").splitlines()[1:]:
+            columns = line.split()
+            taken, _, taken_port = columns[1].partition(":")
+            if columns[3] == LISTEN and int(taken_port, 16) == port and conflict(address, _decode(taken)):
+                sockets.add(f"socket:[{columns[9]}]")
+    return _owner(host, sockets) if sockets else None
+
+
+def conflict(wanted: str, taken: Address) -> bool:
+    """Whether two listeners exclude each other.
+
+    `::` takes IPv4 too unless its owner says otherwise, which cannot be seen from outside.
+    """
+    ours = ipaddress.ip_address("127.0.0.1" if wanted == "localhost" else wanted)
+    if ours == taken or "::" in (str(ours), str(taken)):
+        return True
+    return ours.version == taken.version and (ours.is_unspecified or taken.is_unspecified)
+
+
+def describe(host: Host, pid: int, name: str = "", memory: int = 0) -> Process:
+    """A process by its words up to the first option, because a key may follow; else by the name given."""
+    words = _read(host, pid, "cmdline").rstrip("\0").split("\0")
+    shown = itertools.takewhile(lambda word: not word.startswith("--"), words)
+    command = " ".join(" ".join(shown).split())[:80]
+    return Process(pid, command or name or _read(host, pid, "comm").strip(), _unit(host, pid), memory)
+
+
+def _decode(text: str) -> Address:
+    """The kernel prints an address as 32-bit words in the machine's byte order."""
+    words = (int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8))
+    address = ipaddress.ip_address(b"".join(words))
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _owner(host: Host, sockets: set[str]) -> Process:
+    pids = sorted(int(path.name) for path in host.at(Path("/proc")).iterdir() if path.name.isdigit())
+    for pid in pids:
+        try:
+            handles = {str(handle.readlink()) for handle in host.at(Path(f"/proc/{pid}/fd")).iterdir()}
+        except OSError:  # ended meanwhile, or another user's
+            continue
+        if sockets & handles:
+            return describe(host, pid)
+    return Process(0, "unknown")
+
+
+def _unit(host: Host, pid: int) -> str:
+    """The system service a process belongs to; a user's own services are not ours to name."""
+    for line in _read(host, pid, "cgroup").splitlines():
+        parts = line.rpartition(":")[2].split("/")
+        services = [part for part in parts if part.endswith(".service")]
+        if services and "user.slice" not in parts:
+            return services[0]
+    return ""
+
+
+def _read(host: Host, pid: int, name: str) -> str:
+    try:
+        return host.read(Path(f"/proc/{pid}/{name}")) or ""
+    except OSError:  # it ended while we read
+        return ""
