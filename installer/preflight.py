@@ -1,0 +1,373 @@
+"""Whether this host can carry the service: every reason why not, at once, each with what to do about it.
+
+Pure: settings and facts in, problems out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.errors import Refused
+from installer.facts import Disk, Facts, Gpu, Interpreter
+from installer.layout import Layout
+from installer.packages import APT, install_command, packages_of
+from installer.processes import Process
+from installer.report import size
+from installer.settings import Settings
+
+GIB = 1024**3
+MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
+MINIMUM_MEMORY = 8 * 10**9
+MINIMUM_GLIBC = {"cuda": (2, 31), "rocm": (2, 31), "cpu": (2, 28)}
+PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(10, 15)}  # minor versions with wheels
+PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
+CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
+MINIMUM_CAPABILITY = (7, 5)
+# What vLLM's ROCm build has kernels for; the small GPUs inside desktop processors are not among them.
+ROCM_TARGETS = frozenset(
+    ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201")
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    what: str
+    why: str
+    remedy: str
+    fatal: bool = True  # or only worth a warning
+
+
+def check(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
+    """Every problem that can be told before anything is downloaded; an empty list is a healthy host."""
+    kind = choose_engine(settings, facts)
+    return [
+        *_check_privilege(facts),
+        *_check_systemd(facts),
+        *_check_machine(facts, kind),
+        *(_check_nvidia(settings, facts) if kind == "cuda" else ()),
+        *(_check_amd(settings, facts) if kind == "rocm" else ()),
+        *(_check_gpu_memory(settings, facts, kind, layout) if kind != "cpu" else ()),
+        *_check_python(settings, facts, kind),
+        *_check_port(settings, facts, layout),
+        *_check_disks(facts, layout),
+    ]
+
+
+def refuse(problems: Sequence[Problem]) -> Refused:
+    """One error that names every fatal problem and its remedy."""
+    fatal = [problem for problem in problems if problem.fatal]
+    if len(fatal) == 1:
+        return Refused(f"{fatal[0].what}: {fatal[0].why}", fatal[0].remedy)
+    lines = [f"{len(fatal)} things on this host stand in the way; nothing was changed"]
+    for number, problem in enumerate(fatal, 1):
+        lines += [f"{number}. {problem.what}: {problem.why}", f"   -> {problem.remedy}"]
+    return Refused("\n".join(lines), "do what each -> line says, then run the same command again")
+
+
+def choose_engine(settings: Settings, facts: Facts) -> str:
+    """The build of vLLM for this host: cuda, rocm or cpu."""
+    if settings.engine != "auto":
+        return settings.engine
+    if _gpus(facts, "cuda"):
+        return "cuda"
+    if _gpus(facts, "rocm"):
+        return "rocm"
+    # A broken driver must not end in a silent and slow deploy on the processor.
+    return "cuda" if facts.nvidia_error else "cpu"
+
+
+def choose_interpreter(settings: Settings, facts: Facts, kind: str) -> Interpreter | None:
+    """The Python for the engine: the one asked for, or the best that has wheels and can be reached."""
+    usable = [found for found in _candidates(settings, facts) if not _why_rejected(found, kind)]
+    return min(usable, key=lambda i: (not i.headers, PREFERRED_PYTHONS.index(i.version[1])), default=None)
+
+
+def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
+    """Whether the bytes to be written below each directory fit, counting directories of one disk together."""
+    wanted: dict[int, list[Path]] = {}
+    disks: dict[int, Disk] = {}
+    for path, count in needs.items():
+        disk = next((facts.disks[p] for p in (path, *path.parents) if p in facts.disks), None)
+        if disk is not None and count > 0:
+            wanted.setdefault(disk.device, []).append(path)
+            disks[disk.device] = disk
+    problems = []
+    for device, paths in wanted.items():
+        bytes_needed = sum(needs[path] for path in paths)
+        head_room = max(bytes_needed // 20, GIB)
+        missing = bytes_needed + head_room - disks[device].free
+        if missing > 0:
+            parts = " and ".join(f"{size(needs[path])} in {path}" for path in paths)
+            problems.append(
+                Problem(
+                    f"the disk that holds {disks[device].path} is too small",
+                    f"{size(disks[device].free)} are free; {parts} and {size(head_room)} of head-room are needed, "
+                    f"{missing} bytes ({size(missing)}) more than there are",
+                    f"free {size(missing)} (sudo du -xh --max-depth=2 {disks[device].path} shows what is large)"
+                    f" or mount a larger disk at {paths[-1]}",
+                )
+            )
+    return problems
+
+
+# the host
+
+
+def _check_privilege(facts: Facts) -> Iterator[Problem]:
+    if not facts.is_root:
+        yield Problem("not run as root", "a system service can only be set up by root", "run the command with sudo")
+
+
+def _check_systemd(facts: Facts) -> Iterator[Problem]:
+    if not facts.systemd_is_pid1:
+        yield Problem(
+            "systemd does not run this host",
+            "PID 1 is another program, as in most containers, and nothing could start the service",
+            "use a host booted by systemd; on WSL write systemd=true under [boot] in /etc/wsl.conf and restart it",
+        )
+    if facts.systemd is None:
+        yield Problem("no systemctl was found", "the service is a systemd unit", install_command(facts, "systemd"))
+    elif facts.systemd < MINIMUM_SYSTEMD:
+        yield Problem(
+            f"systemd {facts.systemd} is too old",
+            f"credentials and the sandbox need version {MINIMUM_SYSTEMD}",
+            "upgrade the distribution (Debian 11, Ubuntu 22.04 and RHEL 9 are new enough)",
+        )
+    if facts.systemd is not None and not facts.sysusers:
+        yield Problem(
+            "systemd-sysusers was not found", "it makes the service's user", install_command(facts, "systemd")
+        )
+
+
+def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
+    if facts.arch not in (("x86_64",) if kind == "rocm" else ("x86_64", "aarch64")):
+        yield Problem(
+            f"no {kind} build of vLLM for {facts.arch}",
+            "wheels exist for x86_64" + ("" if kind == "rocm" else " and aarch64"),
+            "use a host of that architecture",
+        )
+    if facts.glibc < MINIMUM_GLIBC[kind]:
+        found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else "another C library"
+        needed = ".".join(map(str, MINIMUM_GLIBC[kind]))
+        yield Problem(
+            f"glibc {needed} or newer is needed",
+            f"this host has {found}, and the wheels of the {kind} engine would not load",
+            "upgrade the distribution (Debian 11, Ubuntu 20.04 and RHEL 9 are new enough)",
+        )
+    if kind == "cpu" and facts.arch == "x86_64" and "avx2" not in facts.cpu_flags:
+        yield Problem(
+            "the processor has no AVX2",
+            f"vLLM's cpu engine dies on {facts.cpu or 'this processor'} with an illegal instruction",
+            "use a newer processor, or on a virtual machine pass the host's processor through (cpu model: host)",
+        )
+    if facts.memory_total < MINIMUM_MEMORY:
+        yield Problem(
+            f"this host has only {size(facts.memory_total)} of memory",
+            f"loading a model takes {size(MINIMUM_MEMORY)} or more",
+            "expect the service to be ended for lack of memory unless the model is very small",
+            fatal=False,
+        )
+
+
+def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Problem]:
+    if settings.port < facts.unprivileged_port:
+        yield Problem(
+            f"port {settings.port} needs a privilege that the service does not have",
+            f"its user may open ports from {facts.unprivileged_port} on",
+            "choose another with --port, for example --port 8000, and let a reverse proxy take the low one",
+        )
+    holder = facts.port_holder
+    if holder is None or holder.unit == layout.unit_name:
+        return
+    find = f"find it (sudo ss -ltnp 'sport = :{settings.port}') and stop it"
+    yield Problem(
+        f"port {settings.port} is taken",
+        f"{_name(holder)} listens there",
+        f"{_stop(holder) if holder.pid else find}, or choose another port with --port",
+    )
+
+
+def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
+    for target, disk in facts.disks.items():
+        if disk.read_only:
+            yield Problem(
+                f"{target} cannot be written",
+                f"{disk.path} is on a read-only file system",
+                f"remount it (sudo mount -o remount,rw \"$(findmnt -no TARGET -T {disk.path})\")",
+            )
+        # The engine's libraries lie below one, those that vLLM compiles while it runs below the other.
+        if disk.noexec and target in (layout.opt, layout.hub.parent):
+            yield Problem(
+                f"nothing below {target} can be executed",
+                f"{disk.path} is mounted with noexec, and vLLM loads libraries from there",
+                f"remount it (sudo mount -o remount,exec \"$(findmnt -no TARGET -T {disk.path})\")",
+            )
+
+
+# GPUs
+
+
+def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
+    gpus = _gpus(facts, "cuda")
+    if facts.nvidia_error:
+        yield Problem("the NVIDIA driver does not work", facts.nvidia_error, _remedy_for_driver(facts))
+        return
+    if not gpus:
+        yield Problem(
+            "no NVIDIA GPU was found", "the cuda engine needs one", "choose --engine auto, or --engine cpu for a trial"
+        )
+        return
+    cuda_12 = "cu12" in f"{settings.index_url} {settings.find_links}"
+    needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
+    if _major(gpus[0].driver) < needed:
+        yield Problem(
+            f"NVIDIA driver {gpus[0].driver} is too old",
+            f"this build of vLLM holds CUDA {'12' if cuda_12 else '13'}, which needs driver {needed} or newer"
+            + (f"; this one goes up to CUDA {gpus[0].cuda}" if gpus[0].cuda else ""),
+            f"install driver {needed} or newer and restart the host"
+            + ("" if cuda_12 else ", or name an index of CUDA 12 builds (its name holds cu12) with --index-url"),
+        )
+    for gpu in gpus[: settings.tensor_parallel_size]:
+        if gpu.capability and gpu.capability < MINIMUM_CAPABILITY:
+            yield Problem(
+                f"{gpu.name} is too old for vLLM",
+                f"its compute capability is {gpu.capability[0]}.{gpu.capability[1]}, 7.5 is needed",
+                "use a GPU of the Turing generation or newer, or --engine cpu",
+            )
+    yield from _check_count(settings, gpus, "NVIDIA")
+
+
+def _check_amd(settings: Settings, facts: Facts) -> Iterator[Problem]:
+    gpus = _gpus(facts, "rocm")
+    others = [gpu.name for gpu in facts.gpus if gpu.vendor == "amd" and gpu not in gpus]
+    if not gpus:
+        yield Problem(
+            "no AMD GPU was found that vLLM supports",
+            f"found: {', '.join(others)}" if others else "the amdgpu driver shows none",
+            "load the driver (sudo modprobe amdgpu) if there is such a GPU, or choose --engine auto",
+        )
+        return
+    yield from _check_count(settings, gpus, "AMD")
+
+
+def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterator[Problem]:
+    if settings.tensor_parallel_size > len(gpus):
+        yield Problem(
+            f"{settings.tensor_parallel_size} GPUs were asked for, but there are {len(gpus)}",
+            f"the model is to be shared by --tensor-parallel-size {settings.tensor_parallel_size} {vendor} GPUs",
+            f"choose --tensor-parallel-size {len(gpus)}",
+        )
+
+
+def _check_gpu_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Iterator[Problem]:
+    share = settings.gpu_memory_utilization
+    for gpu in _gpus(facts, kind)[: settings.tensor_parallel_size]:
+        own = [holder for holder in gpu.holders if holder.unit == layout.unit_name]
+        if facts.service_runs and not (own and all(holder.memory for holder in own)):
+            continue  # what the service holds now comes free at its restart, but how much that is cannot be told
+        needed = int(share * gpu.memory_total)
+        free = gpu.memory_total - gpu.memory_used + sum(holder.memory for holder in own)
+        if free >= needed:
+            continue
+        others = [holder for holder in gpu.holders if holder not in own]
+        held = ", ".join(f"{_name(h)} holds {size(h.memory) if h.memory else 'some'}" for h in others)
+        most = int(100 * free / gpu.memory_total) / 100
+        yield Problem(
+            f"{gpu.name} ({gpu.uuid}) has too little free memory",
+            f"{size(free)} of {size(gpu.memory_total)} are free, {share:g} of all, which are {size(needed)}, was asked"
+            f" for; {held or 'no process shows who holds the rest'}",
+            ("; ".join(map(_stop, others)) or "find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)")
+            + (f", or choose --gpu-memory-utilization {most:g} or less" if most >= 0.05 else ""),
+        )
+
+
+def _gpus(facts: Facts, kind: str) -> list[Gpu]:
+    """The GPUs that an engine can use, fastest first, as CUDA itself counts them."""
+    if kind == "cuda":
+        found = [gpu for gpu in facts.gpus if gpu.vendor == "nvidia"]
+    else:
+        found = [gpu for gpu in facts.gpus if gpu.vendor == "amd" and gpu.arch in ROCM_TARGETS]
+    return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
+
+
+def _remedy_for_driver(facts: Facts) -> str:
+    if "mismatch" in facts.nvidia_error.lower():
+        return "restart the host (sudo reboot): the driver was updated while the old one was loaded"
+    if "no driver is loaded" in facts.nvidia_error:
+        return f"install NVIDIA's driver {CUDA_13_DRIVER} or newer, or choose --engine cpu"
+    return "see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu"
+
+
+def _major(driver: str) -> int:
+    number = driver.partition(".")[0]
+    return int(number) if number.isdigit() else 0
+
+
+def _name(process: Process) -> str:
+    if not process.pid:
+        return "a process of another user"
+    return f"pid {process.pid} ({process.command})" + (f" of {process.unit}" if process.unit else "")
+
+
+def _stop(process: Process) -> str:
+    if process.unit:
+        return f"sudo systemctl stop {process.unit}"
+    return f"stop pid {process.pid} yourself (it is never ended for you)"
+
+
+# Python and the compilers
+
+
+def _candidates(settings: Settings, facts: Facts) -> list[Interpreter]:
+    wanted = Path(settings.python) if settings.python else None
+    return [found for found in facts.interpreters if wanted in (None, found.path)]
+
+
+def _why_rejected(interpreter: Interpreter, kind: str) -> str:
+    supported = PYTHONS[kind]
+    if interpreter.version[0] != 3 or interpreter.version[1] not in supported:
+        return f"it is Python {'.'.join(map(str, interpreter.version))}"
+    return interpreter.why_unreachable
+
+
+def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
+    chosen = choose_interpreter(settings, facts, kind)
+    if chosen is not None:
+        yield from _check_compilers(facts, chosen)
+        return
+    supported = PYTHONS[kind]
+    versions = f"3.{supported[0]}" + (f" to 3.{supported[-1]}" if len(supported) > 1 else "")
+    rejected = [f"{i.path}: {_why_rejected(i, kind)}" for i in _candidates(settings, facts)]
+    if not rejected and settings.python:
+        rejected = [f"{settings.python}: it does not exist or does not run"]
+    packages = packages_of(facts)
+    python = packages.python.format("3.12", "312") if packages else ""
+    yield Problem(
+        f"no Python for the {kind} engine",
+        f"it needs Python {versions}, which every user can reach; "
+        + ("found " + "; ".join(rejected) if rejected else "found none in /usr/bin and /usr/local/bin"),
+        (f"install one ({install_command(facts, python)})" if python else "install one")
+        + " or name one that lies outside /root and /home with --python",
+    )
+
+
+def _check_compilers(facts: Facts, chosen: Interpreter) -> Iterator[Problem]:
+    packages = packages_of(facts) or APT
+    version = f"{chosen.version[0]}.{chosen.version[1]}"
+    missing = {
+        "C compiler": ("gcc", facts.c_compiler is None),
+        "C++ compiler": (packages.cxx, facts.cxx_compiler is None),
+        f"Python.h for {chosen.path}": (
+            packages.headers.format(version, version.replace(".", "")),
+            not chosen.headers,
+        ),
+    }
+    absent = {name: package for name, (package, is_missing) in missing.items() if is_missing}
+    if absent:
+        yield Problem(
+            "no " + ", no ".join(absent),
+            "vLLM compiles kernels for this host when it starts and cannot without",
+            install_command(facts, *dict.fromkeys(absent.values())),
+        )
