@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, facts, keys, models, preflight, prove, render, steps
+from installer import engines, facts, keys, models, ownership, preflight, prove, render, steps
 from installer.changes import Change, Write
 from installer.errors import Exit, InstallError, Refused, explain
 from installer.facts import Facts
@@ -16,7 +15,7 @@ from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report
 from installer.settings import Settings
-from installer.state import State, event, load_state, owned_on, save_state, services, text_digest
+from installer.state import State, event, load_state, save_state, services
 from installer.steps import Wanted
 from installer.target import Target
 
@@ -112,9 +111,10 @@ def _resolve(
     make_keys: bool,
 ) -> tuple[Wanted, str | None, Facts]:
     seen = facts.gather(host, settings, layout)
+    if not make_keys:  # a plan changes nothing, so it needs no privilege
+        seen = dataclasses.replace(seen, is_root=True)
     problems = preflight.check(settings, seen, layout)
-    fatal = [problem for problem in problems if problem.fatal and (make_keys or problem.what != preflight.NOT_ROOT)]
-    if fatal:
+    if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
     for problem in problems:
         if not problem.fatal:
@@ -131,7 +131,7 @@ def _resolve(
 
 def _checked_plan(want: Wanted, seen: Facts, host: Host, state: State, discard_edits: bool) -> list[Change]:
     changes = steps.plan(want, host)
-    problems = _ownership_problems(changes, host, want.layout, state, discard_edits)
+    problems = list(ownership.check(changes, host, want.layout, state, discard_edits=discard_edits))
     problems += preflight.check_space(_space_needed(changes, want.layout), seen)
     if problems:
         raise preflight.refuse(problems)
@@ -175,40 +175,6 @@ def _unit_keys(host: Host, layout: Layout) -> list[keys.Key]:
     return [keys.parse(value) for flag, value in zip(words, words[1:], strict=False) if flag == "--api-key"]
 
 
-def _ownership_problems(
-    changes: list[Change], host: Host, layout: Layout, state: State, discard_edits: bool
-) -> list[preflight.Problem]:
-    """A file that is not ours, or that somebody edited since we wrote it, is not replaced."""
-    problems = []
-    claimed = owned_on(host)
-    for change in changes:
-        if not isinstance(change, Write) or change.path == layout.settings_file or layout.opt in change.path.parents:
-            continue
-        text = host.read(change.path)
-        if text is None:
-            continue
-        if change.path not in claimed:
-            problems.append(preflight.stranger(change.path))
-        elif not discard_edits and _fingerprint(text, change.path, layout) not in claimed[change.path]:
-            difference = difflib.unified_diff(
-                change.text.splitlines(),
-                text.splitlines(),
-                "as vllm-install would write it",
-                "as it is",
-                lineterm="",
-            )
-            problems.append(preflight.edited(change.path, "\n".join(difference)))
-    if not state.owned:
-        problems += preflight.check_name(layout, _foreign_unit(host, layout), host.exists(layout.cache_dir))
-    return problems
-
-
-def _foreign_unit(host: Host, layout: Layout) -> str:
-    """Where systemd has a unit of this name that is not at our place; empty where it has none."""
-    found = steps.unit_properties(host, layout.unit_name, "FragmentPath").get("FragmentPath", "")
-    return "" if found == str(layout.unit) else found
-
-
 def _space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
     needs = {}
     for change in changes:
@@ -226,11 +192,11 @@ def _claim(state: State, changes: list[Change], host: Host, layout: Layout, verb
     """Write down what is about to become ours, before it does: a receipt written last would be lost with us."""
     owned = dict(state.owned)
     for change in changes:
-        if isinstance(change, Write) and layout.opt not in change.path.parents:
+        if isinstance(change, Write) and ownership.is_claimed(change.path, layout):
             path = str(change.path)
             written_by_admin = change.path == layout.settings_file and host.exists(change.path) and path not in owned
             if not written_by_admin:
-                owned[path] = (*owned.get(path, ()), _fingerprint(change.text, change.path, layout))
+                owned[path] = (*owned.get(path, ()), ownership.fingerprint(change.text, change.path, layout))
     owns_user = state.owns_user or not steps.has_user(host, layout.user)
     claimed = dataclasses.replace(state, owned=owned, owns_user=owns_user, pending=verb)
     save_state(host, layout, claimed)
@@ -242,11 +208,6 @@ def _remember(state: State, target: Target, host: Host, layout: Layout, outcome:
     owned = {path: digests[-1:] for path, digests in state.owned.items()}
     history = (*state.history, event(state.pending or "deploy", outcome))
     save_state(host, layout, dataclasses.replace(state, owned=owned, proved=target, pending=None, history=history))
-
-
-def _fingerprint(text: str, path: Path, layout: Layout) -> str:
-    """A unit's keys may be edited by hand: they are the unit's to say. Nothing else is."""
-    return text_digest(render.without_keys(text) if path == layout.unit else text)
 
 
 def _put_back(error: Exception, state: State, host: Host, layout: Layout, report: Report) -> Exception:

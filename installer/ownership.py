@@ -1,0 +1,83 @@
+"""What is ours on this host: files of others are never replaced, files of ours not if somebody edited them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from installer.changes import Change, Write
+from installer.host import Host
+from installer.layout import Layout
+from installer.preflight import Problem
+from installer.render import without_keys
+from installer.state import State, owned_on, text_digest
+from installer.steps import unit_properties
+
+DIFF_LINES = 40
+
+
+def check(
+    changes: Iterable[Change], host: Host, layout: Layout, state: State, *, discard_edits: bool
+) -> Iterator[Problem]:
+    """Every reason why these changes would destroy something that is not ours to destroy."""
+    owned = owned_on(host)
+    for change in changes:
+        if not isinstance(change, Write) or not is_claimed(change.path, layout) or change.path == layout.settings_file:
+            continue
+        text = host.read(change.path)
+        if text is None:
+            continue
+        if change.path not in owned:
+            yield _stranger(change.path)
+        elif not discard_edits and fingerprint(text, change.path, layout) not in owned[change.path]:
+            yield _edited(change, text)
+    if not state.owned:
+        yield from _check_name(host, layout)
+
+
+def is_claimed(path: Path, layout: Layout) -> bool:
+    """Whether ownership of the path is recorded; below our own directory in /opt everything is ours anyway."""
+    return layout.opt not in path.parents
+
+
+def fingerprint(text: str, path: Path, layout: Layout) -> str:
+    """A unit's keys may be edited by hand: they are the unit's to say. Nothing else is."""
+    return text_digest(without_keys(text) if path == layout.unit else text)
+
+
+def _stranger(path: Path) -> Problem:
+    return Problem(
+        f"{path} exists already",
+        "vllm-install did not make it, and never replaces what it did not make",
+        f"choose another name with --service, or move it away: mv {path} {path}.before",
+    )
+
+
+def _edited(change: Write, text: str) -> Problem:
+    difference = difflib.unified_diff(
+        change.text.splitlines(), text.splitlines(), "as vllm-install writes it", "as it is now", lineterm=""
+    )
+    shown = [f"    {line}" for line in difference][:DIFF_LINES]
+    return Problem(
+        f"{change.path} was edited by hand",
+        "this would be lost:\n" + "\n".join(shown),
+        f"move the edit into a drop-in (systemctl edit {change.path.name}), or overwrite it with --discard-edits",
+    )
+
+
+def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
+    """A service name that already means something to this host would mix up two services' files."""
+    found = unit_properties(host, layout.unit_name, "FragmentPath").get("FragmentPath", "")
+    if found and found != str(layout.unit):
+        yield Problem(
+            f"{layout.unit_name} exists already",
+            f"it is {found}, which is not ours",
+            "choose another name with --service",
+        )
+    if host.exists(layout.cache_dir):
+        yield Problem(
+            f"{layout.cache_dir} exists already",
+            "it would become the cache of the service, and go with it",
+            f"choose another name with --service, or move it away: mv {layout.cache_dir} {layout.cache_dir}.before",
+        )
