@@ -203,7 +203,9 @@ class Settings:
         "ENGINE",
     )
     vllm_version: str = setting("0.32.0", _version, "Version of vLLM.", "VLLM_VERSION")
-    python: str | None = setting(None, _path, "Interpreter for the engine (default: found on the host).", "PYTHON")
+    python: str | None = setting(
+        None, _path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"
+    )
     index_url: str | None = setting(None, _url, "Package index instead of PyPI.", "INDEX_URL")
     find_links: str | None = setting(None, _optional, "Directory or page with further wheels.", "FIND_LINKS")
     offline: bool = setting(False, _flag, "Use what is on this host already; no network.", "OFFLINE")
@@ -230,8 +232,8 @@ def load(
 ) -> Settings:
     """Merge the three sources over the defaults; `flags` is keyed by field name, the others by setting name."""
     settings = Settings(service=check_service(service))
-    settings = _apply(settings, _by_field(file), "the settings file")
-    settings = _apply(settings, _by_field(environment), "the environment")
+    settings = _apply(settings, _by_field(file, "the settings file"), "the settings file")
+    settings = _apply(settings, _by_field(environment, "the environment"), "the environment")
     return _apply(settings, {name: ("--" + name.replace("_", "-"), value) for name, value in flags.items()}, "")
 
 
@@ -244,13 +246,20 @@ def check_service(name: str) -> str:
     return name
 
 
-def _by_field(source: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
-    """field -> (name used, value); of two names for one field the first listed wins."""
+def _by_field(source: Mapping[str, str | None], where: str) -> dict[str, tuple[str, str]]:
+    """field -> (name used, value); two names for one field must agree."""
     found: dict[str, tuple[str, str]] = {}
     for name, attribute in NAMES.items():
         value = source.get(name)
-        if value is not None and attribute not in found:
-            found[attribute] = (name, value)
+        if value is None:
+            continue
+        if attribute in found and found[attribute][1] != value:
+            first = found[attribute][0]
+            raise UsageError(
+                f"{first}={found[attribute][1]!r} and {name}={value!r} in {where} contradict each other",
+                "both mean the same setting; remove one of them",
+            )
+        found.setdefault(attribute, (name, value))
     return found
 
 
