@@ -1,0 +1,143 @@
+"""Whether a model's directory is complete: everything vLLM will open is there and readable."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from installer.host import Host
+
+# What the safetensors library itself accepts.
+LONGEST_HEADER = 100_000_000
+LONGEST_JSON = 64 * 1024 * 1024
+TOKENIZERS = (
+    ("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
+)  # fmt: skip
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+def check_directory(path: Path) -> list[str]:
+    """Everything that keeps the directory from being a complete model, one sentence each."""
+    if not path.is_dir():
+        return [f"{path} is no directory"]
+    problems: list[str] = []
+    is_consolidated = not (path / "config.json").exists() and (path / "params.json").exists()
+    config = _json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
+    problems += _check_tokenizer(path)
+    problems += _check_weights(path)
+    if "vision_config" in config and not any((path / name).is_file() for name in PROCESSORS):
+        problems.append(f"{path} is a vision model without {PROCESSORS[0]}")
+    return problems
+
+
+def check_access(path: Path, host: Host) -> list[str]:
+    """What keeps a user other than root from reading the directory. Takes a host path."""
+    problems = []
+    for directory in (path, *path.parents):
+        # The directory itself is listed, those above it are only passed through.
+        needed = 0o005 if directory == path else 0o001
+        if host.at(directory).stat().st_mode & needed != needed:
+            problems.append(f"the service's user may not enter {directory} (chmod o+{'r' * (directory == path)}x)")
+    real = host.at(path)
+    for entry in sorted(real.rglob("*")):
+        needed = 0o005 if entry.is_dir() else 0o004
+        if not entry.exists():
+            problems.append(f"{path / entry.relative_to(real)} is a link to nothing")
+        elif entry.stat().st_mode & needed != needed:
+            problems.append(f"the service's user may not read {path / entry.relative_to(real)} (chmod o+r)")
+    return problems
+
+
+def _json_object(path: Path, problems: list[str]) -> dict[str, object]:
+    """The file's content; what is wrong with it is added to the problems."""
+    try:
+        if path.stat().st_size > LONGEST_JSON:
+            raise ValueError("too large")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        problems.append(f"{path} is missing")
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path} is damaged: {error}")
+    else:
+        return content
+    return {}
+
+
+def _check_tokenizer(path: Path) -> list[str]:
+    if any(all((path / name).is_file() for name in names) for names in TOKENIZERS):
+        return []
+    if any(path.glob("*.tiktoken")) or any(path.glob("tokenizer.model.v*")):
+        return []
+    return [f"{path} has no tokenizer (tokenizer.json, tokenizer.model or the like)"]
+
+
+def _check_weights(path: Path) -> list[str]:
+    problems: list[str] = []
+    expected: set[str] = set()
+    for index in sorted(path.glob("*.safetensors.index.json")):
+        shards = _json_object(index, problems).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            problems.append(f"{index} names no weights")
+            continue
+        expected |= set(shards.values())
+    if any("/" in name or "\0" in name or name in ("", "..") for name in expected):
+        return [*problems, f"{path} has an index that names files outside of it"]
+    found = {file.name for file in path.glob("*.safetensors")}
+    problems += [f"{path / name} is missing (named in the index)" for name in sorted(expected - found)]
+    for name in sorted(found):
+        fault = _header_fault(path / name)
+        if fault:
+            problems.append(f"{path / name} is damaged: {fault}")
+    if not found and not expected:
+        problems.append(_no_weights(path))
+    return problems
+
+
+def _no_weights(path: Path) -> str:
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    if pickles:
+        return f"{path} has its weights only as Python pickles ({pickles[0]}), which can run any code when loaded"
+    if any(path.glob("*.gguf")):
+        return f"{path} has its weights only as GGUF, which this engine does not load"
+    return f"{path} holds no weights (*.safetensors)"
+
+
+def _header_fault(path: Path) -> str | None:
+    """What is wrong with a safetensors file, judged by its header and length alone."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            body = path.stat().st_size - 8 - length
+            if not 2 <= length <= LONGEST_HEADER or body < 0:
+                return "its header has an impossible length"
+            header = json.loads(file.read(length))
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    except (ValueError, RecursionError):
+        return "its header is no JSON"
+    return _layout_fault(header, body)
+
+
+def _layout_fault(header: object, body: int) -> str | None:
+    if not isinstance(header, dict):
+        return "its header is no JSON object"
+    end = 0
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
+        if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+            return f"the tensor {name[:80]!r} has no place in it"
+        if not 0 <= offsets[0] <= offsets[1]:
+            return f"the tensor {name[:80]!r} has no place in it"
+        end = max(end, offsets[1])
+    if end != body:
+        return f"it should hold {end} bytes of tensors, but holds {body}"
+    return None
