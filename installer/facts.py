@@ -114,7 +114,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         port_holder=listener(host, settings.host, settings.port),
         service_runs=_service_runs(host, layout),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
-        disks={target: _disk(host, target) for target in _targets(layout)},
+        disks={target: probe_disk(host, target) for target in _targets(layout)},
     )
 
 
@@ -165,7 +165,7 @@ def _targets(layout: Layout) -> tuple[Path, ...]:
     return (layout.opt, layout.hub.parent, layout.settings_file.parent.parent, layout.state_dir.parent.parent)
 
 
-def _disk(host: Host, target: Path) -> Disk:
+def probe_disk(host: Host, target: Path) -> Disk:
     existing = next(p for p in (target, *target.parents) if host.at(p).is_dir())
     usage = os.statvfs(host.at(existing))
     return Disk(

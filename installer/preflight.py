@@ -6,14 +6,14 @@ Pure: settings and facts in, problems out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from installer.errors import Refused
-from installer.facts import Disk, Facts, Gpu, Interpreter
+from installer.facts import Disk, Facts, Interpreter
 from installer.layout import Layout
 from installer.packages import APT, install_command, packages_of
-from installer.processes import Process
+from installer.preflight_gpus import check_gpus, usable_gpus
+from installer.problem import Problem as Problem
 from installer.report import size
 from installer.settings import Settings
 
@@ -23,20 +23,6 @@ MINIMUM_MEMORY = 8 * 10**9
 MINIMUM_GLIBC = {"cuda": (2, 31), "rocm": (2, 31), "cpu": (2, 28)}
 PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(10, 15)}  # minor versions with wheels
 PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
-CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
-MINIMUM_CAPABILITY = (7, 5)
-# What vLLM's ROCm build has kernels for; the small GPUs inside desktop processors are not among them.
-ROCM_TARGETS = frozenset(
-    ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201")
-)
-
-
-@dataclass(frozen=True)
-class Problem:
-    what: str
-    why: str
-    remedy: str
-    fatal: bool = True  # or only worth a warning
 
 
 def check(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
@@ -46,9 +32,7 @@ def check(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
         *_check_privilege(facts),
         *_check_systemd(facts),
         *_check_machine(facts, kind),
-        *(_check_nvidia(settings, facts) if kind == "cuda" else ()),
-        *(_check_amd(settings, facts) if kind == "rocm" else ()),
-        *(_check_gpu_memory(settings, facts, kind, layout) if kind != "cpu" else ()),
+        *check_gpus(settings, facts, kind, layout),
         *_check_python(settings, facts, kind),
         *_check_port(settings, facts, layout),
         *_check_disks(facts, layout),
@@ -70,9 +54,9 @@ def choose_engine(settings: Settings, facts: Facts) -> str:
     """The build of vLLM for this host: cuda, rocm or cpu."""
     if settings.engine != "auto":
         return settings.engine
-    if _gpus(facts, "cuda"):
+    if usable_gpus(facts, "cuda"):
         return "cuda"
-    if _gpus(facts, "rocm"):
+    if usable_gpus(facts, "rocm"):
         return "rocm"
     # A broken driver must not end in a silent and slow deploy on the processor.
     return "cuda" if facts.nvidia_error else "cpu"
@@ -184,8 +168,8 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
     find = f"find it (sudo ss -ltnp 'sport = :{settings.port}') and stop it"
     yield Problem(
         f"port {settings.port} is taken",
-        f"{_name(holder)} listens there",
-        f"{_stop(holder) if holder.pid else find}, or choose another port with --port",
+        f"{holder} listens there",
+        f"{holder.how_to_stop if holder.pid else find}, or choose another port with --port",
     )
 
 
@@ -195,126 +179,15 @@ def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
             yield Problem(
                 f"{target} cannot be written",
                 f"{disk.path} is on a read-only file system",
-                f"remount it (sudo mount -o remount,rw \"$(findmnt -no TARGET -T {disk.path})\")",
+                f'remount it (sudo mount -o remount,rw "$(findmnt -no TARGET -T {disk.path})")',
             )
         # The engine's libraries lie below one, those that vLLM compiles while it runs below the other.
         if disk.noexec and target in (layout.opt, layout.hub.parent):
             yield Problem(
                 f"nothing below {target} can be executed",
                 f"{disk.path} is mounted with noexec, and vLLM loads libraries from there",
-                f"remount it (sudo mount -o remount,exec \"$(findmnt -no TARGET -T {disk.path})\")",
+                f'remount it (sudo mount -o remount,exec "$(findmnt -no TARGET -T {disk.path})")',
             )
-
-
-# GPUs
-
-
-def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
-    gpus = _gpus(facts, "cuda")
-    if facts.nvidia_error:
-        yield Problem("the NVIDIA driver does not work", facts.nvidia_error, _remedy_for_driver(facts))
-        return
-    if not gpus:
-        yield Problem(
-            "no NVIDIA GPU was found", "the cuda engine needs one", "choose --engine auto, or --engine cpu for a trial"
-        )
-        return
-    cuda_12 = "cu12" in f"{settings.index_url} {settings.find_links}"
-    needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
-    if _major(gpus[0].driver) < needed:
-        yield Problem(
-            f"NVIDIA driver {gpus[0].driver} is too old",
-            f"this build of vLLM holds CUDA {'12' if cuda_12 else '13'}, which needs driver {needed} or newer"
-            + (f"; this one goes up to CUDA {gpus[0].cuda}" if gpus[0].cuda else ""),
-            f"install driver {needed} or newer and restart the host"
-            + ("" if cuda_12 else ", or name an index of CUDA 12 builds (its name holds cu12) with --index-url"),
-        )
-    for gpu in gpus[: settings.tensor_parallel_size]:
-        if gpu.capability and gpu.capability < MINIMUM_CAPABILITY:
-            yield Problem(
-                f"{gpu.name} is too old for vLLM",
-                f"its compute capability is {gpu.capability[0]}.{gpu.capability[1]}, 7.5 is needed",
-                "use a GPU of the Turing generation or newer, or --engine cpu",
-            )
-    yield from _check_count(settings, gpus, "NVIDIA")
-
-
-def _check_amd(settings: Settings, facts: Facts) -> Iterator[Problem]:
-    gpus = _gpus(facts, "rocm")
-    others = [gpu.name for gpu in facts.gpus if gpu.vendor == "amd" and gpu not in gpus]
-    if not gpus:
-        yield Problem(
-            "no AMD GPU was found that vLLM supports",
-            f"found: {', '.join(others)}" if others else "the amdgpu driver shows none",
-            "load the driver (sudo modprobe amdgpu) if there is such a GPU, or choose --engine auto",
-        )
-        return
-    yield from _check_count(settings, gpus, "AMD")
-
-
-def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterator[Problem]:
-    if settings.tensor_parallel_size > len(gpus):
-        yield Problem(
-            f"{settings.tensor_parallel_size} GPUs were asked for, but there are {len(gpus)}",
-            f"the model is to be shared by --tensor-parallel-size {settings.tensor_parallel_size} {vendor} GPUs",
-            f"choose --tensor-parallel-size {len(gpus)}",
-        )
-
-
-def _check_gpu_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Iterator[Problem]:
-    share = settings.gpu_memory_utilization
-    for gpu in _gpus(facts, kind)[: settings.tensor_parallel_size]:
-        own = [holder for holder in gpu.holders if holder.unit == layout.unit_name]
-        if facts.service_runs and not (own and all(holder.memory for holder in own)):
-            continue  # what the service holds now comes free at its restart, but how much that is cannot be told
-        needed = int(share * gpu.memory_total)
-        free = gpu.memory_total - gpu.memory_used + sum(holder.memory for holder in own)
-        if free >= needed:
-            continue
-        others = [holder for holder in gpu.holders if holder not in own]
-        held = ", ".join(f"{_name(h)} holds {size(h.memory) if h.memory else 'some'}" for h in others)
-        most = int(100 * free / gpu.memory_total) / 100
-        yield Problem(
-            f"{gpu.name} ({gpu.uuid}) has too little free memory",
-            f"{size(free)} of {size(gpu.memory_total)} are free, {share:g} of all, which are {size(needed)}, was asked"
-            f" for; {held or 'no process shows who holds the rest'}",
-            ("; ".join(map(_stop, others)) or "find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)")
-            + (f", or choose --gpu-memory-utilization {most:g} or less" if most >= 0.05 else ""),
-        )
-
-
-def _gpus(facts: Facts, kind: str) -> list[Gpu]:
-    """The GPUs that an engine can use, fastest first, as CUDA itself counts them."""
-    if kind == "cuda":
-        found = [gpu for gpu in facts.gpus if gpu.vendor == "nvidia"]
-    else:
-        found = [gpu for gpu in facts.gpus if gpu.vendor == "amd" and gpu.arch in ROCM_TARGETS]
-    return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
-
-
-def _remedy_for_driver(facts: Facts) -> str:
-    if "mismatch" in facts.nvidia_error.lower():
-        return "restart the host (sudo reboot): the driver was updated while the old one was loaded"
-    if "no driver is loaded" in facts.nvidia_error:
-        return f"install NVIDIA's driver {CUDA_13_DRIVER} or newer, or choose --engine cpu"
-    return "see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu"
-
-
-def _major(driver: str) -> int:
-    number = driver.partition(".")[0]
-    return int(number) if number.isdigit() else 0
-
-
-def _name(process: Process) -> str:
-    if not process.pid:
-        return "a process of another user"
-    return f"pid {process.pid} ({process.command})" + (f" of {process.unit}" if process.unit else "")
-
-
-def _stop(process: Process) -> str:
-    if process.unit:
-        return f"sudo systemctl stop {process.unit}"
-    return f"stop pid {process.pid} yourself (it is never ended for you)"
 
 
 # Python and the compilers

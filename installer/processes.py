@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,17 @@ class Process:
     command: str
     unit: str = ""  # the system service it belongs to
     memory: int = 0  # bytes of GPU memory, 0 where unknown
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "a process of another user"
+        return f"pid {self.pid} ({self.command})" + (f" of {self.unit}" if self.unit else "")
+
+    @property
+    def how_to_stop(self) -> str:
+        if self.unit:
+            return f"sudo systemctl stop {self.unit}"
+        return f"stop pid {self.pid} yourself (it is never ended for you)"
 
 
 def listener(host: Host, address: str, port: int) -> Process | None:
@@ -63,13 +76,17 @@ def _decode(text: str) -> Address:
 def _owner(host: Host, sockets: set[str]) -> Process:
     pids = sorted(int(path.name) for path in host.at(Path("/proc")).iterdir() if path.name.isdigit())
     for pid in pids:
-        try:
-            handles = {str(handle.readlink()) for handle in host.at(Path(f"/proc/{pid}/fd")).iterdir()}
-        except OSError:  # ended meanwhile, or another user's
-            continue
-        if sockets & handles:
+        if any(handle in sockets for handle in _handles(host.at(Path(f"/proc/{pid}/fd")))):
             return describe(host, pid)
     return Process(0, "unknown")
+
+
+def _handles(directory: Path) -> Iterator[str]:
+    """What a process has open. It may end meanwhile, open and close files, or be another user's."""
+    with suppress(OSError):
+        for handle in directory.iterdir():
+            with suppress(OSError):
+                yield str(handle.readlink())
 
 
 def _unit(host: Host, pid: int) -> str:

@@ -1,0 +1,13 @@
+"""One reason why a host cannot carry a service, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    what: str
+    why: str
+    remedy: str
+    fatal: bool = True  # or only worth a warning
