@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -47,7 +48,9 @@ def _optional(value: str) -> str | None:
 
 def _model(value: str) -> str:
     value = _text(value)
-    if value == BUILTIN or value.startswith(("/", "./", "../")):
+    if value.startswith(("/", "./", "../")):
+        return os.path.abspath(value)  # noqa: PTH100 resolve() would follow links; the file must keep a full path
+    if value == BUILTIN:
         return value
     if value.startswith("builtin:"):
         raise ValueError(f"the only built-in model is {BUILTIN}")
@@ -217,7 +220,7 @@ class Settings:
         """The name under which clients ask for the model."""
         if self.served_model_name:
             return self.served_model_name
-        return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith(("/", ".")) else self.model
+        return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
 
 
 FIELDS = {f.name: f for f in fields(Settings) if f.metadata}
