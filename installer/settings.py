@@ -13,6 +13,7 @@ from typing import Any
 from installer.errors import UsageError
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
+RESERVED = ("vllm-install",)  # its cache directory would be the one that holds everybody's weights
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
 MINIMUM_VLLM = (0, 25, 1)
@@ -37,8 +38,8 @@ OWNED_FLAGS = {
 
 
 def _text(value: str) -> str:
-    if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise ValueError("control characters and line breaks are not allowed")
+    if not value.isprintable():
+        raise ValueError("line breaks, control characters and the like are not allowed")
     return value.strip()
 
 
@@ -116,14 +117,26 @@ def _version(value: str) -> str:
 
 
 def _url(value: str) -> str | None:
-    value = _text(value)
+    value = _text(value).rstrip("/")
     if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
         raise ValueError("expected a URL such as https://mirror.example/simple")
     if "@" in value.partition("://")[2].partition("/")[0]:
         raise ValueError(
             "credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration"
         )
-    return value.rstrip("/") or None
+    return value or None
+
+
+def _place(value: str) -> str | None:
+    return _url(value) if "://" in value else _optional(value)
+
+
+def _name(value: str) -> str | None:
+    """A word of its own on vLLM's command line, which would take it for a flag if it looked like one."""
+    value = _text(value)
+    if value.startswith("-"):
+        raise ValueError("a name cannot start with -")
+    return value or None
 
 
 def _path(value: str) -> str | None:
@@ -142,20 +155,26 @@ def _flag(value: str) -> bool:
     raise ValueError("expected yes or no")
 
 
-def _words(value: str) -> tuple[str, ...]:
-    return tuple(shlex.split(_text(value)))
+def _domains(value: str) -> tuple[str, ...]:
+    domains = tuple(shlex.split(_text(value)))
+    for domain in domains:
+        if not re.fullmatch(r"\w[\w.-]*", domain):
+            raise ValueError(f"{domain!r} is not a domain; expected names such as images.example, with spaces between")
+    return domains
 
 
 def _vllm_args(value: str) -> tuple[str, ...]:
-    return check_vllm_args(_words(value))
+    return check_vllm_args(tuple(shlex.split(_text(value))))
 
 
 def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
     for arg in args:
         _text(arg)
         name = arg.partition("=")[0].replace("_", "-")
-        if name in OWNED_FLAGS:
-            raise ValueError(f"{name} is set by vllm-install itself (use {OWNED_FLAGS[name]})")
+        # vLLM takes abbreviations too: --api-k is --api-key, -t is -tp.
+        meant = [flag for flag in OWNED_FLAGS if flag.startswith(name)] if name.strip("-") and name[0] == "-" else []
+        if meant:
+            raise ValueError(f"{name} is set by vllm-install itself (use {OWNED_FLAGS[meant[0]]})")
     if args and not args[0].startswith("-"):
         raise ValueError(f"expected a vLLM flag, found {args[0]!r}")
     return args
@@ -177,7 +196,7 @@ class Settings:
     revision: str | None = setting(None, _optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION")
     models_dir: str | None = setting(None, _path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR")
     served_model_name: str | None = setting(
-        None, _optional, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
+        None, _name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
     )
     max_model_len: int | None = setting(1024, _context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN")
     gpu_memory_utilization: float = setting(
@@ -195,7 +214,7 @@ class Settings:
     drain: int = setting(30, _whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS")
     allowed_media_domains: tuple[str, ...] = setting(
         (),
-        _words,
+        _domains,
         "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS",
     )
@@ -210,7 +229,7 @@ class Settings:
         None, _path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"
     )
     index_url: str | None = setting(None, _url, "Package index instead of PyPI.", "INDEX_URL")
-    find_links: str | None = setting(None, _optional, "Directory or page with further wheels.", "FIND_LINKS")
+    find_links: str | None = setting(None, _place, "Directory or page with further wheels.", "FIND_LINKS")
     offline: bool = setting(False, _flag, "Use what is on this host already; no network.", "OFFLINE")
     hf_endpoint: str | None = setting(None, _url, "Mirror of the model hub.", "HF_ENDPOINT")
     vllm_args: tuple[str, ...] = setting((), _vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
@@ -241,7 +260,7 @@ def load(
 
 
 def check_service(name: str) -> str:
-    if not SERVICE_NAME.fullmatch(name):
+    if not SERVICE_NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
             f"{name!r} cannot be a service name",
             "use a lower-case letter followed by up to 25 letters, digits, - or _, for example qwen3vl",
