@@ -345,7 +345,8 @@ def test_disks_are_those_of_the_nearest_directory(machine: Machine) -> None:
 def test_a_small_disk_of_its_own(machine: Machine, options: str, expected: tuple[int, int, bool, bool]) -> None:
     (machine.root / "opt/vllm-install").mkdir()
     probe = (
-        "import sys; from pathlib import Path; from installer.host import Host; from installer.facts import probe_disk\n"
+        "import sys; from pathlib import Path\n"
+        "from installer.host import Host; from installer.facts import probe_disk\n"
         "disk = probe_disk(Host(Path(sys.argv[1])), Path('/opt/vllm-install/engines'))\n"
         "print((disk.free, disk.total, disk.read_only, disk.noexec))"
     )
