@@ -27,7 +27,7 @@ class Wanted:
 
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
     if not engines.is_complete(host, want.layout, want.target.engine.id):
-        yield engines.InstallEngine(want.target.engine, want.layout)
+        yield engines.InstallEngine(want.target.engine, want.target.settings, want.layout)
 
 
 def weights(want: Wanted, host: Host) -> Iterator[Change]:

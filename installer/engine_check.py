@@ -1,0 +1,35 @@
+"""Run by a new engine's own Python: import what a start of vLLM imports.
+
+Doubles as the compiler: what is imported here leaves its bytecode in the engine, which the service cannot
+write. Usage: engine_check.py MODULE... [-- MODULE...]; a module behind `--` may be absent or fail.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import sys
+import traceback
+
+
+def main(arguments: list[str]) -> int:
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    try:
+        importlib.metadata.version("vllm")  # every vllm command asks for it first
+        for name in arguments[:split]:
+            importlib.import_module(name)
+    except BaseException:
+        # A wheel may also exit or be interrupted on import; whatever it was, this engine cannot start.
+        traceback.print_exc()
+        return 1
+    for name in arguments[split + 1 :]:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # tearing down torch's modules takes longer than a second and proves nothing
