@@ -14,6 +14,16 @@ from installer.errors import UsageError
 from installer.render import template
 from installer.settings import FIELDS, NAMES, Settings, load, to_text
 
+_NEWLINE = re.compile(r"\r\n|\n|\r")
+_ASSIGNMENT = re.compile(
+    r"""
+    (?P<before> \s* (?:export\s+)? [^=]* = [^\S\r\n]*)
+    (?: (?: '(?:\\.|[^'\\])*' | "(?:\\.|[^"\\])*" ) (?P<behind_quoted> [^\S\r\n]* (?:\#[^\r\n]*)? )
+      | (?!['"]) [^\r\n]*? (?P<behind_plain> (?:[^\S\r\n]* (?<=\s)\#[^\r\n]*)? [^\S\r\n]* ) )
+    (?P<end> \r\n | \n | \r )?
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:=,+@%^~-]*")
 
 
@@ -21,10 +31,11 @@ def parse(text: str, path: Path) -> dict[str, str | None]:
     """The file's variables; a line that is none is an error that names it."""
     values: dict[str, str | None] = {}
     for binding in _bindings(text):
-        if binding.error:
-            line = binding.original.string.strip()
+        if binding.error or (binding.key is not None and binding.value is None):
+            original = binding.original.string
+            number = binding.original.line + len(_NEWLINE.findall(original[: -len(original.lstrip())]))
             raise UsageError(
-                f"{path}, line {binding.original.line}: {line[:60]!r} is not NAME=VALUE",
+                f"{path}, line {number}: {original.strip()[:60]!r} is not NAME=VALUE",
                 f"mend or remove that line: sudoedit {path}",
             )
         if binding.key is not None:
@@ -53,8 +64,8 @@ def wanted(text: str | None, settings: Settings, path: Path) -> str:
         value = getattr(settings, attribute)
         if value != getattr(current, attribute):
             names = FIELDS[attribute].metadata["names"]
-            used = [name for name in names if name in values]
-            base = _set(base, used[0] if used else names[0], to_text(attribute, value))
+            for name in [name for name in names if name in values] or names[:1]:
+                base = _set(base, name, to_text(attribute, value))
     return base
 
 
@@ -71,13 +82,27 @@ def _rows() -> list[dict[str, str]]:
 
 
 def _set(text: str, name: str, value: str) -> str:
-    line = f"{name}={_quote(value)}\n"
-    if any(binding.key == name for binding in _bindings(text)):
-        return "".join(line if b.key == name else b.original.string for b in _bindings(text))
-    commented = re.compile(rf"^#\s?{name}=.*\n?", re.MULTILINE)
-    if commented.search(text):
-        return commented.sub(lambda _: line, text, count=1)
-    return text + ("" if not text or text.endswith("\n") else "\n") + line
+    """The text with one variable set where it stands, else where its default is shown, else at the end."""
+    bindings = _bindings(text)
+    if any(binding.key == name for binding in bindings):
+        return "".join(_with_value(b.original.string, value) if b.key == name else b.original.string for b in bindings)
+    default = f"#{name}={to_text(NAMES[name], getattr(Settings, NAMES[name]))}"
+    for index, binding in enumerate(bindings):
+        line = binding.original.string
+        if binding.key is None and line.strip() == default:
+            texts = [b.original.string for b in bindings]
+            texts[index] = line.replace(default, f"{name}={_quote(value)}")
+            return "".join(texts)
+    return text + ("" if not text or text.endswith("\n") else "\n") + f"{name}={_quote(value)}\n"
+
+
+def _with_value(assignment: str, value: str) -> str:
+    """An assignment with another value; what stands around it, a comment behind it too, stays."""
+    match = _ASSIGNMENT.fullmatch(assignment)
+    assert match is not None, assignment
+    behind = match["behind_quoted"] or match["behind_plain"] or ""
+    gap = " " if behind.startswith("#") else ""
+    return match["before"] + (_quote(value) or "''") + gap + behind + (match["end"] or "")
 
 
 def _quote(value: str) -> str:

@@ -19,7 +19,8 @@ TEXTS = st.text(CHARACTERS, max_size=20)
 # For a setting with few valid values: some of them, as a user may write them.
 VALUES = {
     "model": st.one_of(
-        TEXTS.map(lambda t: f"/{t}"), st.from_regex(r"[A-Za-z0-9][\w.-]{0,8}(/[A-Za-z0-9][\w.-]{0,8})?", fullmatch=True),
+        TEXTS.map(lambda t: f"/{t}"),
+        st.from_regex(r"[A-Za-z0-9][\w.-]{0,8}(/[A-Za-z0-9][\w.-]{0,8})?", fullmatch=True),
         st.sampled_from(["builtin:tiny", "./x", "../models/a b"]),
     ),
     "models_dir": TEXTS.map(lambda t: f"/{t}"),

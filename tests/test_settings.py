@@ -93,7 +93,20 @@ def test_context(text: str, tokens: int | None) -> None:
 
 
 GARBAGE = {
-    "model": ["", " ", "a b", "../../../etc\n", "builtin:huge", "a//b", "/x\ny", "-rf", "a/-b", "x;y", "$HOME", "a/../b"],
+    "model": [
+        "",
+        " ",
+        "a b",
+        "../../../etc\n",
+        "builtin:huge",
+        "a//b",
+        "/x\ny",
+        "-rf",
+        "a/-b",
+        "x;y",
+        "$HOME",
+        "a/../b",
+    ],
     "revision": ["a\nb", "a\tb", "a\x00b", "a\u2028b"],
     "models_dir": ["models", "~/models", "./x", "/x\r"],
     "served_model_name": ["a\nb", "\x7fa", "--api-key", "-x", "a\x85b", "a\u2029b"],
@@ -107,7 +120,15 @@ GARBAGE = {
     "engine": ["", "gpu", "CUDA", "cpu\n#"],
     "vllm_version": ["", "latest", "0.32", "0.25.0", "0.1.0", "0.32.0 ", "0.32.0;x"][:5],
     "python": ["python3", "bin/python", "~/python", "/usr/bin/py\nthon"],
-    "index_url": ["pypi.org", "ftp://x", "https://", "http:///", "https://u:p@host/simple", "https://a b", 'https://"x'],
+    "index_url": [
+        "pypi.org",
+        "ftp://x",
+        "https://",
+        "http:///",
+        "https://u:p@host/simple",
+        "https://a b",
+        'https://"x',
+    ],
     "find_links": ["a\nb", "https://user:secret@host/wheels"],
     "offline": ["maybe", "2"],
     "hf_endpoint": ["hf-mirror", "https://tok@host", "file:///", "https://x\\y"],
@@ -119,7 +140,9 @@ def test_garbage_is_listed_for_every_setting() -> None:
     assert GARBAGE.keys() == FIELDS.keys()
 
 
-@pytest.mark.parametrize(("attribute", "value"), [(name, value) for name, values in GARBAGE.items() for value in values])
+@pytest.mark.parametrize(
+    ("attribute", "value"), [(name, value) for name, values in GARBAGE.items() for value in values]
+)
 def test_what_cannot_be_meant_is_refused_by_name(attribute: str, value: str) -> None:
     if attribute == "model" and value.startswith("../"):
         value = "../x\n/y"
