@@ -61,7 +61,7 @@ def conflict(wanted: str, taken: Address) -> bool:
 def describe(host: Host, pid: int, name: str = "", memory: int = 0) -> Process:
     """A process by its words up to the first option, because a key may follow; else by the name given."""
     words = _read(host, pid, "cmdline").rstrip("\0").split("\0")
-    shown = itertools.takewhile(lambda word: not word.startswith("--"), words)
+    shown = itertools.takewhile(lambda word: word == "-m" or not word.startswith("-"), words)
     command = " ".join(" ".join(shown).split())[:80]
     return Process(pid, command or name or _read(host, pid, "comm").strip(), _unit(host, pid), memory)
 

@@ -228,6 +228,42 @@ def test_the_holder_of_the_port(machine: Machine) -> None:
     assert machine.gather(Settings(port=8001)).port_holder is None
 
 
+def test_a_listener_on_another_address_is_none_of_ours(machine: Machine) -> None:
+    machine.listens("10.0.0.5", 8000, 4242)
+    machine.process(77, "nginx", inode=4242)
+    assert machine.gather(Settings(host="127.0.0.1")).port_holder is None
+    assert machine.gather(Settings(host="0.0.0.0")).port_holder == Process(77, "nginx")
+
+
+def test_a_process_that_closes_files_meanwhile_is_still_found(machine: Machine) -> None:
+    machine.listens("0.0.0.0", 8000, 4242)
+    machine.process(77, "busy", inode=4242)
+    for number in range(10, 60):
+        machine.file(f"/proc/77/fd/{number}", "no longer a link")
+    assert machine.gather().port_holder == Process(77, "busy")
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("vllm", "serve", "m", "--api-key", "sk-secret"), "vllm serve m"),
+        (("python3", "-m", "http.server", "8000"), "python3 -m http.server 8000"),
+        (("python3", "-c", "key = 'sk-secret'"), "python3"),
+        (
+            ("nginx: master process /usr/sbin/nginx -g daemon off;",),
+            "nginx: master process /usr/sbin/nginx -g daemon off;",
+        ),
+        (("x" * 200,), "x" * 80),
+    ],
+)
+def test_of_a_command_only_what_cannot_hold_a_key_is_shown(
+    machine: Machine, words: tuple[str, ...], command: str
+) -> None:
+    machine.listens("0.0.0.0", 8000, 4242)
+    machine.process(77, *words, inode=4242)
+    assert machine.gather().port_holder == Process(77, command)
+
+
 def test_a_listener_of_nobody_we_can_see(machine: Machine) -> None:
     machine.listens("::", 8000, 4242)
     assert machine.gather().port_holder == Process(0, "unknown")
@@ -337,9 +373,9 @@ def test_disks_are_those_of_the_nearest_directory(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("rw", (65536, 65536, False, False)),
-        ("ro", (65536, 65536, True, False)),
-        ("noexec", (65536, 65536, False, True)),
+        ("rw", (49152, 65536, False, False)),
+        ("ro", (49152, 65536, True, False)),
+        ("noexec", (49152, 65536, False, True)),
     ],
 )
 def test_a_small_disk_of_its_own(machine: Machine, options: str, expected: tuple[int, int, bool, bool]) -> None:
@@ -350,7 +386,11 @@ def test_a_small_disk_of_its_own(machine: Machine, options: str, expected: tuple
         "disk = probe_disk(Host(Path(sys.argv[1])), Path('/opt/vllm-install/engines'))\n"
         "print((disk.free, disk.total, disk.read_only, disk.noexec))"
     )
-    in_own_mounts = f'mount -t tmpfs -o size=64k,{options} none "$1/opt/vllm-install" && exec "$2" -c "$3" "$1"'
+    in_own_mounts = f"""set -e; disk="$1/opt/vllm-install"
+        mount -t tmpfs -o size=64k none "$disk"
+        head -c 16384 /dev/zero > "$disk/file"
+        mount -o remount,{options} "$disk"
+        exec "$2" -c "$3" "$1\""""
     unshare = ("unshare", "--mount") if os.geteuid() == 0 else ("unshare", "--mount", "--map-root-user")
     done = Host().run(
         *unshare, "sh", "-c", in_own_mounts, "sh", machine.root, sys.executable, probe, cwd=Path(__file__).parents[1]

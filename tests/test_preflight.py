@@ -148,7 +148,8 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
         Settings(gpu_memory_utilization=0.9),
         (
             "NVIDIA H200 (GPU-1)", "70.0 GiB of 140.0 GiB are free", "126.0 GiB",
-            "pid 31 (python train.py) holds 60.0 GiB", "pid 32 (x) of ollama.service holds some", "stop pid 31 yourself", "systemctl stop ollama.service",
+            "pid 31 (python train.py) holds 60.0 GiB", "pid 32 (x) of ollama.service holds some",
+            "stop pid 31 yourself", "systemctl stop ollama.service",
             "--gpu-memory-utilization 0.5 or less",
         ),
     ),
@@ -371,6 +372,17 @@ def test_directories_of_one_disk_are_summed() -> None:
     for part in ("20.0 GiB are free", "8.0 GiB in /opt/vllm-install/engines", "16.0 GiB in /var/cache", "5.2 GiB"):
         assert part in shown(problem)
     assert preflight.check_space(needs, on_disks(20 * GIB, 20 * GIB, same=False)) == []
+
+
+def test_a_disk_that_is_just_large_enough() -> None:
+    assert preflight.check_space({OPT: 4 * GIB}, on_disks(5 * GIB, 0, same=True)) == []
+    assert len(preflight.check_space({OPT: 4 * GIB}, on_disks(5 * GIB - 1, 0, same=True))) == 1
+
+
+def test_no_share_of_a_full_gpu_is_recommended() -> None:
+    facts = replace(CUDA, gpus=(replace(H200, memory_used=139 * GIB),))
+    (problem,) = preflight.check(Settings(), facts, LAYOUT)
+    assert "--gpu-memory-utilization" not in problem.remedy
 
 
 def test_each_disk_is_told_of() -> None:
