@@ -225,7 +225,7 @@ def _put_back(error: Exception, state: State, host: Host, layout: Layout, report
             state = _claim(state, changes, host, layout, state.pending or "deploy")
             apply(changes, host, report)
             prove.serving(want, host, report)
-            _remember(state, state.proved, host, layout, f"undone: {summary}")
+            _remember(state, want.target, host, layout, f"undone: {summary}")
             outcome = f"{layout.unit_name} is back as it was"
     except InstallError as second:
         message = f"{summary}\nand the host could not be put back: {second.message}"

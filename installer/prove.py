@@ -136,9 +136,9 @@ def local_address(listen: str) -> str:
 def _check_listener(want: Wanted, host: Host) -> None:
     port, unit = want.target.settings.port, want.layout.unit_name
     pids = {
-        c.pid
-        for c in psutil.net_connections("tcp")
-        if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid
+        found.pid
+        for found in psutil.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid
     }
     for pid in pids:
         if f"/{unit}" not in (host.read(Path(f"/proc/{pid}/cgroup")) or ""):

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from installer import keys
 from installer.engines import Engine
@@ -120,7 +121,7 @@ def _plain(value: Engine | Model) -> dict[str, object]:
     return {name: str(item) if isinstance(item, Path) else item for name, item in dataclasses.asdict(value).items()}
 
 
-def _target(data: dict[str, dict[str, str]], service: str) -> Target:
+def _target(data: dict[str, Any], service: str) -> Target:
     settings = load(service, {FIELDS[n].metadata["names"][0]: v for n, v in data["settings"].items()}, {}, {})
     engine = {**data["engine"], "python": Path(data["engine"]["python"])}
     model = {**data["model"], "path": Path(data["model"]["path"]), "files": ()}
