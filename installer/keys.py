@@ -16,7 +16,7 @@ TO_BE_MADE = "MADE-BY-DEPLOY"
 
 _FORM = re.compile(
     r"(?:(?P<name>[a-z0-9_-]{1,32})(?::(?P<role>metrics|inference|admin))?=)?"
-    r"(?:sha256:(?P<digest>[0-9a-f]{64})|(?P<plain>[^\s@=:]\S*?))"
+    r"(?:sha256:(?P<digest>[0-9a-f]{64})|(?P<plain>[^\s@=:][^\s@:]*))"
     r"(?:@(?P<expiry>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?"
 )
 
@@ -65,9 +65,9 @@ def generate(service: str) -> str:
 
 def check(plain: str) -> str:
     """Refuse what could be guessed from its digest, or could not travel in an HTTP header."""
-    if not re.fullmatch(r"[!-9;-?A-~]+", plain):
+    if not re.fullmatch(r"[!-9;<>?A-~][!-9;-?A-~]*", plain):
         raise UsageError(
-            "an API key consists of printable ASCII characters without spaces, ':' or '@'",
+            "an API key consists of printable ASCII characters without spaces, ':' or '@', and starts with no '='",
             "let vllm-install make one, or: openssl rand -base64 32",
         )
     if len(plain) > 512:
