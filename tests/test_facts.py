@@ -50,7 +50,7 @@ class Machine:
         self.file(f"/proc/{pid}/comm", "short-name\n")
         self.file(f"/proc/{pid}/cgroup", f"0::{unit}\n")
         handles = self.root / f"proc/{pid}/fd"
-        handles.mkdir(exist_ok=True)
+        handles.mkdir()
         (handles / "3").symlink_to(f"socket:[{inode}]")
 
     def listens(self, address: str, port: int, inode: int) -> None:
@@ -235,11 +235,14 @@ def test_a_listener_on_another_address_is_none_of_ours(machine: Machine) -> None
     assert machine.gather(Settings(host="0.0.0.0")).port_holder == Process(77, "nginx")
 
 
-def test_a_process_that_closes_files_meanwhile_is_still_found(machine: Machine) -> None:
+@pytest.mark.parametrize(("link", "other"), [("3", "5"), ("5", "3")])  # one of them is listed after the other
+def test_a_process_that_closes_files_meanwhile_is_still_found(machine: Machine, link: str, other: str) -> None:
     machine.listens("0.0.0.0", 8000, 4242)
-    machine.file("/proc/77/fd/1", "no longer a link")  # before the link and after it, in whatever order they are listed
-    machine.process(77, "busy", inode=4242)
-    machine.file("/proc/77/fd/5", "no longer a link")
+    machine.process(77, "busy")
+    handles = machine.root / "proc/77/fd"
+    (handles / "3").unlink()
+    (handles / link).symlink_to("socket:[4242]")
+    (handles / other).write_text("no longer a link")
     assert machine.gather().port_holder == Process(77, "busy")
 
 
