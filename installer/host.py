@@ -127,7 +127,8 @@ class Host:
 
     def read(self, path: Path) -> str | None:
         try:
-            return self.at(path).read_text(errors="surrogateescape")
+            # Bytes in, bytes out: neither the locale nor a foreign line end may change a file that is only edited.
+            return self.at(path).read_bytes().decode(errors="surrogateescape")
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -149,16 +150,19 @@ class Host:
         """Replace a file in one step: readers see the old text or the new, also after a power loss."""
         target = self.at(path)
         self.make_dir(path.parent)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=target.parent)
+        # The same name every time: what a killed run left goes with the next one. The lock keeps others out.
+        new = target.parent / f".{path.name}.new"
+        new.unlink(missing_ok=True)
         try:
-            with os.fdopen(handle, "w", errors="surrogateescape") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(text)
+            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, mode)
+                file.write(text.encode(errors="surrogateescape"))
                 file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
+                os.fsync(handle)
+            new.replace(target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
         self._sync_dir(target.parent)
 
