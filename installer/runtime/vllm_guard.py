@@ -1,0 +1,298 @@
+"""What runs inside vLLM's own processes: the guard in front of every route, and the hooks into its log.
+
+vLLM gets the guard as `--middleware vllm_guard.Guard`, which makes it the outermost layer of the API server: no route,
+mount or websocket is reached around it. Stdlib only, because it runs on the engine's Python, not on ours.
+"""
+
+from __future__ import annotations
+
+import calendar
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from hashlib import sha256
+from posixpath import normpath
+from typing import Any, NamedTuple
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN, METRICS, INFERENCE, ADMIN = range(4)
+ROLES = {"metrics": METRICS, "inference": INFERENCE, "admin": ADMIN}
+EXPIRY_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+# Routes with a level of their own; whatever is not listed needs an inference key.
+OPEN_ROUTES = ("/health", "/ping")
+METRICS_ROUTES = ("/metrics", "/load")
+ADMIN_ROUTES = (
+    # state of the engine, its weights and its requests as a whole
+    "/sleep", "/wake_up", "/is_sleeping", "/pause", "/resume", "/is_paused", "/collective_rpc", "/server_info",
+    "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/release_kv_cache_memory",
+    "/abort_requests", "/inference/v1/abort_requests", "/kv_event_sources",
+    "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update",
+    "/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version",
+    "/weight_info", "/weight_checker", "/get_world_size",
+    "/start_profile", "/stop_profile", "/scale_elastic_ep", "/is_scaling_elastic_ep", "/fault_tolerance",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters",
+    # the map of all of these
+    "/docs", "/redoc", "/openapi.json", "/static",
+)  # fmt: skip
+# Looked up instead of worked out: nearly every request goes to one of these.
+LEVELS = {
+    **dict.fromkeys(OPEN_ROUTES, OPEN),
+    **dict.fromkeys(METRICS_ROUTES, METRICS),
+    **dict.fromkeys(("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/embeddings"), INFERENCE),
+    **dict.fromkeys(("/v1/responses", "/v1/messages", "/tokenize", "/detokenize"), INFERENCE),
+}
+
+LOOK_AGAIN = 0.05  # seconds that a key file is taken to be unchanged
+
+
+class Key(NamedTuple):
+    name: str
+    level: int
+    expires: float | None
+
+
+class Keys:
+    """The digests in the key file, never older than LOOK_AGAIN; an unreadable file holds no key."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.by_digest: dict[bytes, Key] = {}
+        self._look_at = 0.0
+        self._seen: tuple[int, ...] | None = (0,)
+
+    def find(self, token: bytes) -> Key | None:
+        """The digest is looked up, not compared: time tells nothing about a key, nor how many there are."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        return self.by_digest.get(sha256(token).digest())
+
+    def _look(self) -> None:
+        self._look_at = time.monotonic() + LOOK_AGAIN
+        try:
+            status = os.stat(self.path)
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if seen == self._seen:
+                return
+            with open(self.path, encoding="ascii") as file:
+                self.by_digest = parse_keys(file.read())
+            self._seen = seen
+        except (OSError, ValueError) as error:
+            if self._seen is not None:
+                log.error("no key is valid any more: %s: %s", self.path, error)
+            self.by_digest, self._seen = {}, None
+
+
+def parse_keys(text: str) -> dict[bytes, Key]:
+    """Lines of `name role digest expiry`, where the expiry is `-` for a key that stays valid."""
+    keys: dict[bytes, Key] = {}
+    for line in text.splitlines():
+        name, role, digest, expiry = line.split()
+        expires = None if expiry == "-" else float(calendar.timegm(time.strptime(expiry, EXPIRY_FORMAT)))
+        keys.setdefault(bytes.fromhex(digest), Key(name, ROLES[role], expires))
+    return keys
+
+
+class Guard:
+    """Default deny for an ASGI application.
+
+    A plain method that returns the application's own coroutine: a wrapper coroutine per request would cost more than
+    the check, and could not leave streams untouched so simply.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.keys = Keys(os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "keys"))
+        self.refusals = Refusals()
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        kind = scope["type"]
+        if kind == "lifespan":
+            return self.app(scope, receive, send)
+        root = scope.get("root_path")
+        needed = LEVELS.get(scope["path"]) if not root else None
+        if needed is None:
+            needed = level(scope["path"], root or "")
+        if needed == OPEN and kind == "http":
+            return self.app(scope, receive, send)
+        token = presented(scope["headers"])
+        key = self.keys.find(token) if token else None
+        if key is not None and key.level >= needed and (key.expires is None or time.time() < key.expires):
+            return self.app(scope, receive, send)
+        if kind == "http" and is_preflight(scope):
+            return self.app(scope, receive, send)
+        return self._refuse(scope, send, bool(token), key)
+
+    def _refuse(self, scope: Scope, send: Send, tried: bool, key: Key | None) -> Awaitable[None]:
+        if key is None:
+            status, why = 401, "an unknown key" if tried else "no key"
+        elif key.expires is not None and time.time() >= key.expires:
+            status, why = 401, f"the expired key {key.name}"
+        else:
+            status, why = 403, f"the key {key.name}, whose role does not allow it"
+        self.refusals.note(scope, why)
+        if scope["type"] != "websocket":
+            return answer(send, status, "http.response")
+        if "websocket.http.response" in scope.get("extensions", {}):
+            return answer(send, status, "websocket.http.response")
+        return send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+
+def level(path: str, root: str) -> int:
+    """What a route needs; an odd spelling of a path never needs less than the plain one."""
+    routed = path
+    if root and (path == root or path.startswith(root.rstrip("/") + "/")):
+        routed = path[len(root.rstrip("/")) :]
+    if routed in OPEN_ROUTES:
+        return OPEN
+    if routed in METRICS_ROUTES:
+        return METRICS
+    spellings = {spelling for each in (path, routed) for spelling in (each.lower(), tidy(each))}
+    return ADMIN if any(is_admin(spelling) for spelling in spellings) else INFERENCE
+
+
+def tidy(path: str) -> str:
+    return normpath("/" + path.lower().replace("\\", "/").lstrip("/"))
+
+
+def is_admin(path: str) -> bool:
+    return path.startswith(ADMIN_ROUTES) and any(path == r or path.startswith(r + "/") for r in ADMIN_ROUTES)
+
+
+def presented(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The key a request brings, b"" for none; two that differ are no key, even where one of them is valid."""
+    token: bytes | None = None
+    for name, value in headers:
+        if name == b"authorization":
+            if value[:7].lower() != b"bearer ":
+                continue
+            found = value[7:].strip()
+        elif name == b"x-api-key":
+            found = value.strip()
+        else:
+            continue
+        if token is not None and found != token:
+            return b""
+        token = found
+    return token or b""
+
+
+def is_preflight(scope: Scope) -> bool:
+    """A browser's question before a cross-origin request, which cannot carry a key; vLLM's CORS layer answers it."""
+    if scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
+    return b"origin" in names and b"access-control-request-method" in names
+
+
+ANSWERS = {
+    401: ("Incorrect or missing API key.", "authentication_error", "invalid_api_key"),
+    403: ("This API key does not allow this route.", "permission_error", "insufficient_role"),
+}
+
+
+async def answer(send: Send, status: int, kind: str) -> None:
+    """An error as OpenAI's and Anthropic's clients expect it."""
+    message, error, code = ANSWERS[status]
+    body = json.dumps({"error": {"message": message, "type": error, "param": None, "code": code}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": f"{kind}.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})
+
+
+# vLLM's handlers and format serve its child loggers, too.
+log = logging.getLogger("vllm.guard")
+
+
+class Refusals:
+    """One line per refusal, but a flood of them cannot flood the journal: ten at once, then one in six seconds."""
+
+    BURST, EVERY = 10.0, 6.0
+
+    def __init__(self) -> None:
+        self._left, self._at, self._hidden = self.BURST, time.monotonic(), 0
+
+    def note(self, scope: Scope, why: str) -> None:
+        now = time.monotonic()
+        self._left = min(self.BURST, self._left + (now - self._at) / self.EVERY)
+        self._at = now
+        if self._left < 1:
+            self._hidden += 1
+            return
+        self._left -= 1
+        client = (scope.get("client") or ("unknown",))[0]
+        more = f" ({self._hidden} more since the last such line)" if self._hidden else ""
+        self._hidden = 0
+        # !a: a path may hold line breaks and terminal codes, and no one may write lines into the journal.
+        route = f"{scope.get('method', 'websocket')} {scope['path'][:120]!a}"
+        log.warning("refused %s from %s: %s%s", route, client, why, more)
+
+
+# What the watcher wants to know of vLLM's log; raw lines, so that their meaning is told in one place, the launcher.
+TELLING = re.compile(
+    r"Initializing a V1 LLM engine|Starting to load model|Model loading took|Loading weights took|torch\.compile"
+    r"|Warming up model|KV cache size|Capturing|Graph capturing finished|Starting vLLM|Application startup complete"
+)
+
+
+class Stages(logging.Handler):
+    """Copies the telling lines of vLLM's log into a file that stays small."""
+
+    LIMIT = 64 * 1024
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.INFO)
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1]:
+                text = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            if record.levelno < logging.ERROR and not TELLING.search(text):
+                return
+            line = f"{record.levelname} {text.strip()[-2000:].splitlines()[-1][:400]}\n"
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(file).st_size < self.LIMIT:
+                    os.write(file, line.encode(errors="replace"))
+            finally:
+                os.close(file)
+        except Exception:
+            return  # a log hook must never disturb the server
+
+
+class QuietAccess(logging.Filter):
+    """Drops successful probes from the access log: they would be most of the journal."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__()
+        self.paths = frozenset(paths)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args
+        if not isinstance(arguments, tuple) or len(arguments) != 5:
+            return True
+        return not (arguments[4] == 200 and arguments[2] in self.paths)
+
+
+def vllm_formatter() -> logging.Formatter:
+    """The formatter that this version of vLLM would have used by itself."""
+    from logging.config import DictConfigurator
+
+    try:
+        from vllm.logger import DEFAULT_LOGGING_CONFIG  # type: ignore[import-not-found]
+    except ImportError:
+        return logging.Formatter("%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s", "%m-%d %H:%M:%S")
+    made = DictConfigurator({"version": 1}).configure_formatter(dict(DEFAULT_LOGGING_CONFIG["formatters"]["vllm"]))
+    assert isinstance(made, logging.Formatter)
+    return made

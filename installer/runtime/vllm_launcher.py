@@ -1,0 +1,312 @@
+"""Runs vLLM as a systemd service; stdlib only, because it runs on the engine's Python and imports nothing of ours.
+
+    launch --api-key KEY… -- serve MODEL …   ExecStart=      write the key digests, start the watcher, become vLLM
+    reload --api-key KEY…                    ExecReload=     replace the key digests of the running service
+    check -- serve MODEL …                   ExecStartPre=+  name whoever holds the port or the GPU's memory
+
+launch leaves three parts behind: vLLM as the unit's main process, the guard inside it, and the watcher beside it.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
+
+if TYPE_CHECKING:
+    from installer.runtime.vllm_watcher import PROBE, command_of, notify, say
+else:
+    from vllm_watcher import PROBE, command_of, notify, say
+
+BAD_CONFIGURATION = 78  # with RestartPreventExitStatus=: trying again would change nothing
+BUSY = 75  # somebody else has the port; it may be free at the next try
+KEY = re.compile(
+    r"(?:(?P<name>[a-z0-9_-]+)(?::(?P<role>metrics|inference|admin))?=)?"
+    r"(?:sha256:(?P<digest>[0-9a-fA-F]{64})|(?P<plain>(?!sha256:)[!-9;-?A-~]{16,}))"
+    r"(?:@(?P<expiry>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?"
+)
+KEY_FORM = "expected [NAME[:metrics|:inference|:admin]=]sha256:64-HEX-DIGITS[@2026-11-21T12:00:00Z], or the key itself"
+REFUSED_FLAGS = {
+    "--api-key": "vLLM's own key covers only some routes; keys belong before the --",
+    "--uds": "the readiness probe needs TCP: use --host and --port",
+    "--grpc": "a gRPC server would answer without a key",
+    "--grpc-port": "a gRPC server would answer without a key",
+    "--headless": "a server without an API cannot be watched",
+    "--disable-log-stats": "without statistics a full queue looks like a hang",
+}
+
+# Secrets, and what would let vLLM speak to systemd in the watcher's place.
+KEPT_FROM_VLLM = ("VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+
+
+class Refused(Exception):
+    def __init__(self, message: str, status: int = BAD_CONFIGURATION) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+# Keys
+
+
+class Key(NamedTuple):
+    name: str
+    role: str
+    digest: str
+    expiry: str
+
+    @property
+    def argument(self) -> str:
+        return f"{self.name}:{self.role}=sha256:{self.digest}" + (f"@{self.expiry}" if self.expiry != "-" else "")
+
+
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The --api-key arguments, and what follows the `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    keys: list[str] = []
+    rest = iter(words[:end])
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != "--api-key":
+            raise Refused(f"argument {len(keys) + 1} before the -- is not --api-key")
+        keys.append(value if equals else next(rest, ""))
+    return keys, words[end + 1 :]
+
+
+def parse_key(text: str, position: int) -> Key:
+    """Never quotes what it was given: that may be a key with a slip in it."""
+    match = KEY.fullmatch(text)
+    if not match:
+        raise Refused(f"--api-key number {position} is malformed: {KEY_FORM}")
+    expiry = match["expiry"] or "-"
+    if expiry != "-":
+        try:
+            calendar.timegm(time.strptime(expiry, "%Y-%m-%dT%H:%M:%SZ"))
+        except ValueError:
+            raise Refused(f"--api-key number {position} expires on a day that does not exist: {expiry}") from None
+    digest = match["digest"] or hashlib.sha256(match["plain"].encode()).hexdigest()
+    return Key(match["name"] or "default", match["role"] or "inference", digest.lower(), expiry)
+
+
+def read_keys(verb: str, words: list[str]) -> tuple[list[Key], list[str]]:
+    """The keys and what follows them; a key in clear is hashed, and gone from our arguments before anything else."""
+    try:
+        texts, serve = split(words)
+        keys = [parse_key(text, number) for number, text in enumerate(texts, 1)]
+    except Refused as refused:
+        # The journal stores the arguments of whoever writes to it, and these may hold a key.
+        become(["refuse", str(refused)])
+    if any("sha256:" not in text for text in texts):
+        hashed = [word for key in keys for word in ("--api-key", key.argument)]
+        become([verb, *hashed, "--", *serve])
+    if not any(key.role != "metrics" for key in keys):
+        raise Refused("no inference key among the --api-key arguments: a server that nobody may ask is a mistake")
+    return keys, serve
+
+
+def become(arguments: list[str]) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *arguments])
+
+
+def runtime_directory() -> str:
+    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if not directory:
+        raise Refused("RUNTIME_DIRECTORY is not set: the unit needs RuntimeDirectory=")
+    return directory
+
+
+def probe_key() -> str:
+    """The key that the watcher asks with; systemd before 247 knows no credentials, and then there is none."""
+    try:
+        with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
+            return file.read().strip()
+    except (KeyError, OSError):
+        raise Refused("no probe key: the unit needs LoadCredential=probe-key:PATH (systemd 247 or newer)") from None
+
+
+def write_keys(keys: list[Key]) -> None:
+    probe = Key("probe", "inference", hashlib.sha256(probe_key().encode()).hexdigest(), "-")
+    lines = [f"{key.name} {key.role} {key.digest} {key.expiry}\n" for key in (probe, *keys)]
+    write(os.path.join(runtime_directory(), "keys"), "".join(dict.fromkeys(lines)))
+
+
+def write(path: str, text: str) -> None:
+    """In one step: the guard sees the old file or the new one, and a full /run leaves the old one."""
+    new = f"{path}.{os.getpid()}"
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text)
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def reload(words: list[str]) -> None:
+    keys, _ = read_keys("reload", words)
+    write_keys(keys)
+    time.sleep(0.1)  # the guard looks every 0.05 s; `systemctl reload` returns when the new keys are in force
+
+
+# Becoming vLLM
+
+
+def launch(words: list[str]) -> NoReturn:
+    keys, serve = read_keys("launch", words)
+    check_command(serve)
+    write_keys(keys)
+    host, port = address(serve)
+    check_port(host, port)
+    here, runtime = os.path.dirname(os.path.abspath(__file__)), runtime_directory()
+    environment = {name: value for name, value in os.environ.items() if name not in KEPT_FROM_VLLM}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    environment["VLLM_USE_RUST_FRONTEND"] = "0"
+    # Its engine dead, vLLM would exit 0, as if asked to. So it stays, and the watcher ends it by a signal.
+    environment["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
+    write(os.path.join(runtime, "stages"), "")
+    if not any(has_flag(serve, flag) for flag in ("--log-config-file", "--logging-config")):
+        environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
+        write(os.path.join(runtime, "logging.json"), json.dumps(log_configuration(runtime, serve)))
+    if not has_flag(serve, "--allowed-media-domains"):
+        # An empty list would let anyone have this host fetch any address; the name is one that never exists.
+        serve = [*serve, "--allowed-media-domains", "none.invalid"]
+    scheme = "https" if has_flag(serve, "--ssl-certfile") else "http"
+    watcher = [sys.executable, "-IS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), scheme, host, str(port)]
+    subprocess.run(watcher, stdin=subprocess.DEVNULL, check=True)
+    # -P: a folder named vllm in the working directory must not take vLLM's place.
+    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    command = [sys.executable, *safe, "-m", "vllm.entrypoints.cli.main", *serve, "--middleware", "vllm_guard.Guard"]
+    os.execve(sys.executable, command, environment)
+
+
+def check_command(serve: list[str]) -> None:
+    if serve[:1] != ["serve"]:
+        raise Refused("expected `-- serve MODEL` after the keys")
+    for flag, why in REFUSED_FLAGS.items():
+        if has_flag(serve, flag):
+            raise Refused(f"{flag} cannot be used: {why}")
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise Refused("VLLM_USE_RUST_FRONTEND is set: vLLM's Rust front end takes no guard, so it is refused")
+
+
+def has_flag(serve: list[str], flag: str) -> bool:
+    return any(word.partition("=")[0].replace("_", "-") == flag for word in serve)
+
+
+def flag_value(serve: list[str], flag: str, default: str) -> str:
+    for word, following in zip(serve, [*serve[1:], default], strict=False):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            default = value if equals else following
+    return default
+
+
+def address(serve: list[str]) -> tuple[str, int]:
+    port = flag_value(serve, "--port", "8000")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise Refused(f"--port {port} is not a port")
+    return flag_value(serve, "--host", "0.0.0.0"), int(port)
+
+
+def log_configuration(runtime: str, serve: list[str]) -> dict[str, object]:
+    """vLLM's and uvicorn's usual logs; besides, the stages go into a file and the probes nowhere."""
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
+    quiet = flag_value(serve, "--disable-access-log-for-endpoints", "").split(",")
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "vllm": {"()": "vllm_guard.vllm_formatter"},
+            "uvicorn": {"format": "%(levelname)s:     %(message)s"},
+        },
+        "filters": {"quiet": {"()": "vllm_guard.QuietAccess", "paths": [PROBE, "/health", "/metrics", *quiet]}},
+        "handlers": {
+            "vllm": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "vllm"},
+            "uvicorn": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "uvicorn"},
+            "stages": {"()": "vllm_guard.Stages", "path": os.path.join(runtime, "stages")},
+        },
+        "loggers": {
+            "vllm": {"handlers": ["vllm", "stages"], "level": level, "propagate": False},
+            "uvicorn": {"handlers": ["uvicorn", "stages"], "level": "INFO", "propagate": False},
+            "uvicorn.access": {"filters": ["quiet"], "level": "INFO"},
+        },
+    }
+
+
+# Custody of port and GPU
+
+
+def check(words: list[str]) -> None:
+    """As root, before the sandbox: it can name processes that the service itself cannot see."""
+    _, serve = split(words)
+    check_port(*address(serve))
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20).stdout
+        for pid, memory in re.findall(r"(\d+), (.+)", shown):
+            say(f"GPU memory is held by pid {pid} ({command_of(int(pid))}): {memory}", 5)
+
+
+def check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(1)
+        except PermissionError:
+            raise Refused(f"port {port} is not open to this user: take one above 1023") from None
+        except OSError as error:
+            held = f"port {port} is held by {holder(port)}"
+            why = held if error.errno == 98 else f"cannot listen on {host} port {port}: {error.strerror}"
+            raise Refused(why, BUSY) from None
+
+
+def holder(port: int) -> str:
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:
+            rows = (line.split() for line in file)
+            inodes |= {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+    for link in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link)[8:-1] in inodes:
+                pid = int(link.split("/")[2])
+                return f"pid {pid} ({command_of(pid)})"
+    return f"another user's process (to see it, as root: ss -ltnp 'sport = :{port}')"
+
+
+def refuse(words: list[str]) -> None:
+    raise Refused(" ".join(words))
+
+
+def main(words: list[str]) -> int:
+    verbs = {"launch": launch, "reload": reload, "check": check, "refuse": refuse}
+    try:
+        if not words or words[0] not in verbs:
+            raise Refused(f"expected one of {', '.join(verbs)}")
+        verbs[words[0]](words[1:])
+    except Refused as refused:
+        say(str(refused), 3)
+        notify(f"STATUS=refused: {refused}")
+        return refused.status
+    except OSError as error:
+        say(f"cannot {words[0]}: {error}", 3)
+        notify(f"STATUS=cannot {words[0]}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

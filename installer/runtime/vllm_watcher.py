@@ -1,0 +1,345 @@
+"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py MAIN-PID SCHEME HOST PORT`.
+
+STATUS= with the stage of the start, READY=1 once a request was answered and one without a key refused, WATCHDOG=1 as
+long as the engine makes progress. `/health` is no witness of progress: it is 200 with a hung engine. Stdlib only.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import functools
+import glob
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+PROBE = "/v1/completions?probe"
+# What answers of the model can be asked for; the first that this model gives at all is the one.
+QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (
+    (PROBE, {"prompt": "Hi", "max_tokens": 1, "temperature": 0}),
+    ("/v1/embeddings?probe", {"input": "Hi"}),
+    ("/pooling?probe", {"input": "Hi"}),
+    ("/classify?probe", {"input": "Hi"}),
+)
+STAGES = (
+    ("Initializing a V1 LLM engine", "starting the engine"),
+    ("Starting to load model", "loading weights"),
+    ("Loading weights took", "weights loaded"),
+    ("Model loading took", "measuring memory"),
+    ("Warming up model", "compiling"),
+    ("torch.compile", "compiling"),
+    ("KV cache size", "warming up"),
+    ("Capturing", "capturing graphs"),
+    ("Graph capturing finished", "warming up"),
+    ("Starting vLLM", "starting the server"),
+    ("Application startup complete", "waiting for the first answer"),
+)
+# Moved by the engine and by nothing else; the cache's fill moves through a long prefill that yields no token yet.
+COUNTERS = re.compile(
+    r"^vllm:(?:generation_tokens_total|prompt_tokens_total|iteration_tokens_total_count|num_preemptions_total"
+    r"|num_requests_running|num_requests_waiting|kv_cache_usage_perc)[ {].*",
+    re.MULTILINE,
+)
+PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; VLLM_START_PATIENCE_SEC
+NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
+
+
+def say(text: str, priority: int = 6) -> None:
+    level = f"<{priority}>" if "JOURNAL_STREAM" in os.environ else ""
+    print(f"{level}vllm-launcher: {text}", file=sys.stderr, flush=True)
+
+
+def notify(*lines: str) -> None:
+    """Tell systemd, and wait until it has taken note: it cannot place the word of a process that is gone by then."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    read, write = os.pipe()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address[0] == "@" else address)
+        sender.send("\n".join(lines).encode())
+        sender.sendmsg([b"BARRIER=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))])
+    os.close(write)
+    select.select([read], [], [], 2)
+    os.close(read)
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return re.sub(r"\bsk-\S+", "sk-…", file.read(4096).replace(b"\0", b" ").decode(errors="replace").strip())[:200]
+    return "unknown command"
+
+
+def stat(pid: int) -> list[str]:
+    """State, parent's pid and on, as in proc(5) from field 3; empty for a process that is gone or a zombie."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(") ")[2].split()
+        return fields if fields[0] != "Z" else []
+    return []
+
+
+def is_gone(pid: int) -> bool:
+    return not stat(pid)
+
+
+class Vllm:
+    """vLLM seen from outside: its processes, its log's telling lines, its HTTP interface."""
+
+    def __init__(self, pid: int, scheme: str, host: str, port: int) -> None:
+        self.pid = pid
+        self._born = self._birth(pid)
+        self._scheme, self.port = scheme, port
+        self._host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+        with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
+            self._key = file.read().strip()
+        self._stages = os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "stages")
+        self._question = 0
+        self.model = ""
+
+    @staticmethod
+    def _birth(pid: int) -> str:
+        return (stat(pid) or [""] * 20)[19]
+
+    def is_running(self) -> bool:
+        return self._born != "" and self._birth(self.pid) == self._born
+
+    def children(self) -> set[int]:
+        """Every process that descends from vLLM's main process."""
+        pids = (int(path[6:]) for path in glob.glob("/proc/[0-9]*"))
+        parents = {pid: int(fields[1]) for pid in pids if (fields := stat(pid))}
+        found, fresh = set[int](), {self.pid}
+        while fresh:
+            fresh = {pid for pid, parent in parents.items() if parent in fresh}
+            found |= fresh
+        return found
+
+    def traffic(self) -> int:
+        """Bytes that all processes have read and written: what moves while a start is silent."""
+        total = 0
+        for pid in {self.pid, *self.children()}:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/io") as file:
+                total += sum(int(n) for n in re.findall(r"^(?:[rw]char|read_bytes): (\d+)", file.read(), re.MULTILINE))
+        return total
+
+    def log_lines(self) -> list[str]:
+        with contextlib.suppress(OSError), open(self._stages, errors="replace") as file:
+            return file.read().splitlines()
+        return []
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.is_running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def ask(
+        self, method: str, path: str, patience: float, *, body: object = None, key: bool = True
+    ) -> tuple[int, bytes]:
+        """Status and body; (0, b"") where no answer came."""
+        headers = {"Authorization": f"Bearer {self._key}"} if key else {}
+        headers |= {"Content-Type": "application/json"} if body else {}
+        connection: http.client.HTTPConnection
+        if self._scheme == "https":
+            # The certificate names the host as clients know it; this asks the process next door.
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(self._host, self.port, timeout=patience, context=context)
+        else:
+            connection = http.client.HTTPConnection(self._host, self.port, timeout=patience)
+        try:
+            connection.request(method, path, json.dumps(body) if body else None, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            return 0, b""
+        finally:
+            connection.close()
+
+    def is_guarded(self) -> bool | None:
+        """Whether a request without a key is refused; None while there is no server."""
+        status, _ = self.ask("GET", "/is-this-guarded", 10, key=False)
+        return status == 401 if status else None
+
+    def answers(self, patience: float) -> bool:
+        """Whether the model itself answers a smallest possible request."""
+        if not self.model:
+            status, body = self.ask("GET", "/v1/models", min(patience, 10))
+            if status != 200:
+                return False
+            self.model = json.loads(body)["data"][0]["id"]
+        while True:
+            path, question = QUESTIONS[self._question]
+            status, _ = self.ask("POST", path, patience, body={"model": self.model, **question})
+            if status not in (400, 404, 405, 501) or self._question + 1 == len(QUESTIONS):
+                return status == 200
+            self._question += 1
+
+    def is_dead(self) -> bool:
+        return self.ask("GET", "/health", 2)[0] == 503
+
+    def counters(self) -> list[str]:
+        status, body = self.ask("GET", "/metrics", 10)
+        return COUNTERS.findall(body.decode(errors="replace")) if status == 200 else []
+
+
+class Watcher:
+    def __init__(self, vllm: Vllm) -> None:
+        self.vllm = vllm
+        self.patience = float(os.environ.get("VLLM_START_PATIENCE_SEC") or PATIENCE)
+        self.watchdog = int(os.environ.get("WATCHDOG_USEC") or 120_000_000) / 1e6
+        self.stage = "starting"
+        self.is_ready = threading.Event()
+        with open("/proc/self/cgroup") as file:
+            units = re.findall(r"/([^/\n]+\.service)(?=/|$)", file.read(), re.MULTILINE)
+        self.unit = units[-1] if units else ""
+
+    def watch(self) -> NoReturn:
+        threading.Thread(target=self.stop_at_once, daemon=True).start()
+        self.see_it_start()
+        self.is_ready.set()
+        notify("READY=1", f"STATUS=serving {self.vllm.model}")
+        say(f"serving {self.vllm.model}: a request was answered")
+        self.see_it_serve()
+
+    def is_stopping(self) -> bool:
+        """Whether systemd is ending the unit, however far it has come."""
+        command = ["systemctl", "show", "--property=SubState", "--value", self.unit]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)
+            return shown.stdout.startswith(("stop", "final"))
+        return False
+
+    def stop_at_once(self) -> None:
+        """vLLM ignores SIGTERM until it serves; SIGHUP ends it, and systemd counts that as a clean end."""
+        while not self.is_ready.wait(1):
+            if self.is_stopping():
+                say(f"stop asked for while {self.stage}: ending vLLM at once")
+                self.vllm.signal(signal.SIGHUP)
+                return
+
+    def see_it_start(self) -> None:
+        """Return once it serves; a start is never cut while it gets on, however long it takes."""
+        seen, at, traffic = 0, time.monotonic(), 0
+        while (guarded := self.vllm.is_guarded()) is None:
+            self.leave_with_vllm()
+            lines, moved = self.vllm.log_lines(), self.vllm.traffic()
+            self.tell_stage(lines[seen:])
+            # Traffic falls when a process ends, which is a step ahead as well.
+            if len(lines) > seen or abs(moved - traffic) > NOISE:
+                seen, at, traffic = len(lines), time.monotonic(), moved
+            elif time.monotonic() - at > self.patience:
+                self.end_hung(f"the start made no progress for {self.patience:.0f} s")
+            time.sleep(0.5)
+        if not guarded:
+            self.end(f"port {self.vllm.port} answers without a key: the guard is not in place")
+        self.tell_stage(["INFO Application startup complete"])
+        self.see_first_answer()
+
+    def see_first_answer(self) -> None:
+        end = time.monotonic() + self.patience
+        while not self.vllm.answers(self.patience):
+            self.leave_with_vllm()
+            if self.vllm.is_dead():
+                self.end("the engine died of its first request")
+            if time.monotonic() > end:
+                self.end_hung(f"the first request was not answered within {self.patience:.0f} s")
+            time.sleep(0.5)
+
+    def tell_stage(self, lines: list[str]) -> None:
+        for line in lines:
+            level, _, text = line.partition(" ")
+            stages = [stage for words, stage in STAGES if words in text]
+            if level in ("ERROR", "CRITICAL"):
+                notify(f"STATUS=failed while {self.stage}: {text}")
+            elif stages and stages[0] != self.stage:
+                self.stage = stages[0]
+                notify(f"STATUS={self.stage}")
+
+    def see_it_serve(self) -> NoReturn:
+        counters, engine = self.vllm.counters(), self.vllm.children()
+        while True:
+            notify("WATCHDOG=1")
+            tick = time.monotonic() + self.watchdog / 4
+            while time.monotonic() < tick:
+                self.leave_with_vllm()
+                lost = engine - self.vllm.children()
+                # A child may end for other reasons; of its engine's death vLLM itself knows within moments.
+                if lost and self.wait_for(lambda: self.vllm.is_dead() or not self.vllm.is_running(), 5):
+                    self.leave_with_vllm()
+                    self.end(f"the engine died (process {min(lost)}): ending vLLM, to be started anew")
+                engine -= lost
+                time.sleep(min(1, self.watchdog / 10))
+            before, counters = counters, self.vllm.counters()
+            if not counters or counters == before:
+                answered = self.vllm.answers(self.watchdog / 2)
+                counters = self.vllm.counters()
+                if not answered and (not counters or counters == before):
+                    self.end_hung("the engine makes no progress and answers no request")
+            engine |= self.vllm.children()
+
+    def leave_with_vllm(self) -> None:
+        if not self.vllm.is_running():
+            sys.exit(0)
+
+    def stand_back_if_stopping(self) -> None:
+        while self.is_stopping():
+            self.leave_with_vllm()
+            time.sleep(1)
+
+    def end(self, why: str) -> NoReturn:
+        """By a signal that systemd counts as a failure, and which ends the rest of the unit, too."""
+        self.stand_back_if_stopping()
+        say(why, 3)
+        notify(f"STATUS={why}")
+        self.vllm.signal(signal.SIGKILL)
+        sys.exit(0)
+
+    def end_hung(self, why: str) -> NoReturn:
+        """Every Python stack into the journal (PYTHONFAULTHANDLER=1), then the watchdog's verdict over the unit."""
+        self.stand_back_if_stopping()
+        say(f"{why}; stage: {self.stage}; {' '.join(self.vllm.counters()) or 'no counters'}", 3)
+        notify(f"STATUS={why}")
+        for pid in sorted(self.vllm.children()):
+            if command_of(pid).startswith("VLLM::"):
+                say(f"stacks of {command_of(pid)} (pid {pid}), stopped by SIGABRT:", 3)
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGABRT)
+                    os.kill(pid, signal.SIGCONT)
+                self.wait_for(functools.partial(is_gone, pid), 2)
+        notify("WATCHDOG=trigger")
+        if not self.wait_for(lambda: not self.vllm.is_running(), 5):
+            self.vllm.signal(signal.SIGABRT)
+            self.vllm.signal(signal.SIGCONT)
+        sys.exit(0)
+
+    @staticmethod
+    def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def main(words: list[str]) -> None:
+    vllm = Vllm(int(words[0]), words[1], words[2], int(words[3]))
+    # Of vLLM's children this would be one it does not know; so it becomes a child of systemd, in the same unit.
+    if os.fork():
+        return
+    os.setsid()
+    Watcher(vllm).watch()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
