@@ -37,17 +37,26 @@ class File:
 
 
 def literal(text: str) -> str:
-    """Text for any directive: no specifier in it is expanded, and it cannot end the line it stands in."""
-    if not text.isprintable():
-        raise UsageError(f"{text!r} holds a character that cannot stand in a systemd unit")
-    return text.replace("%", "%%")
+    """Text that ends a line: no specifier in it is expanded, and the line below stays a line of its own."""
+    if text.endswith("\\"):
+        raise UsageError(f"{text!r} ends with a backslash, which in a systemd unit joins it with the next line")
+    return _without_specifiers(text)
 
 
 def quote(word: str) -> str:
-    """One word of a list directive, such as a path or NAME=VALUE."""
-    if _PLAIN_WORD.fullmatch(word):
-        return word
-    return '"' + literal(word).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """One word of a list directive, such as NAME=VALUE."""
+    return word if _PLAIN_WORD.fullmatch(word) else quote_path(word)
+
+
+def quote_path(path: str) -> str:
+    """A path in BindReadOnlyPaths=, where a bare colon would end it."""
+    return '"' + _without_specifiers(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _without_specifiers(text: str) -> str:
+    if not text.isprintable():
+        raise UsageError(f"{text!r} holds a character that cannot stand in a systemd unit")
+    return text.replace("%", "%%")
 
 
 def quote_exec(args: Sequence[str]) -> str:
@@ -166,5 +175,5 @@ def template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 systemd units are not HTML; the filters below do the escaping
     )
-    environment.filters |= {"literal": literal, "quote": quote, "quote_exec": quote_exec}
+    environment.filters |= {"literal": literal, "quote": quote, "quote_path": quote_path, "quote_exec": quote_exec}
     return environment.get_template(name)
