@@ -284,7 +284,7 @@ def sweep() -> None:
 def _remove(name: str) -> None:
     for hierarchy in ("", "systemd", "unified"):
         top = Path("/sys/fs/cgroup", hierarchy, name)
-        for group in sorted(top.rglob("*/"), reverse=True) + [top]:
+        for group in [*sorted(top.rglob("*/"), reverse=True), top]:
             with contextlib.suppress(OSError):
                 group.rmdir()
     shutil.rmtree(MACHINES / name, ignore_errors=True)

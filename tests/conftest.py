@@ -1,0 +1,47 @@
+"""What all tests share: machines to boot, stand-in engines, and one real engine a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.boot.machine import Machine
+from tests.boot.surroundings import REPO
+from tests.standin.wheel import build_wheel
+
+NEED_ROOT = {"boot", "machine", "cpu_engine"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "root: needs root; tests that boot a machine have it by themselves")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if NEED_ROOT & set(getattr(item, "fixturenames", ())):
+            item.add_marker("root")
+
+
+@pytest.fixture
+def boot() -> Iterator[Callable[..., Machine]]:
+    """boot(**options) gives a running Machine; all are thrown away when the test ends."""
+    with ExitStack() as machines:
+        yield lambda **options: machines.enter_context(Machine(**options))
+
+
+@pytest.fixture
+def machine(boot: Callable[..., Machine]) -> Machine:
+    """A running machine without a network."""
+    return boot()
+
+
+@pytest.fixture(scope="session")
+def standin_wheels() -> Path:
+    """A folder for --find-links with the stand-in engine, visible in machines at the same path."""
+    folder = REPO / "build/standin"
+    for version in ("0.32.0", "0.31.0"):
+        build_wheel(folder, version)
+    return folder

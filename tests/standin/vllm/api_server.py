@@ -1,0 +1,189 @@
+"""The routes of vLLM's server that clients, probes and the guard meet."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from vllm import __version__
+from vllm.asgi import Receive, Scope, Send
+
+
+class EngineDead(Exception):
+    """The engine process is gone."""
+
+
+class Engine:
+    """The engine process, seen from the API server."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.generated = 0
+        self.died = asyncio.Event()
+        self._ids = itertools.count()
+        self._queues: dict[int, asyncio.Queue[str | None]] = {}
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        # Under another argv[0] an interpreter finds its library only when told where it is.
+        self._process = await asyncio.create_subprocess_exec(
+            "VLLM::EngineCore", str(Path(__file__).with_name("engine_core.py")), executable=sys.executable,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONHOME": sys.base_prefix, "PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        self._reader = asyncio.ensure_future(self._read(self._process))
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            message = json.loads(line)
+            if message["id"] in self._queues:
+                self._queues[message["id"]].put_nowait(message["token"])
+        self.died.set()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def generate(self, max_tokens: int) -> AsyncIterator[str]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        key = next(self._ids)
+        queue = self._queues[key] = asyncio.Queue()
+        self.running += 1
+        try:
+            self._process.stdin.write(json.dumps({"id": key, "max_tokens": max_tokens}).encode() + b"\n")
+            while (token := await self._next(queue)) is not None:
+                self.generated += 1
+                yield token
+        finally:
+            self.running -= 1
+            del self._queues[key]
+
+    async def _next(self, queue: "asyncio.Queue[str | None]") -> str | None:
+        got, died = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.died.wait())
+        done, waiting = await asyncio.wait({got, died}, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        if got not in done:
+            raise EngineDead
+        return got.result()
+
+
+class Application:
+    """An ASGI application without a key check of its own: the guard in front of it is what is tested."""
+
+    def __init__(self, engine: Engine, model: str, context: int) -> None:
+        self.engine = engine
+        self.model = model
+        self.context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            return
+        body = (await receive()).get("body", b"")
+        route = (scope["method"], scope["path"])
+        if route in (("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/invocations")):
+            await self._complete(send, json.loads(body or b"{}"), chat="chat" in scope["path"])
+        elif route == ("GET", "/metrics"):
+            await _answer(send, 200, self._metrics().encode(), b"text/plain; version=0.0.4")
+        elif (found := self._plain(route)) is not None:
+            await _answer(send, 200, json.dumps(found).encode() if found else b"")
+        else:
+            await _error(send, 404, "Not Found")
+
+    def _plain(self, route: tuple[str, str]) -> Any:
+        card = {"id": self.model, "object": "model", "owned_by": "vllm", "max_model_len": self.context}
+        return {
+            ("GET", "/health"): "",
+            ("GET", "/ping"): "",
+            ("GET", "/version"): {"version": __version__},
+            ("GET", "/load"): {"server_load": self.engine.running},
+            ("GET", "/docs"): {"title": "stand-in"},
+            ("GET", "/openapi.json"): {"openapi": "3.1.0"},
+            ("GET", "/v1/models"): {"object": "list", "data": [card]},
+            ("POST", "/tokenize"): {"count": 3, "max_model_len": self.context, "tokens": [1, 2, 3]},
+            ("POST", "/detokenize"): {"prompt": "The quick brown"},
+        }.get(route)
+
+    async def _complete(self, send: Send, request: dict[str, Any], *, chat: bool) -> None:
+        if request.get("model", self.model) != self.model:
+            await _error(send, 404, f"The model `{request['model']}` does not exist.")
+            return
+        tokens = int(request.get("max_completion_tokens") or request.get("max_tokens") or 16)
+        if tokens > self.context:
+            await _error(
+                send, 400, f"max_tokens is too large: {tokens}. This model's maximum context length is {self.context}."
+            )
+            return
+        try:
+            if request.get("stream"):
+                await self._stream(send, tokens, chat=chat)
+            else:
+                text = "".join([token async for token in self.engine.generate(tokens)])
+                choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+                await _answer(send, 200, json.dumps(self._answer(choice, tokens, chat=chat)).encode())
+        except EngineDead:
+            await _error(send, 500, "EngineCore encountered an issue.")
+
+    async def _stream(self, send: Send, tokens: int, *, chat: bool) -> None:
+        await send(_start(200, b"text/event-stream"))
+        async for token in self.engine.generate(tokens):
+            choice = {"delta": {"content": token}} if chat else {"text": token}
+            event = b"data: " + json.dumps(self._answer(choice, 1, chat=chat)).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    def _answer(self, choice: dict[str, Any], tokens: int, *, chat: bool) -> dict[str, Any]:
+        return {
+            "id": "cmpl-standin",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": self.model,
+            "choices": [{"index": 0, "finish_reason": "length", **choice}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": tokens + 3},
+        }
+
+    def _metrics(self) -> str:
+        labels = f'engine="0",model_name="{self.model}"'
+        values = {
+            "vllm:generation_tokens_total": ("counter", self.engine.generated),
+            "vllm:num_requests_running": ("gauge", self.engine.running),
+            "vllm:num_requests_waiting": ("gauge", 0),
+            "vllm:kv_cache_usage_perc": ("gauge", 0),
+            "vllm:num_preemptions_total": ("counter", 0),
+        }
+        lines = []
+        for name, (kind, value) in values.items():
+            lines += [f"# TYPE {name} {kind}", f"{name}{{{labels}}} {float(value)}"]
+        lines.append(f'vllm:cache_config_info{{block_size="128",engine="0",num_gpu_blocks="{self.context}"}} 1.0')
+        return "\n".join(lines) + "\n"
+
+
+def _start(status: int, kind: bytes, length: int | None = None) -> dict[str, Any]:
+    size = [] if length is None else [(b"content-length", str(length).encode())]
+    return {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind), *size]}
+
+
+async def _answer(send: Send, status: int, body: bytes, kind: bytes = b"application/json") -> None:
+    await send(_start(status, kind, len(body)))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _error(send: Send, status: int, message: str) -> None:
+    await _answer(send, status, json.dumps({"error": {"message": message, "code": status}}).encode())

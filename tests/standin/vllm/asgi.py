@@ -1,0 +1,121 @@
+"""A small HTTP/1.1 server for one ASGI application."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Server:
+    """Serves until told to drain; `busy` counts the requests under way."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.busy = 0
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, host: str, port: int) -> None:
+        self._server = await asyncio.start_server(self._connection, host, port)
+
+    async def drain(self, patience: float) -> None:
+        """Take no new connection; wait for the running requests, but not longer than `patience`."""
+        assert self._server is not None
+        self._server.close()
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle(), patience)
+
+    async def _idle(self) -> None:
+        while self.busy:
+            await asyncio.sleep(0.02)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its answer; False when the connection is to be closed."""
+        line = await reader.readline()
+        if not line:
+            return False
+        method, target, _ = line.decode("latin-1").split()
+        headers = []
+        while line := (await reader.readline()).strip():
+            name, _, text = line.partition(b":")
+            headers.append((name.strip().lower(), text.strip()))
+        found = dict(headers)
+        body = await reader.readexactly(int(found.get(b"content-length", b"0")))
+        path, _, query = target.partition("?")
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": path, "raw_path": path.encode(), "root_path": "", "query_string": query.encode(),
+            "headers": headers, "client": writer.get_extra_info("peername"),
+            "server": writer.get_extra_info("sockname"),
+        }  # fmt: skip
+        self.busy += 1
+        try:
+            await self.application(scope, _receiver(body), _sender(writer))
+        finally:
+            self.busy -= 1
+        return found.get(b"connection", b"").lower() != b"close"
+
+
+def _receiver(body: bytes) -> Receive:
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    return receive
+
+
+def _sender(writer: asyncio.StreamWriter) -> Send:
+    """Answers of unknown length go out in chunks, as they come."""
+    chunked = False
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal chunked
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            chunked = not any(name.lower() == b"content-length" for name, _ in headers)
+            headers += [(b"transfer-encoding", b"chunked")] if chunked else []
+            writer.write(f"HTTP/1.1 {message['status']} -\r\n".encode())
+            writer.write(b"".join(name + b": " + text + b"\r\n" for name, text in headers) + b"\r\n")
+            return
+        body = message.get("body", b"")
+        if body:
+            writer.write(b"%x\r\n%b\r\n" % (len(body), body) if chunked else body)
+        if chunked and not message.get("more_body"):
+            writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    return send
+
+
+async def start_up(application: Application) -> None:
+    """Tell the application that serving begins, through every middleware."""
+    began = asyncio.Event()
+    messages = [{"type": "lifespan.startup"}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            began.set()
+
+    task = asyncio.ensure_future(application({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send))
+    await began.wait()
+    task.cancel()

@@ -1,0 +1,31 @@
+"""Faults on request: words in VLLM_STANDIN and in the file `standin` in the home directory, read when they matter.
+
+slow-start=SECONDS    takes that long to load
+stall=STAGE           stops for ever at `load`, `compile` or `capture`
+refuse-context=N      a longer context does not fit: vLLM's words, exit 1
+auto-context=N        what `--max-model-len auto` comes to
+die-at-start=STATUS   ends with this status while loading
+die-on-completion     the engine dies of a signal at the first completion
+hang                  completions are taken and never answered; /health stays 200
+token-seconds=S       time between two tokens
+"""
+
+import os
+from pathlib import Path
+
+
+def value(name: str) -> str | None:
+    """The fault's value, "" for one without, None where it is not asked for."""
+    words = os.environ.get("VLLM_STANDIN", "").split()
+    file = Path(os.environ.get("HOME", "/"), "standin")
+    if file.is_file():
+        words += file.read_text().split()
+    for word in words:
+        key, _, text = word.partition("=")
+        if key == name:
+            return text
+    return None
+
+
+def number(name: str, default: float) -> float:
+    return float(value(name) or default)
