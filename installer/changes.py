@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +63,7 @@ class Run:
     why: str
 
     def describe(self) -> str:
-        return f"{self.why} ({' '.join(self.argv)})"
+        return f"{self.why} ({shlex.join(self.argv)})"
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "run", "argv": list(self.argv), "why": self.why}
