@@ -12,7 +12,7 @@ from typing import Any
 
 from installer import keys
 from installer.engines import Engine
-from installer.errors import InstallError
+from installer.errors import InstallError, UsageError
 from installer.host import Host
 from installer.layout import Layout
 from installer.models import Model
@@ -63,10 +63,10 @@ def load_state(host: Host, layout: Layout) -> State | None:
             key_shown=data["key_shown"],
             history=tuple(Event(**event) for event in data["history"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise InstallError(
             f"{layout.state_file} cannot be read: {type(error).__name__}: {error}",
-            f"move it away and run deploy again: it takes the service over (mv {layout.state_file} /root/)",
+            f"move it away and run deploy again, which names what else is in its way: mv {layout.state_file} /root/",
         ) from None
 
 
@@ -101,8 +101,8 @@ def owned_on(host: Host) -> dict[Path, set[str]]:
     """Every file that is ours on this host, with what we may have written there; some belong to several services."""
     owned: dict[Path, set[str]] = {}
     for service in services(host):
-        state = json.loads(host.read(Layout(service).state_file) or "{}")
-        for path, digests in state.get("owned", {}).items():
+        state = load_state(host, Layout(service))
+        for path, digests in state.owned.items() if state else ():
             owned.setdefault(Path(path), set()).update(digests)
     return owned
 

@@ -1,0 +1,138 @@
+"""What is remembered between two commands: the same after a save and a load, and readable words when it is damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from installer import keys
+from installer.errors import InstallError
+from installer.host import Host
+from installer.layout import Layout
+from installer.settings import Settings
+from installer.state import HISTORY, Event, State, event, load_state, owned_on, save_state, services, text_digest
+from tests.samples import any_settings
+from tests.targets import KEYS, target
+
+LAYOUT = Layout("qwen3vl")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def state(**changed: object) -> State:
+    whole = State(
+        service="qwen3vl",
+        owned={"/etc/a": ("1", "2"), "/etc/b": ("3",)},
+        owns_user=True,
+        proved=target(),
+        pending="deploy",
+        key_shown=True,
+        history=(event("deploy", "proved"), Event("2026-01-02T03:04:05Z", "set-context", "undone: too large")),
+    )
+    return dataclasses.replace(whole, **changed)  # type: ignore[arg-type]
+
+
+def test_nothing_is_known_of_a_service_never_deployed(host: Host) -> None:
+    assert load_state(host, LAYOUT) is None
+    assert services(host) == []
+    assert owned_on(host) == {}
+
+
+def test_what_was_saved_is_loaded(host: Host) -> None:
+    for whole in (state(), State("qwen3vl"), state(proved=target(kind="cpu", path=Path("/models/a b")))):
+        save_state(host, LAYOUT, whole)
+        assert load_state(host, LAYOUT) == whole
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(any_settings(), st.sampled_from(["cuda", "cpu", "rocm"]))
+def test_any_settings_survive(host: Host, chosen: Settings, kind: str) -> None:
+    layout = Layout(chosen.service)
+    whole = State(chosen.service, proved=target(chosen, kind=kind))
+    save_state(host, layout, whole)
+    assert load_state(host, layout) == whole
+
+
+def test_a_key_that_the_unit_holds_verbatim_is_kept_by_its_digest_alone(host: Host) -> None:
+    plain = "sk-a-key-that-nobody-else-may-see"
+    held = keys.Key("default", keys.digest(plain), plain=plain)
+    save_state(host, LAYOUT, state(proved=target(keys=(held, KEYS[1]))))
+    assert plain not in (host.read(LAYOUT.state_file) or "")
+    loaded = load_state(host, LAYOUT)
+    assert loaded is not None
+    assert loaded.proved is not None
+    assert loaded.proved.keys == (dataclasses.replace(held, plain=None), KEYS[1])
+
+
+def test_the_history_is_bounded(host: Host) -> None:
+    long = tuple(Event("2026-01-02T03:04:05Z", "deploy", str(n)) for n in range(HISTORY + 5))
+    save_state(host, LAYOUT, state(history=long))
+    loaded = load_state(host, LAYOUT)
+    assert loaded is not None
+    assert loaded.history == long[-HISTORY:]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '"x"', "{}", '{"version": 1}', "\x00\udcff", '{"version": 1, "owned": []}'],
+)
+def test_a_damaged_file_is_named_with_a_way_out(host: Host, text: str) -> None:
+    host.write(LAYOUT.state_file, text)
+    for read in (lambda: load_state(host, LAYOUT), lambda: owned_on(host)):
+        with pytest.raises(InstallError, match=f"{LAYOUT.state_file} cannot be read") as caught:
+            read()
+        assert "mv " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("owned", []), ("owned", None), ("history", [{"when": "x"}]), ("history", 3), ("proved", {"settings": {}}),
+        ("proved", 7), ("service", ...),
+    ],
+)  # fmt: skip
+def test_a_damaged_part_is_found(host: Host, part: str, value: object) -> None:
+    save_state(host, LAYOUT, state())
+    data = json.loads(host.read(LAYOUT.state_file) or "")
+    if value is ...:
+        del data[part]
+    else:
+        data[part] = value
+    host.write(LAYOUT.state_file, json.dumps(data))
+    with pytest.raises(InstallError, match="cannot be read"):
+        load_state(host, LAYOUT)
+
+
+def test_settings_that_are_no_longer_valid_are_not_blamed_on_the_settings_file_alone(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    host.write(LAYOUT.state_file, (host.read(LAYOUT.state_file) or "").replace('"port": "8000"', '"port": "0"'))
+    with pytest.raises(InstallError, match=f"{LAYOUT.state_file} cannot be read: .*PORT='0'"):
+        load_state(host, LAYOUT)
+
+
+def test_a_file_of_a_later_version_is_not_guessed_at(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    host.write(LAYOUT.state_file, (host.read(LAYOUT.state_file) or "").replace('"version": 1', '"version": 2'))
+    with pytest.raises(InstallError, match="written by another version"):
+        load_state(host, LAYOUT)
+
+
+def test_what_is_ours_is_gathered_over_all_services(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    save_state(host, Layout("other"), State("other", owned={"/etc/b": ("4",), "/etc/c": ("5",)}))
+    host.make_dir(Path("/var/lib/vllm-install/not-a-service"))
+    assert services(host) == ["other", "qwen3vl"]
+    assert owned_on(host) == {Path("/etc/a"): {"1", "2"}, Path("/etc/b"): {"3", "4"}, Path("/etc/c"): {"5"}}
+
+
+def test_digests_are_of_bytes() -> None:
+    assert text_digest("\udce9") != text_digest("é")
+    assert len(text_digest("")) == 64
