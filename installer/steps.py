@@ -140,7 +140,8 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
         if host.exists(path) and (path not in shared or not others):
             yield Remove(path)
     yield Run(("systemctl", "daemon-reload"), "make systemd forget the unit")
-    yield Run(("systemctl", "reset-failed"), "clear its failed state")
+    # As a pattern, so that a unit that did not fail is no error; with no name at all, every unit would be cleared.
+    yield Run(("systemctl", "reset-failed", f"{layout.service}.servic[e]"), "clear its failed state")
     if state.owns_user and has_user(host, layout.user):
         yield Run(("userdel", layout.user), f"remove the user {layout.user}")
     if host.exists(layout.cache_dir):
