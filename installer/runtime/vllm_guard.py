@@ -260,7 +260,7 @@ class Stages(logging.Handler):
                 text = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
             if record.levelno < logging.ERROR and not TELLING.search(text):
                 return
-            line = f"{record.levelname} {text.strip()[-2000:].splitlines()[-1][:400]}\n"
+            line = f"{record.levelname} {text.strip().rpartition(chr(10))[2][:400]}\n"
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 if os.fstat(file).st_size < self.LIMIT:

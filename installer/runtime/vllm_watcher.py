@@ -204,6 +204,7 @@ class Watcher:
         self.unit = units[-1] if units else ""
 
     def watch(self) -> NoReturn:
+        notify("STATUS=starting")
         threading.Thread(target=self.stop_at_once, daemon=True).start()
         self.see_it_start()
         self.is_ready.set()
@@ -214,8 +215,12 @@ class Watcher:
     def is_stopping(self) -> bool:
         """Whether systemd is ending the unit, however far it has come."""
         command = ["systemctl", "show", "--property=SubState", "--value", self.unit]
+        # Without NOTIFY_SOCKET: systemctl would report its own exit there, as if it were the service's.
+        quiet = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)
+            shown = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, env=quiet
+            )
             return shown.stdout.startswith(("stop", "final"))
         return False
 
@@ -266,26 +271,35 @@ class Watcher:
                 notify(f"STATUS={self.stage}")
 
     def see_it_serve(self) -> NoReturn:
-        counters, engine = self.vllm.counters(), self.vllm.children()
+        counters, engine, at = self.vllm.counters(), self.vllm.children(), time.monotonic()
         while True:
-            notify("WATCHDOG=1")
-            tick = time.monotonic() + self.watchdog / 4
-            while time.monotonic() < tick:
-                self.leave_with_vllm()
-                lost = engine - self.vllm.children()
-                # A child may end for other reasons; of its engine's death vLLM itself knows within moments.
-                if lost and self.wait_for(lambda: self.vllm.is_dead() or not self.vllm.is_running(), 5):
-                    self.leave_with_vllm()
-                    self.end(f"the engine died (process {min(lost)}): ending vLLM, to be started anew")
-                engine -= lost
-                time.sleep(min(1, self.watchdog / 10))
+            self.wait_for_tick(engine)
             before, counters = counters, self.vllm.counters()
-            if not counters or counters == before:
+            alive = bool(counters) and counters != before
+            if not alive:
+                # Idle, or hung, or in a step longer than a tick: only the last of these moves on during the question.
                 answered = self.vllm.answers(self.watchdog / 2)
                 counters = self.vllm.counters()
-                if not answered and (not counters or counters == before):
-                    self.end_hung("the engine makes no progress and answers no request")
+                alive = answered or (bool(counters) and counters != before)
+            if alive:
+                at = time.monotonic()
+                notify("WATCHDOG=1")
+            elif time.monotonic() - at > 0.7 * self.watchdog:
+                self.end_hung("the engine makes no progress and answers no request")
             engine |= self.vllm.children()
+
+    def wait_for_tick(self, engine: set[int]) -> None:
+        """A quarter of the watchdog's time, in which the death of an engine process is noticed within a second."""
+        tick = time.monotonic() + self.watchdog / 4
+        while time.monotonic() < tick:
+            self.leave_with_vllm()
+            lost = engine - self.vllm.children()
+            engine -= lost
+            # A child may end for other reasons; of its engine's death vLLM itself knows within moments.
+            if lost and self.wait_for(lambda: self.vllm.is_dead() or not self.vllm.is_running(), 5):
+                self.leave_with_vllm()
+                self.end(f"the engine died (process {min(lost)}): ending vLLM, to be started anew")
+            time.sleep(min(1, self.watchdog / 10))
 
     def leave_with_vllm(self) -> None:
         if not self.vllm.is_running():
