@@ -42,7 +42,13 @@ BYTES_WITHOUT_TORCH = 64 << 20
 ENTRY = "vllm.entrypoints.cli.main"
 WORKER = {"cuda": "vllm.v1.worker.gpu_worker", "rocm": "vllm.v1.worker.gpu_worker", "cpu": "vllm.v1.worker.cpu_worker"}
 NEEDED = ("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "torch._inductor.compile_fx")
-USEFUL = ("vllm.compilation.backends", "uvicorn.protocols.http.httptools_impl", "prometheus_fastapi_instrumentator")
+USEFUL = (
+    "vllm.compilation.backends",
+    "vllm.model_executor.models.qwen3",
+    "vllm.model_executor.models.qwen3_vl",  # the default model; not for the CPU engine, which has no torchvision
+    "uvicorn.protocols.http.httptools_impl",
+    "prometheus_fastapi_instrumentator",
+)
 
 
 @dataclass(frozen=True)

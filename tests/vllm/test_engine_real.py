@@ -1,0 +1,72 @@
+"""The real vLLM CPU engine, installed by the real uv. Its packages are downloaded once, into build/."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from installer import engines
+from installer.engines import InstallEngine
+from installer.host import Host
+from installer.layout import Layout
+from installer.report import Report
+from installer.settings import Settings
+from tests.boot.surroundings import REPO
+
+LAYOUT = Layout("qwen3vl")
+PYTHON = Path("/usr/bin/python3.11")
+# Beyond what the import check itself names: what `vllm serve` reaches only once it builds its routes and compiles.
+STARTED = (
+    *engines.NEEDED,
+    engines.WORKER["cpu"],
+    "vllm.entrypoints.generate.api_router",
+    "vllm.compilation.passes.pass_manager",
+    "vllm.model_executor.models.qwen3",
+    "torch._inductor.fx_passes.post_grad",
+    "torch._inductor.fx_passes.joint_graph",
+    "torch.export._trace",
+)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A root of our own, with this host's pip configuration; kept, because it holds what was downloaded."""
+    host = Host(root=REPO / "build/engine-test")
+    host.make_dir(Path("/"))
+    configured = [Path("/etc/pip.conf"), Path.home() / ".config/pip/pip.conf"]
+    for path in configured:
+        if path.exists():
+            host.write(path, path.read_text())
+    with (host.root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield host
+
+
+def compiled(site: Path) -> set[Path]:
+    return set(site.rglob("*.pyc"))
+
+
+def test_the_cpu_engine_imports_and_has_bytecode_for_a_start(host: Host, tmp_path: Path) -> None:
+    settings = Settings(engine="cpu")
+    engine = engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, Report())
+    assert engine.has_torch
+    assert not [line for line in engine.packages if line.startswith(("torchvision", "torchaudio", "torchcodec"))]
+    change = InstallEngine(engine, settings, LAYOUT)
+    change.apply(host, Report())
+    assert engines.is_complete(host, LAYOUT, engine.id)
+    assert engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, Report()) == engine
+
+    (site,) = host.at(change.path).glob("lib/python*/site-packages")
+    before = compiled(site)
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    python = host.at(change.path) / "bin/python"
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "VLLM_NO_USAGE_STATS": "1"}
+    subprocess.run([python, "-I", "-c", code, *STARTED], check=True, env=environment)
+    missing = {path.relative_to(site) for path in compiled(site) - before}
+    assert len(missing) <= len(before) // 200, sorted(missing)
+    shown = subprocess.run([python.with_name("vllm"), "--version"], env=environment, capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout.strip().splitlines()[-1]) == (0, "0.32.0+cpu"), shown.stderr
