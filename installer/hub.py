@@ -243,10 +243,7 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
             f"choose a branch, tag or commit shown at {page}/commits/main, or leave --revision out",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelError(
-            f"{origin.server} has no model {origin.repo}, or it is private",
-            f"check the name at {page}; for a private model {AUTHORIZE}",
-        )
+        return _unknown(origin)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelError(f"{origin.repo} must be downloaded, but HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     if isinstance(error, errors.EntryNotFoundError):
@@ -275,7 +272,18 @@ def not_a_hub(origin: Origin) -> ModelError:
     )
 
 
+def _unknown(origin: Origin) -> ModelError:
+    return ModelError(
+        f"{origin.server} has no model {origin.repo}, or it is private",
+        f"check the name at {origin.server}/{origin.repo}; for a private model {AUTHORIZE}",
+    )
+
+
 def _bad_status(status: int, origin: Origin) -> ModelError:
+    from huggingface_hub import get_token
+
+    if status == 401 and not get_token():
+        return _unknown(origin)  # what the hub says to strangers about a name that it does not know
     if status in (401, 403):
         return _no_access(origin)
     if status == 404:
