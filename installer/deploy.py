@@ -15,7 +15,7 @@ from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report
 from installer.settings import Settings
-from installer.state import State, event, load_state, save_state, services
+from installer.state import State, event, load_state, owned_on, save_state, services, text_digest
 from installer.steps import Wanted
 from installer.target import Target
 
@@ -197,6 +197,9 @@ def _claim(state: State, changes: list[Change], host: Host, layout: Layout, verb
             written_by_admin = change.path == layout.settings_file and host.exists(change.path) and path not in owned
             if not written_by_admin:
                 owned[path] = (*owned.get(path, ()), ownership.fingerprint(change.text, change.path, layout))
+    # What another service of ours wrote and this one shares outlives that other service, so it becomes ours as well.
+    for shared in render.shared_units().keys() & owned_on(host).keys():
+        owned.setdefault(str(shared), (text_digest(host.read(shared) or ""),))
     owns_user = state.owns_user or not steps.has_user(host, layout.user)
     claimed = dataclasses.replace(state, owned=owned, owns_user=owns_user, pending=verb)
     save_state(host, layout, claimed)

@@ -75,9 +75,11 @@ def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
             f"it is {found}, which is not ours",
             "choose another name with --service",
         )
-    if host.exists(layout.cache_dir):
-        yield Problem(
-            f"{layout.cache_dir} exists already",
-            "it would become the cache of the service, and go with it",
-            f"choose another name with --service, or move it away: mv {layout.cache_dir} {layout.cache_dir}.before",
-        )
+    # systemd gives these to the service's account, and they go with it: imagine a service called user, and /run/user.
+    for directory in (layout.cache_dir, layout.run_dir):
+        if host.exists(directory):
+            yield Problem(
+                f"{directory} exists already",
+                "it would become a directory of the service, and go with it",
+                f"choose another name with --service, or move it away: mv {directory} {directory}.before",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -166,6 +167,7 @@ def _key_words(keys: Sequence[Key]) -> list[str]:
     return [word for key in keys for word in ("--api-key", key.argument)]
 
 
+@functools.cache
 def template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(asset_dir("templates")),

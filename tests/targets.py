@@ -10,7 +10,7 @@ from installer.engines import Engine
 from installer.keys import Key, digest
 from installer.layout import Layout
 from installer.models import Model
-from installer.settings import Settings
+from installer.settings import BUILTIN, Settings
 from installer.steps import Wanted
 from installer.target import Target
 
@@ -24,8 +24,6 @@ def target(
     settings: Settings | None = None, *, kind: str = "cuda", keys: tuple[Key, ...] = KEYS, path: Path | None = None
 ) -> Target:
     settings = settings or Settings()
-    name = "models--" + settings.model.replace("/", "--")
-    hub = Layout(settings.service).hub
     return Target(
         settings=settings,
         engine=Engine(
@@ -36,14 +34,19 @@ def target(
             lock=f"vllm=={settings.vllm_version}\n",
             request="vllm",
         ),
-        model=Model(
-            id=settings.model_id,
-            path=path or hub / name / "snapshots" / COMMIT,
-            commit=COMMIT if path is None else None,
-            source="hub" if path is None else "directory",
-        ),
+        model=_model(settings, path),
         keys=keys,
     )
+
+
+def _model(settings: Settings, path: Path | None) -> Model:
+    layout = Layout(settings.service)
+    if path is not None:
+        return Model(settings.model_id, path, None, "local")
+    if settings.model == BUILTIN:
+        return Model(settings.model_id, layout.builtin_models / "tiny", None, "builtin")
+    folder = layout.hub / ("models--" + settings.model.replace("/", "--"))
+    return Model(settings.model_id, folder / "snapshots" / COMMIT, COMMIT, "hub", repo=settings.model)
 
 
 def wanted(settings: Settings | None = None, *, kind: str = "cuda", keys: tuple[Key, ...] = KEYS) -> Wanted:
