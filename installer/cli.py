@@ -280,7 +280,10 @@ def _key_choice(options: Mapping[str, object]) -> KeyChoice:
     source = options["api_key_file"]
     given = None
     if source is not None:
-        text = sys.stdin.read() if source == "-" else Path(str(source)).read_text()
+        try:
+            text = sys.stdin.read() if source == "-" else Path(str(source)).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the API key cannot be read from {source}: {error}") from None
         given = keys.check(text.strip())
     if options["plain_api_key"]:
         click.echo(
@@ -301,7 +304,7 @@ def _known_services() -> list[str]:
 
 
 def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2))
 
 
 def _print_changes(service: str, changes: list[Change], as_json: bool) -> None:
@@ -347,7 +350,10 @@ def main() -> None:
     try:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if _json_is_wanted():
+            _print_error(UsageError(error.format_message()))
+        else:
+            error.show()
         sys.exit(Exit.USAGE)
     except click.Abort:
         sys.exit(Exit.INTERRUPTED)
@@ -366,8 +372,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(signal.Signals(number).name)
 
 
+def _json_is_wanted() -> bool:
+    ours = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
+    return "--json" in ours
+
+
 def _print_error(error: InstallError) -> None:
-    if "--json" in sys.argv:
+    if _json_is_wanted():
         _print_json({"error": {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}})
         return
     click.echo(f"error: {error.message}", err=True)

@@ -91,4 +91,10 @@ def _explain_os_error(error: OSError) -> InstallError | None:
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return InstallError(f"no permission for {where}", "run the command as root (sudo)", Exit.REFUSED)
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return InstallError(
+            f"{where} is not what it has to be: {error.strerror}",
+            f"move it away: mv {where} {where}.before",
+            Exit.REFUSED,
+        )
     return None
