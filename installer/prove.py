@@ -21,11 +21,14 @@ from installer.steps import Wanted, unit_properties
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0
+ERROR = re.compile(r"(?<!\w)\w*(?:Error|Exception): \S")
 
 # What vLLM and systemd say when they give up, and what helps.
 CAUSES = tuple(
     (re.compile(pattern), help)
     for pattern, help in (
+        (r"vllm-launcher: (port .* is held by .*)", "free the port, or take another one with --port"),
+        (r"vllm-launcher: (.*cannot be used: .*)", "leave that vLLM flag out"),
         (r"estimated maximum model length is (\d+)", "ask for a context of at most {0}: --context {0}"),
         (r"No available memory for the cache blocks", "raise --gpu-memory-utilization or take a smaller model"),
         (r"Free memory on device .* is less", "free the GPU (nvidia-smi) or lower --gpu-memory-utilization"),
@@ -68,17 +71,19 @@ def serving(want: Wanted, host: Host, report: Report) -> None:
 
 
 def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
-    """Follow the start. It is bounded by the launcher, which ends a start that makes no progress."""
-    names = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "InvocationID")
-    first = unit_properties(host, layout.unit_name, *names)
+    """Follow systemd's job. It is bounded by the watcher, which ends a start that makes no progress."""
+    restarts: int | None = None
     said = ""
     while True:
-        now = unit_properties(host, layout.unit_name, *names)
-        if now.get("ActiveState") == "active":
+        now = unit_properties(
+            host, layout.unit_name, "ActiveState", "SubState", "StatusText", "NRestarts", "Result", "Job"
+        )
+        if not now.get("Job") and now.get("ActiveState") == "active":
             return
-        gone = now.get("ActiveState") in ("failed", "inactive", None) or now["SubState"] == "auto-restart"
-        if gone or now["NRestarts"] != first["NRestarts"]:
+        crashed = restarts is not None and int(now.get("NRestarts") or 0) > restarts
+        if not now.get("Job") or crashed or now["SubState"] == "auto-restart":
             raise failure(layout, host, f"{layout.unit_name} did not come up ({now.get('Result', 'unknown')})")
+        restarts = int(now.get("NRestarts") or 0)
         if now["StatusText"] and now["StatusText"] != said:
             said = now["StatusText"]
             report.note(said)
@@ -92,23 +97,23 @@ def failure(layout: Layout, host: Host, what: str) -> NotProved:
         for line in reversed(lines):
             if match := pattern.search(line):
                 return NotProved(f"{what}: {line.strip()}", help.format(*match.groups()))
+    look = f"journalctl -u {layout.service} -n 200"
+    # vLLM reports the first error as the reason of the next, so the first one is the root.
+    root = next((line for line in lines if ERROR.search(line) and "See root cause" not in line), None)
+    if root:
+        return NotProved(f"{what}: {root.strip()}", look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
-    return NotProved(f"{what}; its last words:\n{tail}", f"journalctl -u {layout.service} -n 200")
+    return NotProved(f"{what}; its last words:\n{tail}", look)
 
 
 def journal(layout: Layout, host: Host, count: int) -> list[str]:
-    shown = host.run(
-        "journalctl",
-        "--unit",
-        layout.unit_name,
-        "--lines",
-        str(count),
-        "--output",
-        "cat",
-        "--quiet",
-        check=False,
-    )
-    return shown.stdout.splitlines()
+    """What the service and systemd said of it since its last start."""
+    invocation = unit_properties(host, layout.unit_name, "InvocationID").get("InvocationID", "")
+    words = ["--unit", layout.unit_name, "--lines", str(count), "--output", "cat", "--quiet"]
+    if invocation:
+        # The service's own lines carry the one field, systemd's lines about it the other.
+        words += [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+    return host.run("journalctl", *words, check=False).stdout.splitlines()
 
 
 def request(want: Wanted, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
