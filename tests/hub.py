@@ -191,32 +191,33 @@ class _Handler(BaseHTTPRequestHandler):
                 name, _, tail = rest.partition(verb)
         repo = self.allowed(name)
         if repo is None:
-            return
+            return None
         if rest.endswith("/auth-check"):
             if not self.may_read(repo):
                 return self.refuse_gated()
             return self.json({})
         commit = self.commit(repo, tail)
         if commit is None:
-            return
+            return None
         files = repo.commits[commit]
         if "/tree/" in rest:
             return self.json([tree_entry(name, file) for name, file in files.items()])
         siblings = [sibling(name, file) for name, file in files.items()]
         gated = "manual" if repo.gated else False
         self.json({"id": name, "sha": commit, "private": False, "gated": gated, "tags": [], "siblings": siblings})
+        return None
 
     def resolve(self, path: str, fault: Fault | None) -> None:
         name, _, rest = path.partition("/resolve/")
         repo = self.allowed(name)
         if repo is None:
-            return
+            return None
         if not self.may_read(repo):
             return self.refuse_gated()
         revision, _, filename = rest.partition("/")
         commit = self.commit(repo, revision)
         if commit is None:
-            return
+            return None
         file = repo.commits[commit].get(filename)
         if file is None:
             return self.error(404, "EntryNotFound")
@@ -225,6 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.content(file.content, headers, fault)
         headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
         self.answer(302, b"", headers | {"Location": f"{self.hub.cdn}/lfs/{file.sha256}/{filename}"})
+        return None
 
     def cdn(self, path: str, fault: Fault | None) -> None:
         sha256 = path.split("/")[2]
@@ -232,6 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self.answer(404)
         self.content(content, {"ETag": f'"{sha256}"'}, fault)
+        return None
 
     # who may see it
 
@@ -294,6 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.start(status, headers | {"Content-Length": str(len(body))})
         if self.command != "HEAD":
             self.send(body, fault)
+        return None
 
     def send(self, body: memoryview, fault: Fault) -> None:
         limit = len(body) if fault.cut is None else min(fault.cut, len(body))
