@@ -47,11 +47,12 @@ STAGES = (
     ("Application startup complete", "waiting for the first answer"),
 )
 # Moved by the engine and by nothing else; the cache's fill moves through a long prefill that yields no token yet.
-COUNTERS = re.compile(
+PROGRESS = re.compile(
     r"^vllm:(?:generation_tokens_total|prompt_tokens_total|iteration_tokens_total_count|num_preemptions_total"
-    r"|num_requests_running|num_requests_waiting|kv_cache_usage_perc)[ {].*",
+    r"|kv_cache_usage_perc)[ {].*",
     re.MULTILINE,
 )
+QUEUES = re.compile(r"^vllm:num_requests_(?:running|waiting)[ {].*", re.MULTILINE)
 PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; VLLM_START_PATIENCE_SEC
 NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
 
@@ -187,9 +188,9 @@ class Vllm:
     def is_dead(self) -> bool:
         return self.ask("GET", "/health", 2)[0] == 503
 
-    def counters(self) -> list[str]:
+    def metrics(self, pattern: re.Pattern[str]) -> list[str]:
         status, body = self.ask("GET", "/metrics", 10)
-        return COUNTERS.findall(body.decode(errors="replace")) if status == 200 else []
+        return pattern.findall(body.decode(errors="replace")) if status == 200 else []
 
 
 class Watcher:
@@ -236,15 +237,17 @@ class Watcher:
         """Return once it serves; a start is never cut while it gets on, however long it takes."""
         seen, at, traffic = 0, time.monotonic(), 0
         while (guarded := self.vllm.is_guarded()) is None:
-            self.leave_with_vllm()
-            lines, moved = self.vllm.log_lines(), self.vllm.traffic()
+            running, moved = self.vllm.is_running(), self.vllm.traffic()
+            lines = self.vllm.log_lines()
             self.tell_stage(lines[seen:])
+            if not running:
+                sys.exit(0)
             # Traffic falls when a process ends, which is a step ahead as well.
             if len(lines) > seen or abs(moved - traffic) > NOISE:
                 seen, at, traffic = len(lines), time.monotonic(), moved
             elif time.monotonic() - at > self.patience:
                 self.end_hung(f"the start made no progress for {self.patience:.0f} s")
-            time.sleep(0.5)
+            time.sleep(0.25)
         if not guarded:
             self.end(f"port {self.vllm.port} answers without a key: the guard is not in place")
         self.tell_stage(["INFO Application startup complete"])
@@ -271,15 +274,15 @@ class Watcher:
                 notify(f"STATUS={self.stage}")
 
     def see_it_serve(self) -> NoReturn:
-        counters, engine, at = self.vllm.counters(), self.vllm.children(), time.monotonic()
+        counters, engine, at = self.vllm.metrics(PROGRESS), self.vllm.children(), time.monotonic()
         while True:
             self.wait_for_tick(engine)
-            before, counters = counters, self.vllm.counters()
+            before, counters = counters, self.vllm.metrics(PROGRESS)
             alive = bool(counters) and counters != before
             if not alive:
                 # Idle, or hung, or in a step longer than a tick: only the last of these moves on during the question.
                 answered = self.vllm.answers(self.watchdog / 2)
-                counters = self.vllm.counters()
+                counters = self.vllm.metrics(PROGRESS)
                 alive = answered or (bool(counters) and counters != before)
             if alive:
                 at = time.monotonic()
@@ -321,7 +324,8 @@ class Watcher:
     def end_hung(self, why: str) -> NoReturn:
         """Every Python stack into the journal (PYTHONFAULTHANDLER=1), then the watchdog's verdict over the unit."""
         self.stand_back_if_stopping()
-        say(f"{why}; stage: {self.stage}; {' '.join(self.vllm.counters()) or 'no counters'}", 3)
+        queues = " ".join(self.vllm.metrics(QUEUES)) or "no metrics"
+        say(f"{why}; stage: {self.stage}; {queues}", 3)
         notify(f"STATUS={why}")
         for pid in sorted(self.vllm.children()):
             if command_of(pid).startswith("VLLM::"):

@@ -102,6 +102,8 @@ class Application:
             await self._complete(send, json.loads(body or b"{}"), chat="chat" in scope["path"])
         elif route == ("GET", "/metrics"):
             await _answer(send, 200, self._metrics().encode(), b"text/plain; version=0.0.4")
+        elif route == ("GET", "/health") and self.engine.died.is_set():
+            await _answer(send, 503, b"")
         elif (found := self._plain(route)) is not None:
             await _answer(send, 200, json.dumps(found).encode() if found else b"")
         else:

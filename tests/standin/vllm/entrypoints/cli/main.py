@@ -115,7 +115,9 @@ async def run(arguments: argparse.Namespace, context: int) -> None:
     await server.listen(arguments.host, arguments.port)
     log.info("Starting vLLM server on http://%s:%d", arguments.host, arguments.port)
     log.info("Application startup complete.")
-    waiting = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(engine.died.wait())]
+    waiting = [asyncio.ensure_future(stop.wait())]
+    if os.environ.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "0") == "0":
+        waiting.append(asyncio.ensure_future(engine.died.wait()))
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if engine.died.is_set():
         # vLLM, too, ends with status 0 when its engine dies.
