@@ -219,13 +219,18 @@ def test_a_masked_unit_counts_as_a_strangers(host: Host, want: Wanted) -> None:
     assert [problem.what for problem in problems(want, host)] == [f"{LAYOUT.unit} exists already"]
 
 
-def test_a_settings_file_written_before_the_first_deploy_is_taken_and_stays(host: Host, want: Wanted) -> None:
-    host.write(LAYOUT.settings_file, "# mine\nMODEL_NAME=builtin:tiny\n")
+@pytest.mark.parametrize("port", [8000, 8001])
+def test_a_settings_file_written_before_the_first_deploy_is_taken_and_stays(
+    port: int, host: Host, want: Wanted
+) -> None:
+    text = "# mine\nMODEL_NAME=builtin:tiny\nPORT=8000\n"
+    host.write(LAYOUT.settings_file, text)
+    want = with_settings(want, port=port)
     assert problems(want, host) == []
     state = record(want, plan(want, host), host)
-    assert host.read(LAYOUT.settings_file) == "# mine\nMODEL_NAME=builtin:tiny\n"
+    state = record(want, plan(want, host), host)
     apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
-    assert host.read(LAYOUT.settings_file) == "# mine\nMODEL_NAME=builtin:tiny\n"
+    assert host.read(LAYOUT.settings_file) == text.replace("8000", str(port))
 
 
 @pytest.mark.parametrize("path", [LAYOUT.unit, LAYOUT.sysusers, LAYOUT.unit.parent / "vllm.slice"])
