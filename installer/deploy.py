@@ -124,6 +124,7 @@ def _resolve(
     assert interpreter is not None, "preflight reports a missing interpreter"
     commit = _known_commit(settings, state)
     model = models.resolve(settings, host, layout, commit)
+    _check_local(model, host)
     engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
     held, probe, new_key = _keys(host, layout, state, choice, make=make_keys)
     return Wanted(Target(settings, engine, model, held), layout, probe), new_key, seen
@@ -136,6 +137,18 @@ def _checked_plan(want: Wanted, seen: Facts, host: Host, state: State, discard_e
     if problems:
         raise preflight.refuse(problems)
     return changes
+
+
+def _check_local(model: models.Model, host: Host) -> None:
+    """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
+    if model.source != "local":
+        return
+    problems = [*models.check_directory(host.at(model.path)), *models.check_access(model.path, host)]
+    if problems:
+        raise models.ModelError(
+            f"the model in {model.path} cannot be served: {'; '.join(problems)}",
+            "complete the directory, or make it readable for the service's user, and run the command again",
+        )
 
 
 def _known_commit(settings: Settings, state: State) -> str | None:
