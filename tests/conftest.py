@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,3 +46,13 @@ def standin_wheels() -> Path:
     for version in ("0.32.0", "0.31.0"):
         build_wheel(folder, version)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cpu_engine() -> str:
+    """The id of a real vLLM CPU engine that machines with store=True hold; built once, kept in build/opt."""
+    with Machine(network=True, store=True) as machine:
+        built = machine.run(sys.executable, REPO / "tests/boot/build_engine.py", timeout=900).stdout.split()[-1]
+        if machine.run("test", "-e", "/run/built", check=False).returncode == 0:
+            machine.save_store()
+    return built

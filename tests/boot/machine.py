@@ -25,7 +25,7 @@ STORE = REPO / "build/opt"
 PREFIX = "vllm-install"
 # What a host has in /etc that programs of /usr rely on; everything else a machine makes itself at its first boot.
 ETC = (
-    "alternatives", "ca-certificates", "crypto-policies", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+    "alternatives", "ca-certificates", "crypto-policies", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "login.defs",
     "pip.conf", "pki", "ssl",
 )  # fmt: skip
 USER_CONFIG = (".config/pip", ".pip", ".config/uv")
@@ -43,9 +43,9 @@ class Machine:
     """One machine. Use as a context manager: inside, it is booted to multi-user.target; after, nothing is left.
 
     Its root is a directory on the real disk, so that a reboot finds /etc and /var as they were. The host's /usr and
-    this repository are there read-only, at the same paths as outside. `store` binds build/opt (engines and the wheel
-    cache, one mount because hard links do not cross mounts) read-write at /opt/vllm-install; `network` shares the
-    host's network instead of a loopback interface of its own; `keep` lets it run on when this process ends.
+    this repository are there read-only, at the same paths as outside. `store` gives it what an earlier machine saved
+    of /opt/vllm-install (engines and the wheel cache), by hard links, so that it may remove them; `network` shares
+    the host's network instead of a loopback interface of its own; `keep` lets it run on when this process ends.
     """
 
     def __init__(
@@ -63,8 +63,9 @@ class Machine:
         self.console = self.home / "console"
         self.leader = 0
         self._keep = keep
+        self._store = store
         self._process: subprocess.Popen[bytes] | None = None
-        self._arguments = [*nspawn, *_mounts(binds or {}, store), *(() if network else ("--private-network",))]
+        self._arguments = [*nspawn, *_mounts(binds or {}), *(() if network else ("--private-network",))]
 
     # life
 
@@ -74,6 +75,8 @@ class Machine:
         sweep()
         try:
             _lay_out(self.root)
+            if self._store and STORE.exists():
+                _link_tree(STORE, self.at("/opt/vllm-install"))
             self.boot()
         except BaseException:
             self._throw_away()
@@ -107,7 +110,7 @@ class Machine:
             with contextlib.suppress(TimeoutError):
                 if b"READY=1" in notify.recv(4096).split(b"\n"):
                     return
-        raise MachineFailed(f"the machine did not boot\n{self._evidence()}")
+        raise MachineFailed(f"the machine did not boot\n{self.evidence()}")
 
     def stop(self) -> None:
         """Shut down in order, as `systemctl poweroff` does."""
@@ -131,7 +134,7 @@ class Machine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise MachineFailed(f"the machine did not go down within {patience:g} s\n{self._evidence()}") from None
+            raise MachineFailed(f"the machine did not go down within {patience:g} s\n{self.evidence()}") from None
         finally:
             self._process, self.leader = None, 0
 
@@ -170,10 +173,10 @@ class Machine:
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
                 said = "".join(part.decode(errors="replace") for part in (error.output, error.stderr) if part)
-                raise MachineFailed(f"{argv} took more than {timeout:g} s\n{said}\n{self._evidence()}") from None
+                raise MachineFailed(f"{argv} took more than {timeout:g} s\n{said}\n{self.evidence()}") from None
         if check and process.returncode != 0:
             said = f"{argv} ended with {process.returncode}\n{stdout}\n{stderr}"
-            raise MachineFailed(f"{said}\n{self._evidence()}")
+            raise MachineFailed(f"{said}\n{self.evidence()}")
         return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
     def shell(self, script: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -194,6 +197,13 @@ class Machine:
         self.at(path).write_text(text)
         self.at(path).chmod(mode)
 
+    def save_store(self) -> None:
+        """Keep this machine's engines and wheel cache for later ones."""
+        fresh = STORE.with_name(f"{STORE.name}.{self.name}")
+        _link_tree(self.at("/opt/vllm-install"), fresh)
+        shutil.rmtree(STORE, ignore_errors=True)
+        fresh.rename(STORE)
+
     def journal(self, *args: str) -> str:
         """The journal, also of a machine that is down."""
         if self.leader:
@@ -201,21 +211,19 @@ class Machine:
         command = ["journalctl", f"--directory={self.root / 'var/log/journal'}", "--no-pager", "--output=short-precise"]
         return subprocess.run([*command, *args], check=False, capture_output=True, text=True, errors="replace").stdout
 
-    def _evidence(self) -> str:
+    def evidence(self) -> str:
         console = self.console.read_text(errors="replace").splitlines()[-15:]
         journal = self.journal("--lines=80").splitlines()
         return "\n".join(["--- journal", *journal, "--- console", *console])
 
 
-def _mounts(binds: Mapping[Path, Path], store: bool) -> Iterator[str]:
+def _mounts(binds: Mapping[Path, Path]) -> Iterator[str]:
     """nspawn's arguments for what lies outside /usr; whoever names a bind gets it read-write."""
     tops = (path for path in map(Path("/").joinpath, TOP_LINKS) if path.is_dir() and not path.is_symlink())
     outside = [REPO, Path(sys.base_prefix), *local_wheel_folders()]
     for path in dict.fromkeys([Path("/usr"), *tops, *(p for p in outside if not p.is_relative_to("/usr"))]):
-        yield f"--bind-ro={_escape(path)}"
-    if store:
-        STORE.mkdir(parents=True, exist_ok=True)
-        yield f"--bind={_escape(STORE)}:/opt/vllm-install"
+        # Not recursive: this repository holds the roots of machines, with all that is mounted in them.
+        yield f"--bind-ro={_escape(path)}::norbind"
     for source, target in binds.items():
         yield f"--bind={_escape(source)}:{_escape(target)}"
 
@@ -227,7 +235,7 @@ def _escape(path: Path) -> str:
 def _lay_out(root: Path) -> None:
     """A root directory that systemd takes for an installed system: /usr comes by a mount, /etc is nearly empty."""
     # nspawn looks for os-release before it mounts anything; a persistent journal can be read from outside.
-    for directory in ("etc", "root", "opt", "usr/lib", "var/log/journal"):
+    for directory in ("etc/systemd/system", "etc/sysusers.d", "root", "opt", "usr/lib", "var/log/journal"):
         (root / directory).mkdir(parents=True)
     shutil.copy("/usr/lib/os-release", root / "usr/lib/os-release")
     for name in TOP_LINKS:
@@ -237,6 +245,11 @@ def _lay_out(root: Path) -> None:
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     _copy(Path("/etc"), ETC, root / "etc")
     _copy(Path.home(), USER_CONFIG, root / "root")
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """What is in an engine or a wheel cache is replaced, never written into, so copies may share their files."""
+    subprocess.run(["cp", "--archive", "--link", source, target], check=True)
 
 
 def _copy(source: Path, names: Iterable[str], target: Path) -> None:
@@ -282,7 +295,7 @@ def sweep() -> None:
 
 
 def _remove(name: str) -> None:
-    for hierarchy in ("", "systemd", "unified"):
+    for hierarchy in ("", "unified"):
         top = Path("/sys/fs/cgroup", hierarchy, name)
         for group in [*sorted(top.rglob("*/"), reverse=True), top]:
             with contextlib.suppress(OSError):

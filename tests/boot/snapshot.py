@@ -11,7 +11,7 @@ from pathlib import Path
 # Not on the disk, or written by a running system whatever we do.
 NOT_OURS = (
     "usr", "proc", "sys", "dev", "run", "tmp", "root/.cache", "var/log", "var/tmp", "var/lib/systemd",
-    "etc/.pwd.lock", "etc/.updated", "var/.updated",
+    "etc/.pwd.lock", "etc/.updated", "var/.updated", "etc/passwd-", "etc/shadow-", "etc/group-", "etc/gshadow-",
 )  # fmt: skip
 
 

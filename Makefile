@@ -1,0 +1,48 @@
+# Every task installs what it needs itself; the machine needs Python 3.10 or newer, make and git.
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-end test test-fast check bench fresh wheel clean
+PREFIX := /usr/local
+PYTEST := .venv/bin/python -m pytest
+
+help: ## List these tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: ## Install the tool on this host: sudo make install [PREFIX=/usr/local]
+	@scripts/install $(PREFIX)
+
+demo: .venv-ready machine-ready ## See a whole deployment in a throwaway systemd host (root); KEEP=1 leaves it running
+	@.venv/bin/python -m scripts.demo $(if $(KEEP),--keep)
+
+demo-end: .venv-ready ## End what `make demo KEEP=1` left running
+	@.venv/bin/python -m scripts.end_machines
+
+test: .venv-ready machine-ready ## Run every test (root): real systemd, real vLLM
+	@$(PYTEST) $(ARGS)
+
+test-fast: .venv-ready ## Run the tests that need no root
+	@$(PYTEST) -m "not root" $(ARGS)
+
+check: .venv-ready ## Lint, formatting and types; what CI runs first
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/mypy scripts tests/boot tests/conftest.py
+
+bench: .venv-ready machine-ready ## Measure what the README claims (root)
+	@for bench in bench/*.py; do .venv/bin/python $$bench || exit 1; done
+
+fresh: ## Prove `make demo` and `make test` on a Debian with nothing installed (root, debootstrap)
+	@tests/fresh/debian
+
+wheel: .venv-ready ## Build the wheel into dist/
+	@.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## Remove everything these tasks made in the checkout
+	@if [ -x .venv/bin/python ] && [ "$$(id -u)" = 0 ]; then .venv/bin/python -m scripts.end_machines; fi
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: .venv-ready machine-ready
+.venv-ready:
+	@scripts/bootstrap
+machine-ready:
+	@scripts/host-packages machine

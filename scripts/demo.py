@@ -1,0 +1,123 @@
+"""A whole life in front of your eyes: a throwaway systemd host, the real command line, the real vLLM on the CPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+from tests.boot.machine import STORE, Machine, MachineFailed
+from tests.boot.surroundings import REPO, inherited_environment
+
+MODEL = "builtin:tiny"
+SERVICE = "qwen3vl"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo")
+    parser.add_argument("--keep", action="store_true", help="leave the host running and say how to enter it")
+    keep = parser.parse_args().keep
+    began = time.monotonic()
+    say("Booting a throwaway host: systemd as PID 1, this machine's /usr, an empty /etc and /var")
+    try:
+        with Machine(network=True, store=True, keep=keep) as machine:
+            show(machine, "systemctl", "is-system-running")
+            life(machine)
+            machine.save_store()
+            if keep:
+                say_how_to_enter(machine)
+    except MachineFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    if not keep:
+        say(f"Done in {time.monotonic() - began:.0f} s. The host and everything on it is gone.")
+        print(f"The engine stays in {STORE.relative_to(REPO)} for the next run; make clean removes it.")
+    return 0
+
+
+def life(machine: Machine) -> None:
+    port = str(free_port())
+    say("Deploying a tiny built-in model with the real vLLM on the CPU (a first run downloads about 1 GB)")
+    said = show(
+        machine, "vllm-install", "deploy", "--model", MODEL, "--engine", "cpu", "--host", "127.0.0.1", "--port", port
+    )
+    key = re.search(r"\bsk-\S+", said)
+    assert key is not None, "deploy prints the new key"
+    say("A chat request with the key, then one without")
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16})
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    request = ("curl", "--silent", "--show-error", "--max-time", "60", url, "--json", body)
+    show(
+        machine,
+        *request[:-2],
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+        "-H",
+        f"Authorization: Bearer {key[0]}",
+    )
+    show(
+        machine,
+        *request[:-2],
+        "--write-out",
+        " (status %{http_code})",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    )
+    say("The service, as systemd and vllm-install see it")
+    show(machine, "systemctl", "--no-pager", "--lines=0", "status", SERVICE)
+    show(machine, "journalctl", "--no-pager", "--output=cat", "--lines=15", f"--unit={SERVICE}")
+    show(machine, "vllm-install", "status")
+    say("Deploying once more: nothing to do")
+    show(machine, "vllm-install", "deploy")
+
+
+def show(machine: Machine, *argv: str) -> str:
+    """Run a command in the machine, its output on our terminal as it comes; returns what it printed on stdout."""
+    print(f"# {shlex.join(argv)}", flush=True)
+    command = [sys.executable, "-m", "installer", *argv[1:]] if argv[0] == "vllm-install" else argv
+    with subprocess.Popen(
+        machine.command(*command), env=inherited_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        text=True, errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            print(line, end="", flush=True)
+    if process.returncode != 0:
+        raise MachineFailed(f"{shlex.join(argv)} ended with {process.returncode}\n{machine.evidence()}")
+    print(flush=True)
+    return said
+
+
+def say(text: str) -> None:
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    print(f"\n{bold}== {text}{plain}", flush=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def say_how_to_enter(machine: Machine) -> None:
+    say("The host is left running")
+    print(f"enter it:  sudo nsenter --target {machine.leader} --all -- env -i HOME=/root TERM=$TERM bash -l")
+    print("end it:    sudo make demo-end   (make clean does, too)")
+
+
+if __name__ == "__main__":
+    assert shutil.which("nsenter")
+    sys.exit(main())

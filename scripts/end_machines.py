@@ -1,0 +1,21 @@
+"""End the machines that `make demo KEEP=1` left running, and remove what killed test runs left behind."""
+
+from __future__ import annotations
+
+import psutil
+
+from tests.boot.machine import running, sweep
+
+
+def main() -> None:
+    for name, pid in running().items():
+        outermost = psutil.Process(pid)
+        tree = [outermost, *outermost.children(recursive=True)]
+        outermost.kill()
+        psutil.wait_procs(tree, timeout=30)
+        print(f"ended {name}")
+    sweep()
+
+
+if __name__ == "__main__":
+    main()
