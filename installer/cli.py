@@ -119,13 +119,16 @@ def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
 
     host, report = Host(), choose(quiet=quiet or as_json)
     settings = _settings(service, host, options)
-    done = flow.deploy(settings, host, report, _key_choice(options), discard_edits=bool(options["discard_edits"]))
-    if as_json:
-        _print_json({"service": service, "changes": [c.to_json() for c in done.changes], "api_key": done.new_key})
-    else:
-        _print_deployed(done)
-    sys.stdout.flush()
-    flow.key_was_shown(host, service)
+
+    def show(done: Deployed) -> None:
+        if as_json:
+            changes = [change.to_json() for change in done.changes]
+            _print_json({"service": service, "changes": changes, "api_key": done.new_key})
+        else:
+            _print_deployed(done)
+        sys.stdout.flush()
+
+    flow.deploy(settings, host, report, _key_choice(options), discard_edits=bool(options["discard_edits"]), show=show)
 
 
 @cli.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from installer.settings import Settings
 from installer.state import State, event, load_state, owned_on, save_state, services, text_digest
 from installer.steps import Wanted
 from installer.target import Target
+
+# A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
+HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,19 @@ def plan(settings: Settings, host: Host, report: Report, choice: KeyChoice, *, d
     return _checked_plan(want, seen, host, state, discard_edits)
 
 
-def deploy(settings: Settings, host: Host, report: Report, choice: KeyChoice, *, discard_edits: bool) -> Deployed:
-    """Converge the host to the settings, prove that it serves, or put it back as it was."""
+def deploy(
+    settings: Settings,
+    host: Host,
+    report: Report,
+    choice: KeyChoice,
+    *,
+    discard_edits: bool,
+    show: Callable[[Deployed], None],
+) -> None:
+    """Converge the host to the settings, prove that it serves, or put it back as it was.
+
+    `show` hands the result, a new key among it, to the user; only when it returns does the key count as known.
+    """
     layout = Layout(settings.service)
     with host.lock(layout.lock, f"vllm-install deploy --service {settings.service}"):
         state = load_state(host, layout) or State(settings.service)
@@ -52,23 +66,18 @@ def deploy(settings: Settings, host: Host, report: Report, choice: KeyChoice, *,
             report.warn(f"{state.pending} was cut off; this run completes it")
         want, new_key, seen = _resolve(settings, host, layout, state, report, choice, make_keys=True)
         changes = _checked_plan(want, seen, host, state, discard_edits)
-        if changes:
-            state = _claim(state, changes, host, layout, "deploy")
+        if not changes:
+            prove.serving(want, host, report)
+            show(Deployed(want, (), None))
+            return
+        state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, "deploy")
         try:
             apply(changes, host, report)
             prove.serving(want, host, report)
         except Exception as error:
             raise _put_back(error, state, host, layout, report) from error
-        if changes:
-            _remember(state, want.target, host, layout, "proved")
-        return Deployed(want, tuple(changes), new_key)
-
-
-def key_was_shown(host: Host, service: str) -> None:
-    """From here on a rerun keeps the key; before, nobody knew it, so a rerun makes another."""
-    layout = Layout(service)
-    state = load_state(host, layout)
-    if state and not state.key_shown:
+        state = _remember(state, want.target, host, layout, "proved")
+        show(Deployed(want, tuple(changes), new_key))
         save_state(host, layout, dataclasses.replace(state, key_shown=True))
 
 
@@ -144,6 +153,8 @@ def _check_local(model: models.Model, host: Host) -> None:
     if model.source != "local":
         return
     problems = [*models.check_directory(host.at(model.path)), *models.check_access(model.path, host)]
+    if str(model.path).startswith(HIDDEN):
+        problems.append(f"the service's sandbox hides {model.path.parents[-2]}; move the model, for example to /srv")
     if problems:
         raise models.ModelError(
             f"the model in {model.path} cannot be served: {'; '.join(problems)}",
@@ -164,8 +175,8 @@ def _keys(
 ) -> tuple[tuple[keys.Key, ...], str, str | None]:
     """The unit's keys, completed: (all keys, the probe key, a new default key that nobody has seen yet)."""
     held = {key.name: key for key in _unit_keys(host, layout)}
-    if state.pending and not state.key_shown:
-        held.pop(keys.DEFAULT, None)
+    if not state.key_shown:
+        held.pop(keys.DEFAULT, None)  # it was made by a run that was cut off before anybody saw it
     probe = (host.read(layout.probe_key) or "").strip()
     if keys.PROBE not in held or held[keys.PROBE].digest != keys.digest(probe):
         probe = keys.generate("probe") if make else keys.TO_BE_MADE
@@ -219,11 +230,13 @@ def _claim(state: State, changes: list[Change], host: Host, layout: Layout, verb
     return claimed
 
 
-def _remember(state: State, target: Target, host: Host, layout: Layout, outcome: str) -> None:
+def _remember(state: State, target: Target, host: Host, layout: Layout, outcome: str) -> State:
     """The change is over: of each file only the text written last is ours."""
     owned = {path: digests[-1:] for path, digests in state.owned.items()}
     history = (*state.history, event(state.pending or "deploy", outcome))
-    save_state(host, layout, dataclasses.replace(state, owned=owned, proved=target, pending=None, history=history))
+    remembered = dataclasses.replace(state, owned=owned, proved=target, pending=None, history=history)
+    save_state(host, layout, remembered)
+    return remembered
 
 
 def _put_back(error: Exception, state: State, host: Host, layout: Layout, report: Report) -> Exception:

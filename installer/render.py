@@ -25,7 +25,7 @@ CPU_MEMORY_SHARE = 0.4
 HOMES = ("/home/", "/root/", "/run/user/")
 
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=,+@-]+")
-_KEY_WORD = re.compile(r' --api-key (?:"(?:[^"\\]|\\.)*"|\S+)')
+_KEY_WORDS = re.compile(r'^(Exec\w+=\S+ \S+ (?:launch|reload))(?: --api-key (?:"(?:[^"\\]|\\.)*"|\S+))+', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def process_digest(target: Target, layout: Layout) -> str:
 
 
 def without_keys(unit_text: str) -> str:
-    return _KEY_WORD.sub("", unit_text)
+    return _KEY_WORDS.sub(r"\1", unit_text)
 
 
 def exec_line(unit_text: str, directive: str = "ExecStart") -> list[str]:

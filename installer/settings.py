@@ -34,6 +34,7 @@ OWNED_FLAGS = {
     "--uds": "--host and --port",
     "--served-model-name": "--served-model-name",
     "--allowed-media-domains": "--allowed-media-domains",
+    "--hf-token": "HF_TOKEN in the environment: a unit is readable by everybody",
 }
 
 
@@ -255,7 +256,8 @@ def load(
     """Merge the three sources over the defaults; `flags` is keyed by field name, the others by setting name."""
     settings = Settings(service=check_service(service))
     settings = _apply(settings, _by_field(file, "the settings file"), "the settings file")
-    settings = _apply(settings, _by_field(environment, "the environment"), "the environment")
+    set_variables = {name: value for name, value in environment.items() if value}
+    settings = _apply(settings, _by_field(set_variables, "the environment"), "the environment")
     return _apply(settings, {name: ("--" + name.replace("_", "-"), value) for name, value in flags.items()}, "")
 
 
