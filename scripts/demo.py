@@ -52,27 +52,9 @@ def life(machine: Machine) -> None:
     say("A chat request with the key, then one without")
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16})
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    request = ("curl", "--silent", "--show-error", "--max-time", "60", url, "--json", body)
-    show(
-        machine,
-        *request[:-2],
-        "-H",
-        "Content-Type: application/json",
-        "-d",
-        body,
-        "-H",
-        f"Authorization: Bearer {key[0]}",
-    )
-    show(
-        machine,
-        *request[:-2],
-        "--write-out",
-        " (status %{http_code})",
-        "-H",
-        "Content-Type: application/json",
-        "-d",
-        body,
-    )
+    request = ("curl", "--silent", "--show-error", url, "-H", "Content-Type: application/json", "-d", body)
+    show(machine, *request, "-H", f"Authorization: Bearer {key[0]}")
+    show(machine, *request, "--write-out", "\nstatus %{http_code}\n")
     say("The service, as systemd and vllm-install see it")
     show(machine, "systemctl", "--no-pager", "--lines=0", "status", SERVICE)
     show(machine, "journalctl", "--no-pager", "--output=cat", "--lines=15", f"--unit={SERVICE}")

@@ -223,7 +223,7 @@ def _mounts(binds: Mapping[Path, Path]) -> Iterator[str]:
     outside = [REPO, Path(sys.base_prefix), *local_wheel_folders()]
     for path in dict.fromkeys([Path("/usr"), *tops, *(p for p in outside if not p.is_relative_to("/usr"))]):
         # Not recursive: this repository holds the roots of machines, with all that is mounted in them.
-        yield f"--bind-ro={_escape(path)}::norbind"
+        yield f"--bind-ro={_escape(path)}:{_escape(path)}:norbind"
     for source, target in binds.items():
         yield f"--bind={_escape(source)}:{_escape(target)}"
 
