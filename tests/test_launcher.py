@@ -87,6 +87,12 @@ class Service:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, text=True)
         return self.process
 
+    def running_keys(self) -> str:
+        """The key file as `launch` leaves it."""
+        text = f"probe inference {digest(PROBE)[7:]} -\ndefault inference {digest(USER)[7:]} -\n"
+        (self.run / "keys").write_text(text)
+        return text
+
     def once(self, verb: str, *keys: str, serve: tuple[str, ...] | None = ()) -> subprocess.CompletedProcess[str]:
         command = self.command(verb, *keys, serve=serve)
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -198,6 +204,7 @@ def test_a_key_in_clear_works_and_is_nowhere_to_be_seen(service: Service) -> Non
 def test_reload_puts_new_keys_in_force_while_it_runs(service: Service) -> None:
     process = service.start()
     service.hear("READY=1")
+    del service.environment["CREDENTIALS_DIRECTORY"]  # which ExecReload= does not have
     done = service.once("reload", f"default={digest('sk-new')}")
     assert (done.returncode, done.stderr) == (0, "")
     assert [service.status("/v1/models", key) for key in (USER, "sk-new", PROBE)] == [401, 200, 200]
@@ -232,9 +239,14 @@ def test_bad_keys_close_the_door(service: Service, keys: tuple[str, ...]) -> Non
     assert not (service.run / "keys").exists()
 
 
+def test_a_service_that_does_not_run_is_not_reloaded(service: Service) -> None:
+    refused = service.once("reload", digest(USER))
+    assert refused.returncode == 78
+    assert "does not run" in refused.stderr
+
+
 def test_bad_keys_at_a_reload_leave_the_old_ones(service: Service) -> None:
-    assert service.once("reload", digest(USER)).returncode == 0
-    before = (service.run / "keys").read_text()
+    before = service.running_keys()
     assert service.once("reload", "sha256:abc").returncode == 78
     assert (service.run / "keys").read_text() == before
     assert [path.name for path in service.run.iterdir()] == ["keys"]
@@ -274,8 +286,7 @@ def test_commands_that_cannot_be_guarded_or_watched(service: Service, serve: tup
 
 
 def test_a_full_runtime_directory_keeps_the_old_keys(service: Service) -> None:
-    assert service.once("reload", digest(USER)).returncode == 0
-    before = (service.run / "keys").read_text()
+    before = service.running_keys()
     limited = ["prlimit", "--fsize=10", *service.command("reload", digest("sk-other"), serve=())]
     failed = subprocess.run(limited, env=service.environment, capture_output=True, text=True)
     assert failed.returncode == 1

@@ -125,18 +125,28 @@ def runtime_directory() -> str:
     return directory
 
 
-def probe_key() -> str:
-    """The key that the watcher asks with; systemd before 247 knows no credentials, and then there is none."""
+def probe_digest() -> str:
+    """Of the key that the watcher asks with; systemd before 247 knows no credentials, and then there is none."""
     try:
         with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
-            return file.read().strip()
+            return hashlib.sha256(file.read().strip().encode()).hexdigest()
     except (KeyError, OSError):
         raise Refused("no probe key: the unit needs LoadCredential=probe-key:PATH (systemd 247 or newer)") from None
 
 
-def write_keys(keys: list[Key]) -> None:
-    probe = Key("probe", "inference", hashlib.sha256(probe_key().encode()).hexdigest(), "-")
-    lines = [f"{key.name} {key.role} {key.digest} {key.expiry}\n" for key in (probe, *keys)]
+def digest_in_force() -> str:
+    """Of the same key, from the running service: systemd gives ExecReload= no credentials (252)."""
+    try:
+        with open(os.path.join(runtime_directory(), "keys")) as file:
+            return file.readline().split()[2]
+    except (OSError, IndexError):
+        raise Refused("the service does not run: there are no keys to replace") from None
+
+
+def write_keys(keys: list[Key], probe: str) -> None:
+    lines = [
+        f"{key.name} {key.role} {key.digest} {key.expiry}\n" for key in (Key("probe", "inference", probe, "-"), *keys)
+    ]
     write(os.path.join(runtime_directory(), "keys"), "".join(dict.fromkeys(lines)))
 
 
@@ -155,7 +165,7 @@ def write(path: str, text: str) -> None:
 
 def reload(words: list[str]) -> None:
     keys, _ = read_keys("reload", words)
-    write_keys(keys)
+    write_keys(keys, digest_in_force())
     time.sleep(0.1)  # the guard looks every 0.05 s; `systemctl reload` returns when the new keys are in force
 
 
@@ -165,7 +175,7 @@ def reload(words: list[str]) -> None:
 def launch(words: list[str]) -> NoReturn:
     keys, serve = read_keys("launch", words)
     check_command(serve)
-    write_keys(keys)
+    write_keys(keys, probe_digest())
     host, port = address(serve)
     check_port(host, port)
     here, runtime = os.path.dirname(os.path.abspath(__file__)), runtime_directory()
