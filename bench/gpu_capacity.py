@@ -1,0 +1,302 @@
+"""Capacity: what is predicted for a model's memory beside what vLLM reports, with dummy weights.
+
+Usage: python bench/gpu_capacity.py [--budget SECONDS] [--context N] [--share X] [DIRECTORY…]
+
+Each directory holds a config.json and an index with the size of the weights (tests/fixtures/configs by default); no
+weights and no hub are needed. Runs with the Python that has vLLM, one server after the other, and needs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
+
+import contextlib
+
+from installer import builtin  # noqa: E402
+from installer.capacity import Device, Estimate, estimate  # noqa: E402
+from installer.settings import Settings  # noqa: E402
+from installer.shape import read_shape  # noqa: E402
+from installer.vllm_log import Calibration, read_refusal, read_report  # noqa: E402
+
+GIB = 1024**3
+FIXTURES = REPO / "tests/fixtures/configs"
+READY = "Application startup complete"
+STOP_SECONDS = 25.0
+# Special tokens of processors, in place of the small tokenizer's reserved ones; config fields that name them.
+TOKENS = {
+    "<|image_pad|>": ("image_token_id",),
+    "<|video_pad|>": ("video_token_id",),
+    "<|vision_start|>": ("vision_start_token_id",),
+    "<|vision_end|>": ("vision_end_token_id",),
+    "<start_of_image>": ("boi_token_index",),
+    "<end_of_image>": ("eoi_token_index",),
+    "<image_soft_token>": ("image_token_index",),
+}
+# Widths that change the weights and nothing about the cache.
+NARROW = {
+    "intermediate_size": 128, "moe_intermediate_size": 64, "shared_intermediate_size": 64, "vocab_size": 320,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "experts_per_token": 2,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    predicted: Estimate
+    reported: Calibration | None
+    seconds: float
+    failure: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        reported = self.reported.to_json() if self.reported else None
+        return {
+            "name": self.name,
+            "predicted": self.predicted.to_json(),
+            "reported": reported,
+            "seconds": round(self.seconds, 1),
+            "failure": self.failure,
+        }
+
+
+def main() -> int:
+    options = parse()
+    deadline = time.monotonic() + options.budget
+    kind = options.kind
+    memory = options.memory or (ram() if kind == "cpu" else gpu_memory())
+    runs: list[Run] = []
+    for directory in options.directories or sorted(FIXTURES.iterdir()):
+        left = deadline - time.monotonic() - STOP_SECONDS
+        if left < options.least:
+            print(f"{directory.name}: no time left", file=sys.stderr)
+            continue
+        runs.append(measure(directory, Device(kind, memory, options.share), options, left))
+        print(row(runs[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([run.to_json() for run in runs], indent=1) + "\n")
+    print("\n".join(table(runs, options)))
+    return 0 if runs and all(run.reported for run in runs) else 1
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all servers together")
+    parser.add_argument("--least", type=float, default=45.0, help="seconds below which no further server is started")
+    parser.add_argument("--context", type=int, default=32768)
+    parser.add_argument("--share", type=float, default=0.92, help="--gpu-memory-utilization")
+    parser.add_argument("--memory", type=int, default=0, help="bytes of one GPU, as nvidia-smi has them")
+    parser.add_argument("--kind", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--python", default=sys.executable, help="interpreter that has vLLM")
+    parser.add_argument("--narrow", action="store_true", help="shrink the weights, but nothing that the cache sees")
+    parser.add_argument("--logs", type=Path, help="directory for vLLM's own output")
+    parser.add_argument("--json", type=Path, help="file for the results as data")
+    parser.add_argument("--flags", default="", help="further flags for vLLM, as in VLLM_ARGS")
+    return parser.parse_args()
+
+
+def measure(directory: Path, device: Device, options: argparse.Namespace, seconds: float) -> Run:
+    with tempfile.TemporaryDirectory(prefix="capacity-") as place:
+        model = Path(place) / directory.name
+        prepare(directory, model, options.narrow)
+        settings = Settings(
+            model=str(model), max_model_len=options.context, vllm_args=tuple(options.flags.split()), engine=device.kind
+        )
+        predicted = estimate(read_shape(model, settings), device, settings)
+        # Where a model takes less than was asked for, it is asked for that.
+        command = [
+            options.python, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
+            "--load-format", "dummy", "--max-model-len", str(predicted.context),
+            "--gpu-memory-utilization", str(device.share), "--host", "127.0.0.1", "--port", "8299",
+            *settings.vllm_args,
+        ]  # fmt: skip
+        started = time.monotonic()
+        lines = serve(command, Path(place), seconds)
+        if options.logs:
+            options.logs.mkdir(parents=True, exist_ok=True)
+            (options.logs / f"{directory.name}.log").write_text("".join(lines))
+        report = read_report(lines)
+        return Run(directory.name, predicted, report, time.monotonic() - started, "" if report else failure(lines))
+
+
+def prepare(source: Path, model: Path, is_narrow: bool) -> None:
+    """A model directory that vLLM starts from: configuration, a tokenizer of the right form, processors."""
+    shutil.copytree(source, model)
+    config = json.loads((model / "config.json").read_text())
+    if is_narrow:
+        narrow(config)
+        (model / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 200000000}}')
+    tokenizer = json.loads(builtin.files()["tokenizer.json"])
+    reserved = [token for token in tokenizer["added_tokens"] if token["content"].startswith("<|reserved")]
+    ids = {}
+    for (content, fields), token in zip(TOKENS.items(), reserved, strict=False):
+        token["content"] = content
+        ids |= dict.fromkeys(fields, token["id"])
+    config |= {name: number for name, number in ids.items() if name in config}
+    for section in (config, config.get("text_config", {})):
+        section |= {name: 256 for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in section}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads(builtin.files()["tokenizer_config.json"])
+    settings |= {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    processors(config, model)
+
+
+def narrow(config: dict[str, object]) -> None:
+    for name, value in NARROW.items():
+        if name in config:
+            config[name] = value
+    config.pop("quantization_config", None)
+
+
+def processors(config: dict[str, object], model: Path) -> None:
+    if config["model_type"] == "qwen3_vl":
+        image = json.loads((model / "preprocessor_config.json").read_text())
+        video = {
+            **image,
+            "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+            "video_processor_type": "Qwen3VLVideoProcessor",
+        }
+        (model / "video_preprocessor_config.json").write_text(json.dumps(video))
+    if config["model_type"] == "gemma3":
+        image = {
+            "image_processor_type": "Gemma3ImageProcessor",
+            "processor_class": "Gemma3Processor",
+            "image_seq_length": 256,
+            "size": {"height": 896, "width": 896},
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }
+        (model / "preprocessor_config.json").write_text(json.dumps(image))
+
+
+def serve(command: list[str], place: Path, seconds: float) -> list[str]:
+    """Everything vLLM says until it serves, dies or runs out of time; nothing of it is left behind."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CACHE_ROOT": str(place / "cache"),
+        "TRITON_CACHE_DIR": str(place / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
+    }
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=place,
+        start_new_session=True,
+    )
+    try:
+        return list(until_ready(process, time.monotonic() + seconds))
+    finally:
+        stop(process)
+
+
+def until_ready(process: subprocess.Popen[str], deadline: float) -> Iterator[str]:
+    said: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.put(line)
+        said.put("")
+
+    threading.Thread(target=listen, daemon=True).start()
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            line = said.get(timeout=left)
+        except queue.Empty:
+            return
+        if not line:
+            return
+        yield line
+        if READY in line:
+            return
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """A chance to end by itself, then the whole session: an engine left behind would keep the GPU's memory."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS - 5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def failure(lines: list[str]) -> str:
+    refusal = read_refusal(lines)
+    if refusal:
+        return f"refused: {refusal}"
+    errors = [line.strip() for line in lines if "Error" in line]
+    return (errors or [line.strip() for line in lines] or ["it said nothing"])[-1][-300:]
+
+
+def ram() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemTotal"].split()[0]) * 1024
+
+
+def gpu_memory() -> int:
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]) * 1024**2
+
+
+def row(run: Run) -> str:
+    predicted, reported = run.predicted, run.reported
+    name = f"| {run.name} | {predicted.context} |"
+    if reported is None:
+        return f"{name} {predicted.kv_tokens} | {run.failure} |"
+    # The overhead that vLLM found is what remains of its share.
+    other = predicted.weights + predicted.overhead + predicted.available_kv - reported.weights - reported.available
+    return (
+        f"{name} {predicted.weights / GIB:.2f} / {reported.weights / GIB:.2f}"
+        f" | {predicted.overhead / GIB:.2f} / {other / GIB:.2f} | {reported.graphs / GIB:.2f}"
+        f" | {predicted.available_kv / GIB:.2f} / {reported.available / GIB:.2f}"
+        f" | {predicted.kv_tokens} | {reported.tokens} | {predicted.kv_tokens / reported.tokens - 1:+.2%} |"
+        f" {exact(run)} |"
+    )
+
+
+def exact(run: Run) -> str:
+    """Tokens by our layout for exactly the memory vLLM had: its report rounds to 0.01 GiB, hence the range."""
+    assert run.reported is not None
+    cache, reported, half = run.predicted.cache, run.reported, GIB // 200
+    low, high = (cache.tokens(reported.available + part, reported.context) for part in (-half, half))
+    return f"{'yes' if low <= reported.tokens <= high else 'NO'} ({low}–{high})"
+
+
+def table(runs: list[Run], options: argparse.Namespace) -> list[str]:
+    return [
+        f"share {options.share}, flags {options.flags!r}; GiB are predicted / reported; layout: the tokens that our"
+        " layout gives for the memory vLLM reported, whose last digit is rounded",
+        "| model | context | weights | other | graphs | cache | tokens predicted | reported | difference | layout |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *map(row, runs),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
