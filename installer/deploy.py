@@ -7,28 +7,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, facts, keys, models, ownership, preflight, prove, render, steps
+from installer import engines, models, ownership, preflight, prove, render, steps
 from installer.changes import Change, Write
 from installer.errors import Exit, InstallError, Refused, explain
-from installer.facts import Facts
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report
-from installer.settings import Settings
-from installer.state import State, event, load_state, owned_on, save_state, services, text_digest
+from installer.resolve import Request, Resolved, resolve
+from installer.state import State, event, load_state, managed, owned_on, save_state, services, text_digest
 from installer.steps import Wanted
 from installer.target import Target
-
-# A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
-HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
-
-
-@dataclass(frozen=True)
-class KeyChoice:
-    """How the user wants the service's key handled; the default keeps the one there is or makes one."""
-
-    given: str | None = None
-    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,47 +26,60 @@ class Deployed:
     new_key: str | None
 
 
-def plan(settings: Settings, host: Host, report: Report, choice: KeyChoice, *, discard_edits: bool) -> list[Change]:
+Show = Callable[[Deployed], None]
+
+
+def plan(request: Request, host: Host, report: Report) -> list[Change]:
     """What deploy would do now. Looks at the host and asks the hub and the index, but changes nothing."""
-    layout = Layout(settings.service)
-    state = load_state(host, layout) or State(settings.service)
-    want, _, seen = _resolve(settings, host, layout, state, report, choice, make_keys=False)
-    return _checked_plan(want, seen, host, state, discard_edits)
+    layout = Layout(request.settings.service)
+    state = load_state(host, layout) or State(layout.service)
+    resolved = resolve(request, state, host, report, for_real=False)
+    return _checked_plan(request, resolved, state, host)
 
 
-def deploy(
-    settings: Settings,
-    host: Host,
-    report: Report,
-    choice: KeyChoice,
-    *,
-    discard_edits: bool,
-    show: Callable[[Deployed], None],
-) -> None:
+def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
     """Converge the host to the settings, prove that it serves, or put it back as it was.
 
     `show` hands the result, a new key among it, to the user; only when it returns does the key count as known.
     """
-    layout = Layout(settings.service)
-    with host.lock(layout.lock, f"vllm-install deploy --service {settings.service}"):
-        state = load_state(host, layout) or State(settings.service)
+    layout = Layout(request.settings.service)
+    with host.lock(layout.lock, f"vllm-install {request.verb} --service {layout.service}"):
+        state = load_state(host, layout) or State(layout.service)
         if state.pending:
             report.warn(f"{state.pending} was cut off; this run completes it")
-        want, new_key, seen = _resolve(settings, host, layout, state, report, choice, make_keys=True)
-        changes = _checked_plan(want, seen, host, state, discard_edits)
-        if not changes:
-            prove.serving(want, host, report)
-            show(Deployed(want, (), None))
-            return
-        state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, "deploy")
-        try:
-            apply(changes, host, report)
-            prove.serving(want, host, report)
-        except Exception as error:
-            raise _put_back(error, state, host, layout, report) from error
-        state = _remember(state, want.target, host, layout, "proved")
-        show(Deployed(want, tuple(changes), new_key))
-        save_state(host, layout, dataclasses.replace(state, key_shown=True))
+        _converge(request, state, host, report, show)
+
+
+def change(request: Request, host: Host, report: Report, show: Show) -> None:
+    """The same for a service that is there already; what an earlier change left half done is undone first."""
+    layout = Layout(request.settings.service)
+    with host.lock(layout.lock, f"vllm-install {request.verb} --service {layout.service}"):
+        _converge(request, settled(managed(host, layout), host, layout, report), host, report, show)
+
+
+def rollback(service: str, host: Host, report: Report, show: Show) -> None:
+    """Return to the generation before the last change, with today's keys: a revoked key stays revoked."""
+    layout = Layout(service)
+    with host.lock(layout.lock, f"vllm-install rollback --service {service}"):
+        state = settled(managed(host, layout), host, layout, report)
+        if state.proved is None or state.previous is None:
+            raise Refused(
+                f"{service} has no earlier generation to return to", f"vllm-install status --service {service}"
+            )
+        want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout)
+        changes = steps.plan(want, host)
+        _refuse(ownership.check(changes, host, layout, state, discard_edits=False))
+        _transact("rollback", want, None, changes, state, host, report, show)
+
+
+def settled(state: State, host: Host, layout: Layout, report: Report) -> State:
+    """The state with nothing half done in it: what was cut off is undone before anything new begins."""
+    if not state.pending:
+        return state
+    if state.proved is None:
+        raise Refused(f"{state.pending} was cut off before the service was proved", "vllm-install deploy completes it")
+    report.warn(f"{state.pending} was cut off; undoing it first")
+    return _converge_back(state, state.proved, host, layout, report, "undone: cut off")
 
 
 def apply(changes: Iterable[Change], host: Host, report: Report) -> None:
@@ -90,10 +91,7 @@ def apply(changes: Iterable[Change], host: Host, report: Report) -> None:
 
 def plan_uninstall(service: str, host: Host, *, purge: bool) -> list[Change]:
     layout = Layout(service)
-    state = load_state(host, layout)
-    if state is None:
-        known = ", ".join(services(host)) or "none"
-        raise Refused(f"vllm-install manages no service {service} on this host", f"services it manages: {known}")
+    state = managed(host, layout)
     return list(steps.removal(layout, state, host, weights=purge, engine=True))
 
 
@@ -106,97 +104,69 @@ def uninstall(service: str, host: Host, report: Report, *, purge: bool) -> list[
         return changes
 
 
-# Looking and refusing
+def prune(host: Host, report: Report, *, dry_run: bool) -> list[Change]:
+    """Remove engines and runtimes that nothing on this host can come back to."""
+    layout = Layout("any")
+    with host.lock(layout.lock, "vllm-install prune"):
+        changes = list(steps.unused_programs(layout, [Layout(name) for name in services(host)], host))
+        if not dry_run:
+            apply(changes, host, report)
+        return changes
 
 
-def _resolve(
-    settings: Settings,
-    host: Host,
-    layout: Layout,
+# The transaction
+
+
+def _converge(request: Request, state: State, host: Host, report: Report, show: Show) -> None:
+    resolved = resolve(request, state, host, report, for_real=True)
+    changes = _checked_plan(request, resolved, state, host)
+    _transact(request.verb, resolved.want, resolved.new_key, changes, state, host, report, show)
+
+
+def _transact(
+    verb: str,
+    want: Wanted,
+    new_key: str | None,
+    changes: list[Change],
     state: State,
+    host: Host,
     report: Report,
-    choice: KeyChoice,
-    *,
-    make_keys: bool,
-) -> tuple[Wanted, str | None, Facts]:
-    seen = facts.gather(host, settings, layout)
-    if not make_keys:  # a plan changes nothing, so it needs no privilege
-        seen = dataclasses.replace(seen, is_root=True)
-    problems = preflight.check(settings, seen, layout)
-    if fatal := [problem for problem in problems if problem.fatal]:
-        raise preflight.refuse(fatal)
-    for problem in problems:
-        if not problem.fatal:
-            report.warn(f"{problem.what}: {problem.why}; {problem.remedy}")
-    kind = preflight.choose_engine(settings, seen)
-    interpreter = preflight.choose_interpreter(settings, seen, kind)
-    assert interpreter is not None, "preflight reports a missing interpreter"
-    commit = _known_commit(settings, state)
-    model = models.resolve(settings, host, layout, commit)
-    _check_local(model, host)
-    engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
-    held, probe, new_key = _keys(host, layout, state, choice, make=make_keys)
-    return Wanted(Target(settings, engine, model, held), layout, probe), new_key, seen
+    show: Show,
+) -> None:
+    layout = want.layout
+    if not changes:
+        prove.serving(want, host, report)
+        if state.pending:
+            _remember(state, want.target, host, layout, "proved")
+        show(Deployed(want, (), None))
+        return
+    state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, verb)
+    try:
+        apply(changes, host, report)
+        prove.serving(want, host, report)
+    except Exception as error:
+        raise _put_back(error, state, host, layout, report) from error
+    state = _remember(state, want.target, host, layout, "proved")
+    show(Deployed(want, tuple(changes), new_key))
+    save_state(host, layout, dataclasses.replace(state, key_shown=True))
 
 
-def _checked_plan(want: Wanted, seen: Facts, host: Host, state: State, discard_edits: bool) -> list[Change]:
-    changes = steps.plan(want, host)
-    problems = list(ownership.check(changes, host, want.layout, state, discard_edits=discard_edits))
-    problems += preflight.check_space(_space_needed(changes, want.layout), seen)
-    if problems:
-        raise preflight.refuse(problems)
+def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:
+    layout = resolved.want.layout
+    changes = steps.plan(resolved.want, host)
+    problems = list(ownership.check(changes, host, layout, state, discard_edits=request.discard_edits))
+    _refuse([*problems, *preflight.check_space(_space_needed(changes, layout), resolved.facts)])
     return changes
 
 
-def _check_local(model: models.Model, host: Host) -> None:
-    """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
-    if model.source != "local":
-        return
-    problems = [*models.check_directory(host.at(model.path)), *models.check_access(model.path, host)]
-    if str(model.path).startswith(HIDDEN):
-        problems.append(f"the service's sandbox hides {model.path.parents[-2]}; move the model, for example to /srv")
-    if problems:
-        raise models.ModelError(
-            f"the model in {model.path} cannot be served: {'; '.join(problems)}",
-            "complete the directory, or make it readable for the service's user, and run the command again",
-        )
+def _refuse(problems: Iterable[preflight.Problem]) -> None:
+    found = list(problems)
+    if found:
+        raise preflight.refuse(found)
 
 
-def _known_commit(settings: Settings, state: State) -> str | None:
-    """A model once resolved stays at its commit until its name or revision is changed."""
-    before = state.proved
-    if before and (before.settings.model, before.settings.revision) == (settings.model, settings.revision):
-        return before.model.commit
-    return None
-
-
-def _keys(
-    host: Host, layout: Layout, state: State, choice: KeyChoice, *, make: bool
-) -> tuple[tuple[keys.Key, ...], str, str | None]:
-    """The unit's keys, completed: (all keys, the probe key, a new default key that nobody has seen yet)."""
-    held = {key.name: key for key in _unit_keys(host, layout)}
-    if not state.key_shown:
-        held.pop(keys.DEFAULT, None)  # it was made by a run that was cut off before anybody saw it
-    probe = (host.read(layout.probe_key) or "").strip()
-    if keys.PROBE not in held or held[keys.PROBE].digest != keys.digest(probe):
-        probe = keys.generate("probe") if make else keys.TO_BE_MADE
-        held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe) if make else keys.TO_BE_MADE)
-    new = None
-    if choice.given:
-        held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(choice.given))
-    elif not any(name != keys.PROBE for name in held):
-        new = keys.generate(layout.service) if make else keys.TO_BE_MADE
-        held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(new) if make else keys.TO_BE_MADE)
-    if choice.plain and (shown := choice.given or new):
-        held[keys.DEFAULT] = dataclasses.replace(held[keys.DEFAULT], plain=shown)
-    order = sorted(held, key=lambda name: (name == keys.PROBE, name != keys.DEFAULT, name))
-    return tuple(held[name] for name in order), probe, new
-
-
-def _unit_keys(host: Host, layout: Layout) -> list[keys.Key]:
-    words = render.exec_line(host.read(layout.unit) or "")
-    words = words[: words.index("--")] if "--" in words else words
-    return [keys.parse(value) for flag, value in zip(words, words[1:], strict=False) if flag == "--api-key"]
+def _with_probe_key(target: Target, host: Host, layout: Layout) -> Wanted:
+    return Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
 
 
 def _space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
@@ -234,9 +204,19 @@ def _remember(state: State, target: Target, host: Host, layout: Layout, outcome:
     """The change is over: of each file only the text written last is ours."""
     owned = {path: digests[-1:] for path, digests in state.owned.items()}
     history = (*state.history, event(state.pending or "deploy", outcome))
-    remembered = dataclasses.replace(state, owned=owned, proved=target, pending=None, history=history)
+    previous = state.previous
+    if state.proved and _generation(state.proved, layout) != _generation(target, layout):
+        previous = state.proved
+    remembered = dataclasses.replace(
+        state, owned=owned, proved=target, previous=previous, pending=None, history=history
+    )
     save_state(host, layout, remembered)
     return remembered
+
+
+def _generation(target: Target, layout: Layout) -> str:
+    """Two targets of one generation differ in their keys at most."""
+    return render.process_digest(target, layout)
 
 
 def _put_back(error: Exception, state: State, host: Host, layout: Layout, report: Report) -> Exception:
@@ -249,12 +229,7 @@ def _put_back(error: Exception, state: State, host: Host, layout: Layout, report
             apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
             outcome = "nothing of the service is left; the engine and the weights stay for the next try"
         else:
-            want = Wanted(state.proved, layout, (host.read(layout.probe_key) or "").strip())
-            changes = steps.plan(want, host)
-            state = _claim(state, changes, host, layout, state.pending or "deploy")
-            apply(changes, host, report)
-            prove.serving(want, host, report)
-            _remember(state, want.target, host, layout, f"undone: {summary}")
+            _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
             outcome = f"{layout.unit_name} is back as it was"
     except InstallError as second:
         message = f"{summary}\nand the host could not be put back: {second.message}"
@@ -263,3 +238,12 @@ def _put_back(error: Exception, state: State, host: Host, layout: Layout, report
         return error
     code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
     return InstallError(f"{cause.message}\n{outcome}", cause.hint, code)
+
+
+def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:
+    want = _with_probe_key(proved, host, layout)
+    changes = steps.plan(want, host)
+    state = _claim(state, changes, host, layout, state.pending or "deploy")
+    apply(changes, host, report)
+    prove.serving(want, host, report)
+    return _remember(state, proved, host, layout, outcome)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from itertools import count
 
 from installer.errors import UsageError
 
@@ -79,3 +82,74 @@ def check(plain: str) -> str:
             "use at least 20 characters of high variety, or let vllm-install make one",
         )
     return plain
+
+
+# Changing a service's keys
+
+
+def named_apart(held: Iterable[Key]) -> tuple[Key, ...]:
+    """The keys with a name each: of two keys pasted in under one name, the second becomes NAME-2."""
+    found: dict[str, Key] = {}
+    for key in held:
+        name = key.name
+        for number in count(2):
+            if name not in found:
+                break
+            name = f"{key.name}-{number}"
+        found[name] = replace(key, name=name)
+    return tuple(found.values())
+
+
+def rotate(held: Iterable[Key], new: Key, keep_until: str | None, now: str) -> tuple[Key, ...]:
+    """The new key in the place of the one of its name, which stays valid beside it until `keep_until`."""
+    kept = []
+    for key in held:
+        if key.digest == new.digest or is_expired(key, now):
+            continue
+        if key.name != new.name:
+            kept.append(key)
+        elif keep_until:
+            kept.append(replace(key, name=f"{key.name}-old", expiry=min(key.expiry or keep_until, keep_until)))
+    return named_apart((new, *kept))
+
+
+def revoke(held: Iterable[Key], name: str, now: str) -> tuple[Key, ...]:
+    held = tuple(held)
+    names = [key.name for key in held if key.name != PROBE]
+    if name not in names:
+        raise UsageError(f"there is no key named {name!r}", f"keys: {', '.join(names)}")
+    left = tuple(key for key in held if key.name != name)
+    if not any(key.name != PROBE and key.role != "metrics" and not is_expired(key, now) for key in left):
+        raise UsageError(
+            f"{name!r} is the last key that can ask the model; without it nobody could",
+            "rotate it instead: vllm-install set-apikey",
+        )
+    return left
+
+
+def check_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
+        raise UsageError(f"{name!r} cannot be the name of a key", "use lower-case letters, digits, - and _")
+    if name == PROBE:
+        raise UsageError("the probe key is vllm-install's own", "choose another --name")
+    return name
+
+
+def is_expired(key: Key, now: str) -> bool:
+    return key.expiry is not None and key.expiry <= now
+
+
+def duration(text: str) -> timedelta:
+    """10m, 36h, 7d; a bare number is seconds."""
+    match = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
+    if not match or int(match[1]) == 0:
+        raise UsageError(f"{text!r} is not a duration", "write 90s, 10m, 36h or 7d")
+    seconds = int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if seconds > 366 * 86400:
+        raise UsageError(f"{text} is longer than a year", "give the old key a name of its own instead: --name")
+    return timedelta(seconds=seconds)
+
+
+def stamp(moment: datetime) -> str:
+    """A moment in the form of an expiry; such texts compare as the moments do."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -155,6 +155,15 @@ def _check_listener(want: Wanted, host: Host) -> None:
         raise NotProved(f"nothing listens on port {port}", f"systemctl status {want.layout.service}")
 
 
+def keys_in_force(want: Wanted, accepted: str | None) -> None:
+    """The service refuses whom it should, and takes the probe key and the key that was just set."""
+    _check_keys(want)
+    for key in filter(None, (want.probe_key, accepted)):
+        status = request(want, "GET", "/v1/models", key).status
+        if status not in (200, 403):
+            raise NotProved(f"a request with a valid key was answered with {status} instead of 200")
+
+
 def _check_keys(want: Wanted) -> None:
     for key, shown in ((None, "without a key"), (generate("wrong"), "with a wrong key")):
         status = request(want, "GET", "/v1/models", key).status

@@ -113,6 +113,12 @@ def without_keys(unit_text: str) -> str:
     return _KEY_WORDS.sub(r"\1", unit_text)
 
 
+def with_keys(unit_text: str, keys: Sequence[Key]) -> str:
+    """The same unit with other keys; whatever else was written into it by hand stays."""
+    words = quote_exec(_key_words(keys))
+    return _KEY_WORDS.sub(lambda found: f"{found[1]} {words}", unit_text)
+
+
 def exec_line(unit_text: str, directive: str = "ExecStart") -> list[str]:
     """The arguments of a directive in a unit's text; empty where there is none."""
     joined = unit_text.replace("\\\n", " ")

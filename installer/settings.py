@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -259,6 +260,20 @@ def load(
     set_variables = {name: value for name, value in environment.items() if value}
     settings = _apply(settings, _by_field(set_variables, "the environment"), "the environment")
     return _apply(settings, {name: ("--" + name.replace("_", "-"), value) for name, value in flags.items()}, "")
+
+
+def field_named(name: str) -> str:
+    """The setting that a user means by PORT, port or --port."""
+    plain = name.lstrip("-").replace("-", "_")
+    attribute = NAMES.get(plain.upper(), plain.lower())
+    attribute = "max_model_len" if attribute == "context" else attribute
+    if attribute not in FIELDS:
+        near = difflib.get_close_matches(plain.upper(), NAMES, n=1)
+        raise UsageError(
+            f"{name!r} is not a setting" + (f"; did you mean {near[0]}?" if near else ""),
+            f"settings: {', '.join(NAMES)}",
+        )
+    return attribute
 
 
 def check_service(name: str) -> str:

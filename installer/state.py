@@ -12,7 +12,7 @@ from typing import Any
 
 from installer import keys
 from installer.engines import Engine
-from installer.errors import InstallError, UsageError
+from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
 from installer.layout import Layout
 from installer.models import Model
@@ -38,6 +38,7 @@ class State:
     owned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     owns_user: bool = False
     proved: Target | None = None
+    previous: Target | None = None  # the generation before, to which rollback returns
     pending: str | None = None  # the command that has not finished, if one was cut off
     key_shown: bool = False
     history: tuple[Event, ...] = ()
@@ -59,6 +60,7 @@ def load_state(host: Host, layout: Layout) -> State | None:
             owned={path: tuple(digests) for path, digests in data["owned"].items()},
             owns_user=data["owns_user"],
             proved=_target(data["proved"], layout.service) if data["proved"] else None,
+            previous=_target(data["previous"], layout.service) if data["previous"] else None,
             pending=data["pending"],
             key_shown=data["key_shown"],
             history=tuple(Event(**event) for event in data["history"]),
@@ -70,6 +72,15 @@ def load_state(host: Host, layout: Layout) -> State | None:
         ) from None
 
 
+def managed(host: Host, layout: Layout) -> State:
+    """The state of a service that is ours, or the refusal that names those that are."""
+    state = load_state(host, layout)
+    if state is None:
+        known = ", ".join(services(host)) or "none yet; make one with: sudo vllm-install deploy"
+        raise Refused(f"vllm-install manages no service {layout.service} on this host", f"services it manages: {known}")
+    return state
+
+
 def save_state(host: Host, layout: Layout, state: State) -> None:
     data = {
         "version": VERSION,
@@ -77,6 +88,7 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
         "owned": state.owned,
         "owns_user": state.owns_user,
         "proved": _target_data(state.proved) if state.proved else None,
+        "previous": _target_data(state.previous) if state.previous else None,
         "pending": state.pending,
         "key_shown": state.key_shown,
         "history": [dataclasses.asdict(event) for event in state.history[-HISTORY:]],

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from installer.errors import Refused
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import size
-from installer.state import Event, State, load_state, services
+from installer.state import Event, State, managed, services
 from installer.steps import unit_properties, wants_link
 
 
@@ -35,11 +34,7 @@ class Status:
 
 def status(service: str, host: Host) -> Status:
     layout = Layout(service)
-    state = load_state(host, layout)
-    if state is None:
-        known = ", ".join(services(host)) or "none"
-        raise Refused(f"vllm-install manages no service {service} on this host", f"services it manages: {known}")
-    return _status(layout, state, host)
+    return _status(layout, managed(host, layout), host)
 
 
 def all_services(host: Host) -> list[Status]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from installer import engines, models
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.host import Host
+from installer.keys import Key, parse
 from installer.layout import Layout
 from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
 from installer.settings_file import wanted
-from installer.state import State, services
+from installer.state import State, load_state, services
 from installer.target import Target
 
 
@@ -100,6 +101,13 @@ def running_process(host: Host, layout: Layout) -> Process | None:
     return Process(pid, variables.get(DIGEST_VARIABLE, ""), keys)
 
 
+def unit_keys(host: Host, layout: Layout) -> list[Key]:
+    """The keys in the unit, which is their one source of truth."""
+    words = exec_line(host.read(layout.unit) or "")
+    words = words[: words.index("--")] if "--" in words else words
+    return [parse(value) for flag, value in zip(words, words[1:], strict=False) if flag == "--api-key"]
+
+
 def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:
     if host.root != Path("/"):
         return {}
@@ -147,7 +155,10 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     if host.exists(layout.cache_dir):
         yield Remove(layout.cache_dir)
     if engine:
-        yield from _unused_programs(layout, others, host)
+        yield from unused_programs(layout, others, host)
+        yield from (Remove(parent, only_if_empty=True) for parent in (layout.engines, layout.runtimes))
+        if not others and host.exists(layout.wheel_cache):
+            yield Remove(layout.wheel_cache)  # it goes with the last service
     if weights:
         yield from _unused_weights(layout, state, others, host)
     yield Remove(layout.state_dir)
@@ -155,16 +166,16 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
         yield Remove(directory, only_if_empty=True)
 
 
-def _unused_programs(layout: Layout, others: list[Layout], host: Host) -> Iterator[Change]:
-    """Engines and runtimes that no other service's unit starts; the package cache goes with the last service."""
-    used = {Path(word) for other in others for word in exec_line(host.read(other.unit) or "")[:2]}
+def unused_programs(layout: Layout, services: list[Layout], host: Host) -> Iterator[Change]:
+    """Engines and runtimes that none of these services starts or could roll back to."""
+    used = {Path(word) for service in services for word in exec_line(host.read(service.unit) or "")[:2]}
+    for service in services:
+        if state := load_state(host, service):
+            used |= {layout.engines / target.engine.id / "any" for target in (state.proved, state.previous) if target}
     for parent in (layout.engines, layout.runtimes):
         for path in host.children(parent):
             if not any(path in program.parents for program in used):
                 yield Remove(path)
-        yield Remove(parent, only_if_empty=True)
-    if not others and host.exists(layout.wheel_cache):
-        yield Remove(layout.wheel_cache)
 
 
 def _unused_weights(layout: Layout, state: State, others: list[Layout], host: Host) -> Iterator[Change]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.boot.machine import Machine
@@ -17,6 +18,9 @@ NEED_ROOT = {"boot", "machine", "cpu_engine"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes says nothing about the code; nor must a run depend on the ones before it.
+    hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("ours")
     config.addinivalue_line("markers", "root: needs root; tests that boot a machine have it by themselves")
 
 

@@ -136,7 +136,7 @@ TEXT_OPTIONS = (
 
 
 def test_the_options_are_all_tried() -> None:
-    from installer.cli import SETTING_OPTIONS
+    from installer.verbs.options import SETTING_OPTIONS
 
     assert {flag for flag, *_ in SETTING_OPTIONS} == set(TEXT_OPTIONS)
 

@@ -1,0 +1,137 @@
+"""Rotating and revoking keys without a restart: the unit first, then a reload, then the proof; or everything back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from installer import keys, prove, render, steps
+from installer.changes import Change, Reload, Run, Write
+from installer.deploy import settled
+from installer.errors import Exit, InstallError, Refused, explain
+from installer.host import Host
+from installer.keys import Key
+from installer.layout import Layout
+from installer.report import Report
+from installer.state import State, event, managed, save_state
+from installer.steps import Wanted
+from installer.target import Target
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What the user asks of one key; no text means that a key is to be made."""
+
+    name: str = keys.DEFAULT
+    text: str | None = None
+    role: str = keys.INFERENCE
+    keep_old: timedelta | None = None
+
+
+@dataclass(frozen=True)
+class Rotated:
+    name: str
+    made: str | None
+    old_until: str | None
+    live: bool
+
+
+def list_keys(service: str, host: Host) -> tuple[Key, ...]:
+    layout = Layout(service)
+    managed(host, layout)
+    return keys.named_apart(steps.unit_keys(host, layout))
+
+
+def set_key(service: str, rotation: Rotation, host: Host, report: Report, show: Callable[[Rotated], None]) -> None:
+    """Put a key into force and see it accepted; `show` hands it over before it counts as known."""
+    layout = Layout(service)
+    with host.lock(layout.lock, f"vllm-install set-apikey --service {service}"):
+        state = settled(managed(host, layout), host, layout, report)
+        text = rotation.text or keys.generate(service)
+        new = Key(rotation.name, keys.digest(text), rotation.role)
+        until = _from_now(rotation.keep_old) if rotation.keep_old else None
+        held = steps.unit_keys(host, layout)
+        wanted = keys.rotate(held, new, until, _from_now(timedelta()))
+        live = _change(layout, state, wanted, host, report, f"set-apikey {new.name}", accepted=text)
+        replaced = any(key.name == new.name for key in held)
+        show(Rotated(new.name, None if rotation.text else text, until if replaced else None, live))
+
+
+def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
+    layout = Layout(service)
+    with host.lock(layout.lock, f"vllm-install keys revoke --service {service}"):
+        state = settled(managed(host, layout), host, layout, report)
+        wanted = keys.revoke(keys.named_apart(steps.unit_keys(host, layout)), name, _from_now(timedelta()))
+        _change(layout, state, wanted, host, report, f"keys revoke {name}", accepted=None)
+
+
+def _change(
+    layout: Layout,
+    state: State,
+    wanted: tuple[Key, ...],
+    host: Host,
+    report: Report,
+    what: str,
+    accepted: str | None,
+) -> bool:
+    """Whether the running service took the keys; a stopped one takes them at its next start."""
+    before = host.read(layout.unit)
+    if not before or state.proved is None:
+        raise Refused(f"{layout.unit} is not there or masked", f"vllm-install deploy --service {layout.service}")
+    after = render.with_keys(before, wanted)
+    live = steps.running_process(host, layout) is not None
+    if live:
+        prove.wait_until_ready(layout, host, report)
+    target = dataclasses.replace(state.proved, keys=wanted)
+    save_state(host, layout, dataclasses.replace(state, pending=what))
+    try:
+        _apply(layout, after, live, host, report)
+        if live:
+            _prove(target, layout, host, accepted)
+    except Exception as error:
+        mended = _put_back(error, layout, before, live, host, report)
+        save_state(host, layout, state)
+        raise mended from error
+    history = (*state.history, event(what, "proved" if live else "written; the service is not running"))
+    save_state(host, layout, dataclasses.replace(state, proved=target, history=history))
+    return live
+
+
+def _apply(layout: Layout, text: str, live: bool, host: Host, report: Report) -> None:
+    write = Write(layout.unit, text, host.mode(layout.unit) or 0o644)
+    read_units = Run(("systemctl", "daemon-reload"), "make systemd read the unit")
+    changes: tuple[Change, ...] = (write, Reload(layout.unit_name) if live else read_units)
+    for change in changes:
+        report.begin(change)
+        change.apply(host, report)
+        report.done(change)
+
+
+def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> None:
+    process = steps.running_process(host, layout)
+    asked = frozenset((key.name, key.digest) for key in target.keys)
+    if process is None or not asked <= process.keys:
+        raise prove.NotProved(f"{layout.unit_name} did not take the new keys")
+    if stale := process.keys - asked:
+        raise prove.NotProved(f"the key {sorted(stale)[0][0]!r} is still in force")
+    want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
+    prove.keys_in_force(want, accepted)
+
+
+def _put_back(error: Exception, layout: Layout, before: str, live: bool, host: Host, report: Report) -> Exception:
+    cause = explain(error)
+    try:
+        _apply(layout, before, live, host, report)
+    except InstallError as second:
+        message = f"{cause.message if cause else error!r}\nand the old keys could not be put back: {second.message}"
+        return InstallError(message, second.hint, Exit.NOT_RESTORED)
+    if cause is None:
+        return error
+    code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
+    return InstallError(f"{cause.message}\nthe keys are as they were", cause.hint, code)
+
+
+def _from_now(span: timedelta) -> str:
+    return keys.stamp(datetime.now(timezone.utc) + span)

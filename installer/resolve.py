@@ -1,0 +1,114 @@
+"""From what is asked to what is wanted on this host: refuse what cannot work, settle engine, model and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from installer import engines, facts, keys, models, preflight
+from installer.facts import Facts
+from installer.host import Host
+from installer.layout import Layout
+from installer.report import Report
+from installer.settings import Settings
+from installer.state import State
+from installer.steps import Wanted, unit_keys
+from installer.target import Target
+
+# A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
+HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
+
+
+@dataclass(frozen=True)
+class KeyChoice:
+    """How the user wants the service's key handled; the default keeps the one there is or makes one."""
+
+    given: str | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One change that a user asks for."""
+
+    verb: str
+    settings: Settings
+    keys: KeyChoice = KeyChoice()
+    discard_edits: bool = False
+    fresh: bool = False  # look for newer packages and commits even where nothing else asks for them
+
+
+@dataclass(frozen=True)
+class Resolved:
+    want: Wanted
+    new_key: str | None  # a default key that nobody has seen yet
+    facts: Facts
+
+
+def resolve(request: Request, state: State, host: Host, report: Report, *, for_real: bool) -> Resolved:
+    """A plan is not for real: it makes no keys and needs no privilege."""
+    settings = request.settings
+    layout = Layout(settings.service)
+    seen = facts.gather(host, settings, layout)
+    if not for_real:
+        seen = dataclasses.replace(seen, is_root=True)
+    problems = preflight.check(settings, seen, layout)
+    if fatal := [problem for problem in problems if problem.fatal]:
+        raise preflight.refuse(fatal)
+    for problem in problems:
+        report.warn(f"{problem.what}: {problem.why}; {problem.remedy}")
+    kind = preflight.choose_engine(settings, seen)
+    interpreter = preflight.choose_interpreter(settings, seen, kind)
+    assert interpreter is not None, "preflight reports a missing interpreter"
+    model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state))
+    _check_local(model, host)
+    engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
+    held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
+    return Resolved(Wanted(Target(settings, engine, model, held), layout, probe), new_key, seen)
+
+
+def _check_local(model: models.Model, host: Host) -> None:
+    """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
+    if model.source != "local":
+        return
+    problems = [*models.check_directory(host.at(model.path)), *models.check_access(model.path, host)]
+    if str(model.path).startswith(HIDDEN):
+        problems.append(f"the service's sandbox hides {model.path.parents[-2]}; move the model, for example to /srv")
+    if problems:
+        raise models.ModelError(
+            f"the model in {model.path} cannot be served: {'; '.join(problems)}",
+            "complete the directory, or make it readable for the service's user, and run the command again",
+        )
+
+
+def _known_commit(settings: Settings, state: State) -> str | None:
+    """A model once resolved stays at its commit until its name or revision is changed."""
+    before = state.proved
+    if before and (before.settings.model, before.settings.revision) == (settings.model, settings.revision):
+        return before.model.commit
+    return None
+
+
+def _keys(
+    host: Host, layout: Layout, state: State, choice: KeyChoice, *, make: bool
+) -> tuple[tuple[keys.Key, ...], str, str | None]:
+    """The unit's keys, completed: (all keys, the probe key, a new default key that nobody has seen yet)."""
+    cut_off = state.pending and state.proved
+    in_force = state.proved.keys if cut_off and state.proved else unit_keys(host, layout)
+    held = {key.name: key for key in keys.named_apart(in_force)}
+    if not state.key_shown and not cut_off:
+        held.pop(keys.DEFAULT, None)  # it was made by a first run that was cut off before anybody saw it
+    probe = (host.read(layout.probe_key) or "").strip()
+    if keys.PROBE not in held or held[keys.PROBE].digest != keys.digest(probe):
+        probe = keys.generate("probe") if make else keys.TO_BE_MADE
+        held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe) if make else keys.TO_BE_MADE)
+    new = None
+    if choice.given:
+        held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(choice.given))
+    elif not any(name != keys.PROBE for name in held):
+        new = keys.generate(layout.service) if make else keys.TO_BE_MADE
+        held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(new) if make else keys.TO_BE_MADE)
+    if choice.plain and (shown := choice.given or new):
+        held[keys.DEFAULT] = dataclasses.replace(held[keys.DEFAULT], plain=shown)
+    order = sorted(held, key=lambda name: (name == keys.PROBE, name != keys.DEFAULT, name))
+    return tuple(held[name] for name in order), probe, new

@@ -1,0 +1,209 @@
+"""set-apikey, keys, set-context, set, upgrade, rollback, prune: changes to a service that is there already."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from installer.errors import UsageError
+from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.output import print_changes, print_json, show_deployed
+
+if TYPE_CHECKING:
+    from installer.apikey import Rotated
+
+discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
+
+
+@click.command("set-apikey")
+@click.argument("key", required=False, metavar="[KEY|-]")
+@service_option
+@click.option("--name", default="default", show_default=True, help="Which key to set.")
+@click.option("--role", type=click.Choice(["metrics", "inference", "admin"]), default="inference", show_default=True)
+@click.option("--keep-old", metavar="DURATION", help="Let the old key work this long too: 90s, 10m, 36h, 7d.")
+@click.option("--file", "file", type=click.File(), help="Read the key from a file.")
+@json_option
+@quiet_option
+def set_apikey(
+    service: str, key: str | None, name: str, role: str, keep_old: str | None, file: TextIO | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Rotate an API key without restarting vLLM; - reads it from standard input, no KEY makes one."""
+    from installer import apikey, keys
+    from installer.host import Host
+    from installer.report import choose
+    from installer.settings import check_service
+
+    if key is not None and file is not None:
+        raise UsageError("a key on the command line and one in a file contradict each other", "give one of them")
+    text = file.read() if file is not None else sys.stdin.read() if key == "-" else key
+    rotation = apikey.Rotation(
+        name=keys.check_name(name),
+        text=keys.check(text.strip()) if text is not None else None,
+        role=role,
+        keep_old=keys.duration(keep_old) if keep_old else None,
+    )
+
+    def show(done: Rotated) -> None:
+        if as_json:
+            print_json({"service": service, "name": done.name, "api_key": done.made, "old_until": done.old_until})
+        else:
+            _print_rotated(service, done)
+        sys.stdout.flush()
+
+    apikey.set_key(check_service(service), rotation, Host(), choose(quiet=quiet or as_json), show)
+
+
+def _print_rotated(service: str, done: Rotated) -> None:
+    if done.made:
+        click.echo(done.made)
+        click.echo("this key is shown only now; keep it", err=True)
+    if done.live:
+        click.echo(f"{service}: the key {done.name} is in force; nothing was restarted", err=True)
+    else:
+        click.echo(f"{service} is not running; the key {done.name} works from its next start on", err=True)
+    if done.old_until:
+        click.echo(f"the old key works until {done.old_until}", err=True)
+
+
+@click.group("keys", invoke_without_command=True)
+@service_option
+@json_option
+@click.pass_context
+def keys(context: click.Context, service: str, as_json: bool) -> None:
+    """List the API keys: name, role, start of the digest, expiry."""
+    from installer import apikey
+    from installer.host import Host
+    from installer.settings import check_service
+
+    context.obj = check_service(service)
+    if context.invoked_subcommand:
+        return
+    found = apikey.list_keys(service, Host())
+    if as_json:
+        print_json([{"name": k.name, "role": k.role, "digest": k.digest[:8], "expiry": k.expiry} for k in found])
+        return
+    for key in found:
+        click.echo(f"{key.name:<20} {key.role:<10} {key.digest[:8]}  {key.expiry or 'no expiry'}")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@click.option("--service", metavar="NAME", help="Which service.")
+@quiet_option
+@click.pass_obj
+def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
+    """Take a key out of force at once."""
+    from installer import apikey
+    from installer.host import Host
+    from installer.report import choose
+    from installer.settings import check_service
+
+    service = check_service(service or chosen)
+    apikey.revoke_key(service, name, Host(), choose(quiet=quiet))
+    click.echo(f"{service}: the key {name} is revoked")
+
+
+@click.command("set-context")
+@click.argument("tokens", metavar="1024|32k|256K|auto")
+@service_option
+@discard_option
+@json_option
+@quiet_option
+def set_context(service: str, tokens: str, discard_edits: bool, as_json: bool, quiet: bool) -> None:
+    """Change the context length; proved, or undone."""
+    _change(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits, as_json, quiet)
+
+
+@click.command("set")
+@click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE...")
+@service_option
+@discard_option
+@json_option
+@quiet_option
+def set_values(service: str, assignments: tuple[str, ...], discard_edits: bool, as_json: bool, quiet: bool) -> None:
+    """Change any setting, by its name in the settings file or its option; proved, or undone."""
+    from installer.settings import field_named
+
+    flags = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"{assignment!r} is not NAME=VALUE", "for example: vllm-install set PORT=8001")
+        flags[field_named(name)] = value
+    _change(service, f"set {' '.join(assignments)}", flags, discard_edits, as_json, quiet)
+
+
+@click.command()
+@click.option("--vllm-version", metavar="VERSION", help="Version of vLLM [default: the one this tool was tested with]")
+@click.option("--model", "revision", metavar="REV", help="Another revision of the model; - for its newest commit.")
+@service_option
+@discard_option
+@json_option
+@quiet_option
+def upgrade(
+    service: str, vllm_version: str | None, revision: str | None, discard_edits: bool, as_json: bool, quiet: bool
+) -> None:
+    """Move to another vLLM or model revision; the one before is kept for rollback."""
+    from installer.settings import Settings
+
+    flags = {}
+    if revision is not None and revision != "-":
+        flags["revision"] = revision
+    if vllm_version or revision is None:
+        flags["vllm_version"] = vllm_version or Settings.vllm_version
+    _change(service, "upgrade", flags, discard_edits, as_json, quiet, fresh=revision is not None)
+
+
+@click.command()
+@service_option
+@json_option
+@quiet_option
+def rollback(service: str, as_json: bool, quiet: bool) -> None:
+    """Return to the generation before the last change, in one restart; keys stay as they are."""
+    from installer import deploy as flow
+    from installer.host import Host
+    from installer.report import choose
+    from installer.settings import check_service
+
+    flow.rollback(check_service(service), Host(), choose(quiet=quiet or as_json), show_deployed(service, as_json))
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@json_option
+@quiet_option
+def prune(dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Remove engines and runtimes that no service refers to, and that none could roll back to."""
+    from installer import deploy as flow
+    from installer.host import Host
+    from installer.report import choose
+
+    changes = flow.prune(Host(), choose(quiet=quiet or as_json), dry_run=dry_run)
+    print_changes("all", changes, as_json)
+
+
+def _change(
+    service: str,
+    verb: str,
+    flags: dict[str, str],
+    discard_edits: bool,
+    as_json: bool,
+    quiet: bool,
+    *,
+    fresh: bool = False,
+) -> None:
+    from installer import deploy as flow
+    from installer import settings_file
+    from installer.host import Host
+    from installer.layout import Layout
+    from installer.report import choose
+    from installer.resolve import Request
+    from installer.settings import check_service, load
+
+    host, path = Host(), Layout(check_service(service)).settings_file
+    values = settings_file.parse(host.read(path) or "", path)
+    request = Request(verb, load(service, values, {}, flags), discard_edits=discard_edits, fresh=fresh)
+    flow.change(request, host, choose(quiet=quiet or as_json), show_deployed(service, as_json))

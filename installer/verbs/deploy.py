@@ -1,0 +1,85 @@
+"""deploy, plan, uninstall."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from installer.verbs.options import (
+    json_option,
+    key_choice,
+    quiet_option,
+    service_option,
+    setting_options,
+    settings_from,
+)
+from installer.verbs.output import print_changes, show_deployed
+
+
+@click.command()
+@service_option
+@setting_options
+@json_option
+@quiet_option
+def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
+    """Converge the host to the settings asked for.
+
+    Settings come from the defaults, /etc/vllm-install/NAME.env, the environment and the options, the last one
+    wins; they are kept in that file. Run twice, the second run changes nothing.
+    """
+    from installer import deploy as flow
+    from installer.host import Host
+    from installer.report import choose
+    from installer.resolve import Request
+
+    host, report = Host(), choose(quiet=quiet or as_json)
+    settings = settings_from(service, host, options)
+
+    request = Request("deploy", settings, key_choice(options), discard_edits=bool(options["discard_edits"]))
+    flow.deploy(request, host, report, show_deployed(service, as_json))
+
+
+@click.command()
+@service_option
+@setting_options
+@json_option
+def plan(service: str, as_json: bool, **options: object) -> None:
+    """Show every change that deploy would make, and make none."""
+    from installer import deploy as flow
+    from installer.host import Host
+    from installer.report import choose
+    from installer.resolve import Request
+
+    host = Host()
+    settings = settings_from(service, host, options)
+    request = Request("plan", settings, key_choice(options), discard_edits=bool(options["discard_edits"]))
+    changes = flow.plan(request, host, choose(quiet=as_json))
+    print_changes(service, changes, as_json)
+
+
+@click.command()
+@service_option
+@click.option("--purge", is_flag=True, help="Remove the weights too.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@quiet_option
+def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
+    """Remove exactly what was made for a service; its weights stay unless --purge."""
+    from installer import deploy as flow
+    from installer.host import Host
+    from installer.report import choose
+    from installer.settings import check_service
+
+    host = Host()
+    changes = flow.plan_uninstall(check_service(service), host, purge=purge)
+    if not dry_run:
+        if not yes and sys.stdin.isatty() and not as_json:
+            print_changes(service, changes, as_json)
+            click.confirm("Remove all this?", abort=True)
+        changes = flow.uninstall(service, host, choose(quiet=quiet or as_json), purge=purge)
+    if as_json or dry_run:
+        print_changes(service, changes, as_json)
+    else:
+        click.echo(f"{service} is removed" + ("" if purge else "; the weights stay (--purge removes them)"))

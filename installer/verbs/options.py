@@ -1,0 +1,135 @@
+"""Options that several verbs take, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from installer.errors import UsageError
+
+if TYPE_CHECKING:
+    from installer.host import Host
+    from installer.resolve import KeyChoice
+    from installer.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def known_services() -> list[str]:
+    from installer.host import Host
+    from installer.state import services
+
+    return services(Host())
+
+
+service_option = click.option(
+    "--service", default="qwen3vl", show_default=True, metavar="NAME", help="Which service.",
+    shell_complete=lambda ctx, param, incomplete: [s for s in known_services() if s.startswith(incomplete)],
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, only warnings and the result.")
+
+# One option for every setting; a value is checked by the setting's own parser, so all sources share one rule.
+SETTING_OPTIONS = (
+    ("--model", "model", "NAME", "Hub id, directory, or builtin:tiny [default: Qwen/Qwen3-VL-8B-Instruct]"),
+    ("--revision", "revision", "REV", "Branch, tag or commit of the model on the hub."),
+    ("--models-dir", "models_dir", "DIR", "Directory in which a relative --model is looked up first."),
+    (
+        "--served-model-name",
+        "served_model_name",
+        "NAME",
+        "Model id that clients use [default: the model's own]",
+    ),
+    ("--context", "max_model_len", "TOKENS", "Context length: 1024, 32k, 256K or auto [default: 1024]"),
+    (
+        "--gpu-memory-utilization",
+        "gpu_memory_utilization",
+        "SHARE",
+        "Share of the GPU's memory [default: 0.95]",
+    ),
+    (
+        "--tensor-parallel-size",
+        "tensor_parallel_size",
+        "N",
+        "Number of GPUs that share the model [default: 1]",
+    ),
+    ("--host", "host", "ADDRESS", "Address to listen on [default: 0.0.0.0]"),
+    ("--port", "port", "PORT", "Port to listen on [default: 8000]"),
+    ("--drain", "drain", "SECONDS", "Time that running requests get to finish at a stop [default: 30]"),
+    (
+        "--allowed-media-domains",
+        "allowed_media_domains",
+        "NAMES",
+        "Domains that images may come from [default: none]",
+    ),
+    ("--engine", "engine", "KIND", "Build of vLLM: auto, cuda, cpu or rocm [default: auto]"),
+    ("--vllm-version", "vllm_version", "VERSION", "Version of vLLM [default: 0.32.0]"),
+    ("--python", "python", "PATH", "Interpreter for the engine [default: found on the host]"),
+    ("--index-url", "index_url", "URL", "Package index instead of PyPI."),
+    ("--find-links", "find_links", "PLACE", "Directory or page with further wheels."),
+    ("--hf-endpoint", "hf_endpoint", "URL", "Mirror of the model hub."),
+)
+
+
+def setting_options(function: F) -> F:
+    for flag, name, metavar, help in reversed(SETTING_OPTIONS):
+        function = click.option(flag, name, metavar=metavar, help=help)(function)
+    function = click.option("--max-model-len", "max_model_len", metavar="TOKENS", hidden=True)(function)
+    function = click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")(
+        function
+    )
+    function = click.option(
+        "--api-key-file", metavar="FILE", help="Take the API key from a file, or from - for standard input."
+    )(function)
+    function = click.option(
+        "--plain-api-key",
+        is_flag=True,
+        help="Write the key itself into the unit: every local user can read it.",
+    )(function)
+    function = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")(
+        function
+    )
+    return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
+
+
+def settings_from(service: str, host: Host, options: Mapping[str, object]) -> Settings:
+    from installer import settings_file
+    from installer.layout import Layout
+    from installer.settings import check_service, load, to_text
+
+    path = Layout(check_service(service)).settings_file
+    values = settings_file.parse(host.read(path) or "", path)
+    for warning in settings_file.unknown(values):
+        click.echo(f"warning: {path}: {warning}", err=True)
+    names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
+    flags = {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
+    if options["vllm_args"]:
+        words = options["vllm_args"]
+        assert isinstance(words, tuple)
+        flags["vllm_args"] = to_text("vllm_args", words)
+    return load(service, values, os.environ, flags)
+
+
+def key_choice(options: Mapping[str, object]) -> KeyChoice:
+    from installer import keys
+    from installer.resolve import KeyChoice
+
+    source = options["api_key_file"]
+    given = None
+    if source is not None:
+        try:
+            text = sys.stdin.read() if source == "-" else Path(str(source)).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the API key cannot be read from {source}: {error}") from None
+        given = keys.check(text.strip())
+    if options["plain_api_key"]:
+        click.echo(
+            "warning: the key will be readable by every local user (systemctl cat, systemctl show, ps)",
+            err=True,
+        )
+    return KeyChoice(given, bool(options["plain_api_key"]))

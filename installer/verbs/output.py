@@ -1,0 +1,64 @@
+"""How results look: text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from installer.changes import Change
+    from installer.deploy import Deployed, Show
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_changes(service: str, changes: list[Change], as_json: bool) -> None:
+    if as_json:
+        print_json({"service": service, "changes": [change.to_json() for change in changes]})
+    elif not changes:
+        click.echo("nothing to change")
+    else:
+        for change in changes:
+            click.echo(change.describe())
+
+
+def print_deployed(done: Deployed) -> None:
+    from installer.prove import local_address
+
+    target = done.want.target
+    address = local_address(target.settings.host)
+    url = f"http://{f'[{address}]' if ':' in address else address}:{target.settings.port}/v1"
+    service = done.want.layout.service
+    if not done.changes:
+        click.echo(f"{service} is up to date and answers; nothing was changed")
+        return
+    click.echo(f"{service} serves, proved by a real answer.\n")
+    click.echo(f"  URL      {url}")
+    click.echo(f"  model    {target.model.id}")
+    if done.new_key:
+        click.echo(f"  API key  {done.new_key}   (shown only now; keep it)")
+    key = done.new_key or "$API_KEY"
+    body = shlex.quote(json.dumps({"model": target.model.id, "messages": [{"role": "user", "content": "Hello"}]}))
+    click.echo(f"""
+  curl {url}/chat/completions -H 'Authorization: Bearer {key}' \\
+    -H 'Content-Type: application/json' -d {body}
+  journalctl -u {service} -f
+  systemctl restart {service}""")
+
+
+def show_deployed(service: str, as_json: bool) -> Show:
+    def show(done: Deployed) -> None:
+        if as_json:
+            changes = [change.to_json() for change in done.changes]
+            print_json({"service": service, "changes": changes, "api_key": done.new_key})
+        else:
+            print_deployed(done)
+        sys.stdout.flush()
+
+    return show
