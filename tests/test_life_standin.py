@@ -1,4 +1,4 @@
-"""A service's life under a real systemd, with the stand-in engine: every verb, in the order in which users meet them."""
+"""A service's life under a real systemd, with the stand-in engine: every verb, as users meet them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ import pytest
 from tests.boot.machine import Machine
 from tests.boot.snapshot import difference, snapshot
 from tests.life import (
-    MODEL, ask, chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, standin, unit, until, written,
+    MODEL,
+    ask,
+    chat,
+    cli,
+    engine_pid,
+    is_gone,
+    is_up,
+    main_pid,
+    processes,
+    serves,
+    standin,
+    unit,
+    until,
+    written,
 )  # fmt: skip
 
 UNIT = "/etc/systemd/system/qwen3vl.service"
@@ -90,9 +103,9 @@ def test_the_plan_is_what_deploy_does_change_for_change(
     ]
     accounts = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid")
     for line in difference(before, snapshot(machine.root)):
-        path = line.split()[1].rstrip(":")
-        known = any(path.startswith(name) or name.startswith(f"{path}/") for name in named)
-        assert known or path in (*accounts, "/var/lib/vllm-install/qwen3vl/state.json") or ".wants" in path, line
+        touched = line.split()[1].rstrip(":")
+        known = any(touched.startswith(name) or name.startswith(f"{touched}/") for name in named)
+        assert known or touched in (*accounts, "/var/lib/vllm-install/qwen3vl/state.json") or ".wants" in touched, line
 
 
 def only_keys_open(change: dict[str, Any]) -> dict[str, Any]:
