@@ -351,7 +351,7 @@ def test_an_engine_that_dies_ends_the_service_by_a_signal(service: Service) -> N
     engine = service.named("VLLM::EngineCore")
     os.kill(engine, signal.SIGKILL)
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert f"the engine died (process {engine})" in service.log.read_text()
+    assert "the engine died" in service.log.read_text()
 
 
 def test_an_engine_that_dies_of_its_first_request_is_never_ready(service: Service) -> None:

@@ -174,7 +174,7 @@ class Vllm:
     def answers(self, patience: float) -> bool:
         """Whether the model itself answers a smallest possible request."""
         if not self.model:
-            status, body = self.ask("GET", "/v1/models", min(patience, 10))
+            status, body = self.ask("GET", "/v1/models", min(patience, 5))
             if status != 200:
                 return False
             self.model = json.loads(body)["data"][0]["id"]
@@ -189,7 +189,7 @@ class Vllm:
         return self.ask("GET", "/health", 2)[0] == 503
 
     def metrics(self, pattern: re.Pattern[str]) -> list[str]:
-        status, body = self.ask("GET", "/metrics", 10)
+        status, body = self.ask("GET", "/metrics", 5)
         return pattern.findall(body.decode(errors="replace")) if status == 200 else []
 
 
@@ -287,6 +287,8 @@ class Watcher:
             if alive:
                 at = time.monotonic()
                 notify("WATCHDOG=1")
+            elif self.vllm.is_dead():
+                self.end("the engine died: ending vLLM, to be started anew")
             elif time.monotonic() - at > 0.7 * self.watchdog:
                 self.end_hung("the engine makes no progress and answers no request")
             engine |= self.vllm.children()
