@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import struct
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,10 +58,13 @@ class MakeBuiltin:
     def apply(self, host: Host, report: Report) -> None:
         host.make_dir(self.path.parent)
         target = host.at(self.path)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        # The same name every time, so that what a killed run left goes with the next one.
+        staging = target.with_name(f".{target.name}.new")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
         try:
-            write(staging)
             staging.chmod(0o755)
+            write(staging)
             host.remove(self.path)
             staging.rename(target)
         except BaseException:
