@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -96,10 +95,9 @@ def free_port() -> int:
 
 def say_how_to_enter(machine: Machine) -> None:
     say("The host is left running")
-    print(f"enter it:  sudo nsenter --target {machine.leader} --all -- env -i HOME=/root TERM=$TERM bash -l")
+    print(f"enter it:  sudo {shlex.join(machine.command('env', '-i', 'HOME=/root', 'TERM=xterm', 'bash', '-l'))}")
     print("end it:    sudo make demo-end   (make clean does, too)")
 
 
 if __name__ == "__main__":
-    assert shutil.which("nsenter")
     sys.exit(main())

@@ -147,7 +147,8 @@ class Machine:
 
     def command(self, *argv: str | Path) -> list[str]:
         """The command line that runs `argv` as root inside, from outside."""
-        return ["nsenter", "--target", str(self.leader), "--all", "--", *map(str, argv)]
+        # Its root by name as well: in a chroot the root of the mount namespace is another directory.
+        return ["nsenter", "--target", str(self.leader), "--all", "--root", "--wd", "--", *map(str, argv)]
 
     def start(self, *argv: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a command inside, its output in pipes. It leads a process group: end it with os.killpg."""
