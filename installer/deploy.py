@@ -144,6 +144,8 @@ def _transact(
     try:
         apply(changes, host, report)
         prove.serving(want, host, report)
+        if new_key:
+            prove.keys_in_force(want, new_key)
     except Exception as error:
         raise _put_back(error, state, host, layout, report) from error
     state = _remember(state, want.target, host, layout, "proved")

@@ -63,12 +63,15 @@ def enabled(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def running(want: Wanted, host: Host) -> Iterator[Change]:
-    """A restart is due when the process was started from another unit; a reload when only keys differ."""
+    """A restart is due when the process was started from another unit; a reload when only keys differ.
+
+    systemd skips the reload of a service that is still starting, and calls that a success: then only a restart helps.
+    """
     process = running_process(host, want.layout)
     if process is None or process.digest != process_digest(want.target, want.layout):
         yield Restart(want.layout.unit_name)
     elif process.keys != frozenset((key.name, key.digest) for key in want.target.keys):
-        yield Reload(want.layout.unit_name)
+        yield Reload(want.layout.unit_name) if process.is_up else Restart(want.layout.unit_name)
 
 
 STEPS = (engine, weights, account, settings_file, probe_key, unit_files, enabled, running)
@@ -86,6 +89,7 @@ class Process:
     pid: int
     digest: str
     keys: frozenset[tuple[str, str]]
+    is_up: bool
 
 
 def running_process(host: Host, layout: Layout) -> Process | None:
@@ -98,7 +102,7 @@ def running_process(host: Host, layout: Layout) -> Process | None:
     variables = dict(pair.partition("=")[::2] for pair in environment.split("\0"))
     live = host.read(layout.run_dir / "keys") or ""
     keys = frozenset((line.split()[0], line.split()[2]) for line in live.splitlines() if len(line.split()) >= 3)
-    return Process(pid, variables.get(DIGEST_VARIABLE, ""), keys)
+    return Process(pid, variables.get(DIGEST_VARIABLE, ""), keys, shown["ActiveState"] != "activating")
 
 
 def unit_keys(host: Host, layout: Layout) -> list[Key]:
