@@ -1,6 +1,6 @@
-"""Run inside a machine: `python -m tests.cut POINT ARGS…` is `vllm-install ARGS…`, ended by SIGKILL at a chosen point.
+"""Run inside a machine: `python -m tests.cut SIGNAL POINT ARGS…` is `vllm-install ARGS…`, hit by it at a chosen point.
 
-POINT is one of
+KILL and TERM hit the process alone; INT, as a terminal sends it on Ctrl-C, its children too. POINT is one of
     begin:N       before the N-th change, with everything before it done
     done:N        right after the N-th change
     effect:N:K    within the N-th change, before its K-th effect: a process, a rename, a new directory, a removal…
@@ -11,12 +11,12 @@ POINT is one of
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import NoReturn
 
 from installer import cli, report
 from installer.changes import Change
@@ -26,17 +26,22 @@ LOOKS = (["systemctl", "show"], ["journalctl"])
 
 
 class Cutter(report.Lines):
-    """Counts what happens and ends the process where it was told to."""
+    """Counts what happens and sends the signal where it was told to."""
 
-    def __init__(self, point: str) -> None:
+    def __init__(self, number: signal.Signals, point: str) -> None:
+        self.signal = number
         self.point = point
         self.effects: list[int] = []  # of each change begun so far
         self.saves = 0
         self.within = False
 
     def reach(self, point: str) -> None:
-        if point == self.point:
-            die()
+        if point != self.point:
+            return
+        if self.signal == signal.SIGINT:
+            os.killpg(0, self.signal)
+        else:
+            os.kill(os.getpid(), self.signal)
 
     def begin(self, change: Change) -> None:
         self.effects.append(0)
@@ -57,14 +62,16 @@ class Cutter(report.Lines):
             self.reach(f"effect:{len(self.effects)}:{self.effects[-1]}")
 
 
-class Mute:
-    """A stdout that nobody ever reads from."""
+class Screen(io.StringIO):
+    """A stdout that is reached before anybody reads from it."""
 
-    def write(self, text: str) -> NoReturn:
-        die()
+    def __init__(self, cutter: Cutter) -> None:
+        super().__init__()
+        self.cutter = cutter
 
-    def flush(self) -> None:
-        pass
+    def write(self, text: str) -> int:
+        self.cutter.reach("show")
+        return sys.__stderr__.write(text) if sys.__stderr__ else 0
 
 
 def is_look(event: str, args: tuple[object, ...]) -> bool:
@@ -73,18 +80,13 @@ def is_look(event: str, args: tuple[object, ...]) -> bool:
     return any(argv[: len(look)] == look for look in LOOKS)
 
 
-def die() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("SIGKILL cannot be survived")
-
-
-def main(point: str, args: list[str]) -> None:
-    cutter = Cutter(point)
+def main(name: str, point: str, args: list[str]) -> None:
+    cutter = Cutter(signal.Signals[f"SIG{name}"], point)
     # What the command line reports by; the rest of it runs unchanged.
     vars(report).update(choose=lambda **_: cutter)
     sys.addaudithook(cutter.audit)
     if point == "show":
-        vars(sys).update(stdout=Mute())
+        vars(sys).update(stdout=Screen(cutter))
     sys.argv = ["vllm-install", *args]
     cli.main()
     points: Mapping[str, object] = {"effects": cutter.effects, "saves": cutter.saves}
@@ -92,4 +94,4 @@ def main(point: str, args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -47,13 +47,13 @@ class Points:
 
 def cut(machine: Machine, point: str, *args: str) -> None:
     """Run a command that must die at this very point."""
-    done = machine.run(sys.executable, "-m", "tests.cut", point, *args, check=False)
+    done = machine.run(sys.executable, "-m", "tests.cut", "KILL", point, *args, check=False)
     assert done.returncode == -9, f"{point} was never reached\n{done.stdout}\n{done.stderr}"
 
 
 def points_of(machine: Machine, *args: str) -> Points:
     """Run the command to its end, and learn where it can be cut."""
-    said = machine.run(sys.executable, "-m", "tests.cut", "none", *args).stderr
+    said = machine.run(sys.executable, "-m", "tests.cut", "KILL", "none", *args).stderr
     return Points(**json.loads(said.splitlines()[-1]))
 
 
