@@ -209,6 +209,7 @@ class Watcher:
         threading.Thread(target=self.stop_at_once, daemon=True).start()
         self.see_it_start()
         self.is_ready.set()
+        self.stage = "serving"
         notify("READY=1", f"STATUS=serving {self.vllm.model}")
         say(f"serving {self.vllm.model}: a request was answered")
         self.see_it_serve()
