@@ -19,17 +19,26 @@ from tests.boot.surroundings import REPO
 
 LAYOUT = Layout("qwen3vl")
 PYTHON = Path("/usr/bin/python3.11")
-# Beyond what the import check itself names: what `vllm serve` reaches only once it builds its routes and compiles.
+# Seen in a real `vllm serve` (of 5395 modules, the import check alone leaves 489 uncompiled): what it reaches only
+# once it builds its routes and compiles the model. The import check does not import these.
 STARTED = (
     *engines.NEEDED,
     engines.WORKER["cpu"],
-    "vllm.entrypoints.generate.api_router",
+    "vllm.entrypoints.anthropic.api_router",
     "vllm.compilation.passes.pass_manager",
-    "vllm.model_executor.models.qwen3",
-    "torch._inductor.fx_passes.post_grad",
-    "torch._inductor.fx_passes.joint_graph",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "torch._dynamo.backends.distributed",
+    "torch._inductor.choices",
+    "torch._inductor.fx_passes.fuse_attention",
+    "torch._inductor.fx_passes.quantization",
     "torch.export._trace",
+    "compressed_tensors.offload",
+    "model_hosting_container_standards.sagemaker",
+    "sympy.combinatorics",
+    "sympy.physics.units",
+    "websockets.server",
 )
+FEW = 5
 
 
 @pytest.fixture
@@ -67,6 +76,6 @@ def test_the_cpu_engine_imports_and_has_bytecode_for_a_start(host: Host, tmp_pat
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "VLLM_NO_USAGE_STATS": "1"}
     subprocess.run([python, "-I", "-c", code, *STARTED], check=True, env=environment)
     missing = {path.relative_to(site) for path in compiled(site) - before}
-    assert len(missing) <= len(before) // 200, sorted(missing)
+    assert len(missing) <= FEW, sorted(missing)
     shown = subprocess.run([python.with_name("vllm"), "--version"], env=environment, capture_output=True, text=True)
     assert (shown.returncode, shown.stdout.strip().splitlines()[-1]) == (0, "0.32.0+cpu"), shown.stderr
