@@ -9,6 +9,7 @@ weights and no hub are needed. Runs with the Python that has vLLM, one server af
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -25,8 +26,6 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
-
-import contextlib
 
 from installer import builtin  # noqa: E402
 from installer.capacity import Device, Estimate, estimate  # noqa: E402

@@ -95,7 +95,7 @@ def last(limit: int, holds: Callable[[int], bool]) -> int:
 def arrange(layers: tuple[Layer, ...], rules: Rules, keep_windows: bool = True) -> Cache:
     """Groups and block size as vLLM chooses them; without keep_windows every token is kept in every layer."""
     if not keep_windows and any(layer.kind is Kind.FULL for layer in layers):
-        layers = tuple(replace(layer, kind=Kind.FULL) if layer.kind is Kind.WINDOW else layer for layer in layers)
+        layers = tuple(Layer(Kind.FULL, layer.size) if layer.kind is Kind.WINDOW else layer for layer in layers)
     if not layers:
         return Cache(0, (), rules)
     rules = _block_for_states(layers, rules)

@@ -56,8 +56,8 @@ def read_report(lines: Iterable[str]) -> Calibration | None:
     """The last complete report in a log; None where vLLM did not come that far."""
     found: dict[str, float] = {}
     for line in lines:
-        if _START in line:
-            found.clear()
+        if _START in line:  # what the server says of its flags comes before
+            found = {"share": found["share"]} if "share" in found else {}
         for name, pattern in _LINES.items():
             match = pattern.search(line)
             # Workers say the same thing each; the smallest cache is the one that counts.

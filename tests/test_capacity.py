@@ -1,0 +1,470 @@
+"""The memory estimate: cache bytes and blocks as vLLM has them, weights by the files, verdicts with numbers."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from installer.capacity import Answer, Device, Estimate, describe, estimate, judge, table
+from installer.errors import UsageError
+from installer.flags import Flags
+from installer.kv import Cache, Kind, Layer, Rules, arrange
+from installer.kv_layers import layers_of
+from installer.overhead import batch
+from installer.settings import Settings
+from installer.shape import Shape, read_shape
+from installer.vllm_log import Calibration, Refusal, read_refusal, read_report
+
+CONFIGS = Path(__file__).parent / "fixtures/configs"
+GIB = 1024**3
+H200 = Device("cuda", 143771 * 1024**2, 0.92)
+CPU = Device("cpu", 24 * GIB, 0.4)
+
+
+def settings(context: int | None = 32768, *args: str, gpus: int = 1) -> Settings:
+    return Settings(max_model_len=context, vllm_args=args, tensor_parallel_size=gpus)
+
+
+def shape_of(name: str, *args: str, gpus: int = 1) -> Shape:
+    return read_shape(CONFIGS / name, settings(None, *args, gpus=gpus))
+
+
+def on(name: str, context: int | None, *args: str, device: Device = H200, gpus: int = 1) -> Estimate:
+    return estimate(shape_of(name, *args, gpus=gpus), device, settings(context, *args, gpus=gpus))
+
+
+def model(path: Path, **config: object) -> Path:
+    """A model directory with nothing but a configuration and the size of its weights."""
+    base = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "vocab_size": 320,
+        "max_position_embeddings": 8192,
+    }
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(base | config))
+    (path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 1000000}, "weight_map": {}}')
+    return path
+
+
+def layers_in(path: Path, *args: str, gpus: int = 1) -> tuple[Cache, Estimate]:
+    chosen = settings(4096, *args, gpus=gpus)
+    result = estimate(read_shape(path, chosen), H200, chosen)
+    return result.cache, result
+
+
+# Bytes per token
+
+
+@pytest.mark.parametrize(
+    ("name", "per_token"),
+    [
+        ("qwen3-vl-8b", 147456),
+        ("qwen3-8b", 147456),
+        ("qwen3-32b", 262144),
+        ("qwen3-30b-a3b", 98304),
+        ("qwen2.5-7b", 57344),
+        ("llama-3.1-8b", 131072),
+        ("deepseek-v2-lite", 27 * (512 + 64) * 2),
+        ("gpt-oss-20b", 24 * 8 * 64 * 2 * 2),
+        ("gemma-3-12b", 48 * 8 * 256 * 2 * 2),
+        ("granite-4.0-h-tiny", 4 * 4 * 128 * 2 * 2),
+    ],
+)
+def test_bytes_per_token_are_vllms(name: str, per_token: int) -> None:
+    assert on(name, 32768).kv_per_token == per_token
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "per_token"),
+    [
+        ((), 1, 147456),
+        (("--kv-cache-dtype", "fp8"), 1, 73728),
+        (("--kv_cache_dtype=fp8_e4m3",), 1, 73728),
+        (("--dtype", "float32"), 1, 294912),
+        (("--dtype", "float32", "--kv-cache-dtype", "bfloat16"), 1, 147456),
+        (("--kv-cache-dtype", "int8_per_token_head"), 1, 36 * 8 * 2 * (128 + 4)),
+        (("--kv-cache-dtype", "nvfp4"), 1, 36 * 8 * 2 * (64 + 8)),
+        ((), 2, 73728),
+        ((), 16, 36 * 128 * 2 * 2),  # 8 heads on 16 GPUs: each GPU holds one
+        (("--pipeline-parallel-size", "2"), 1, 73728),
+    ],
+)
+def test_flags_and_gpus_change_the_bytes_per_token(flags: tuple[str, ...], gpus: int, per_token: int) -> None:
+    assert on("qwen3-8b", 32768, *flags, gpus=gpus).kv_per_token == per_token
+
+
+def test_a_checkpoint_can_ask_for_an_8_bit_cache(tmp_path: Path) -> None:
+    plain = model(tmp_path / "plain")
+    quantized = model(
+        tmp_path / "fp8", quantization_config={"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}
+    )
+    assert layers_in(plain)[1].kv_per_token == 2 * layers_in(quantized)[1].kv_per_token
+
+
+def test_latent_attention_is_not_divided_among_gpus() -> None:
+    assert on("deepseek-v2-lite", 4096, gpus=4).kv_per_token == on("deepseek-v2-lite", 4096).kv_per_token
+
+
+def test_sparse_latent_attention_keeps_an_index_beside_the_cache(tmp_path: Path) -> None:
+    path = model(
+        tmp_path, model_type="deepseek_v32", kv_lora_rank=512, qk_rope_head_dim=64, index_topk=2048, index_head_dim=128
+    )
+    assert layers_in(path)[1].kv_per_token == 4 * (656 + 132)
+
+
+def test_only_the_language_model_counts() -> None:
+    assert shape_of("qwen3-vl-8b").limit == 262144
+    assert shape_of("gemma-3-12b").limit == 131072
+
+
+# Blocks
+
+
+def test_memory_for_a_request_is_whole_blocks_and_the_empty_one() -> None:
+    cache = arrange((Layer(Kind.FULL, 100),) * 3, Rules(16, 0, 16))
+    assert cache.block_bytes == 4800
+    assert cache.needed(1) == 2 * 4800
+    assert cache.needed(16) == 2 * 4800
+    assert cache.needed(17) == 3 * 4800
+    assert cache.largest(3 * 4800, 10**6) == 32
+    assert cache.largest(3 * 4800 - 1, 10**6) == 16
+    assert cache.largest(4800, 10**6) == 0
+    assert cache.tokens(10 * 4800 + 4799, 32) == 160
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(CONFIGS.iterdir())])
+def test_the_largest_context_is_the_last_that_fits(name: str) -> None:
+    cache = on(name, 32768).cache
+    memory = 2 * GIB
+    largest = cache.largest(memory, 10**8)
+    assert cache.needed(largest) <= memory < cache.needed(largest + 1)
+    assert cache.largest(memory, 100) == 100
+
+
+def test_windows_bound_what_a_request_takes() -> None:
+    rules = Rules(block_size=16, in_flight=64, state_alignment=16)
+    cache = arrange((Layer(Kind.FULL, 10), Layer(Kind.WINDOW, 10, 33)) * 2, rules)
+    assert len(cache.groups) == 2
+    assert cache.block_bytes == 2 * 10 * 16
+    # 1600 tokens in full, and 32 + 64 in the window, which may begin within a block.
+    assert cache.blocks(1600) == 100 + 7
+    assert cache.blocks(8) == 1 + 2
+    assert (
+        arrange((Layer(Kind.FULL, 10), Layer(Kind.WINDOW, 10, 33)) * 2, rules, keep_windows=False).blocks(1600) == 100
+    )
+
+
+def test_five_windows_to_one_full_layer_make_six_groups() -> None:
+    cache = on("gemma-3-12b", 32768).cache
+    assert [group.kind for group in cache.groups].count(Kind.WINDOW) == 5
+    assert [group.kind for group in cache.groups].count(Kind.FULL) == 1
+    assert cache.block_bytes == 8 * 16 * 8192
+
+
+def test_uneven_kinds_are_padded() -> None:
+    # 26 layers, 22 with a window: groups of 4, the last ones short.
+    cache = on("gemma-3-1b", 8192).cache
+    assert len(cache.groups) == 1 + 6
+    near = arrange((Layer(Kind.FULL, 10),) * 13 + (Layer(Kind.WINDOW, 10, 32),) * 12, Rules(16, 0, 16))
+    assert (len(near.groups), near.block_bytes) == (2, 13 * 160)
+
+
+def test_a_block_grows_until_it_holds_a_state() -> None:
+    cache = on("granite-4.0-h-tiny", 32768).cache
+    state = (3072 + 2 * 128) * 3 * 2 + 48 * 64 * 128 * 2
+    tokens = -(-state // (2048 * 16)) * 16
+    assert cache.rules.block_size == tokens
+    assert cache.block_bytes == 4 * tokens * 2048
+    assert cache.blocks(tokens) == 1 + 9 * 2
+    without = on("granite-4.0-h-tiny", 32768, "--no-enable-prefix-caching").cache
+    assert without.blocks(tokens) == 1 + 9
+
+
+def test_states_are_wider_on_the_cpu() -> None:
+    assert on("granite-4.0-h-tiny", 4096, device=CPU).cache.rules.block_size == 896
+    assert on("granite-4.0-h-tiny", 4096).cache.rules.block_size == 400
+
+
+@pytest.mark.parametrize(
+    ("config", "states"),
+    [
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*", "mamba_num_heads": 8, "mamba_head_dim": 16,
+          "n_groups": 2, "ssm_state_size": 32}, [(128 + 2 * 2 * 32) * 3 * 2 + 8 * 16 * 32 * 4] * 2),
+        ({"model_type": "qwen3_next", "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 32,
+          "linear_value_head_dim": 32}, [(2 * 64 + 128) * 3 * 2 + 4 * 32 * 32 * 2] * 3),
+        ({"model_type": "kimi_linear", "linear_attn_config": {"full_attn_layers": [4], "num_heads": 4, "head_dim": 32,
+          "short_conv_kernel_size": 4}}, [3 * 128 * 3 * 2 + 4 * 32 * 32 * 4] * 3),
+        ({"model_type": "lfm2", "layer_types": ["conv", "conv", "full_attention", "conv"]}, [64 * 2 * 2] * 3),
+        ({"model_type": "jamba", "num_hidden_layers": 8}, [(128 * 3 + 128 * 16) * 2] * 7),
+        ({"model_type": "falcon_h1", "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 32, "mamba_d_ssm": 128,
+          "mamba_d_conv": 4, "num_hidden_layers": 2}, [(128 + 64) * 3 * 2 + 8 * 16 * 32 * 2] * 2),
+    ],
+)  # fmt: skip
+def test_states_of_the_families(tmp_path: Path, config: dict[str, object], states: list[int]) -> None:
+    shape = read_shape(model(tmp_path, **config), settings())
+    found = layers_of(shape.config, shape.flags, 1, on_cpu=False)
+    assert [layer.size for layer in found.layers if layer.kind is Kind.STATE] == states
+    assert found.certain
+    assert any(layer.kind is Kind.FULL for layer in found.layers)
+
+
+def test_layers_that_share_another_ones_cache_have_none(tmp_path: Path) -> None:
+    assert layers_in(model(tmp_path, num_kv_shared_layers=1))[1].kv_per_token == 3 * 4 * 16 * 2 * 2
+
+
+def test_a_window_that_is_switched_off_is_none() -> None:
+    assert {group.kind for group in on("qwen2.5-7b", 32768).cache.groups} == {Kind.FULL}
+
+
+def test_windows_everywhere_bound_the_whole_cache(tmp_path: Path) -> None:
+    cache, _ = layers_in(model(tmp_path, model_type="mistral", sliding_window=256))
+    assert [group.kind for group in cache.groups] == [Kind.WINDOW]
+    assert cache.blocks(10**6) == cache.blocks(10**7)
+
+
+# Weights
+
+
+def safetensors(path: Path, tensors: dict[str, int]) -> None:
+    header, end = {}, 0
+    for name, size in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+
+
+def test_weights_are_those_of_the_files(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    assert read_shape(path, settings()).weights == 1000000  # no file there yet: what the index says
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    safetensors(path / "one.safetensors", {"a": 600, "model.layers.3.x": 40})
+    safetensors(path / "consolidated.safetensors", {"a": 600})
+    assert read_shape(path, settings()).weights == 640
+
+
+def test_weights_that_vllm_leaves_out(tmp_path: Path) -> None:
+    path = model(tmp_path, tie_word_embeddings=True)
+    (path / "model.safetensors.index.json").unlink()
+    safetensors(path / "model.safetensors", {"a": 600, "lm_head.weight": 50, "mtp.0.x": 30, "model.layers.4.x": 20})
+    assert read_shape(path, settings()).weights == 600
+
+
+def test_weights_are_converted_unless_quantized(tmp_path: Path) -> None:
+    assert read_shape(model(tmp_path / "wide", torch_dtype="float32"), settings()).weights == 500000
+    quantized = model(tmp_path / "q", torch_dtype="float32", quantization_config={"quant_method": "gptq"})
+    assert read_shape(quantized, settings()).weights == 1000000
+    assert shape_of("qwen3-8b", "--dtype", "float32").weights == 2 * 16381470720
+    embedding = 2 * 151936 * 4096 * 2
+    assert shape_of("qwen3-8b", "--quantization", "fp8").weights == (16381470720 - embedding) // 2 + embedding
+
+
+def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"config\.json: No such file"):
+        read_shape(tmp_path, settings())
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(UsageError, match=r"config\.json"):
+        read_shape(tmp_path, settings())
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UsageError, match="no JSON object"):
+        read_shape(tmp_path, settings())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds no weights"):
+        read_shape(tmp_path, settings())
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({}, 8192),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 32768),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 8192),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}}, 16384),
+        ({"max_position_embeddings": None}, 2048),
+        ({"max_position_embeddings": 4096, "n_positions": 1024}, 1024),
+    ],
+)
+def test_the_models_own_limit(tmp_path: Path, config: dict[str, object], limit: int) -> None:
+    assert read_shape(model(tmp_path, **config), settings()).limit == limit
+
+
+# Flags
+
+
+def test_flags_in_every_spelling() -> None:
+    flags = Flags.of(("--max_num_seqs=8", "-pp", "2", "--max-num-batched-tokens", "4k", "--enforce-eager", "-q", "fp8"))
+    assert (flags.max_num_seqs, flags.pipeline_parallel, flags.max_num_batched_tokens) == (8, 2, 4000)
+    assert flags.eager
+    assert flags.quantization == "fp8"
+    assert Flags.of(("--kv-cache-memory-bytes", "1.5G")).kv_cache_memory == 3 * GIB // 2
+    with pytest.raises(UsageError, match="--block-size many"):
+        Flags.of(("--block-size", "many"))
+
+
+def test_what_a_step_holds_follows_the_device() -> None:
+    shape = shape_of("qwen3-8b")
+    assert batch(shape, H200.memory, 32768, False).tokens == 8192
+    assert batch(shape, 24 * GIB, 32768, False).tokens == 2048
+    assert batch(shape, 180 * GIB, 32768, False).tokens == 16384
+    assert batch(shape, CPU.memory, 32768, True).tokens == 2048
+    assert batch(shape_of("qwen3-8b", "--max-num-seqs", "2"), H200.memory, 1024, False).tokens == 2048
+    assert batch(shape_of("deepseek-v2-lite"), CPU.memory, 32768, True).tokens == 32768
+
+
+def test_less_to_compute_leaves_more_cache() -> None:
+    plain = on("qwen3-vl-8b", 32768).overhead
+    assert on("qwen3-vl-8b", 32768, "--enforce-eager").overhead < plain
+    assert on("qwen3-vl-8b", 32768, "--max-num-seqs", "16").overhead < plain
+    assert on("qwen3-vl-8b", 32768, "--language-model-only").overhead < plain
+    assert on("qwen3-vl-8b", 32768, "--max-num-batched-tokens", "65536").overhead > plain
+    assert on("qwen3-8b", 32768, gpus=2).overhead > on("qwen3-8b", 32768).overhead // 2
+    assert on("qwen3-8b", 32768, gpus=2).weights == 16381470720 // 2
+
+
+def test_memory_set_by_flag_is_taken_as_it_is() -> None:
+    result = on("qwen3-8b", 4096, "--kv-cache-memory-bytes", "1G", device=CPU)
+    assert (result.available_kv, result.margin) == (GIB, 0)
+    assert result.largest_context == 7040  # what vLLM itself says of this model with 1 GiB
+    assert judge(result, 7040).answer is Answer.FITS
+    assert judge(result, 7041).answer is Answer.CANNOT
+
+
+# Verdicts
+
+
+def test_verdicts_come_with_the_numbers() -> None:
+    result = replace(on("qwen3-8b", 32768), available_kv=4 * GIB, margin=GIB, limit=262144)
+    # 147456 bytes a token: 4 GiB hold 29127 tokens, in blocks of 16.
+    assert judge(result, 16384).answer is Answer.FITS
+    close = judge(result, 30000)
+    assert close.answer is Answer.CLOSE
+    refused = judge(result, 262144)
+    assert refused.answer is Answer.CANNOT
+    assert refused.largest == 29104
+    assert refused.reason == (
+        "262144 tokens need 36.00 GiB of cache and about 4.00 GiB is free, enough for about 29104"
+    )
+    assert refused.to_json()["largest_context"] == 29104
+    assert judge(replace(result, certain=False), 262144).answer is Answer.CLOSE
+    assert judge(result, 262145).reason == "262145 tokens are more than the model's own limit of 262144"
+    assert judge(replace(result, certain=False), 262145).answer is Answer.CANNOT
+
+
+def test_a_model_larger_than_the_gpu() -> None:
+    result = on("qwen3-32b", 1024, device=Device("cuda", 24 * GIB, 0.92))
+    assert result.available_kv < 0
+    assert (result.largest_context, result.kv_tokens) == (0, 0)
+    verdict = judge(result, 1024)
+    assert verdict.answer is Answer.CANNOT
+    assert verdict.available == 0
+    assert all(row.requests == 0 for row in table(result))
+
+
+def test_auto_settles_on_what_fits() -> None:
+    small = on("llama-3.1-8b", None, device=Device("cuda", 24 * GIB, 0.92))
+    assert small.context == small.largest_context < 131072
+    assert on("llama-3.1-8b", None).context == 131072
+
+
+def test_the_table_has_every_context_once() -> None:
+    result = on("qwen3-vl-8b", 5000)
+    rows = table(result)
+    assert [row.context for row in rows] == sorted({row.context for row in rows})
+    assert {1024, 5000, 32768, 262144} <= {row.context for row in rows}
+    assert rows[-1].context == 262144
+    assert [row.requests for row in rows] == sorted((row.requests for row in rows), reverse=True)
+    for row in rows:
+        assert row.requests == result.available_kv // result.cache.block_bytes // -(-row.context // 16)
+    assert len(describe(result)) == 3 + len(rows)
+    assert json.loads(json.dumps(result.to_json()))["rows"][0]["context"] == 1024
+
+
+def test_layers_nobody_knows_refuse_nothing(tmp_path: Path) -> None:
+    path = model(tmp_path, layer_types=["holographic"] * 4, max_position_embeddings=10**8)
+    chosen = settings(10**7)
+    result = estimate(read_shape(path, chosen), Device("cuda", 8 * GIB, 0.5), chosen)
+    assert judge(result, 10**8).answer is Answer.CLOSE
+
+
+# What vLLM says
+
+START = """\
+(APIServer pid=1) INFO non-default args: {'max_model_len': 32768, 'gpu_memory_utilization': 0.5}
+(EngineCore pid=2) INFO [core.py:1] Initializing a V1 LLM engine (v0.32.0) with config
+(EngineCore pid=2) INFO [gpu_model_runner.py:1] Model loading took 15.27 GiB memory and 3.2 seconds
+(EngineCore pid=2) INFO [gpu_worker.py:1] Available KV cache memory: 51.25 GiB
+(EngineCore pid=2) INFO [kv_cache_utils.py:1] GPU KV cache size: 373,184 tokens, Maximum concurrency for 32,768 tokens per request: 11.39x
+(EngineCore pid=2) INFO [gpu_model_runner.py:1] Graph capturing finished in 5 secs, took 0.61 GiB
+""".splitlines()  # noqa: E501 as vLLM prints it
+
+
+def test_the_report_of_a_start_is_read() -> None:
+    assert read_report(START) == Calibration(
+        available=round(51.25 * GIB),
+        tokens=373184,
+        context=32768,
+        weights=round(15.27 * GIB),
+        graphs=round(0.61 * GIB),
+        share=0.5,
+    )
+    assert read_report(START[:4]) is None
+    assert read_report([]) is None
+
+
+def test_the_last_start_counts_and_the_smallest_gpu() -> None:
+    first = [line.replace("51.25", "9.00") for line in START]
+    second = [*START[1:3], START[3].replace("51.25", "51.20"), *START[3:]]
+    report = read_report(first + second)
+    assert report is not None
+    assert report.available == round(51.20 * GIB)
+
+
+def test_the_cpu_engine_has_words_of_its_own() -> None:
+    lines = [
+        "INFO [cpu_worker.py:248] Auto set (1.21/23.47) GiB for KV cache on node 0, with 2.35 GiB requested memory "
+        "for the worker. 1.14 GiB memory was consumed by non-kv usages.",
+        "INFO [kv_cache_utils.py:2336] CPU KV cache size: 1,269,248 tokens, "
+        "Maximum concurrency for 1,024 tokens per request: 1239.50x",
+    ]
+    report = read_report(lines)
+    assert report is not None
+    assert (report.available, report.tokens, report.context) == (round(1.21 * GIB), 1269248, 1024)
+    assert report.other == round(1.14 * GIB)
+
+
+def test_a_refusal_is_read() -> None:
+    lines = [
+        "ERROR ValueError: To serve at least one request with the model's max seq len (262144), (36.0 GiB KV ",
+        "cache is needed, which is larger than the available KV cache memory (23.95 GiB). Based on the available ",
+        "memory, the estimated maximum model length is 174352. Try increasing `gpu_memory_utilization`",
+    ]
+    assert read_refusal(lines) == Refusal(262144, 36.0, 23.95, 174352)
+    assert read_refusal(lines[:2]) == Refusal(262144, 36.0, 23.95, 0)
+    assert read_refusal(["ValueError: No available memory for the cache blocks. Try"]) == Refusal()
+    assert read_refusal(["RuntimeError: CUDA out of memory"]) is None
+
+
+def test_a_calibration_gives_back_what_was_measured() -> None:
+    report = read_report(START)
+    device = replace(H200, share=0.5)
+    again = estimate(shape_of("qwen3-8b"), device, settings(32768), report)
+    assert again.calibrated
+    assert again.available_kv == round(51.25 * GIB)
+    assert again.weights == round(15.27 * GIB)
+    assert again.margin < estimate(shape_of("qwen3-8b"), device, settings(32768)).margin
+    # A larger share is that much more cache; what computing takes does not change with it.
+    larger = estimate(shape_of("qwen3-8b"), replace(H200, share=0.6), settings(32768), report)
+    assert larger.overhead == again.overhead
+    assert larger.available_kv - again.available_kv == replace(H200, share=0.6).usable - device.usable
+
+
+def test_the_cpu_engine_has_its_share_of_the_ram() -> None:
+    result = on("qwen3-8b", 4096, device=CPU)
+    assert result.weights + result.overhead + result.available_kv == CPU.usable == -(-24 * GIB * 4 // 10)
