@@ -176,6 +176,14 @@ def test_uneven_kinds_are_padded() -> None:
     assert (len(near.groups), near.block_bytes) == (2, 13 * 160)
 
 
+def test_smaller_tokens_fill_the_common_page() -> None:
+    rules = Rules(block_size=16, in_flight=0, state_alignment=16)
+    whole = arrange((Layer(Kind.FULL, 20), Layer(Kind.WINDOW, 10, 1024)), rules)
+    assert (whole.block_bytes, [group.block_size for group in whole.groups]) == (320, [16, 32])
+    padded = arrange((Layer(Kind.FULL, 30), Layer(Kind.WINDOW, 20, 1024)), rules)
+    assert (padded.block_bytes, [group.block_size for group in padded.groups]) == (480, [16, 16])
+
+
 def test_a_block_grows_until_it_holds_a_state() -> None:
     cache = on("granite-4.0-h-tiny", 32768).cache
     state = (3072 + 2 * 128) * 3 * 2 + 48 * 64 * 128 * 2
@@ -195,8 +203,8 @@ def test_states_are_wider_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("config", "states"),
     [
-        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*", "mamba_num_heads": 8, "mamba_head_dim": 16,
-          "n_groups": 2, "ssm_state_size": 32}, [(128 + 2 * 2 * 32) * 3 * 2 + 8 * 16 * 32 * 4] * 2),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*", "mamba_num_heads": 8, "mamba_head_dim": 8,
+          "n_groups": 2, "ssm_state_size": 32}, [(64 + 2 * 2 * 32) * 3 * 2 + 8 * 8 * 32 * 4] * 2),
         ({"model_type": "qwen3_next", "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 32,
           "linear_value_head_dim": 32}, [(2 * 64 + 128) * 3 * 2 + 4 * 32 * 32 * 2] * 3),
         ({"model_type": "kimi_linear", "linear_attn_config": {"full_attn_layers": [4], "num_heads": 4, "head_dim": 32,
@@ -324,7 +332,7 @@ def test_less_to_compute_leaves_more_cache() -> None:
     assert on("qwen3-vl-8b", 32768, "--max-num-seqs", "16").overhead < plain
     assert on("qwen3-vl-8b", 32768, "--language-model-only").overhead < plain
     assert on("qwen3-vl-8b", 32768, "--max-num-batched-tokens", "65536").overhead > plain
-    assert on("qwen3-8b", 32768, gpus=2).overhead > on("qwen3-8b", 32768).overhead // 2
+    assert on("qwen3-8b", 32768, gpus=2).overhead > on("qwen3-8b", 32768).overhead
     assert on("qwen3-8b", 32768, gpus=2).weights == 16381470720 // 2
 
 
@@ -345,6 +353,7 @@ def test_verdicts_come_with_the_numbers() -> None:
     assert judge(result, 16384).answer is Answer.FITS
     close = judge(result, 30000)
     assert close.answer is Answer.CLOSE
+    assert judge(result, 28000).answer is Answer.CLOSE
     refused = judge(result, 262144)
     assert refused.answer is Answer.CANNOT
     assert refused.largest == 29104
