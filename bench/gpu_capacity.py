@@ -15,6 +15,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,9 @@ class Run:
 
 def main() -> int:
     options = parse()
+    # Ended from outside, the server started here must end too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     deadline = time.monotonic() + options.budget
     kind = options.kind
     memory = options.memory or (ram() if kind == "cpu" else gpu_memory())
@@ -122,7 +126,7 @@ def measure(directory: Path, device: Device, options: argparse.Namespace, second
         command = [
             options.python, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
             "--load-format", "dummy", "--max-model-len", str(predicted.context),
-            "--gpu-memory-utilization", str(device.share), "--host", "127.0.0.1", "--port", "8299",
+            "--gpu-memory-utilization", str(device.share), "--host", "127.0.0.1", "--port", str(free_port()),
             *settings.vllm_args,
         ]  # fmt: skip
         started = time.monotonic()
@@ -243,6 +247,12 @@ def stop(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def failure(lines: list[str]) -> str:
