@@ -80,12 +80,13 @@ def split_exec(line: str) -> list[str]:
 
 def render(target: Target, layout: Layout) -> dict[Path, File]:
     """Every file of ours that this service needs, but for the settings and the probe key."""
+    unit_text = unit(target, layout)
     files = {layout.sysusers: File(template("sysusers.conf.j2").render(layout=layout))}
     runtime = runtime_dir(layout)
     for name in RUNTIME_FILES:
         files[runtime / name] = File((RUNTIME / name).read_text())
-    files |= {path: File(text) for path, text in shared_units().items()}
-    files[layout.unit] = File(unit(target, layout))
+    files |= {path: File(text) for path, text in shared_units().items() if path.name in unit_text}
+    files[layout.unit] = File(unit_text)
     return files
 
 
@@ -138,8 +139,10 @@ def _unit(target: Target, layout: Layout, digest: str) -> str:
         kind=target.engine.kind,
         model_id=model.id,
         exec_start=[python, launcher, "launch", *_key_words(target.keys), "--", *serve_arguments(target)],
+        exec_check=[python, launcher, "check", "--", "serve", "--host", settings.host, "--port", str(settings.port)],
         exec_reload=[python, launcher, "reload", *_key_words(target.keys)],
         environment=environment,
+        local_only=settings.host == "localhost" or settings.host == "::1" or settings.host.startswith("127."),
         bind_model=str(model.path) if str(model.path).startswith(HOMES) else "",
     )
 

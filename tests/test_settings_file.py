@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from installer.errors import UsageError
 from installer.settings import NAMES, Settings, load
 from installer.settings_file import parse, unknown, wanted
+from tests.golden import golden
 from tests.samples import TEXTS, any_settings
 
 PATH = Path("/etc/vllm-install/qwen3vl.env")
-GOLDEN = Path(__file__).parent / "golden"
 
 ADMIN = """\
 # House rules: ask Ana before changing the port.
@@ -39,7 +39,8 @@ def test_a_new_file_is_the_golden_one() -> None:
     settings = dataclasses.replace(
         Settings(), model="builtin:tiny", port=8123, vllm_args=("--hf-overrides", '{"a": "b c"}')
     )
-    assert wanted(None, settings, PATH) == (GOLDEN / "settings.env").read_text()
+    text = wanted(None, settings, PATH)
+    assert text == golden("settings.env", text)
     assert settings_of(wanted(None, Settings(), PATH)) == Settings()
 
 

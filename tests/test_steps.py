@@ -82,6 +82,10 @@ def tree(host: Host) -> dict[str, str]:
     return {str(p.relative_to(host.root)): p.read_text() if p.is_file() else "/" for p in entries}
 
 
+def shared_by(want: Wanted) -> list[Path]:
+    return [path for path in render(want.target, want.layout) if path in shared_units()]
+
+
 def due(want: Wanted, host: Host, *expected: Callable[[Wanted, Host], Iterator[Change]]) -> list[Change]:
     """The plan, of which only the expected steps have a part."""
     for step in STEPS:
@@ -139,7 +143,7 @@ def test_every_step_sees_to_what_is_its_own(host: Host, want: Wanted) -> None:
         (LAYOUT.probe_key, steps.probe_key),
         (LAYOUT.unit, steps.unit_files),
         (LINK, steps.enabled),
-        *((path, steps.unit_files) for path in shared_units()),
+        *((path, steps.unit_files) for path in shared_by(want)),
     ):
         host.remove(path)
         apply(due(want, host, step, steps.running), host)
@@ -333,8 +337,8 @@ def test_after_the_first_service_goes_the_second_can_still_change_what_they_shar
     sibling = wanted(dataclasses.replace(want.target.settings, service="other", port=8001), kind="cpu")
     record(sibling, plan(sibling, host), host)
     apply(removal(LAYOUT, first, host, weights=True, engine=True), host)
-    for path in shared_units():
+    for path in shared_by(sibling):
         host.write(path, "# as an older version of ours wrote it\n")
     assert [problem.what for problem in problems(sibling, host)] == [
-        f"{path} was edited by hand" for path in shared_units()
+        f"{path} was edited by hand" for path in shared_by(sibling)
     ]
