@@ -150,7 +150,8 @@ def _transact(
         raise _put_back(error, state, host, layout, report) from error
     state = _remember(state, want.target, host, layout, "proved")
     show(Deployed(want, tuple(changes), new_key))
-    save_state(host, layout, dataclasses.replace(state, key_shown=True))
+    if not state.key_shown:
+        save_state(host, layout, dataclasses.replace(state, key_shown=True))
 
 
 def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:

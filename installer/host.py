@@ -149,7 +149,7 @@ class Host:
     def write(self, path: Path, text: str, mode: int = 0o644) -> None:
         """Replace a file in one step: readers see the old text or the new, also after a power loss."""
         target = self.at(path)
-        self.make_dir(path.parent)
+        made = self.make_dir(path.parent)
         # The same name every time: what a killed run left goes with the next one. The lock keeps others out.
         new = target.parent / f".{path.name}.new"
         new.unlink(missing_ok=True)
@@ -163,15 +163,18 @@ class Host:
             new.replace(target)
         except BaseException:
             new.unlink(missing_ok=True)
+            for directory in made:
+                self.remove_empty_dir(directory)
             raise
         self._sync_dir(target.parent)
 
-    def make_dir(self, path: Path, mode: int = 0o755) -> None:
-        """Create a directory and its parents, independent of the caller's umask."""
+    def make_dir(self, path: Path, mode: int = 0o755) -> list[Path]:
+        """Create a directory and its parents, independent of the caller's umask; says which were missing."""
         missing = [p for p in (path, *path.parents) if not self.at(p).is_dir()]
         for directory in reversed(missing):
             self.at(directory).mkdir(exist_ok=True)
             self.at(directory).chmod(mode if directory == path else 0o755)
+        return missing
 
     def remove(self, path: Path) -> None:
         """Remove a file, a link or a whole tree; absent is fine."""
