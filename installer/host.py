@@ -161,10 +161,12 @@ class Host:
                 file.flush()
                 os.fsync(handle)
             new.replace(target)
-        except BaseException:
+        except BaseException as error:
             new.unlink(missing_ok=True)
             for directory in made:
                 self.remove_empty_dir(directory)
+            if isinstance(error, OSError):
+                error.filename = str(path)  # a full disk is noticed by a write, which does not know its file's name
             raise
         self._sync_dir(target.parent)
 
