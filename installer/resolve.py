@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from installer import engines, facts, keys, models, preflight
+from installer.errors import Refused
 from installer.facts import Facts
 from installer.host import Host
 from installer.layout import Layout
@@ -62,6 +63,7 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
     assert interpreter is not None, "preflight reports a missing interpreter"
     model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state))
     _check_local(model, host)
+    _check_senses(model, kind, host)
     engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     return Resolved(Wanted(Target(settings, engine, model, held), layout, probe), new_key, seen)
@@ -78,6 +80,17 @@ def _check_local(model: models.Model, host: Host) -> None:
         raise models.ModelError(
             f"the model in {model.path} cannot be served: {'; '.join(problems)}",
             "complete the directory, or make it readable for the service's user, and run the command again",
+        )
+
+
+def _check_senses(model: models.Model, kind: str, host: Host) -> None:
+    """Said before tens of gigabytes are fetched for nothing."""
+    preprocessor = "preprocessor_config.json"
+    known = any(file.name == preprocessor for file in model.files) or host.exists(model.path / preprocessor)
+    if kind == "cpu" and known:
+        raise Refused(
+            f"{model.id} takes images, video or sound, for which the packages of the CPU engine have no support",
+            "choose a model for text alone, such as --model Qwen/Qwen3-4B or builtin:tiny, or a host with a GPU",
         )
 
 
