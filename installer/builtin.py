@@ -67,8 +67,10 @@ class MakeBuiltin:
             write(staging)
             host.remove(self.path)
             staging.rename(target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, OSError):
+                error.filename = str(self.path)  # a full disk is noticed by a write, which does not know its file's name
             raise
 
 
