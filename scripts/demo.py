@@ -53,7 +53,7 @@ def life(machine: Machine) -> None:
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     request = ("curl", "--silent", "--show-error", url, "-H", "Content-Type: application/json", "-d", body)
     show(machine, *request, "-H", f"Authorization: Bearer {key[0]}")
-    show(machine, *request, "--write-out", "\nstatus %{http_code}\n")
+    show(machine, *request, "--write-out", " (status %{http_code})")
     say("The service, as systemd and vllm-install see it")
     show(machine, "systemctl", "--no-pager", "--lines=0", "status", SERVICE)
     show(machine, "journalctl", "--no-pager", "--output=cat", "--lines=15", f"--unit={SERVICE}")
@@ -77,7 +77,7 @@ def show(machine: Machine, *argv: str) -> str:
             print(line, end="", flush=True)
     if process.returncode != 0:
         raise MachineFailed(f"{shlex.join(argv)} ended with {process.returncode}\n{machine.evidence()}")
-    print(flush=True)
+    print("" if said.endswith("\n") else "\n", flush=True)
     return said
 
 

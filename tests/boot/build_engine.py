@@ -1,7 +1,5 @@
 """Run inside a machine: install the engine that `deploy --engine cpu` would, without deploying anything."""
 
-from pathlib import Path
-
 from installer import engines, facts, preflight
 from installer.host import Host
 from installer.layout import Layout
@@ -14,5 +12,4 @@ assert interpreter is not None, "no Python that a service user can reach"
 engine = engines.resolve(settings, "cpu", interpreter.path, host, layout, report)
 if not engines.is_complete(host, layout, engine.id):
     engines.InstallEngine(engine, settings, layout).apply(host, report)
-    host.write(Path("/run/built"), "")
 print(engine.id)

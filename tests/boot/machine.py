@@ -199,7 +199,10 @@ class Machine:
         self.at(path).chmod(mode)
 
     def save_store(self) -> None:
-        """Keep this machine's engines and wheel cache for later ones."""
+        """Keep this machine's engines and wheel cache for later ones, if there is a new engine among them."""
+        engines = self.at("/opt/vllm-install/engines")
+        if all((STORE / "engines" / engine.name).exists() for engine in engines.iterdir()):
+            return
         fresh = STORE.with_name(f"{STORE.name}.{self.name}")
         _link_tree(self.at("/opt/vllm-install"), fresh)
         shutil.rmtree(STORE, ignore_errors=True)
