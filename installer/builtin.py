@@ -70,7 +70,7 @@ class MakeBuiltin:
         except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
             if isinstance(error, OSError):
-                error.filename = str(self.path)  # a full disk is noticed by a write, which does not know its file's name
+                error.filename = str(self.path)  # a write to a full disk does not know its file
             raise
 
 
