@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from installer.kv import Cache, Kind, Rules, arrange
-from installer.kv_layers import layers_of
+from installer.kv_layers import layers_of, states_per_request
 from installer.overhead import CPU_PROCESS, GIB, MIB, Batch, batch, gpu_overhead
 from installer.settings import Settings
 from installer.shape import Shape
@@ -233,7 +233,7 @@ def _rules(shape: Shape, device: Device, step: Batch) -> Rules:
         block_size=flags.block_size or own,
         in_flight=step.tokens * (batches + flags.pipeline_parallel - 1),
         state_alignment=alignment,
-        states_per_request=2 if flags.prefix_caching and not (device.is_cpu and is_mla) else 1,
+        states_per_request=states_per_request(shape.config, flags),
     )
 
 

@@ -35,7 +35,7 @@ class Rules:
     block_size: int
     in_flight: int  # tokens scheduled but not yet settled, which windows must hold besides their own
     state_alignment: int  # a block that must hold a state is a multiple of this many tokens
-    states_per_request: int = 2  # the second one is what prefix caching keeps of an earlier block
+    states_per_request: int = 1
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ STATE = ("linear_attention", "mamba", "mamba2", "conv", "short_conv", "kda", "hy
 NOTHING = ("-", "E", "mlp", "moe", "none")
 ALL_KINDS = FULL + WINDOW + STATE + NOTHING
 
+MAMBA2_HEADS = ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads")
 FP8_SPARSE_MLA = 656  # DeepSeek's own packed format: 512 numbers of 8 bits, their scales, 64 of 16 bits
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -42,6 +43,13 @@ def layers_of(config: Config, flags: Flags, tensor_parallel: int, on_cpu: bool) 
             kept.append(Layer(Kind.STATE, state))
     certain = all(name in ALL_KINDS for name in names) and (state > 0 or not any(name in STATE for name in names))
     return Layers(tuple(kept), certain and bool(kept) and _is_known(config, flags))
+
+
+def states_per_request(config: Config, flags: Flags) -> int:
+    """The running state; with prefix caching one that an earlier block ended with; Mamba2 also one for the prompt."""
+    if not flags.prefix_caching:
+        return 1
+    return 3 if config.number(*MAMBA2_HEADS) else 2
 
 
 def _is_known(config: Config, flags: Flags) -> bool:
@@ -158,7 +166,7 @@ def _state_numbers(config: Config, tensor_parallel: int) -> tuple[int, int]:
 
 def _mamba_numbers(config: Config, tensor_parallel: int) -> tuple[int, int]:
     number = config.number
-    heads = number("mamba_n_heads", "mamba_num_heads", "n_mamba_heads")
+    heads = number(*MAMBA2_HEADS)
     size = number("mamba_d_state", "ssm_state_size", "state_size")
     kernel = number("mamba_d_conv", "conv_kernel") - 1
     inner = number("mamba_d_ssm", "mamba_intermediate") or number("mamba_expand", "expand", default=2) * config.hidden

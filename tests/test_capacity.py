@@ -190,12 +190,20 @@ def test_a_block_grows_until_it_holds_a_state() -> None:
     tokens = -(-state // (2048 * 16)) * 16
     assert cache.rules.block_size == tokens
     assert cache.block_bytes == 4 * tokens * 2048
-    assert cache.blocks(tokens) == 1 + 9 * 2
+    assert cache.blocks(tokens) == 1 + 9 * 3
     without = on("granite-4.0-h-tiny", 32768, "--no-enable-prefix-caching").cache
     assert without.blocks(tokens) == 1 + 9
 
 
+def test_linear_attention_keeps_a_state_less_than_mamba(tmp_path: Path) -> None:
+    linear = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 32}
+    cache, _ = layers_in(model(tmp_path, model_type="qwen3_next", linear_value_head_dim=32, **linear))
+    assert cache.blocks(1) == 1 + 3 * 2
+
+
 def test_states_are_wider_on_the_cpu() -> None:
+    with_prefixes = on("granite-4.0-h-tiny", 32768, "--kv-cache-memory-bytes", "1G", device=CPU)
+    assert with_prefixes.kv_tokens == 74752  # as vLLM printed it
     assert on("granite-4.0-h-tiny", 4096, device=CPU).cache.rules.block_size == 896
     assert on("granite-4.0-h-tiny", 4096).cache.rules.block_size == 400
 
@@ -334,6 +342,11 @@ def test_less_to_compute_leaves_more_cache() -> None:
     assert on("qwen3-vl-8b", 32768, "--max-num-batched-tokens", "65536").overhead > plain
     assert on("qwen3-8b", 32768, gpus=2).overhead > on("qwen3-8b", 32768).overhead
     assert on("qwen3-8b", 32768, gpus=2).weights == 16381470720 // 2
+
+
+def test_windows_hold_as_many_tokens_as_vllm_says() -> None:
+    result = on("gpt-oss-20b", 4096, "--kv-cache-memory-bytes", "1G", device=CPU)
+    assert result.kv_tokens == 27934  # as vLLM printed it
 
 
 def test_memory_set_by_flag_is_taken_as_it_is() -> None:
