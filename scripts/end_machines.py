@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import psutil
 
-from tests.boot.machine import running, sweep
+from tests.boot.machine import has_owner, running, sweep
 
 
 def main() -> None:
     for name, pid in running().items():
+        if has_owner(name):
+            print(f"{name} is in use by a running test or demo; left alone")
+            continue
         outermost = psutil.Process(pid)
         tree = [outermost, *outermost.children(recursive=True)]
         outermost.kill()

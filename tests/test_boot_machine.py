@@ -88,6 +88,23 @@ def test_a_killed_test_run_leaves_no_machine(tmp_path: Path) -> None:
     assert leftovers(name) == []
 
 
+def test_ending_kept_machines_leaves_those_in_use_alone(machine: Machine) -> None:
+    kept = "from tests.boot.machine import Machine\nwith Machine(keep=True) as m: print(m.name)"
+    started = subprocess.run([sys.executable, "-c", kept], cwd=REPO, check=True, text=True, stdout=subprocess.PIPE)
+    name = started.stdout.strip()
+    assert name in machines.running()
+    ended = [one for one in machines.running() if not machines.has_owner(one)]
+    assert name in ended
+    assert machine.name not in ended
+    process = psutil.Process(machines.running()[name])
+    tree = [process, *process.children(recursive=True)]
+    process.kill()
+    assert psutil.wait_procs(tree, timeout=20)[1] == []
+    machines.sweep()
+    assert leftovers(name) == []
+    assert machine.run("systemctl", "is-system-running").stdout == "running\n"
+
+
 def leftovers(name: str) -> list[str]:
     found = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
     found += [str(path) for top in ("", "systemd", "unified") for path in Path("/sys/fs/cgroup", top).glob(name)]

@@ -289,12 +289,17 @@ def running() -> dict[str, int]:
     return found
 
 
+def has_owner(name: str) -> bool:
+    """Whether the process that started the machine still runs: then the machine is in use, and not ours to end."""
+    return psutil.pid_exists(int(name.split("-")[2]))
+
+
 def sweep() -> None:
     """Remove what machines left behind whose test run was killed."""
     alive = running()
     for home in MACHINES.glob(f"{PREFIX}-*"):
-        owner = int(home.name.split("-")[2])
-        if home.name not in alive and (owner == os.getpid() or not psutil.pid_exists(owner)):
+        mine = home.name.startswith(f"{PREFIX}-{os.getpid()}-")
+        if home.name not in alive and (mine or not has_owner(home.name)):
             _remove(home.name)
 
 
