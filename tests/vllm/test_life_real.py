@@ -1,0 +1,55 @@
+"""One whole life with the real vLLM on a tiny real checkpoint: what a stand-in could be wrong about."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+from tests.boot.machine import Machine
+from tests.boot.snapshot import snapshot
+from tests.life import chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
+
+PROGRAMS = "/opt/vllm-install"
+START = 240  # seconds; a loaded machine of two cores needs a quarter of them
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_whole_life(cpu_engine: str) -> None:
+    port = free_port()  # the machine shares this host's network, for the package index
+    # On the CPU the share is one of all memory, and this test is not alone on the host.
+    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--port", str(port))
+    with Machine(network=True, store=True) as machine:
+        bare = snapshot(machine.root, [PROGRAMS])
+        done = cli(machine, "deploy", *options, timeout=600)
+        assert "checking that it imports" not in done.err, "the engine at hand was not taken"
+        first = main_pid(machine)
+        assert cpu_engine in processes(machine)[first]
+        serves(machine, done.key, port)
+        streamed = chat(machine, done.key, port, stream=True)
+        events = [line.removeprefix("data: ") for line in streamed.body.splitlines() if line]
+        assert events[-1] == "[DONE]"
+        said = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-1]]
+        assert "".join(said)
+        assert len(said) > 2, "the answer came in one piece"
+
+        assert cli(machine, "deploy", "--json").changes == []
+        assert main_pid(machine) == first
+
+        machine.run("systemctl", "restart", "qwen3vl", timeout=START)
+        second = main_pid(machine)
+        assert second != first
+        serves(machine, done.key, port)
+
+        machine.run("kill", "-KILL", str(engine_pid(machine)))
+        until("another process", lambda: main_pid(machine) not in (0, second) and is_up(machine), machine, START)
+        serves(machine, done.key, port)
+        assert cli(machine, "deploy", "--json").changes == []
+        assert cli(machine, "status", "--json").json["restarts"] == 1
+
+        cli(machine, "uninstall", "--purge")
+        assert not machine.at(PROGRAMS).exists()
+        is_gone(machine, bare)
