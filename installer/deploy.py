@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, models, ownership, preflight, prove, render, steps
+from installer import engines, fit, models, ownership, preflight, prove, render, steps
+from installer.capacity import Estimate
 from installer.changes import Change, Write
 from installer.errors import Exit, InstallError, Refused, explain
 from installer.host import Host
@@ -48,6 +49,14 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
         if state.pending:
             report.warn(f"{state.pending} was cut off; this run completes it")
         _converge(request, state, host, report, show)
+
+
+def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None:
+    """What would fit with these settings; changes nothing."""
+    layout = Layout(request.settings.service)
+    state = managed(host, layout)
+    resolved = resolve(request, state, host, report, for_real=False)
+    return fit.estimate(resolved.want.target, resolved.facts, state, host)
 
 
 def change(request: Request, host: Host, report: Report, show: Show) -> None:
@@ -120,6 +129,8 @@ def prune(host: Host, report: Report, *, dry_run: bool) -> list[Change]:
 def _converge(request: Request, state: State, host: Host, report: Report, show: Show) -> None:
     resolved = resolve(request, state, host, report, for_real=True)
     changes = _checked_plan(request, resolved, state, host)
+    if changes:
+        fit.check(resolved.want.target, resolved.facts, state, host, report)
     _transact(request.verb, resolved.want, resolved.new_key, changes, state, host, report, show)
 
 
@@ -148,6 +159,7 @@ def _transact(
             prove.keys_in_force(want, new_key)
     except Exception as error:
         raise _put_back(error, state, host, layout, report) from error
+    state = dataclasses.replace(state, calibration=fit.measured(want.target, layout, host) or state.calibration)
     state = _remember(state, want.target, host, layout, "proved")
     show(Deployed(want, tuple(changes), new_key))
     if not state.key_shown:
@@ -234,13 +246,16 @@ def _put_back(error: Exception, state: State, host: Host, layout: Layout, report
         else:
             _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
             outcome = f"{layout.unit_name} is back as it was"
+            if (state.pending or "").startswith("set-context"):
+                outcome = f"the service is back at {state.proved.settings.max_model_len or 'auto'}"
     except InstallError as second:
         message = f"{summary}\nand the host could not be put back: {second.message}"
         return InstallError(message, second.hint, Exit.NOT_RESTORED)
     if cause is None:
         return error
     code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
-    return InstallError(f"{cause.message}\n{outcome}", cause.hint, code)
+    joint = "\n" if "\n" in cause.message else "; "
+    return InstallError(f"{cause.message}{joint}{outcome}", cause.hint, code)
 
 
 def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:

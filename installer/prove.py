@@ -18,6 +18,7 @@ from installer.keys import generate
 from installer.layout import Layout
 from installer.report import Report
 from installer.steps import Wanted, unit_properties
+from installer.vllm_log import read_refusal
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0
@@ -29,7 +30,6 @@ CAUSES = tuple(
     for pattern, help in (
         (r"vllm-launcher: (port .* is held by .*)", "free the port, or take another one with --port"),
         (r"vllm-launcher: (.*cannot be used: .*)", "leave that vLLM flag out"),
-        (r"estimated maximum model length is (\d+)", "ask for a context of at most {0}: --context {0}"),
         (r"No available memory for the cache blocks", "raise --gpu-memory-utilization or take a smaller model"),
         (r"Free memory on device .* is less", "free the GPU (nvidia-smi) or lower --gpu-memory-utilization"),
         (r"CUDA out of memory|OutOfMemoryError", "take a smaller model, or lower --gpu-memory-utilization"),
@@ -93,6 +93,10 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
 def failure(layout: Layout, host: Host, what: str) -> NotProved:
     """NotProved with the line of the journal that says why, and what helps against it."""
     lines = journal(layout, host, 400)
+    refusal = read_refusal(lines)
+    if refusal and refusal.estimated_max:
+        fits = refusal.estimated_max
+        return NotProved(f"asked {refusal.context}; this GPU fits {fits}", f"vllm-install set-context {fits}")
     for pattern, help in CAUSES:
         for line in reversed(lines):
             if match := pattern.search(line):

@@ -18,6 +18,7 @@ from installer.layout import Layout
 from installer.models import Model
 from installer.settings import FIELDS, load, to_text
 from installer.target import Target
+from installer.vllm_log import Calibration
 
 VERSION = 1
 STATES = Path("/var/lib/vllm-install")
@@ -39,6 +40,7 @@ class State:
     owns_user: bool = False
     proved: Target | None = None
     previous: Target | None = None  # the generation before, to which rollback returns
+    calibration: Calibration | None = None  # what vLLM measured when `proved` was proved
     pending: str | None = None  # the command that has not finished, if one was cut off
     key_shown: bool = False
     history: tuple[Event, ...] = ()
@@ -61,6 +63,7 @@ def load_state(host: Host, layout: Layout) -> State | None:
             owns_user=data["owns_user"],
             proved=_target(data["proved"], layout.service) if data["proved"] else None,
             previous=_target(data["previous"], layout.service) if data["previous"] else None,
+            calibration=Calibration(**data["calibration"]) if data["calibration"] else None,
             pending=data["pending"],
             key_shown=data["key_shown"],
             history=tuple(Event(**event) for event in data["history"]),
@@ -89,6 +92,7 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
         "owns_user": state.owns_user,
         "proved": _target_data(state.proved) if state.proved else None,
         "previous": _target_data(state.previous) if state.previous else None,
+        "calibration": state.calibration.to_json() if state.calibration else None,
         "pending": state.pending,
         "key_shown": state.key_shown,
         "history": [dataclasses.asdict(event) for event in state.history[-HISTORY:]],

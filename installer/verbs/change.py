@@ -13,6 +13,8 @@ from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
     from installer.apikey import Rotated
+    from installer.host import Host
+    from installer.resolve import Request
 
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
@@ -108,13 +110,36 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 
 @click.command("set-context")
 @click.argument("tokens", metavar="1024|32k|256K|auto")
+@click.option("--dry-run", is_flag=True, help="Only show what fits: contexts, and how many requests of each at once.")
 @service_option
 @discard_option
 @json_option
 @quiet_option
-def set_context(service: str, tokens: str, discard_edits: bool, as_json: bool, quiet: bool) -> None:
+def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool) -> None:
     """Change the context length; proved, or undone."""
+    if dry_run:
+        _show_capacity(service, tokens, as_json)
+        return
     _change(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits, as_json, quiet)
+
+
+def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
+    from installer import capacity
+    from installer import deploy as flow
+    from installer.errors import Refused
+    from installer.host import Host
+    from installer.report import choose
+
+    host = Host()
+    found = flow.capacity_of(
+        _request(service, "set-context", {"max_model_len": tokens}, host), host, choose(quiet=True)
+    )
+    if found is None:
+        raise Refused("what fits cannot be told: the model or the size of the GPU's memory is unknown here")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo("\n".join(capacity.describe(found)))
 
 
 @click.command("set")
@@ -196,14 +221,22 @@ def _change(
     fresh: bool = False,
 ) -> None:
     from installer import deploy as flow
-    from installer import settings_file
     from installer.host import Host
-    from installer.layout import Layout
     from installer.report import choose
+
+    host = Host()
+    request = _request(service, verb, flags, host, discard_edits=discard_edits, fresh=fresh)
+    flow.change(request, host, choose(quiet=quiet or as_json), show_deployed(service, as_json))
+
+
+def _request(
+    service: str, verb: str, flags: dict[str, str], host: Host, *, discard_edits: bool = False, fresh: bool = False
+) -> Request:
+    from installer import settings_file
+    from installer.layout import Layout
     from installer.resolve import Request
     from installer.settings import check_service, load
 
-    host, path = Host(), Layout(check_service(service)).settings_file
+    path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)
-    request = Request(verb, load(service, values, {}, flags), discard_edits=discard_edits, fresh=fresh)
-    flow.change(request, host, choose(quiet=quiet or as_json), show_deployed(service, as_json))
+    return Request(verb, load(service, values, {}, flags), discard_edits=discard_edits, fresh=fresh)
