@@ -12,7 +12,7 @@ from enum import Enum
 
 from installer.kv import Cache, Kind, Rules, arrange
 from installer.kv_layers import layers_of, states_per_request
-from installer.overhead import CPU_PROCESS, GIB, MIB, Batch, batch, gpu_overhead
+from installer.overhead import GIB, MIB, Batch, batch, cpu_overhead, gpu_overhead
 from installer.settings import Settings
 from installer.shape import Shape
 from installer.vllm_log import Calibration
@@ -217,9 +217,8 @@ def _device_at(device: Device, calibration: Calibration) -> Device:
 
 
 def _overhead(shape: Shape, device: Device, context: int) -> int:
-    if device.is_cpu:
-        return CPU_PROCESS
-    return gpu_overhead(shape, batch(shape, device.memory, context, False), context)
+    step = batch(shape, device.memory, context, device.is_cpu)
+    return cpu_overhead(shape, step) if device.is_cpu else gpu_overhead(shape, step, context)
 
 
 def _rules(shape: Shape, device: Device, step: Batch) -> Rules:

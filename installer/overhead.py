@@ -17,7 +17,7 @@ COMMUNICATION = 1024 * MIB  # NCCL and all-reduce buffers, with several GPUs
 GRAPHS = 256 * MIB
 GRAPHS_PER_LAYER = 8 * MIB
 SAMPLER_BYTES = 16  # of one logit: as computed, in 32 bits, its probability, its random draw
-CPU_PROCESS = 1100 * MIB  # of a worker of the CPU engine with no weights
+CPU_PROCESS = 670 * MIB  # a worker of the CPU engine that has compiled a model of next to no size
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ def gpu_overhead(shape: Shape, step: Batch, context: int) -> int:
     kept, encoding = _images(shape, step)
     forward = _forward(shape, step) + _mla_workspace(shape, step, context)
     return LIBRARIES + communication + graphs + max(encoding, kept + forward, kept + _sampler(shape, step))
+
+
+def cpu_overhead(shape: Shape, step: Batch) -> int:
+    """Bytes of the worker: it packs embedding and head once more for its kernels and keeps the originals."""
+    packed = 2 * shape.config.vocabulary * shape.config.hidden * shape.flags.model_bytes // shape.tensor_parallel
+    logits = min(step.requests, step.tokens) * shape.config.vocabulary * SAMPLER_BYTES
+    return CPU_PROCESS + packed + logits + _forward(shape, step)
 
 
 def _forward(shape: Shape, step: Batch) -> int:
