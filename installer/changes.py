@@ -61,6 +61,7 @@ class Remove:
 class Run:
     argv: tuple[str, ...]
     why: str
+    may_fail: bool = False  # what it is for may hold already
 
     def describe(self) -> str:
         return f"{self.why} ({shlex.join(self.argv)})"
@@ -69,7 +70,7 @@ class Run:
         return {"kind": "run", "argv": list(self.argv), "why": self.why}
 
     def apply(self, host: Host, report: Report) -> None:
-        host.run(*self.argv)
+        host.run(*self.argv, check=not self.may_fail)
 
 
 @dataclass(frozen=True)

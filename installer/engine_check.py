@@ -1,12 +1,13 @@
 """Run by a new engine's own Python: import what a start of vLLM imports.
 
 Doubles as the compiler: what is imported here leaves its bytecode in the engine, which the service cannot
-write. Usage: engine_check.py MODULE... [-- MODULE...]; a module behind `--` may be absent or fail.
+write. Usage: engine_check.py MODULE[:ATTRIBUTE]... [-- MODULE...]; a module behind `--` may be absent or fail.
 """
 
 import contextlib
 import importlib
 import importlib.metadata
+import operator
 import os
 import sys
 import traceback
@@ -17,7 +18,10 @@ def main(arguments: list[str]) -> int:
     try:
         importlib.metadata.version("vllm")  # every vllm command asks for it first
         for name in arguments[:split]:
-            importlib.import_module(name)
+            module, _, attribute = name.partition(":")
+            found = importlib.import_module(module)
+            if attribute:
+                operator.attrgetter(attribute)(found)
     except BaseException:
         # A wheel may also exit or be interrupted on import; whatever it was, this engine cannot start.
         traceback.print_exc()

@@ -42,6 +42,8 @@ BYTES_WITHOUT_TORCH = 64 << 20
 ENTRY = "vllm.entrypoints.cli.main"
 WORKER = {"cuda": "vllm.v1.worker.gpu_worker", "rocm": "vllm.v1.worker.gpu_worker", "cpu": "vllm.v1.worker.cpu_worker"}
 NEEDED = ("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "torch._inductor.compile_fx")
+# Where a library of the system is missing, vLLM's CPU build imports all the same, without its own operators.
+OPERATORS = {"cpu": ("torch:ops._C.init_cpu_memory_env",)}
 USEFUL = (
     "vllm.compilation.backends",
     "vllm.model_executor.models.qwen3",
@@ -176,7 +178,8 @@ class InstallEngine:
     def _check(self, host: Host, packages: Path) -> None:
         """The import check, with the compiler on the other cores meanwhile."""
         python = host.at(self.path / "bin/python")
-        modules = [ENTRY, *((*NEEDED, WORKER[self.engine.kind], "--", *USEFUL) if self.engine.has_torch else ())]
+        needed = (*NEEDED, WORKER[self.engine.kind], *OPERATORS.get(self.engine.kind, ()))
+        modules = [ENTRY, *((*needed, "--", *USEFUL) if self.engine.has_torch else ())]
         script = Path(__file__).with_name("engine_check.py")
         with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(1) as beside:
             compiled = beside.submit(bytecode.compile_packages, host, python, host.at(packages))

@@ -87,6 +87,7 @@ class Facts:
     service_runs: bool = False
     unprivileged_port: int = 1024  # the lowest port that needs no privilege
     disks: Mapping[Path, Disk] = field(default_factory=dict)
+    libnuma: bool = True  # which vLLM's CPU build loads without saying so
 
 
 def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
@@ -115,7 +116,14 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         service_runs=_service_runs(host, layout),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
         disks={target: probe_disk(host, target) for target in _targets(layout)},
+        libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
     )
+
+
+def _library_directories(host: Host) -> list[Path]:
+    """Where Debian's kind, Fedora's kind and the rest keep a library, the last two levels deep at most."""
+    tops = [Path("/usr/lib64"), Path("/usr/lib")]
+    return [*tops, *(path for path in host.children(tops[1]) if path.name.endswith("-linux-gnu"))]
 
 
 # the machine

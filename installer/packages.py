@@ -15,12 +15,13 @@ class Packages:
     cxx: str
     python: str
     headers: str
+    libnuma: str
 
 
-APT = Packages("apt-get install -y", "g++", "python{0}", "python{0}-dev")
-DNF = Packages("dnf install -y", "gcc-c++", "python{0}", "python{0}-devel")
-ZYPPER = Packages("zypper install -y", "gcc-c++", "python{1}", "python{1}-devel")
-PACMAN = Packages("pacman -S --needed", "gcc", "python", "python")
+APT = Packages("apt-get install -y", "g++", "python{0}", "python{0}-dev", "libnuma1")
+DNF = Packages("dnf install -y", "gcc-c++", "python{0}", "python{0}-devel", "numactl-libs")
+ZYPPER = Packages("zypper install -y", "gcc-c++", "python{1}", "python{1}-devel", "libnuma1")
+PACMAN = Packages("pacman -S --needed", "gcc", "python", "python", "numactl")
 DISTRIBUTIONS = {
     "debian": APT, "ubuntu": APT, "fedora": DNF, "rhel": DNF, "centos": DNF, "suse": ZYPPER, "opensuse": ZYPPER,
     "sles": ZYPPER, "arch": PACMAN,

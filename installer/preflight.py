@@ -209,6 +209,11 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
     chosen = choose_interpreter(settings, facts, kind)
     if chosen is not None:
         yield from _check_compilers(facts, chosen)
+        if kind == "cpu" and not facts.libnuma:
+            package = (packages_of(facts) or APT).libnuma
+            yield Problem(
+                "no libnuma.so.1", "vLLM's CPU build cannot start without it", install_command(facts, package)
+            )
         return
     supported = PYTHONS[kind]
     versions = f"3.{supported[0]}" + (f" to 3.{supported[-1]}" if len(supported) > 1 else "")

@@ -43,6 +43,9 @@ CAUSES = tuple(
 )
 
 
+ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int
@@ -103,7 +106,7 @@ def failure(layout: Layout, host: Host, what: str) -> NotProved:
                 return NotProved(f"{what}: {line.strip()}", help.format(*match.groups()))
     look = f"journalctl -u {layout.service} -n 200"
     # vLLM reports the first error as the reason of the next, so the first one is the root.
-    root = next((line for line in lines if ERROR.search(line) and "See root cause" not in line), None)
+    root = next((line for line in lines if ERROR.search(line) and not ASIDE.search(line)), None)
     if root:
         return NotProved(f"{what}: {root.strip()}", look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])

@@ -156,6 +156,8 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     yield Run(("systemctl", "reset-failed", f"{layout.service}.servic[e]"), "clear its failed state")
     if state.owns_user and has_user(host, layout.user):
         yield Run(("userdel", layout.user), f"remove the user {layout.user}")
+        # Whether userdel takes the group along is the distribution's choice.
+        yield Run(("groupdel", layout.user), f"remove the group {layout.user}", may_fail=True)
     if host.exists(layout.cache_dir):
         yield Remove(layout.cache_dir)
     if engine:

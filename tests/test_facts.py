@@ -337,6 +337,9 @@ def test_the_machine_itself(machine: Machine) -> None:
     assert seen.distribution == ("rocky", "rhel", "centos", "fedora")
     assert seen.unprivileged_port == 80
     assert (seen.c_compiler, seen.cxx_compiler) == (Path("/usr/bin/gcc"), Path("/usr/bin/g++"))
+    assert not seen.libnuma
+    machine.file("/usr/lib/x86_64-linux-gnu/libnuma.so.1", "")
+    assert machine.gather().libnuma
     assert (seen.systemd, seen.systemd_is_pid1, seen.sysusers, seen.service_runs) == (252, True, True, True)
 
 

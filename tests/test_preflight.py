@@ -64,6 +64,7 @@ def test_a_healthy_host_has_no_problem(facts: Facts) -> None:
 
 # facts, settings, and what the one problem must say, in this order: what, why, remedy
 ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
+    "numa": (replace(HEALTHY, libnuma=False), Settings(), ("no libnuma.so.1", "CPU build", "libnuma1")),
     "root": (replace(HEALTHY, is_root=False), Settings(), ("not run as root", "sudo")),
     "pid 1": (replace(HEALTHY, systemd_is_pid1=False), Settings(), ("does not run this host", "PID 1", "wsl.conf")),
     "no systemd": (replace(HEALTHY, systemd=None), Settings(), ("no systemctl", "apt-get install -y systemd")),
