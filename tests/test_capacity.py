@@ -487,6 +487,15 @@ def test_a_calibration_gives_back_what_was_measured() -> None:
     assert larger.available_kv - again.available_kv == replace(H200, share=0.6).usable - device.usable
 
 
+@pytest.mark.parametrize(
+    ("name", "share", "context", "reported"), [("llama-3.2-1b", 0.25, 8192, 52096), ("qwen3-0.6b", 0.25, 4096, 28160)]
+)
+def test_the_cpu_engine_is_predicted_within_a_tenth(name: str, share: float, context: int, reported: int) -> None:
+    """What vLLM 0.32.0 printed on a host of this much memory."""
+    result = on(name, context, device=Device("cpu", round(23.54 * GIB), share))
+    assert abs(result.kv_tokens / reported - 1) < 0.1
+
+
 def test_the_cpu_engine_has_its_share_of_the_ram() -> None:
     result = on("qwen3-8b", 4096, device=CPU)
     assert result.weights + result.overhead + result.available_kv == CPU.usable == -(-24 * GIB * 4 // 10)
