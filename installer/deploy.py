@@ -151,6 +151,7 @@ def _transact(
             _remember(state, want.target, host, layout, "proved")
         show(Deployed(want, (), None))
         return
+    settings_text = host.read(layout.settings_file)
     state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, verb)
     try:
         apply(changes, host, report)
@@ -158,7 +159,7 @@ def _transact(
         if new_key:
             prove.keys_in_force(want, new_key)
     except Exception as error:
-        raise _put_back(error, state, host, layout, report) from error
+        raise _put_back(error, state, settings_text, host, layout, report) from error
     state = dataclasses.replace(state, calibration=fit.measured(want.target, layout, host) or state.calibration)
     state = _remember(state, want.target, host, layout, "proved")
     show(Deployed(want, tuple(changes), new_key))
@@ -216,8 +217,8 @@ def _claim(state: State, changes: list[Change], host: Host, layout: Layout, verb
 
 
 def _remember(state: State, target: Target, host: Host, layout: Layout, outcome: str) -> State:
-    """The change is over: of each file only the text written last is ours."""
-    owned = {path: digests[-1:] for path, digests in state.owned.items()}
+    """The change is over: of each file only one text is ours, the one that is there."""
+    owned = {path: _ours_now(path, digests, host, layout) for path, digests in state.owned.items()}
     history = (*state.history, event(state.pending or "deploy", outcome))
     previous = state.previous
     if state.proved and _generation(state.proved, layout) != _generation(target, layout):
@@ -229,12 +230,20 @@ def _remember(state: State, target: Target, host: Host, layout: Layout, outcome:
     return remembered
 
 
+def _ours_now(path: str, digests: tuple[str, ...], host: Host, layout: Layout) -> tuple[str, ...]:
+    """What was claimed last may never have been written; a file that is none of ours was edited since."""
+    found = ownership.fingerprint(host.read(Path(path)) or "", Path(path), layout)
+    return (found,) if found in digests else digests[-1:]
+
+
 def _generation(target: Target, layout: Layout) -> str:
     """Two targets of one generation differ in their keys at most."""
     return render.process_digest(target, layout)
 
 
-def _put_back(error: Exception, state: State, host: Host, layout: Layout, report: Report) -> Exception:
+def _put_back(
+    error: Exception, state: State, settings_text: str | None, host: Host, layout: Layout, report: Report
+) -> Exception:
     """Converge forwards to what was proved last; with nothing proved yet, take everything away but the downloads."""
     cause = explain(error)
     summary = cause.message.splitlines()[0] if cause else repr(error)
@@ -244,6 +253,8 @@ def _put_back(error: Exception, state: State, host: Host, layout: Layout, report
             apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
             outcome = "nothing of the service is left; the engine and the weights stay for the next try"
         else:
+            if settings_text is not None:  # converging would give back the values, but not every byte
+                host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
             _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
             outcome = f"{layout.unit_name} is back as it was"
             if (state.pending or "").startswith("set-context"):
