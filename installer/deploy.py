@@ -25,6 +25,7 @@ class Deployed:
     want: Wanted
     changes: tuple[Change, ...]
     new_key: str | None
+    first: bool  # the service was not there before
 
 
 Show = Callable[[Deployed], None]
@@ -149,9 +150,10 @@ def _transact(
         prove.serving(want, host, report)
         if state.pending:
             _remember(state, want.target, host, layout, "proved")
-        show(Deployed(want, (), None))
+        show(Deployed(want, (), None, False))
         return
     settings_text = host.read(layout.settings_file)
+    first = state.proved is None
     state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, verb)
     try:
         apply(changes, host, report)
@@ -162,7 +164,7 @@ def _transact(
         raise _put_back(error, state, settings_text, host, layout, report) from error
     state = dataclasses.replace(state, calibration=fit.measured(want.target, layout, host) or state.calibration)
     state = _remember(state, want.target, host, layout, "proved")
-    show(Deployed(want, tuple(changes), new_key))
+    show(Deployed(want, tuple(changes), new_key, first))
     if not state.key_shown:
         save_state(host, layout, dataclasses.replace(state, key_shown=True))
 

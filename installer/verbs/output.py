@@ -29,20 +29,20 @@ def print_changes(service: str, changes: list[Change], as_json: bool) -> None:
 
 
 def print_deployed(done: Deployed) -> None:
+    """After the first deploy all that a user needs next; later, what a change came to."""
     from installer.prove import local_address
 
-    target = done.want.target
+    target, service = done.want.target, done.want.layout.service
     address = local_address(target.settings.host)
     url = f"http://{f'[{address}]' if ':' in address else address}:{target.settings.port}/v1"
-    service = done.want.layout.service
     if not done.changes:
         click.echo(f"{service} is up to date and answers; nothing was changed")
         return
-    click.echo(f"{service} serves, proved by a real answer.\n")
-    click.echo(f"  URL      {url}")
-    click.echo(f"  model    {target.model.id}")
+    click.echo(f"{service} serves {target.model.id} at {url}, proved by a real answer")
     if done.new_key:
-        click.echo(f"  API key  {done.new_key}   (shown only now; keep it)")
+        click.echo(f"\n  API key  {done.new_key}   (shown only now; keep it)")
+    if not done.first:
+        return
     key = done.new_key or "$API_KEY"
     body = shlex.quote(json.dumps({"model": target.model.id, "messages": [{"role": "user", "content": "Hello"}]}))
     click.echo(f"""
