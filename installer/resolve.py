@@ -112,7 +112,9 @@ def _keys(
     if not state.key_shown and not cut_off:
         held.pop(keys.DEFAULT, None)  # it was made by a first run that was cut off before anybody saw it
     probe = (host.read(layout.probe_key) or "").strip()
-    if keys.PROBE not in held or held[keys.PROBE].digest != keys.digest(probe):
+    if probe:
+        held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe))  # the running watcher asks with it
+    else:
         probe = keys.generate("probe") if make else keys.TO_BE_MADE
         held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe) if make else keys.TO_BE_MADE)
     new = None

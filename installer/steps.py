@@ -9,7 +9,7 @@ from pathlib import Path
 from installer import engines, models
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.host import Host
-from installer.keys import Key, parse
+from installer.keys import PROBE, Key, parse
 from installer.layout import Layout
 from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
 from installer.settings_file import wanted
@@ -65,13 +65,16 @@ def enabled(want: Wanted, host: Host) -> Iterator[Change]:
 def running(want: Wanted, host: Host) -> Iterator[Change]:
     """A restart is due when the process was started from another unit; a reload when only keys differ.
 
-    systemd skips the reload of a service that is still starting, and calls that a success: then only a restart helps.
+    systemd skips the reload of a service that is still starting, and calls that a success; and the watcher asks with
+    the probe key that it was started with. Then, too, only a restart helps.
     """
     process = running_process(host, want.layout)
+    keys = frozenset((key.name, key.digest) for key in want.target.keys)
     if process is None or process.digest != process_digest(want.target, want.layout):
         yield Restart(want.layout.unit_name)
-    elif process.keys != frozenset((key.name, key.digest) for key in want.target.keys):
-        yield Reload(want.layout.unit_name) if process.is_up else Restart(want.layout.unit_name)
+    elif process.keys != keys:
+        can_reload = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
+        yield Reload(want.layout.unit_name) if can_reload else Restart(want.layout.unit_name)
 
 
 STEPS = (engine, weights, account, settings_file, probe_key, unit_files, enabled, running)
