@@ -74,7 +74,7 @@ def test_a_refused_change_is_not_even_noticed(machine: Machine, key: str, name: 
 # name -> (what the stand-in does, arguments, what is said)
 UNDONE = {
     "flag": ("", ("--", "--no-such-flag", "7"), "--no-such-flag"),
-    "context": ("refuse-context=2048", ("--context", "4096"), "--context 2048"),
+    "context": ("refuse-context=2048", ("--context", "4096"), "set-context 2048"),
 }
 
 
@@ -129,6 +129,14 @@ def test_a_removed_unit_is_written_again(machine: Machine, key: str) -> None:
     assert made, "the digests of the keys went with the unit, so a new key must be told"
     serves(machine, made)
     cli(machine, "set-apikey", "-", stdin=key)
+    goes_on(machine, key)
+
+
+def test_a_lost_probe_key_is_made_again(machine: Machine, key: str) -> None:
+    pid = main_pid(machine)
+    machine.run("rm", f"/var/lib/vllm-install/{SERVICE}/probe-key")
+    cli(machine, "deploy")
+    assert main_pid(machine) != pid, "the watcher would go on asking with the old one"
     goes_on(machine, key)
 
 
