@@ -61,7 +61,7 @@ class Host:
         args = tuple(str(a) for a in argv)
         try:
             process = subprocess.Popen(
-                args,
+                (*self._leash(), *args) if shutil.which(args[0], path=PATH) else args,
                 stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -73,7 +73,7 @@ class Host:
         except FileNotFoundError:
             raise InstallError(f"{args[0]}: no such command") from None
         try:
-            stdout, stderr = self._communicate(process, stdin, timeout, on_line)
+            stdout, stderr = self._communicate(process, args, stdin, timeout, on_line)
         except BaseException:
             process.kill()
             process.wait()
@@ -85,6 +85,7 @@ class Host:
     @staticmethod
     def _communicate(
         process: subprocess.Popen[str],
+        args: tuple[str, ...],
         stdin: str | None,
         timeout: float | None,
         on_line: Callable[[str], None] | None,
@@ -93,7 +94,7 @@ class Host:
             try:
                 return process.communicate(stdin, timeout=timeout)
             except subprocess.TimeoutExpired:
-                raise InstallError(f"no answer from {process.args!r} within {timeout:g} s") from None
+                raise InstallError(f"no answer from {args[0]} within {timeout:g} s") from None
         lines = []
         with tempfile.TemporaryFile("w+") as spool:
             # stdout could fill its pipe while stderr is followed, so a thread drains it into a file.
@@ -108,6 +109,11 @@ class Host:
             drain.join()
             spool.seek(0)
             return spool.read(), "".join(lines)
+
+    @staticmethod
+    def _leash() -> tuple[str, ...]:
+        """What makes a command end with us, even by SIGKILL: a rerun must not work beside an orphan of ours."""
+        return ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv", path=PATH) else ()
 
     @staticmethod
     def environment(extra: Mapping[str, str]) -> dict[str, str]:

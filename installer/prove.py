@@ -30,6 +30,7 @@ CAUSES = tuple(
     for pattern, help in (
         (r"vllm-launcher: (port .* is held by .*)", "free the port, or take another one with --port"),
         (r"vllm-launcher: (.*cannot be used: .*)", "leave that vLLM flag out"),
+        (r"vllm-launcher: (the model refuses the smallest request: .*)", "correct what the answer names"),
         (r"No available memory for the cache blocks", "raise --gpu-memory-utilization or take a smaller model"),
         (r"Free memory on device .* is less", "free the GPU (nvidia-smi) or lower --gpu-memory-utilization"),
         (r"CUDA out of memory|OutOfMemoryError", "take a smaller model, or lower --gpu-memory-utilization"),

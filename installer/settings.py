@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from installer.errors import UsageError
+from installer.layout import Layout
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
 RESERVED = ("vllm-install",)  # its cache directory would be the one that holds everybody's weights
@@ -256,10 +257,16 @@ def load(
 ) -> Settings:
     """Merge the three sources over the defaults; `flags` is keyed by field name, the others by setting name."""
     settings = Settings(service=check_service(service))
-    settings = _apply(settings, _by_field(file, "the settings file"), "the settings file")
+    settings_file = str(Layout(service).settings_file)
+    settings = _apply(settings, _by_field(file, settings_file), settings_file)
     set_variables = {name: value for name, value in environment.items() if value}
     settings = _apply(settings, _by_field(set_variables, "the environment"), "the environment")
-    return _apply(settings, {name: ("--" + name.replace("_", "-"), value) for name, value in flags.items()}, "")
+    return _apply(settings, {name: (_option(name), value) for name, value in flags.items()}, "")
+
+
+def _option(attribute: str) -> str:
+    """What the user typed for a setting."""
+    return {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
 
 
 def field_named(name: str) -> str:

@@ -235,7 +235,7 @@ def settings_file() -> Iterator[Path]:
         (b"\x7fELF\x01\x02\x00\xff\xfe", "is not NAME=VALUE"),
         (b"PORT=8000\n\nPORT\n", "line 3: 'PORT' is not NAME=VALUE"),
         (b"MODEL_NAME='unclosed\n", "is not NAME=VALUE"),
-        (b"PORT=none\n", "PORT='none' in the settings file"),
+        (b"PORT=none\n", "PORT='none' in /etc/vllm-install/"),
         (b"SERVED_MODEL_NAME='a\nb'\n", "line breaks"),
         (b"MODEL_REVISION=caf\xe9\n", "MODEL_REVISION="),
         (b"MODEL_NAME=a\nMODEL_PATH=/b\n", "contradict each other"),

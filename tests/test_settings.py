@@ -74,7 +74,7 @@ def test_two_names_for_one_setting_must_agree() -> None:
 
 
 def test_an_error_names_the_value_and_where_it_stands() -> None:
-    with pytest.raises(UsageError, match=r"PORT='x' in the settings file: expected a whole number"):
+    with pytest.raises(UsageError, match=r"PORT='x' in /etc/vllm-install/\S+.env: expected a whole number"):
         load("a", {"PORT": "x"}, {}, {})
     with pytest.raises(UsageError, match=r"PORT='x' in the environment"):
         load("a", {}, {"PORT": "x"}, {})
@@ -147,7 +147,8 @@ def test_what_cannot_be_meant_is_refused_by_name(attribute: str, value: str) -> 
     if attribute == "model" and value.startswith("../"):
         value = "../x\n/y"
     error = refusal(**{attribute: value})
-    assert error.message.startswith("--" + attribute.replace("_", "-") + "=")
+    typed = {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
+    assert error.message.startswith(f"{typed}=")
     assert "\n" not in error.message
 
 

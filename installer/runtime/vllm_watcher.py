@@ -107,6 +107,7 @@ class Vllm:
             self._key = file.read().strip()
         self._stages = os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "stages")
         self._question = 0
+        self.refusal = ""  # what it said where it refused to answer anything at all
         self.model = ""
 
     @staticmethod
@@ -178,12 +179,15 @@ class Vllm:
             if status != 200:
                 return False
             self.model = json.loads(body)["data"][0]["id"]
-        while True:
-            path, question = QUESTIONS[self._question]
-            status, _ = self.ask("POST", path, patience, body={"model": self.model, **question})
-            if status not in (400, 404, 405, 501) or self._question + 1 == len(QUESTIONS):
+        refusals = []
+        for path, question in QUESTIONS[self._question :] + QUESTIONS[: self._question]:
+            status, body = self.ask("POST", path, patience, body={"model": self.model, **question})
+            if status not in (400, 404, 405, 501):
                 return status == 200
-            self._question += 1
+            self._question = (self._question + 1) % len(QUESTIONS)
+            refusals.append(f"{status} {body[:300].decode(errors='replace')}")
+        self.refusal = refusals[0]
+        return False
 
     def is_dead(self) -> bool:
         return self.ask("GET", "/health", 2)[0] == 503
@@ -258,6 +262,8 @@ class Watcher:
         end = time.monotonic() + self.patience
         while not self.vllm.answers(self.patience):
             self.leave_with_vllm()
+            if self.vllm.refusal:
+                self.end(f"the model refuses the smallest request: {self.vllm.refusal!a}")
             if self.vllm.is_dead():
                 self.end("the engine died of its first request")
             if time.monotonic() > end:
