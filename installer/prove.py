@@ -100,7 +100,8 @@ def failure(layout: Layout, host: Host, what: str) -> NotProved:
     refusal = read_refusal(lines)
     if refusal and refusal.estimated_max:
         fits = refusal.estimated_max
-        return NotProved(f"asked {refusal.context}; this GPU fits {fits}", f"vllm-install set-context {fits}")
+        hint = f"ask for at most {fits}: deploy --context {fits}, or set-context {fits} on a service that exists"
+        return NotProved(f"asked {refusal.context}; this GPU fits {fits}", hint)
     for pattern, help in CAUSES:
         for line in reversed(lines):
             if match := pattern.search(line):
