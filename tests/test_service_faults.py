@@ -1,0 +1,209 @@
+"""What can happen to a service around vLLM: it refuses, fails or comes back by itself, and says why where one looks."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.boot.machine import Machine
+from tests.boot.snapshot import snapshot
+from tests.life import SERVICE, ask, cli, is_gone, is_up, main_pid, processes, serves, standin, unit, until
+
+UNIT = f"/etc/systemd/system/{SERVICE}.service"
+DROP_IN = f"{UNIT}.d/override.conf"
+FAULTS = f"/var/cache/{SERVICE}/standin"  # what the stand-in is told to do wrong
+OWN_KEY = "sk-pasted-in-by-hand-0123456789abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Machine() as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
+    """The key of the one service that all tests of this file share, and that outlives them all."""
+    bare = snapshot(machine.root)
+    yield cli(machine, "deploy", *standin(standin_wheels)).key
+    cli(machine, "uninstall", "--purge")
+    is_gone(machine, bare)
+
+
+@pytest.fixture(autouse=True)
+def _it_serves_before_and_after(machine: Machine, key: str) -> Iterator[None]:
+    serves(machine, key)
+    yield
+    serves(machine, key)
+    assert cli(machine, "deploy", "--json").changes == []
+    machine.run("systemctl", "reset-failed", SERVICE)  # the start limit counts over all tests
+
+
+@contextlib.contextmanager
+def written(machine: Machine, path: str, text: str) -> Iterator[None]:
+    """A file of the admin's, read by the manager; taken back afterwards."""
+    old = machine.at(path).read_text() if machine.at(path).exists() else None
+    machine.write(path, text)
+    machine.run("systemctl", "daemon-reload")
+    try:
+        yield
+    finally:
+        machine.write(path, old) if old is not None else machine.shell(f"rm {path}; rmdir {Path(path).parent}")
+        machine.run("systemctl", "daemon-reload")
+
+
+def fails(machine: Machine, *verb: str) -> str:
+    """What the unit's status line says when systemctl has failed."""
+    assert machine.run("systemctl", *verb, SERVICE, check=False).returncode != 0, machine.evidence()
+    return unit(machine, "StatusText")["StatusText"]
+
+
+def comes_back(machine: Machine) -> None:
+    """Without help: the cause is gone, and systemd tries again by itself."""
+    until("it serves again by itself", lambda: is_up(machine), machine)
+
+
+@pytest.mark.parametrize("damage", ["sha256:abc", "sha256:" + "g" * 64, "short", ""])
+def test_a_malformed_key_is_said_and_not_tried_again(machine: Machine, key: str, damage: str) -> None:
+    ours = machine.at(UNIT).read_text()
+    start = next(line for line in ours.splitlines() if line.startswith("ExecStart="))
+    broken = re.sub(r"sha256:[0-9a-f]{64}", damage, start, count=1)
+    with written(machine, UNIT, ours.replace(start, broken)):
+        assert re.search(r"refused: --api-key number 1 is malformed: expected", fails(machine, "restart"))
+        shown = unit(machine, "ActiveState", "SubState", "ExecMainStatus", "NRestarts")
+        assert shown == {"ActiveState": "failed", "SubState": "failed", "ExecMainStatus": "78", "NRestarts": "0"}
+        assert "is malformed" in machine.run("systemctl", "status", SERVICE, check=False).stdout
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def test_a_key_pasted_into_the_unit_works_and_is_gone_from_the_processes(machine: Machine, key: str) -> None:
+    ours = machine.at(UNIT).read_text()
+    with written(machine, UNIT, re.sub(r"sha256:[0-9a-f]{64}", OWN_KEY, ours)):
+        machine.run("systemctl", "restart", SERVICE)
+        serves(machine, OWN_KEY)
+        assert ask(machine, "GET", "/v1/models", key).status == 401
+        running = processes(machine)
+        assert len(running) >= 3, "vLLM, its engine, the watcher"
+        assert not [line for line in running.values() if OWN_KEY in line]
+        environment = machine.shell(f"cat {' '.join(f'/proc/{pid}/environ' for pid in running)}").stdout
+        assert OWN_KEY not in environment
+        assert OWN_KEY not in machine.journal("--output=export")
+        machine.run("systemctl", "reload", SERVICE)
+        serves(machine, OWN_KEY)
+        assert OWN_KEY not in machine.journal("--output=export")
+    machine.run("systemctl", "restart", SERVICE)
+
+
+@contextlib.contextmanager
+def full_run(machine: Machine) -> Iterator[None]:
+    machine.shell("""
+        used=$(df --output=used -B1 /run | tail -1)
+        mount -o remount,size=$((used + 1048576)) /run
+        dd if=/dev/zero of=/run/filler bs=4096 2>/dev/null || :
+        """)
+    try:
+        yield
+    finally:
+        machine.shell("rm -f /run/filler; mount -o remount,size=20% /run")
+
+
+def test_a_full_run_leaves_the_keys_as_they_were(machine: Machine, key: str) -> None:
+    ours = machine.at(UNIT).read_text()
+    pid, run = main_pid(machine), machine.run("ls", f"/run/{SERVICE}").stdout
+    with written(machine, UNIT, re.sub(r"sha256:[0-9a-f]{64}", OWN_KEY, ours)), full_run(machine):
+        fails(machine, "reload")
+        serves(machine, key)
+        assert ask(machine, "GET", "/v1/models", OWN_KEY).status == 401
+        assert machine.run("ls", f"/run/{SERVICE}").stdout == run, "half a file was left"
+        assert "cannot reload: [Errno 28] No space left on device" in machine.journal(f"--unit={SERVICE}")
+    assert main_pid(machine) == pid
+
+
+def test_a_start_with_a_full_run_says_so_and_succeeds_once_there_is_room(machine: Machine, key: str) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    with full_run(machine):
+        assert "No space left on device" in fails(machine, "start")
+    comes_back(machine)
+
+
+def test_a_missing_engine_is_named_and_put_back_by_deploy(machine: Machine, key: str) -> None:
+    start = next(line for line in machine.at(UNIT).read_text().splitlines() if line.startswith("ExecStart="))
+    engine = start.removeprefix("ExecStart=").partition("/bin/")[0]
+    machine.run("mv", engine, f"{engine}.away")
+    try:
+        fails(machine, "restart")
+        until("it has given up", lambda: unit(machine, "ActiveState")["ActiveState"] == "failed", machine)
+        shown = machine.run("systemctl", "status", "--full", SERVICE, check=False).stdout
+        assert re.search(rf"{engine}/bin/python .*status=203/EXEC", shown), shown
+        missing = f"Failed to locate executable {engine}/bin/python: No such file or directory"
+        assert 1 <= machine.journal(f"--unit={SERVICE}").count(missing) <= 5
+    finally:
+        machine.run("mv", f"{engine}.away", engine)
+    cli(machine, "deploy")
+
+
+@pytest.mark.parametrize("victim", ["vllm.entrypoints", "VLLM::EngineCore", "vllm_watcher.py"])
+def test_whatever_the_kernel_kills_for_memory_it_comes_back(machine: Machine, key: str, victim: str) -> None:
+    """The kernel picks any of the three, and sends what we send here."""
+    with written(machine, DROP_IN, "[Service]\nWatchdogSec=4\n"):
+        machine.run("systemctl", "restart", SERVICE)
+        pid, old = main_pid(machine), processes(machine)
+        (killed,) = (number for number, line in old.items() if victim in line)
+        machine.run("kill", "-KILL", str(killed))
+        until("another main process", lambda: main_pid(machine) not in (0, pid) and is_up(machine), machine)
+        assert not set(old) & set(processes(machine)), "left over from before"
+        assert unit(machine, "NRestarts")["NRestarts"] == "1"
+        serves(machine, key)
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def test_an_engine_that_is_never_ready_is_ended_with_its_stacks(machine: Machine, key: str) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    machine.write(FAULTS, "stall=load")
+    with written(machine, DROP_IN, "[Service]\nEnvironment=VLLM_START_PATIENCE_SEC=3\n"):
+        assert "the start made no progress for 3 s" in fails(machine, "start")
+        assert unit(machine, "Result")["Result"] == "watchdog"
+        why = "the start made no progress for 3 s; stage: loading weights; "
+        assert "most recent call first" in machine.journal(f"--unit={SERVICE}").partition(why)[2]
+        machine.at(FAULTS).unlink()
+        comes_back(machine)
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def test_a_port_held_by_somebody_else_is_named(machine: Machine, key: str) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    listen = "import socket, time; s = socket.create_server(('', 8000)); time.sleep(3600)"
+    machine.run("systemd-run", "--quiet", "--unit=taker", "--uid=65534", "python3", "-c", listen)
+    until("the port is taken", lambda: ":8000" in machine.run("ss", "-Hltn").stdout, machine)
+    try:
+        pid = main_pid(machine, "taker")
+        assert re.search(rf"port 8000 is held by pid {pid} \(.*python3 -c import socket", fails(machine, "start"))
+        assert f"port 8000 is held by pid {pid}" in machine.run("systemctl", "status", SERVICE, check=False).stdout
+    finally:
+        machine.run("systemctl", "stop", "taker")
+    comes_back(machine)
+
+
+def test_two_services_do_not_open_or_hurt_one_another(machine: Machine, key: str, standin_wheels: Path) -> None:
+    other = cli(machine, "deploy", *standin(standin_wheels), "--service", "b", "--port", "8001").key
+    try:
+        serves(machine, other, 8001)
+        assert ask(machine, "GET", "/v1/models", other).status == 401
+        assert ask(machine, "GET", "/v1/models", key, port=8001).status == 401
+        for place in (f"/var/cache/{SERVICE}", f"/run/{SERVICE}", f"/var/lib/vllm-install/{SERVICE}/probe-key"):
+            seen = machine.run(
+                "setpriv", "--reuid=vllm-b", "--regid=vllm-b", "--clear-groups", "cat", place, check=False
+            )
+            assert "Permission denied" in seen.stderr, seen
+        pid = main_pid(machine)
+        machine.run("systemctl", "kill", "--signal=KILL", "b")
+        until("the other comes back", lambda: is_up(machine, "b"), machine)
+        machine.run("systemctl", "stop", "b")
+        assert main_pid(machine) == pid
+        serves(machine, key)
+    finally:
+        cli(machine, "uninstall", "--service", "b", "--purge")
