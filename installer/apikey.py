@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -52,19 +52,28 @@ def set_key(service: str, rotation: Rotation, host: Host, report: Report, show: 
         text = rotation.text or keys.generate(service)
         new = Key(rotation.name, keys.digest(text), rotation.role)
         until = _from_now(rotation.keep_old) if rotation.keep_old else None
-        held = steps.unit_keys(host, layout)
-        wanted = keys.rotate(held, new, until, _from_now(timedelta()))
-        live = _change(layout, state, wanted, host, report, f"set-apikey {new.name}", accepted=text)
+        held = _held(host, layout)
         replaced = any(key.name == new.name for key in held)
-        show(Rotated(new.name, None if rotation.text else text, until if replaced else None, live))
+        wanted = keys.rotate(held, new, until, _from_now(timedelta()))
+
+        def hand_over(live: bool) -> None:
+            show(Rotated(new.name, None if rotation.text else text, until if replaced else None, live))
+
+        _change(layout, state, wanted, host, report, f"set-apikey {new.name}", text, hand_over)
 
 
 def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
     layout = Layout(service)
     with host.lock(layout.lock, f"vllm-install keys revoke --service {service}"):
         state = settled(managed(host, layout), host, layout, report)
-        wanted = keys.revoke(keys.named_apart(steps.unit_keys(host, layout)), name, _from_now(timedelta()))
-        _change(layout, state, wanted, host, report, f"keys revoke {name}", accepted=None)
+        wanted = keys.revoke(_held(host, layout), name, _from_now(timedelta()))
+        _change(layout, state, wanted, host, report, f"keys revoke {name}", None, lambda _: None)
+
+
+def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
+    if not host.read(layout.unit):
+        raise Refused(f"{layout.unit} is not there or masked", f"vllm-install deploy --service {layout.service}")
+    return keys.named_apart(steps.unit_keys(host, layout))
 
 
 def _change(
@@ -75,34 +84,38 @@ def _change(
     report: Report,
     what: str,
     accepted: str | None,
-) -> bool:
-    """Whether the running service took the keys; a stopped one takes them at its next start."""
-    before = host.read(layout.unit)
-    if not before or state.proved is None:
-        raise Refused(f"{layout.unit} is not there or masked", f"vllm-install deploy --service {layout.service}")
-    after = render.with_keys(before, wanted)
+    hand_over: Callable[[bool], None],
+) -> None:
+    """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
+    if state.proved is None:
+        raise Refused(f"{layout.service} was never proved", f"vllm-install deploy --service {layout.service}")
+    before = host.read(layout.unit) or ""
+    # The unit says which keys there were, also of those pasted in since; cut off, we go back to just these.
+    proved = dataclasses.replace(state.proved, keys=_held(host, layout))
+    state = dataclasses.replace(state, proved=proved)
     live = steps.running_process(host, layout) is not None
     if live:
         prove.wait_until_ready(layout, host, report)
-    target = dataclasses.replace(state.proved, keys=wanted)
+    target = dataclasses.replace(proved, keys=wanted)
     save_state(host, layout, dataclasses.replace(state, pending=what))
     try:
-        _apply(layout, after, live, host, report)
+        _apply(_changes(render.with_keys(before, wanted), live, host, layout), host, report)
         if live:
             _prove(target, layout, host, accepted)
+        hand_over(live)
+        outcome = event(what, "proved" if live else "written; the service is not running")
+        save_state(host, layout, dataclasses.replace(state, proved=target, history=(*state.history, outcome)))
     except Exception as error:
-        mended = _put_back(error, layout, before, live, host, report)
-        save_state(host, layout, state)
-        raise mended from error
-    history = (*state.history, event(what, "proved" if live else "written; the service is not running"))
-    save_state(host, layout, dataclasses.replace(state, proved=target, history=history))
-    return live
+        raise _put_back(error, state, what, before, host, layout, report) from error
 
 
-def _apply(layout: Layout, text: str, live: bool, host: Host, report: Report) -> None:
-    write = Write(layout.unit, text, host.mode(layout.unit) or 0o644)
-    read_units = Run(("systemctl", "daemon-reload"), "make systemd read the unit")
-    changes: tuple[Change, ...] = (write, Reload(layout.unit_name) if live else read_units)
+def _changes(text: str, live: bool, host: Host, layout: Layout) -> Iterator[Change]:
+    if host.read(layout.unit) != text:
+        yield Write(layout.unit, text, host.mode(layout.unit) or 0o644)
+    yield Reload(layout.unit_name) if live else Run(("systemctl", "daemon-reload"), "make systemd read the unit")
+
+
+def _apply(changes: Iterable[Change], host: Host, report: Report) -> None:
     for change in changes:
         report.begin(change)
         change.apply(host, report)
@@ -120,13 +133,23 @@ def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> 
     prove.keys_in_force(want, accepted)
 
 
-def _put_back(error: Exception, layout: Layout, before: str, live: bool, host: Host, report: Report) -> Exception:
+def _put_back(
+    error: Exception, state: State, what: str, before: str, host: Host, layout: Layout, report: Report
+) -> Exception:
+    """The unit as it was; the process is told only if it did take other keys: what failed was perhaps the telling."""
     cause = explain(error)
+    summary = cause.message if cause else repr(error)
+    assert state.proved is not None, "only a proved service has keys to put back"
     try:
-        _apply(layout, before, live, host, report)
-    except InstallError as second:
-        message = f"{cause.message if cause else error!r}\nand the old keys could not be put back: {second.message}"
-        return InstallError(message, second.hint, Exit.NOT_RESTORED)
+        process = steps.running_process(host, layout)
+        told = process is not None and process.keys != frozenset((key.name, key.digest) for key in state.proved.keys)
+        _apply(_changes(before, told, host, layout), host, report)
+        undone = event(what, f"undone: {summary.splitlines()[0]}")
+        save_state(host, layout, dataclasses.replace(state, history=(*state.history, undone)))
+    except (InstallError, OSError) as raised:
+        second = explain(raised)
+        message = f"{summary}\nand the old keys could not be put back: {second.message if second else raised}"
+        return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
     if cause is None:
         return error
     code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED

@@ -255,15 +255,17 @@ def _put_back(
             apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
             outcome = "nothing of the service is left; the engine and the weights stay for the next try"
         else:
-            if settings_text is not None:  # converging would give back the values, but not every byte
+            # Converging would give back the values, but not every byte.
+            if settings_text is not None and host.read(layout.settings_file) != settings_text:
                 host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
             _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
             outcome = f"{layout.unit_name} is back as it was"
             if (state.pending or "").startswith("set-context"):
                 outcome = f"the service is back at {state.proved.settings.max_model_len or 'auto'}"
-    except InstallError as second:
-        message = f"{summary}\nand the host could not be put back: {second.message}"
-        return InstallError(message, second.hint, Exit.NOT_RESTORED)
+    except (InstallError, OSError) as raised:
+        second = explain(raised)
+        message = f"{summary}\nand the host could not be put back: {second.message if second else raised}"
+        return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
     if cause is None:
         return error
     code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
@@ -274,7 +276,19 @@ def _put_back(
 def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:
     want = _with_probe_key(proved, host, layout)
     changes = steps.plan(want, host)
+    due = [_keeping_edits(change, want, state, host) for change in changes]
     state = _claim(state, changes, host, layout, state.pending or "deploy")
-    apply(changes, host, report)
+    apply(due, host, report)
     prove.serving(want, host, report)
     return _remember(state, proved, host, layout, outcome)
+
+
+def _keeping_edits(change: Change, want: Wanted, state: State, host: Host) -> Change:
+    """What was edited by hand is none of what was cut off: of an edited unit only the keys go back."""
+    unit = want.layout.unit
+    if not isinstance(change, Write) or change.path != unit:
+        return change
+    text = host.read(unit)
+    if not text or ownership.fingerprint(text, unit, want.layout) in state.owned.get(str(unit), ()):
+        return change
+    return dataclasses.replace(change, text=render.with_keys(text, want.target.keys))
