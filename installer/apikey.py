@@ -71,8 +71,12 @@ def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
 
 
 def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
-    if not host.read(layout.unit):
-        raise Refused(f"{layout.unit} is not there or masked", f"vllm-install deploy --service {layout.service}")
+    text = host.read(layout.unit)
+    if not text:
+        again = f"vllm-install deploy --service {layout.service}"
+        if text is None:
+            raise Refused(f"{layout.unit} is not there", again)
+        raise Refused(f"{layout.unit} is masked", f"systemctl unmask {layout.service} && {again}")
     return keys.named_apart(steps.unit_keys(host, layout))
 
 

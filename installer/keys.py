@@ -97,7 +97,12 @@ def named_apart(held: Iterable[Key]) -> tuple[Key, ...]:
                 break
             name = f"{key.name}-{number}"
         found[name] = replace(key, name=name)
-    return tuple(found.values())
+    return in_order(found.values())
+
+
+def in_order(held: Iterable[Key]) -> tuple[Key, ...]:
+    """The one order in which a unit names its keys, so that no two verbs write it differently."""
+    return tuple(sorted(held, key=lambda key: (key.name == PROBE, key.name != DEFAULT, key.name)))
 
 
 def rotate(held: Iterable[Key], new: Key, keep_until: str | None, now: str) -> tuple[Key, ...]:

@@ -30,6 +30,8 @@ def check(
             continue
         if change.path not in owned:
             yield _stranger(change.path)
+        elif text == "" and change.path == layout.unit:
+            yield _masked(layout)
         elif not discard_edits and fingerprint(text, change.path, layout) not in owned[change.path]:
             yield _edited(change, text)
     if not state.owned:
@@ -51,6 +53,14 @@ def _stranger(path: Path) -> Problem:
         f"{path} exists already",
         "vllm-install did not make it, and never replaces what it did not make",
         f"choose another name with --service, or move it away: mv {path} {path}.before",
+    )
+
+
+def _masked(layout: Layout) -> Problem:
+    return Problem(
+        f"{layout.unit} is masked",
+        "somebody switched this service off on purpose",
+        f"systemctl unmask {layout.service} && vllm-install deploy --service {layout.service}",
     )
 
 

@@ -125,5 +125,4 @@ def _keys(
         held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(new) if make else keys.TO_BE_MADE)
     if choice.plain and (shown := choice.given or new):
         held[keys.DEFAULT] = dataclasses.replace(held[keys.DEFAULT], plain=shown)
-    order = sorted(held, key=lambda name: (name == keys.PROBE, name != keys.DEFAULT, name))
-    return tuple(held[name] for name in order), probe, new
+    return keys.in_order(held.values()), probe, new
