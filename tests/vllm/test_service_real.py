@@ -1,0 +1,253 @@
+"""The running service with the real vLLM: what systemd and its users see of it, and what nobody may see.
+
+One machine, deployed once; every test leaves the service as it found it, serving.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.boot.machine import Machine
+from tests.life import (
+    MODEL,
+    SERVICE,
+    Answer,
+    ask,
+    chat,
+    cli,
+    engine_pid,
+    is_up,
+    main_pid,
+    processes,
+    serves,
+    unit,
+    until,
+)  # fmt: skip
+
+START = 240  # seconds; a loaded machine of two cores needs a sixth of them
+TOKENS = 6000  # of a streamed answer, so that it takes a while
+DROP_IN = f"/etc/systemd/system/{SERVICE}.service.d/override.conf"
+PROBE_KEY = f"/var/lib/vllm-install/{SERVICE}/probe-key"
+STAGES = (
+    "starting", "starting the engine", "loading weights", "weights loaded", "measuring memory", "compiling",
+    "warming up", "starting the server", "waiting for the first answer", f"serving {MODEL}",
+)  # fmt: skip
+
+# Says `first` when the answer begins, and at its end how many tokens came and what the last event was.
+STREAM = """
+import http.client, json, sys
+port, key, model, tokens = sys.argv[1:]
+body = {"model": model, "prompt": "Hi", "max_tokens": int(tokens), "ignore_eos": True, "stream": True}
+connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
+headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+body["stream_options"] = {"include_usage": True}
+connection.request("POST", "/v1/completions", json.dumps(body), headers)
+count, last = 0, ""
+for line in connection.getresponse():
+    text = line.decode().strip().removeprefix("data: ")
+    if not text:
+        continue
+    if not last:
+        print("first", flush=True)
+    if text.startswith("{") and (usage := json.loads(text).get("usage")):
+        count = usage["completion_tokens"]
+    last = text
+print(count, last, flush=True)
+"""
+
+# Everything that a user of the host can get to see, in one long text: units, processes, the journal, fresh files.
+SEE = f"""
+systemctl cat {SERVICE} || :
+systemctl show --all {SERVICE} || :
+systemctl status --full --lines=1000 {SERVICE} || :
+busctl introspect --full org.freedesktop.systemd1 /org/freedesktop/systemd1/unit/{SERVICE}_2eservice || :
+ps axeww || :
+cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ || :
+journalctl --output=export --all || :
+journalctl --output=short --all || :
+find /etc /opt /var /run /tmp /dev/shm /root -type f -newer /etc/machine-id -readable -exec cat {{}} + || :
+"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    key: str
+    port: int
+
+
+@pytest.fixture(scope="module")
+def machine(cpu_engine: str) -> Iterator[Machine]:
+    with Machine(network=True, store=True) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def service(machine: Machine) -> Deployed:
+    """Deployed, and then edited by its admin, whose drop-in every test meets."""
+    with socket.create_server(("", 0)) as server:
+        port = int(server.getsockname()[1])  # the machine shares this host's network, for the package index
+    options = f"--model {MODEL} --engine cpu --gpu-memory-utilization 0.1 --context 8k --drain 90 --port {port}"
+    key = cli(machine, "deploy", *options.split(), timeout=600).key
+    machine.write("/root/drop-in", "[Service]\nWatchdogSec=20\n")
+    edit = f"SYSTEMD_EDITOR='cp /root/drop-in' systemctl edit {SERVICE}"
+    machine.run("script", "--quiet", "--return", "--command", edit, "/dev/null")  # it wants a terminal
+    assert "WatchdogSec=20" in machine.at(DROP_IN).read_text()
+    return Deployed(key, port)
+
+
+def stream(machine: Machine, service: Deployed) -> subprocess.Popen[str]:
+    """A streaming answer that has begun."""
+    arguments = (str(service.port), service.key, MODEL, str(TOKENS))
+    process = machine.start(sys.executable, "-c", STREAM, *arguments)
+    assert process.stdout
+    assert process.stdout.readline() == "first\n", process.communicate()
+    return process
+
+
+def finishes(streaming: subprocess.Popen[str]) -> None:
+    out, err = streaming.communicate(timeout=120)
+    assert out == f"{TOKENS} [DONE]\n", err
+
+
+def is_back(machine: Machine, service: Deployed, pid: int) -> None:
+    """Without help: another main process, which serves as soon as systemd says so."""
+    until("another main process", lambda: main_pid(machine) not in (0, pid) and is_up(machine), machine, START)
+    serves(machine, service.key, service.port)
+    assert machine.at(DROP_IN).read_text().strip().endswith("WatchdogSec=20")
+
+
+def members(machine: Machine, group: str) -> str:
+    return machine.shell(f"find /sys/fs/cgroup{group} -name cgroup.procs -exec cat {{}} + 2>/dev/null || :").stdout
+
+
+def test_a_stop_lets_a_streaming_answer_finish_and_leaves_nothing(machine: Machine, service: Deployed) -> None:
+    group = unit(machine, "ControlGroup")["ControlGroup"]
+    assert len(members(machine, group).split()) >= 3, "API server, engine, watcher"
+    streaming = stream(machine, service)
+    stopping = machine.start("systemctl", "stop", SERVICE)
+    until("it is stopping", lambda: unit(machine, "SubState")["SubState"].startswith("stop"), machine)
+    assert streaming.poll() is None, "the answer was over before the stop began"
+    finishes(streaming)
+    assert stopping.wait(60) == 0
+    shown = unit(machine, "ActiveState", "Result", "ExecMainStatus")
+    assert shown == {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
+    assert members(machine, group) == ""
+    assert "VLLM::" not in machine.run("ps", "ax", "-o", "args").stdout
+    assert f":{service.port} " not in machine.run("ss", "-Hltn").stdout
+
+
+def test_a_start_shows_its_stages_and_returns_when_it_serves(machine: Machine, service: Deployed) -> None:
+    starting, seen = machine.start("systemctl", "start", SERVICE), dict[str, str]()
+    while starting.poll() is None:
+        shown = unit(machine, "StatusText", "ActiveState")
+        seen.setdefault(shown["StatusText"], shown["ActiveState"])
+    assert starting.returncode == 0, machine.evidence()
+    answer: Answer = chat(machine, service.key, service.port)
+    assert answer.status == 200, "systemctl start returned before it served"
+    seen.pop("", "")
+    before = [stage for stage, state in seen.items() if state == "activating"]
+    assert len(before) >= 5, seen
+    assert [stage for stage in STAGES if stage in before] == before, "unknown, or not in the order of a start"
+    assert f'Status: "serving {MODEL}"' in machine.run("systemctl", "status", SERVICE).stdout
+    assert unit(machine, "WatchdogUSec")["WatchdogUSec"] == "20s"
+    assert cli(machine, "deploy", "--json").changes == []
+
+
+def test_a_reload_does_not_disturb_a_streaming_answer(machine: Machine, service: Deployed) -> None:
+    pid, streaming = main_pid(machine), stream(machine, service)
+    machine.run("systemctl", "reload", SERVICE)
+    assert streaming.poll() is None, "the answer was over before the reload was"
+    finishes(streaming)
+    assert main_pid(machine) == pid
+    serves(machine, service.key, service.port)
+
+
+def test_nobody_gets_to_see_what_opens(machine: Machine, service: Deployed) -> None:
+    tried = "sk-qwen3vl-0nceTriedNeverSeen4711-0nceTriedNeverSeen4711"
+    for path in ("/v1/models", "/nowhere"):
+        assert ask(machine, "GET", path, tried, port=service.port).status == 401
+    machine.run("systemctl", "reload", SERVICE)
+    probe = machine.at(PROBE_KEY).read_text().strip()
+    secrets = {"default": service.key, "probe": probe, "tried": tried}
+    needles = {f"{name}: {part}": part for name, key in secrets.items() for part in (key, key[-12:], random(key)[:12])}
+    journal = machine.run("getent", "group", "systemd-journal").stdout.split(":")[2]
+    for groups in ("--clear-groups", f"--groups={journal}"):
+        user = ("setpriv", "--reuid=4711", "--regid=4711", groups)
+        shown = machine.run(*user, "sh", "-c", SEE).stdout
+        assert "sha256:" in shown
+        assert (f"vllm-launcher: serving {MODEL}" in shown) == (groups != "--clear-groups")
+        assert [name for name, part in needles.items() if part in shown] == []
+    # The same look does find a key where one is: root sees the probe's, and even root not the user's.
+    shown = machine.run("sh", "-c", SEE).stdout
+    assert probe in shown
+    assert [part for name, part in needles.items() if not name.startswith("probe") and part in shown] == []
+
+
+def random(key: str) -> str:
+    """The key without what all keys of a service begin with."""
+    return key.removeprefix(f"sk-{SERVICE}-")
+
+
+def test_the_service_writes_nowhere_but_to_its_own(machine: Machine, service: Deployed) -> None:
+    user = machine.run("id", "-u", f"vllm-{SERVICE}").stdout.strip()
+    inside = (
+        "nsenter", "--target", str(main_pid(machine)), "--mount", "--user", "--setuid", user, "--setgid", user,
+    )  # fmt: skip
+    search = "find / -path /proc -prune -o ( -type d -o -type f ) -writable -print -prune"
+    found = set(machine.run(*inside, *search.split(), check=False).stdout.splitlines())
+    own = {f"/var/cache/{SERVICE}", f"/run/{SERVICE}"}
+    # Private to this service and gone with it; and shared memory, which NCCL needs.
+    assert found - own == {"/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"}
+    for place in sorted(own):
+        machine.run(*inside, "sh", "-c", f"touch {place}/x && rm {place}/x")
+    for place in ("/var/cache", "/run", "/etc", "/usr", "/opt/vllm-install", f"/etc/systemd/system/{SERVICE}.service"):
+        write = f"if test -d {place}; then touch {place}/x; else echo >>{place}; fi"
+        refused = machine.run(*inside, "sh", "-c", write, check=False)
+        assert refused.returncode != 0, place
+
+
+def test_bad_clients_do_not_get_in_the_way_of_good_ones(machine: Machine, service: Deployed) -> None:
+    pid, before = main_pid(machine), len(machine.journal(f"--unit={SERVICE}").splitlines())
+    flood = machine.start(sys.executable, "-m", "tests.vllm.flood", str(service.port), service.key, MODEL)
+    out, err = flood.communicate(timeout=200)
+    assert flood.returncode == 0, err
+    seen = json.loads(out)
+    assert seen["bad keys"] == {"401": 4000}
+    assert set(seen["big headers"]) <= {"400", "401", "431", "closed"}, seen
+    assert seen["good"] == {"200": 40}
+    assert main_pid(machine) == pid
+    lines = machine.journal(f"--unit={SERVICE}").splitlines()[before:]
+    assert 1 <= sum("refused" in line for line in lines) <= 40, "one line each would let anybody fill the journal"
+    serves(machine, service.key, service.port)
+
+
+def test_weights_and_engine_are_not_its_own(machine: Machine, service: Deployed) -> None:
+    user = f"vllm-{SERVICE}"
+    owned = machine.shell(f"find /etc /opt /var /run -user {user} -o -group {user}").stdout.splitlines()
+    assert owned
+    # The credential is its own, too, on a mount that is read-only to it.
+    places = (f"/var/cache/{SERVICE}", f"/run/{SERVICE}", f"/run/credentials/{SERVICE}.service")
+    assert [path for path in owned if not path.startswith(places)] == []
+
+
+@pytest.mark.parametrize(
+    ("process", "signal"), [("engine", "STOP"), ("engine", "KILL"), ("main", "STOP"), ("main", "KILL")]
+)
+def test_what_is_stopped_or_killed_comes_back(machine: Machine, service: Deployed, process: str, signal: str) -> None:
+    main, group = main_pid(machine), unit(machine, "ControlGroup")["ControlGroup"]
+    old = set(processes(machine))
+    machine.run("kill", f"-{signal}", str(main if process == "main" else engine_pid(machine)))
+    if (process, signal) == ("engine", "STOP"):
+        assert ask(machine, "GET", "/health", port=service.port).status == 200, "that is why nobody may trust it"
+    is_back(machine, service, main)
+    assert not old & set(map(int, members(machine, group).split())), "left over from before"
+    if signal == "STOP":
+        journal = machine.journal(f"--unit={SERVICE}").rpartition("makes no progress")[2]
+        assert "most recent call first" in journal, "no stacks"
