@@ -448,10 +448,10 @@ def version(machine: Machine) -> str:
 
 
 def test_an_upgrade_is_proved_and_the_one_before_is_kept(machine: Machine) -> None:
+    guest = cli(machine, "set-apikey", "--name", "guest").key
     cli(machine, "upgrade", "--vllm-version", "0.31.0")
     assert version(machine) == "0.31.0"
-    serves(machine, KEY)
-    guest = cli(machine, "set-apikey", "--name", "guest").key
+    serves(machine, guest)
     cli(machine, "keys", "revoke", "guest")
     kept = engines(machine)
     changes = cli(machine, "rollback", "--json").changes
