@@ -26,8 +26,8 @@ from tests.boot.machine import Machine  # noqa: E402
 from tests.life import MODEL, cli, main_pid  # noqa: E402
 
 UNIT = "/etc/systemd/system/qwen3vl.service"
-CLIENTS = 4  # of each kind; each asks for one completion after the other
-PACE = 0.1  # seconds between two requests of one client
+CLIENTS = 2  # of each kind; each asks for one completion after the other
+PACE = 0.4  # seconds between two requests of one client: some 10 requests/s in all, which two cores bear
 POLL = 0.01
 LIMIT = 300.0
 
