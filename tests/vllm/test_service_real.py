@@ -32,7 +32,7 @@ from tests.life import (
 )  # fmt: skip
 
 START = 240  # seconds; a loaded machine of two cores needs a sixth of them
-TOKENS = 6000  # of a streamed answer, so that it takes a while
+TOKENS = 12000  # of a streamed answer, so that it takes a while
 DROP_IN = f"/etc/systemd/system/{SERVICE}.service.d/override.conf"
 PROBE_KEY = f"/var/lib/vllm-install/{SERVICE}/probe-key"
 STAGES = (
@@ -93,7 +93,7 @@ def service(machine: Machine) -> Deployed:
     """Deployed, and then edited by its admin, whose drop-in every test meets."""
     with socket.create_server(("", 0)) as server:
         port = int(server.getsockname()[1])  # the machine shares this host's network, for the package index
-    options = f"--model {MODEL} --engine cpu --gpu-memory-utilization 0.1 --context 8k --drain 90 --port {port}"
+    options = f"--model {MODEL} --engine cpu --gpu-memory-utilization 0.1 --context 16k --drain 90 --port {port}"
     key = cli(machine, "deploy", *options.split(), timeout=600).key
     machine.write("/root/drop-in", "[Service]\nWatchdogSec=20\n")
     edit = f"SYSTEMD_EDITOR='cp /root/drop-in' systemctl edit {SERVICE}"
