@@ -1,6 +1,6 @@
 """Capacity: what is predicted for a model's memory beside what vLLM reports, with dummy weights.
 
-Usage: python bench/gpu_capacity.py [--budget SECONDS] [--context N] [--share X] [DIRECTORY…]
+Usage: python bench/gpu/capacity.py [--budget SECONDS] [--context N] [--share X] [DIRECTORY…]
 
 Each directory holds a config.json and an index with the size of the weights (tests/fixtures/configs by default); no
 weights and no hub are needed. Runs with the Python that has vLLM, one server after the other, and needs nothing else.
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from installer import builtin  # noqa: E402
@@ -147,7 +147,7 @@ def prepare(source: Path, model: Path, is_narrow: bool) -> None:
         (model / "model.safetensors.index.json").write_text('{"metadata": {"total_size": 200000000}}')
     tokenizer = json.loads(builtin.files()["tokenizer.json"])
     reserved = [token for token in tokenizer["added_tokens"] if token["content"].startswith("<|reserved")]
-    ids = {}
+    ids: dict[str, int] = {}
     for (content, fields), token in zip(TOKENS.items(), reserved, strict=False):
         token["content"] = content
         ids |= dict.fromkeys(fields, token["id"])
