@@ -397,7 +397,10 @@ def test_a_small_disk_of_its_own(machine: Machine, options: str, expected: tuple
         head -c 16384 /dev/zero > "$disk/file"
         mount -o remount,{options} "$disk"
         exec "$2" -c "$3" "$1\""""
-    unshare = ("unshare", "--mount") if os.geteuid() == 0 else ("unshare", "--mount", "--map-root-user")
+    # In a plain chroot the root is no mount point, so its propagation cannot be changed.
+    mount_points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    unshare = ["unshare", "--mount", *(() if "/" in mount_points else ("--propagation", "unchanged"))]
+    unshare += [] if os.geteuid() == 0 else ["--map-root-user"]
     done = Host().run(
         *unshare, "sh", "-c", in_own_mounts, "sh", machine.root, sys.executable, probe, cwd=Path(__file__).parents[1]
     )
