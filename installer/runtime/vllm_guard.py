@@ -59,6 +59,10 @@ class Key(NamedTuple):
     expires: float | None
 
 
+# The watcher asks this without a key at each start, to see that the guard is in place: no news.
+SELF_CHECK = "/is-this-guarded"
+
+
 class Keys:
     """The digests in the key file, never older than LOOK_AGAIN; an unreadable file holds no key."""
 
@@ -137,7 +141,8 @@ class Guard:
             status, why = 401, f"the expired key {key.name}"
         else:
             status, why = 403, f"the key {key.name}, whose role does not allow it"
-        self.refusals.note(scope, why)
+        if scope["path"] != SELF_CHECK:
+            self.refusals.note(scope, why)
         if scope["type"] != "websocket":
             return answer(send, status, "http.response")
         if "websocket.http.response" in scope.get("extensions", {}):
