@@ -1,6 +1,7 @@
 """The running service with the real vLLM: what systemd and its users see of it, and what nobody may see.
 
-One machine, deployed once; every test leaves the service as it found it, serving.
+One machine, deployed once; the tests run in this order, whole: pytest tests/vllm/service_real.py. Not collected by
+itself yet: it has passed test by test, not in one go on a quiet machine.
 """
 
 from __future__ import annotations
