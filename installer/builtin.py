@@ -21,7 +21,7 @@ from pathlib import Path
 
 from installer.host import Host
 from installer.report import Report, size
-from installer.settings import BUILTIN
+from installer.values import BUILTIN
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 64, 2, 4, 2, 64, 128
 CONTEXT = 32768

@@ -19,7 +19,8 @@ from installer.host import Host
 from installer.hub import ModelError, ModelFile, Origin
 from installer.layout import Layout
 from installer.report import Report, size
-from installer.settings import BUILTIN, HUB_ID, Settings
+from installer.settings import Settings
+from installer.values import BUILTIN, HUB_ID
 
 __all__ = [
     "Download", "Model", "ModelError", "ModelFile",

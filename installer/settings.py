@@ -3,184 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from installer import values
 from installer.errors import UsageError
 from installer.layout import Layout
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
 RESERVED = ("vllm-install",)  # its cache directory would be the one that holds everybody's weights
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-BUILTIN = "builtin:tiny"
-MINIMUM_VLLM = (0, 25, 1)
-
-# vLLM flags that a setting of ours owns; given twice, the two would contradict each other.
-OWNED_FLAGS = {
-    "--model": "--model",
-    "--revision": "--revision",
-    "--host": "--host",
-    "--port": "--port",
-    "--max-model-len": "--context",
-    "--gpu-memory-utilization": "--gpu-memory-utilization",
-    "--tensor-parallel-size": "--tensor-parallel-size",
-    "-tp": "--tensor-parallel-size",
-    "--shutdown-timeout": "--drain",
-    "--api-key": "set-apikey",
-    "--middleware": "none: the guard is the middleware",
-    "--uds": "--host and --port",
-    "--served-model-name": "--served-model-name",
-    "--allowed-media-domains": "--allowed-media-domains",
-    "--hf-token": "HF_TOKEN in the environment: a unit is readable by everybody",
-}
-
-
-def _text(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("line breaks, control characters and the like are not allowed")
-    return value.strip()
-
-
-def _optional(value: str) -> str | None:
-    return _text(value) or None
-
-
-def _model(value: str) -> str:
-    value = _text(value)
-    if value.startswith(("/", "./", "../")):
-        return os.path.abspath(value)  # noqa: PTH100 resolve() would follow links; the file must keep a full path
-    if value == BUILTIN:
-        return value
-    if value.startswith("builtin:"):
-        raise ValueError(f"the only built-in model is {BUILTIN}")
-    if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value:
-        return value
-    raise ValueError("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny")
-
-
-def _context(value: str) -> int | None:
-    """1024, 32k, 256K or auto; None stands for auto."""
-    value = _text(value)
-    if value.lower() == "auto":
-        return None
-    match = re.fullmatch(r"(\d{1,9})([kK]?)", value)
-    if not match:
-        raise ValueError("expected a number of tokens such as 1024, 32k or 256K, or auto")
-    tokens = int(match[1]) * (1024 if match[2] else 1)
-    if not 16 <= tokens <= 16 * 1024 * 1024:
-        raise ValueError("a context is between 16 and 16777216 tokens")
-    return tokens
-
-
-def _fraction(value: str) -> float:
-    number = float(_text(value))
-    if not 0.05 <= number <= 1.0:
-        raise ValueError("expected a fraction of the GPU's memory between 0.05 and 1.0")
-    return number
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", _text(value)) or not low <= int(value) <= high:
-            raise ValueError(f"expected a whole number between {low} and {high}")
-        return int(value)
-
-    return parse
-
-
-def _address(value: str) -> str:
-    value = _text(value)
-    if value != "localhost":
-        ipaddress.ip_address(value)
-    return value
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if _text(value) not in choices:
-            raise ValueError("expected " + ", ".join(choices[:-1]) + f" or {choices[-1]}")
-        return _text(value)
-
-    return parse
-
-
-def _version(value: str) -> str:
-    value = _text(value)
-    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.?(post|rc)\d+)?", value)
-    if not match:
-        raise ValueError("expected a vLLM version such as 0.32.0")
-    if tuple(int(n) for n in match.groups()[:3]) < MINIMUM_VLLM:
-        raise ValueError("the oldest vLLM that the guard and launcher work with is 0.25.1")
-    return value
-
-
-def _url(value: str) -> str | None:
-    value = _text(value).rstrip("/")
-    if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
-        raise ValueError("expected a URL such as https://mirror.example/simple")
-    if "@" in value.partition("://")[2].partition("/")[0]:
-        raise ValueError(
-            "credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration"
-        )
-    return value or None
-
-
-def _place(value: str) -> str | None:
-    return _url(value) if "://" in value else _optional(value)
-
-
-def _name(value: str) -> str | None:
-    """A word of its own on vLLM's command line, which would take it for a flag if it looked like one."""
-    value = _text(value)
-    if value.startswith("-"):
-        raise ValueError("a name cannot start with -")
-    return value or None
-
-
-def _path(value: str) -> str | None:
-    value = _text(value)
-    if value and not value.startswith("/"):
-        raise ValueError("expected an absolute path")
-    return value or None
-
-
-def _flag(value: str) -> bool:
-    lowered = _text(value).lower()
-    if lowered in ("1", "true", "yes", "on"):
-        return True
-    if lowered in ("", "0", "false", "no", "off"):
-        return False
-    raise ValueError("expected yes or no")
-
-
-def _domains(value: str) -> tuple[str, ...]:
-    domains = tuple(shlex.split(_text(value)))
-    for domain in domains:
-        if not re.fullmatch(r"\w[\w.-]*", domain):
-            raise ValueError(f"{domain!r} is not a domain; expected names such as images.example, with spaces between")
-    return domains
-
-
-def _vllm_args(value: str) -> tuple[str, ...]:
-    return check_vllm_args(tuple(shlex.split(_text(value))))
-
-
-def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
-    for arg in args:
-        _text(arg)
-        name = arg.partition("=")[0].replace("_", "-")
-        # vLLM takes abbreviations too: --api-k is --api-key, -t is -tp.
-        meant = [flag for flag in OWNED_FLAGS if flag.startswith(name)] if name.strip("-") and name[0] == "-" else []
-        if meant:
-            raise ValueError(f"{name} is set by vllm-install itself (use {OWNED_FLAGS[meant[0]]})")
-    if args and not args[0].startswith("-"):
-        raise ValueError(f"expected a vLLM flag, found {args[0]!r}")
-    return args
 
 
 def setting(default: Any, parse: Callable[[str], Any], help: str, *names: str) -> Any:
@@ -194,48 +28,56 @@ class Settings:
 
     service: str = "qwen3vl"
     model: str = setting(
-        "Qwen/Qwen3-VL-8B-Instruct", _model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME", "MODEL_PATH"
+        "Qwen/Qwen3-VL-8B-Instruct", values.model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME", "MODEL_PATH"
     )
-    revision: str | None = setting(None, _optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION")
-    models_dir: str | None = setting(None, _path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR")
+    revision: str | None = setting(
+        None, values.optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION"
+    )
+    models_dir: str | None = setting(
+        None, values.path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR"
+    )
     served_model_name: str | None = setting(
-        None, _name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
+        None, values.name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
     )
-    max_model_len: int | None = setting(1024, _context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN")
+    max_model_len: int | None = setting(
+        1024, values.context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN"
+    )
     gpu_memory_utilization: float = setting(
         0.95,
-        _fraction,
+        values.fraction,
         "Share of the GPU's memory for this service.",
         "GPU_MEMORY_UTILIZATION",
         "GPU_MEMORY_UTIL",
     )
     tensor_parallel_size: int = setting(
-        1, _whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE", "TP_SIZE"
+        1, values.whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE", "TP_SIZE"
     )
-    host: str = setting("0.0.0.0", _address, "Address to listen on.", "LISTEN_HOST")  # noqa: S104 the key guards it
-    port: int = setting(8000, _whole(1, 65535), "Port to listen on.", "PORT")
-    drain: int = setting(30, _whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS")
+    host: str = setting("0.0.0.0", values.address, "Address to listen on.", "LISTEN_HOST")  # noqa: S104 the key guards it
+    port: int = setting(8000, values.whole(1, 65535), "Port to listen on.", "PORT")
+    drain: int = setting(
+        30, values.whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS"
+    )
     allowed_media_domains: tuple[str, ...] = setting(
         (),
-        _domains,
+        values.domains,
         "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS",
     )
     engine: str = setting(
         "auto",
-        _one_of("auto", "cuda", "cpu", "rocm"),
+        values.one_of("auto", "cuda", "cpu", "rocm"),
         "Which build of vLLM: auto, cuda, cpu or rocm.",
         "ENGINE",
     )
-    vllm_version: str = setting("0.32.0", _version, "Version of vLLM.", "VLLM_VERSION")
+    vllm_version: str = setting("0.32.0", values.version, "Version of vLLM.", "VLLM_VERSION")
     python: str | None = setting(
-        None, _path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"
+        None, values.path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"
     )
-    index_url: str | None = setting(None, _url, "Package index instead of PyPI.", "INDEX_URL")
-    find_links: str | None = setting(None, _place, "Directory or page with further wheels.", "FIND_LINKS")
-    offline: bool = setting(False, _flag, "Use what is on this host already; no network.", "OFFLINE")
-    hf_endpoint: str | None = setting(None, _url, "Mirror of the model hub.", "HF_ENDPOINT")
-    vllm_args: tuple[str, ...] = setting((), _vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
+    index_url: str | None = setting(None, values.url, "Package index instead of PyPI.", "INDEX_URL")
+    find_links: str | None = setting(None, values.place, "Directory or page with further wheels.", "FIND_LINKS")
+    offline: bool = setting(False, values.flag, "Use what is on this host already; no network.", "OFFLINE")
+    hf_endpoint: str | None = setting(None, values.url, "Mirror of the model hub.", "HF_ENDPOINT")
+    vllm_args: tuple[str, ...] = setting((), values.vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
 
     @property
     def model_id(self) -> str:
@@ -309,9 +151,9 @@ def _by_field(source: Mapping[str, str | None], where: str) -> dict[str, tuple[s
     return found
 
 
-def _apply(settings: Settings, values: Mapping[str, tuple[str, str]], where: str) -> Settings:
+def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str) -> Settings:
     changed = {}
-    for attribute, (name, value) in values.items():
+    for attribute, (name, value) in given.items():
         try:
             changed[attribute] = FIELDS[attribute].metadata["parse"](value)
         except ValueError as error:

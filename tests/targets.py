@@ -10,9 +10,10 @@ from installer.engines import Engine
 from installer.keys import Key, digest
 from installer.layout import Layout
 from installer.models import Model
-from installer.settings import BUILTIN, Settings
+from installer.settings import Settings
 from installer.steps import Wanted
 from installer.target import Target
+from installer.values import BUILTIN
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEFAULT_KEY = "sk-qwen3vl-of-the-golden-files"

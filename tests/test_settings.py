@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.errors import Exit, UsageError
-from installer.settings import FIELDS, NAMES, OWNED_FLAGS, Settings, check_service, load, to_text
+from installer.settings import FIELDS, NAMES, Settings, check_service, load, to_text
+from installer.values import OWNED_FLAGS
 from tests.samples import any_settings
 
 

@@ -18,10 +18,11 @@ from installer.models import Download
 from installer.problem import Problem
 from installer.render import render, shared_units
 from installer.report import Report
-from installer.settings import BUILTIN, Settings
+from installer.settings import Settings
 from installer.settings_file import wanted as settings_text
 from installer.state import State, load_state
 from installer.steps import STEPS, Wanted, plan, removal
+from installer.values import BUILTIN
 from tests.targets import KEYS, PROBE_KEY, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")

@@ -1,0 +1,175 @@
+"""How the text of a setting becomes its value; what cannot be meant is a ValueError that says why."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shlex
+from collections.abc import Callable
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+BUILTIN = "builtin:tiny"
+MINIMUM_VLLM = (0, 25, 1)
+
+# vLLM flags that a setting of ours owns; given twice, the two would contradict each other.
+OWNED_FLAGS = {
+    "--model": "--model",
+    "--revision": "--revision",
+    "--host": "--host",
+    "--port": "--port",
+    "--max-model-len": "--context",
+    "--gpu-memory-utilization": "--gpu-memory-utilization",
+    "--tensor-parallel-size": "--tensor-parallel-size",
+    "-tp": "--tensor-parallel-size",
+    "--shutdown-timeout": "--drain",
+    "--api-key": "set-apikey",
+    "--middleware": "none: the guard is the middleware",
+    "--uds": "--host and --port",
+    "--served-model-name": "--served-model-name",
+    "--allowed-media-domains": "--allowed-media-domains",
+    "--hf-token": "HF_TOKEN in the environment: a unit is readable by everybody",
+}
+
+
+def text(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("line breaks, control characters and the like are not allowed")
+    return value.strip()
+
+
+def optional(value: str) -> str | None:
+    return text(value) or None
+
+
+def model(value: str) -> str:
+    value = text(value)
+    if value.startswith(("/", "./", "../")):
+        return os.path.abspath(value)  # noqa: PTH100 resolve() would follow links; the file must keep a full path
+    if value == BUILTIN:
+        return value
+    if value.startswith("builtin:"):
+        raise ValueError(f"the only built-in model is {BUILTIN}")
+    if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value:
+        return value
+    raise ValueError("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny")
+
+
+def context(value: str) -> int | None:
+    """1024, 32k, 256K or auto; None stands for auto."""
+    value = text(value)
+    if value.lower() == "auto":
+        return None
+    match = re.fullmatch(r"(\d{1,9})([kK]?)", value)
+    if not match:
+        raise ValueError("expected a number of tokens such as 1024, 32k or 256K, or auto")
+    tokens = int(match[1]) * (1024 if match[2] else 1)
+    if not 16 <= tokens <= 16 * 1024 * 1024:
+        raise ValueError("a context is between 16 and 16777216 tokens")
+    return tokens
+
+
+def fraction(value: str) -> float:
+    number = float(text(value))
+    if not 0.05 <= number <= 1.0:
+        raise ValueError("expected a fraction of the GPU's memory between 0.05 and 1.0")
+    return number
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text(value)) or not low <= int(value) <= high:
+            raise ValueError(f"expected a whole number between {low} and {high}")
+        return int(value)
+
+    return parse
+
+
+def address(value: str) -> str:
+    value = text(value)
+    if value != "localhost":
+        ipaddress.ip_address(value)
+    return value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if text(value) not in choices:
+            raise ValueError("expected " + ", ".join(choices[:-1]) + f" or {choices[-1]}")
+        return text(value)
+
+    return parse
+
+
+def version(value: str) -> str:
+    value = text(value)
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.?(post|rc)\d+)?", value)
+    if not match:
+        raise ValueError("expected a vLLM version such as 0.32.0")
+    if tuple(int(n) for n in match.groups()[:3]) < MINIMUM_VLLM:
+        raise ValueError("the oldest vLLM that the guard and launcher work with is 0.25.1")
+    return value
+
+
+def url(value: str) -> str | None:
+    value = text(value).rstrip("/")
+    if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
+        raise ValueError("expected a URL such as https://mirror.example/simple")
+    if "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            "credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration"
+        )
+    return value or None
+
+
+def place(value: str) -> str | None:
+    return url(value) if "://" in value else optional(value)
+
+
+def name(value: str) -> str | None:
+    """A word of its own on vLLM's command line, which would take it for a flag if it looked like one."""
+    value = text(value)
+    if value.startswith("-"):
+        raise ValueError("a name cannot start with -")
+    return value or None
+
+
+def path(value: str) -> str | None:
+    value = text(value)
+    if value and not value.startswith("/"):
+        raise ValueError("expected an absolute path")
+    return value or None
+
+
+def flag(value: str) -> bool:
+    lowered = text(value).lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("expected yes or no")
+
+
+def domains(value: str) -> tuple[str, ...]:
+    domains = tuple(shlex.split(text(value)))
+    for domain in domains:
+        if not re.fullmatch(r"\w[\w.-]*", domain):
+            raise ValueError(f"{domain!r} is not a domain; expected names such as images.example, with spaces between")
+    return domains
+
+
+def vllm_args(value: str) -> tuple[str, ...]:
+    return check_vllm_args(tuple(shlex.split(text(value))))
+
+
+def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
+    for arg in args:
+        text(arg)
+        name = arg.partition("=")[0].replace("_", "-")
+        # vLLM takes abbreviations too: --api-k is --api-key, -t is -tp.
+        meant = [flag for flag in OWNED_FLAGS if flag.startswith(name)] if name.strip("-") and name[0] == "-" else []
+        if meant:
+            raise ValueError(f"{name} is set by vllm-install itself (use {OWNED_FLAGS[meant[0]]})")
+    if args and not args[0].startswith("-"):
+        raise ValueError(f"expected a vLLM flag, found {args[0]!r}")
+    return args
