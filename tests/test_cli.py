@@ -16,7 +16,7 @@ from installer.errors import Exit
 
 REPO = Path(__file__).resolve().parent.parent
 SETTINGS = Path("/etc/vllm-install")
-VERBS = ("deploy", "plan", "uninstall", "status", "list", "logs", "completion")
+VERBS = ("deploy", "plan", "uninstall", "status", "list", "logs", "models", "completion")
 UNKNOWN = "no-such-service"
 
 

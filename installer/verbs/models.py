@@ -1,0 +1,93 @@
+"""models: the weight cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.output import print_json
+
+if TYPE_CHECKING:
+    from installer.host import Host
+    from installer.models import Model
+    from installer.settings import Settings
+
+# What the settings file says about the service's own model means nothing for another one.
+OF_THE_MODEL = ("MODEL_NAME", "MODEL_PATH", "MODEL_REVISION", "SERVED_MODEL_NAME")
+
+
+@click.group("models")
+def models() -> None:
+    """Fetch, check, list and remove weights."""
+
+
+@models.command("pull")
+@click.argument("model", required=False, metavar="[MODEL]")
+@service_option
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub.")
+@click.option("--hf-endpoint", metavar="URL", help="Mirror of the model hub.")
+@click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
+@json_option
+@quiet_option
+def pull(
+    model: str | None, service: str, revision: str | None, hf_endpoint: str | None, offline: bool | None,
+    dry_run: bool, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Fetch a model into the cache: MODEL, or the one that the service's settings name.
+
+    Interrupted, the same command fetches only what is missing.
+    """
+    from installer import models as weights
+    from installer.host import Host
+    from installer.layout import Layout
+    from installer.report import choose
+
+    host, report = Host(), choose(quiet=quiet or as_json)
+    chosen = {"model": model, "revision": revision, "hf_endpoint": hf_endpoint, "offline": offline}
+    settings = model_settings(service, host, chosen)
+    found = weights.resolve(settings, host, Layout(service))
+    pending = list(weights.changes(found, host))
+    if not dry_run:
+        for change in pending:
+            report.begin(change)
+            change.apply(host, report)
+            report.done(change)
+    if as_json:
+        print_json(_to_json(found) | {"changes": [change.to_json() for change in pending]})
+    elif dry_run:
+        click.echo("\n".join(change.describe() for change in pending) or f"{found.id} is in {found.path}")
+    else:
+        click.echo(found.path)
+
+
+def model_settings(service: str, host: Host, options: Mapping[str, object]) -> Settings:
+    """The service's settings; with a model of its own named, those without what is about the service's."""
+    from installer import settings_file
+    from installer.layout import Layout
+    from installer.settings import check_service, load, to_text
+
+    path = Layout(check_service(service)).settings_file
+    values = settings_file.parse(host.read(path) or "", path)
+    environment = dict(os.environ)
+    if options.get("model") is not None:
+        for name in OF_THE_MODEL:
+            values.pop(name, None)
+            environment.pop(name, None)
+    flags = {name: to_text(name, value) for name, value in options.items() if value is not None}
+    return load(service, values, environment, flags)
+
+
+def _to_json(model: Model) -> dict[str, object]:
+    return {
+        "model": model.id,
+        "source": model.source,
+        "commit": model.commit,
+        "path": str(model.path),
+        "bytes": model.bytes_total,
+        "files": len(model.files),
+    }

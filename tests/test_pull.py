@@ -1,0 +1,56 @@
+"""`models pull`, as a process, with a cache of its own mounted where the host's would be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Hub
+from tests.test_models import REPO, WANTED, checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with Hub() as running:
+        running.add(REPO, checkpoint())
+        yield running
+
+
+def pull(cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the verb in a mount namespace in which the host's cache and settings are empty directories."""
+    script = """
+        [ ! -d /etc/vllm-install ] || mount -t tmpfs none /etc/vllm-install
+        mount -t tmpfs none /var/cache && mkdir /var/cache/vllm-install
+        mount --bind "$1" /var/cache/vllm-install && shift && exec "$@"
+    """
+    command = [sys.executable, "-m", "installer", "models", "pull", *args]
+    ran = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(cache), *command],
+        capture_output=True, text=True, timeout=120,
+        env={"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran
+
+
+def test_it_prints_where_the_model_is(server: Hub, tmp_path: Path) -> None:
+    planned = pull(tmp_path, REPO, "--hf-endpoint", server.url, "--dry-run", "--json")
+    assert not list(tmp_path.iterdir())
+    plan = json.loads(planned.stdout)
+    assert [change["kind"] for change in plan["changes"]] == ["download"]
+    assert plan["bytes"] == plan["changes"][0]["bytes"] == sum(len(checkpoint()[name]) for name in WANTED)
+
+    done = pull(tmp_path, REPO, "--hf-endpoint", server.url)
+    assert (done.returncode, done.stdout) == (0, plan["path"] + "\n")
+    assert "602" in done.stderr
+    again = pull(tmp_path, REPO, "--offline", "--quiet")
+    assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
