@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from installer import keys, prove, render, steps
 from installer.changes import Change, Reload, Run, Write
-from installer.deploy import settled
-from installer.errors import Exit, InstallError, Refused, explain
+from installer.deploy import apply, settled
+from installer.errors import Refused, undone
 from installer.host import Host
 from installer.keys import Key
 from installer.layout import Layout
@@ -59,7 +59,7 @@ def set_key(service: str, rotation: Rotation, host: Host, report: Report, show: 
         def hand_over(live: bool) -> None:
             show(Rotated(new.name, None if rotation.text else text, until if replaced else None, live))
 
-        _change(layout, state, wanted, host, report, f"set-apikey {new.name}", text, hand_over)
+        _change(_Rekeying(f"set-apikey {new.name}", wanted, text), state, host, layout, report, hand_over)
 
 
 def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
@@ -67,7 +67,7 @@ def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
     with host.lock(layout.lock, f"vllm-install keys revoke --service {service}"):
         state = settled(managed(host, layout), host, layout, report)
         wanted = keys.revoke(_held(host, layout), name, _from_now(timedelta()))
-        _change(layout, state, wanted, host, report, f"keys revoke {name}", None, lambda _: None)
+        _change(_Rekeying(f"keys revoke {name}", wanted), state, host, layout, report)
 
 
 def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
@@ -80,17 +80,25 @@ def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
     return keys.named_apart(steps.unit_keys(host, layout))
 
 
+@dataclass(frozen=True)
+class _Rekeying:
+    """A change of keys: its name in the history, all keys after it, and the one that has to be accepted then."""
+
+    what: str
+    keys: tuple[Key, ...]
+    accepted: str | None = None
+
+
 def _change(
-    layout: Layout,
+    rekeying: _Rekeying,
     state: State,
-    wanted: tuple[Key, ...],
     host: Host,
+    layout: Layout,
     report: Report,
-    what: str,
-    accepted: str | None,
-    hand_over: Callable[[bool], None],
+    hand_over: Callable[[bool], None] = lambda _: None,
 ) -> None:
     """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
+    what, wanted = rekeying.what, rekeying.keys
     if state.proved is None:
         raise Refused(f"{layout.service} was never proved", f"vllm-install deploy --service {layout.service}")
     before = host.read(layout.unit) or ""
@@ -103,27 +111,20 @@ def _change(
     target = dataclasses.replace(proved, keys=wanted)
     save_state(host, layout, dataclasses.replace(state, pending=what))
     try:
-        _apply(_changes(render.with_keys(before, wanted), live, host, layout), host, report)
+        apply(_changes(render.with_keys(before, wanted), live, host, layout), host, report)
         if live:
-            _prove(target, layout, host, accepted)
+            _prove(target, layout, host, rekeying.accepted)
         hand_over(live)
         outcome = event(what, "proved" if live else "written; the service is not running")
         save_state(host, layout, dataclasses.replace(state, proved=target, history=(*state.history, outcome)))
     except Exception as error:
-        raise _put_back(error, state, what, before, host, layout, report) from error
+        raise undone(error, lambda why: _put_back(state, what, before, why, host, layout, report)) from error
 
 
 def _changes(text: str, live: bool, host: Host, layout: Layout) -> Iterator[Change]:
     if host.read(layout.unit) != text:
         yield Write(layout.unit, text, host.mode(layout.unit) or 0o644)
     yield Reload(layout.unit_name) if live else Run(("systemctl", "daemon-reload"), "make systemd read the unit")
-
-
-def _apply(changes: Iterable[Change], host: Host, report: Report) -> None:
-    for change in changes:
-        report.begin(change)
-        change.apply(host, report)
-        report.done(change)
 
 
 def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> None:
@@ -137,27 +138,14 @@ def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> 
     prove.keys_in_force(want, accepted)
 
 
-def _put_back(
-    error: Exception, state: State, what: str, before: str, host: Host, layout: Layout, report: Report
-) -> Exception:
+def _put_back(state: State, what: str, before: str, why: str, host: Host, layout: Layout, report: Report) -> str:
     """The unit as it was; the process is told only if it did take other keys: what failed was perhaps the telling."""
-    cause = explain(error)
-    summary = cause.message if cause else repr(error)
     assert state.proved is not None, "only a proved service has keys to put back"
-    try:
-        process = steps.running_process(host, layout)
-        told = process is not None and process.keys != frozenset((key.name, key.digest) for key in state.proved.keys)
-        _apply(_changes(before, told, host, layout), host, report)
-        undone = event(what, f"undone: {summary.splitlines()[0]}")
-        save_state(host, layout, dataclasses.replace(state, history=(*state.history, undone)))
-    except (InstallError, OSError) as raised:
-        second = explain(raised)
-        message = f"{summary}\nand the old keys could not be put back: {second.message if second else raised}"
-        return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
-    if cause is None:
-        return error
-    code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
-    return InstallError(f"{cause.message}\nthe keys are as they were", cause.hint, code)
+    process = steps.running_process(host, layout)
+    told = process is not None and process.keys != frozenset((key.name, key.digest) for key in state.proved.keys)
+    apply(_changes(before, told, host, layout), host, report)
+    save_state(host, layout, dataclasses.replace(state, history=(*state.history, event(what, f"undone: {why}"))))
+    return "the keys are as they were"
 
 
 def _from_now(span: timedelta) -> str:

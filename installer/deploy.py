@@ -10,7 +10,7 @@ from pathlib import Path
 from installer import engines, fit, models, ownership, preflight, prove, render, steps
 from installer.capacity import Estimate
 from installer.changes import Change, Write
-from installer.errors import Exit, InstallError, Refused, explain
+from installer.errors import Refused, undone
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report
@@ -29,6 +29,16 @@ class Deployed:
 
 
 Show = Callable[[Deployed], None]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One transaction: what is to hold after it, and the changes that lead there."""
+
+    verb: str
+    want: Wanted
+    changes: list[Change]
+    new_key: str | None = None
 
 
 def plan(request: Request, host: Host, report: Report) -> list[Change]:
@@ -79,7 +89,7 @@ def rollback(service: str, host: Host, report: Report, show: Show) -> None:
         want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout)
         changes = steps.plan(want, host)
         _refuse(ownership.check(changes, host, layout, state, discard_edits=False))
-        _transact("rollback", want, None, changes, state, host, report, show)
+        _transact(Attempt("rollback", want, changes), state, host, report, show)
 
 
 def settled(state: State, host: Host, layout: Layout, report: Report) -> State:
@@ -132,19 +142,11 @@ def _converge(request: Request, state: State, host: Host, report: Report, show: 
     changes = _checked_plan(request, resolved, state, host)
     if changes:
         fit.check(resolved.want.target, resolved.facts, state, host, report)
-    _transact(request.verb, resolved.want, resolved.new_key, changes, state, host, report, show)
+    _transact(Attempt(request.verb, resolved.want, changes, resolved.new_key), state, host, report, show)
 
 
-def _transact(
-    verb: str,
-    want: Wanted,
-    new_key: str | None,
-    changes: list[Change],
-    state: State,
-    host: Host,
-    report: Report,
-    show: Show,
-) -> None:
+def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: Show) -> None:
+    want, changes, new_key = attempt.want, attempt.changes, attempt.new_key
     layout = want.layout
     if not changes:
         prove.serving(want, host, report)
@@ -154,14 +156,15 @@ def _transact(
         return
     settings_text = host.read(layout.settings_file)
     first = state.proved is None
-    state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, verb)
+    state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, attempt.verb)
     try:
         apply(changes, host, report)
         prove.serving(want, host, report)
         if new_key:
             prove.keys_in_force(want, new_key)
     except Exception as error:
-        raise _put_back(error, state, settings_text, host, layout, report) from error
+        claimed = state
+        raise undone(error, lambda why: _put_back(claimed, settings_text, why, host, layout, report)) from error
     state = dataclasses.replace(state, calibration=fit.measured(want.target, layout, host) or state.calibration)
     state = _remember(state, want.target, host, layout, "proved")
     show(Deployed(want, tuple(changes), new_key, first))
@@ -243,34 +246,19 @@ def _generation(target: Target, layout: Layout) -> str:
     return render.process_digest(target, layout)
 
 
-def _put_back(
-    error: Exception, state: State, settings_text: str | None, host: Host, layout: Layout, report: Report
-) -> Exception:
+def _put_back(state: State, settings_text: str | None, summary: str, host: Host, layout: Layout, report: Report) -> str:
     """Converge forwards to what was proved last; with nothing proved yet, take everything away but the downloads."""
-    cause = explain(error)
-    summary = cause.message.splitlines()[0] if cause else repr(error)
     report.warn(f"{summary}; putting the host back as it was")
-    try:
-        if state.proved is None:
-            apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
-            outcome = "nothing of the service is left; the engine and the weights stay for the next try"
-        else:
-            # Converging would give back the values, but not every byte.
-            if settings_text is not None and host.read(layout.settings_file) != settings_text:
-                host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
-            _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
-            outcome = f"{layout.unit_name} is back as it was"
-            if (state.pending or "").startswith("set-context"):
-                outcome = f"the service is back at {state.proved.settings.max_model_len or 'auto'}"
-    except (InstallError, OSError) as raised:
-        second = explain(raised)
-        message = f"{summary}\nand the host could not be put back: {second.message if second else raised}"
-        return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
-    if cause is None:
-        return error
-    code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
-    joint = "\n" if "\n" in cause.message else "; "
-    return InstallError(f"{cause.message}{joint}{outcome}", cause.hint, code)
+    if state.proved is None:
+        apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
+        return "nothing of the service is left; the engine and the weights stay for the next try"
+    # Converging would give back the values, but not every byte.
+    if settings_text is not None and host.read(layout.settings_file) != settings_text:
+        host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
+    _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
+    if (state.pending or "").startswith("set-context"):
+        return f"the service is back at {state.proved.settings.max_model_len or 'auto'}"
+    return f"{layout.unit_name} is back as it was"
 
 
 def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:

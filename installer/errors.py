@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -73,6 +74,23 @@ def explain(error: BaseException) -> InstallError | None:
     if isinstance(error, OSError):
         return _explain_os_error(error)
     return None
+
+
+def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
+    """What a change that failed ends with: its cause, and what became of the host when it was put back."""
+    cause = explain(error)
+    summary = cause.message.splitlines()[0] if cause else repr(error)
+    try:
+        outcome = put_back(summary)
+    except (InstallError, OSError) as raised:
+        second = explain(raised)
+        message = f"{summary}\nand the host could not be put back: {second.message if second else raised}"
+        return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
+    if cause is None:
+        return error
+    code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
+    joint = "\n" if "\n" in cause.message else "; "
+    return InstallError(f"{cause.message}{joint}{outcome}", cause.hint, code)
 
 
 def _explain_os_error(error: OSError) -> InstallError | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+STATES = Path("/var/lib/vllm-install")  # below it, one directory for each service
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -35,7 +37,7 @@ class Layout:
 
     @property
     def state_dir(self) -> Path:
-        return Path("/var/lib/vllm-install") / self.service
+        return STATES / self.service
 
     @property
     def state_file(self) -> Path:
@@ -78,10 +80,6 @@ class Layout:
     @property
     def builtin_models(self) -> Path:
         return Path("/var/cache/vllm-install/builtin")
-
-    @property
-    def states(self) -> Path:
-        return Path("/var/lib/vllm-install")
 
     @property
     def lock(self) -> Path:

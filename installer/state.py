@@ -14,14 +14,13 @@ from installer import keys
 from installer.engines import Engine
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
-from installer.layout import Layout
+from installer.layout import STATES, Layout
 from installer.models import Model
 from installer.settings import FIELDS, load, to_text
 from installer.target import Target
 from installer.vllm_log import Calibration
 
 VERSION = 1
-STATES = Path("/var/lib/vllm-install")
 HISTORY = 20
 
 

@@ -10,7 +10,7 @@ from installer import engines, models
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.host import Host
 from installer.keys import PROBE, Key, parse
-from installer.layout import Layout
+from installer.layout import STATES, Layout
 from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
 from installer.settings_file import wanted
 from installer.state import State, load_state, services
@@ -171,7 +171,7 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     if weights:
         yield from _unused_weights(layout, state, others, host)
     yield Remove(layout.state_dir)
-    for directory in (layout.settings_file.parent, layout.states, layout.hub.parent, layout.opt):
+    for directory in (layout.settings_file.parent, STATES, layout.hub.parent, layout.opt):
         yield Remove(directory, only_if_empty=True)
 
 

@@ -1,7 +1,6 @@
 """The running service with the real vLLM: what systemd and its users see of it, and what nobody may see.
 
-One machine, deployed once; the tests run in this order, whole: pytest tests/vllm/service_real.py. Not collected by
-itself yet: it has passed test by test, not in one go on a quiet machine.
+One machine, deployed once; every test finds the service serving and leaves it so.
 """
 
 from __future__ import annotations
@@ -128,7 +127,14 @@ def members(machine: Machine, group: str) -> str:
     return machine.shell(f"find /sys/fs/cgroup{group} -name cgroup.procs -exec cat {{}} + 2>/dev/null || :").stdout
 
 
-def test_a_stop_lets_a_streaming_answer_finish_and_leaves_nothing(machine: Machine, service: Deployed) -> None:
+def test_a_stop_lets_an_answer_finish_and_leaves_nothing_and_a_start_shows_its_stages(
+    machine: Machine, service: Deployed
+) -> None:
+    stops(machine, service)
+    starts(machine, service)
+
+
+def stops(machine: Machine, service: Deployed) -> None:
     group = unit(machine, "ControlGroup")["ControlGroup"]
     assert len(members(machine, group).split()) >= 3, "API server, engine, watcher"
     streaming = stream(machine, service)
@@ -144,7 +150,7 @@ def test_a_stop_lets_a_streaming_answer_finish_and_leaves_nothing(machine: Machi
     assert f":{service.port} " not in machine.run("ss", "-Hltn").stdout
 
 
-def test_a_start_shows_its_stages_and_returns_when_it_serves(machine: Machine, service: Deployed) -> None:
+def starts(machine: Machine, service: Deployed) -> None:
     starting, seen = machine.start("systemctl", "start", SERVICE), dict[str, str]()
     while starting.poll() is None:
         shown = unit(machine, "StatusText", "ActiveState")
