@@ -16,6 +16,7 @@ DEFAULT = "default"
 PROBE = "probe"
 INFERENCE = "inference"
 TO_BE_MADE = "MADE-BY-DEPLOY"
+STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 # The launcher reads the unit by the same form; a test holds the two together.
 _FORM = re.compile(
@@ -44,7 +45,7 @@ class Key:
 
 def parse(argument: str) -> Key:
     match = _FORM.fullmatch(argument)
-    if not match:
+    if not match or not _exists(match["expiry"]):
         raise UsageError(
             "an --api-key in the unit is neither [NAME[:ROLE]=]sha256:HEX[@EXPIRY] nor a key",
             "mend the ExecStart line, or let deploy render it anew",
@@ -57,6 +58,14 @@ def parse(argument: str) -> Key:
         expiry=match["expiry"],
         plain=plain,
     )
+
+
+def _exists(expiry: str | None) -> bool:
+    """Whether the calendar has that day and the clock that hour."""
+    try:
+        return expiry is None or bool(datetime.strptime(expiry, STAMP))
+    except ValueError:
+        return False
 
 
 def digest(plain: str) -> str:
@@ -157,4 +166,4 @@ def duration(text: str) -> timedelta:
 
 def stamp(moment: datetime) -> str:
     """A moment in the form of an expiry; such texts compare as the moments do."""
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(timezone.utc).strftime(STAMP)

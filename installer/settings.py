@@ -158,7 +158,7 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
             changed[attribute] = FIELDS[attribute].metadata["parse"](value)
         except ValueError as error:
             place = f" in {where}" if where else ""
-            raise UsageError(f"{name}={value!r}{place}: {error}") from None
+            raise UsageError(f"{name}={value!r}{place}: {error}", "see: vllm-install deploy --help") from None
     return replace(settings, **changed)
 
 

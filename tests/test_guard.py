@@ -184,6 +184,26 @@ def test_a_key_expires_by_itself(server: Server) -> None:
     assert server.status(key="k-new") == 200
 
 
+@pytest.mark.parametrize("asked_between", [True, False])
+def test_a_clock_that_jumps_opens_for_no_expired_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch, asked_between: bool
+) -> None:
+    wall, ticks = [1_000_000.0], [50.0]
+    monkeypatch.setattr(server.module.time, "time", lambda: wall[0])
+    monkeypatch.setattr(server.module.time, "monotonic", lambda: ticks[0])
+    server.keys("soon inference k-soon 1970-01-12T13:47:40Z")  # 60 s from now
+    assert server.status(key="k-soon") == 200
+    wall[0], ticks[0] = wall[0] + 61, ticks[0] + 61
+    if asked_between:
+        assert server.status(key="k-soon") == 401
+    wall[0] -= 3600  # set back
+    assert server.status(key="k-soon") == 401
+    server.keys("soon inference k-soon 1970-01-12T13:47:40Z")  # told anew, by today's clock
+    assert server.status(key="k-soon") == 200
+    wall[0] += 86400  # set forward
+    assert server.status(key="k-soon") == 401
+
+
 def test_a_huge_token_is_just_wrong(server: Server) -> None:
     assert server.status(key="k" * 1_000_000) == 401
 

@@ -68,7 +68,8 @@ def test_forms_that_a_person_may_write(argument: str, key: Key) -> None:
 @pytest.mark.parametrize(
     "argument",
     ["", "=", "ana=@", f"sha256:{HEX[:-1]}", f"sha256:{HEX}0", "short", f"ana:root=sha256:{HEX}", "a b",
-     f"sha256:{HEX}@tomorrow", f"ana=sha256:{HEX}@2030-01-02", "sha512:00", "sha256:0", f"ANA=sha256:{HEX}", "x\n"],
+     f"sha256:{HEX}@tomorrow", f"ana=sha256:{HEX}@2030-01-02", f"sha256:{HEX}@2030-02-30T00:00:00Z",
+     f"sha256:{HEX}@2030-01-02T24:00:00Z", "sha512:00", "sha256:0", f"ANA=sha256:{HEX}", "x\n"],
 )  # fmt: skip
 def test_what_is_neither_digest_nor_key_is_refused_without_showing_it(argument: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -96,7 +97,8 @@ def test_a_made_key_is_strong_and_never_the_same() -> None:
 
 PARTS = st.sampled_from(
     ["default", "ana", "x" * 40, ":", ":admin", ":metrics", ":root", "=", "==", "sha256:", HEX, HEX.upper(), HEX[1:],
-     "sk-0123456789abcdef", "short", "@2030-01-02T03:04:05Z", "@", "A", " ", "é", "\n", '"', "%", "$"]
+     "sk-0123456789abcdef", "short", "@2030-01-02T03:04:05Z", "@2030-13-02T03:04:05Z", "@",
+     "A", " ", "é", "\n", '"', "%", "$"]
 )  # fmt: skip
 
 

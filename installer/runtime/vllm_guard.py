@@ -71,12 +71,20 @@ class Keys:
         self.by_digest: dict[bytes, Key] = {}
         self._look_at = 0.0
         self._seen: tuple[int, ...] | None = (0,)
+        self._epoch = 0.0
 
     def find(self, token: bytes) -> Key | None:
         """The digest is looked up, not compared: time tells nothing about a key, nor how many there are."""
         if time.monotonic() >= self._look_at:
             self._look()
         return self.by_digest.get(sha256(token).digest())
+
+    def is_expired(self, key: Key) -> bool:
+        """A clock that is set back brings no key to life again, until the keys are read anew."""
+        if key.expires is None:
+            return False
+        self._epoch = max(self._epoch, time.time() - time.monotonic())
+        return self._epoch + time.monotonic() >= key.expires
 
     def _look(self) -> None:
         self._look_at = time.monotonic() + LOOK_AGAIN
@@ -88,6 +96,7 @@ class Keys:
             with open(self.path, encoding="ascii") as file:
                 self.by_digest = parse_keys(file.read())
             self._seen = seen
+            self._epoch = time.time() - time.monotonic()
         except (OSError, ValueError) as error:
             if self._seen is not None:
                 log.error("no key is valid any more: %s: %s", self.path, error)
@@ -128,7 +137,7 @@ class Guard:
             return self.app(scope, receive, send)
         token = presented(scope["headers"])
         key = self.keys.find(token) if token else None
-        if key is not None and key.level >= needed and (key.expires is None or time.time() < key.expires):
+        if key is not None and key.level >= needed and not self.keys.is_expired(key):
             return self.app(scope, receive, send)
         if kind == "http" and is_preflight(scope):
             return self.app(scope, receive, send)
@@ -137,7 +146,7 @@ class Guard:
     def _refuse(self, scope: Scope, send: Send, tried: bool, key: Key | None) -> Awaitable[None]:
         if key is None:
             status, why = 401, "an unknown key" if tried else "no key"
-        elif key.expires is not None and time.time() >= key.expires:
+        elif self.keys.is_expired(key):
             status, why = 401, f"the expired key {key.name}"
         else:
             status, why = 403, f"the key {key.name}, whose role does not allow it"
