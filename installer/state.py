@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import pwd
+import re
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +30,7 @@ HISTORY = 20
 @dataclass(frozen=True)
 class Event:
     when: str
+    who: str
     what: str
     outcome: str
 
@@ -100,7 +104,18 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
 
 
 def event(what: str, outcome: str) -> Event:
-    return Event(datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), what, outcome)
+    return Event(datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), _who(), what, outcome)
+
+
+def _who() -> str:
+    """Whom sudo was run by, or else whose process this is."""
+    name = os.environ.get("SUDO_USER") or os.environ.get("DOAS_USER")
+    if name and re.fullmatch(r"[\w.@\\-]{1,64}", name):
+        return name
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def text_digest(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def state(**changed: object) -> State:
         proved=target(),
         pending="deploy",
         key_shown=True,
-        history=(event("deploy", "proved"), Event("2026-01-02T03:04:05Z", "set-context", "undone: too large")),
+        history=(event("deploy", "proved"), Event("2026-01-02T03:04:05Z", "ana", "set-context", "undone: too large")),
     )
     return dataclasses.replace(whole, **changed)  # type: ignore[arg-type]
 
@@ -73,7 +75,7 @@ def test_a_key_that_the_unit_holds_verbatim_is_kept_by_its_digest_alone(host: Ho
 
 
 def test_the_history_is_bounded(host: Host) -> None:
-    long = tuple(Event("2026-01-02T03:04:05Z", "deploy", str(n)) for n in range(HISTORY + 5))
+    long = tuple(Event("2026-01-02T03:04:05Z", "ana", "deploy", str(n)) for n in range(HISTORY + 5))
     save_state(host, LAYOUT, state(history=long))
     loaded = load_state(host, LAYOUT)
     assert loaded is not None
@@ -136,3 +138,20 @@ def test_what_is_ours_is_gathered_over_all_services(host: Host) -> None:
 def test_digests_are_of_bytes() -> None:
     assert text_digest("\udce9") != text_digest("é")
     assert len(text_digest("")) == 64
+
+
+@pytest.mark.parametrize(
+    ("environment", "who"),
+    [
+        ({"SUDO_USER": "ana"}, "ana"),
+        ({"DOAS_USER": "ben"}, "ben"),
+        ({}, pwd.getpwuid(os.getuid()).pw_name),
+        ({"SUDO_USER": "a\nb"}, pwd.getpwuid(os.getuid()).pw_name),
+    ],
+)
+def test_an_event_names_who_it_was(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], who: str) -> None:
+    for name in ("SUDO_USER", "DOAS_USER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert event("deploy", "proved").who == who
