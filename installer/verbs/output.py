@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -30,11 +30,11 @@ def print_changes(service: str, changes: list[Change], as_json: bool) -> None:
 
 def print_deployed(done: Deployed) -> None:
     """After the first deploy all that a user needs next; later, what a change came to."""
+    from installer.client import Client, base_url, curl
     from installer.prove import local_address
 
     target, service = done.want.target, done.want.layout.service
-    address = local_address(target.settings.host)
-    url = f"http://{f'[{address}]' if ':' in address else address}:{target.settings.port}/v1"
+    url = base_url(target.settings, local_address(target.settings.host))
     if not done.changes:
         click.echo(f"{service} is up to date and answers; nothing was changed")
         return
@@ -43,13 +43,8 @@ def print_deployed(done: Deployed) -> None:
         click.echo(f"\n  API key  {done.new_key}   (shown only now; keep it)")
     if not done.first:
         return
-    key = done.new_key or "$API_KEY"
-    body = shlex.quote(json.dumps({"model": target.model.id, "messages": [{"role": "user", "content": "Hello"}]}))
-    click.echo(f"""
-  curl {url}/chat/completions -H 'Authorization: Bearer {key}' \\
-    -H 'Content-Type: application/json' -d {body}
-  journalctl -u {service} -f
-  systemctl restart {service}""")
+    commands = curl(Client(url, target.model.id, done.new_key))
+    click.echo(textwrap.indent(f"\n{commands}journalctl -u {service} -f\nsystemctl restart {service}", "  "))
 
 
 def show_deployed(service: str, as_json: bool) -> Show:
