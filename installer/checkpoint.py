@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from installer.host import Host
+from installer.safetensors import Damaged, Tensor, read_header
 
-# What the safetensors library itself accepts.
-LONGEST_HEADER = 100_000_000
 LONGEST_JSON = 64 * 1024 * 1024
 TOKENIZERS = (
     ("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
@@ -24,7 +23,7 @@ def check_directory(path: Path) -> list[str]:
         return [f"{path} is no directory"]
     problems: list[str] = []
     is_consolidated = not (path / "config.json").exists() and (path / "params.json").exists()
-    config = _json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
+    config = json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
     problems += _check_tokenizer(path)
     problems += _check_weights(path)
     if "vision_config" in config and not any((path / name).is_file() for name in PROCESSORS):
@@ -50,7 +49,7 @@ def check_access(path: Path, host: Host) -> list[str]:
     return problems
 
 
-def _json_object(path: Path, problems: list[str]) -> dict[str, object]:
+def json_object(path: Path, problems: list[str]) -> dict[str, object]:
     """The file's content; what is wrong with it is added to the problems."""
     try:
         if path.stat().st_size > LONGEST_JSON:
@@ -79,24 +78,39 @@ def _check_tokenizer(path: Path) -> list[str]:
 
 def _check_weights(path: Path) -> list[str]:
     problems: list[str] = []
-    expected: set[str] = set()
+    places: dict[str, str] = {}
     for index in sorted(path.glob("*.safetensors.index.json")):
-        shards = _json_object(index, problems).get("weight_map")
+        shards = json_object(index, problems).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             problems.append(f"{index} names no weights")
             continue
-        expected |= set(shards.values())
+        places |= shards
+    expected = set(places.values())
     if any("/" in name or "\0" in name or name in ("", "..") for name in expected):
         return [*problems, f"{path} has an index that names files outside of it"]
+    headers = read_headers(path, problems)
     found = {file.name for file in path.glob("*.safetensors")}
     problems += [f"{path / name} is missing (named in the index)" for name in sorted(expected - found)]
-    for name in sorted(found):
-        fault = _header_fault(path / name)
-        if fault:
-            problems.append(f"{path / name} is damaged: {fault}")
+    for tensor, shard in places.items():
+        if shard in headers and tensor not in headers[shard]:
+            problems.append(f"{path / shard} has no tensor {tensor[:80]!r}, which the index places there")
+            break
     if not found and not expected:
         problems.append(_no_weights(path))
     return problems
+
+
+def read_headers(path: Path, problems: list[str]) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of every weight file by its name; what is wrong with one is added to the problems."""
+    headers = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            headers[file.name] = read_header(file)
+        except Damaged as fault:
+            problems.append(f"{file} is damaged: {fault}")
+        except OSError as error:
+            problems.append(f"{file} is damaged: {error.strerror or 'it cannot be read'}")
+    return headers
 
 
 def _no_weights(path: Path) -> str:
@@ -106,38 +120,3 @@ def _no_weights(path: Path) -> str:
     if any(path.glob("*.gguf")):
         return f"{path} has its weights only as GGUF, which this engine does not load"
     return f"{path} holds no weights (*.safetensors)"
-
-
-def _header_fault(path: Path) -> str | None:
-    """What is wrong with a safetensors file, judged by its header and length alone."""
-    try:
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            body = path.stat().st_size - 8 - length
-            if not 2 <= length <= LONGEST_HEADER or body < 0:
-                return "its header has an impossible length"
-            header = json.loads(file.read(length))
-    except OSError as error:
-        return error.strerror or "it cannot be read"
-    except (ValueError, RecursionError):
-        return "its header is no JSON"
-    return _layout_fault(header, body)
-
-
-def _layout_fault(header: object, body: int) -> str | None:
-    if not isinstance(header, dict):
-        return "its header is no JSON object"
-    end = 0
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
-        if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
-            return f"the tensor {name[:80]!r} has no place in it"
-        if not 0 <= offsets[0] <= offsets[1]:
-            return f"the tensor {name[:80]!r} has no place in it"
-        end = max(end, offsets[1])
-    if end != body:
-        return f"it should hold {end} bytes of tensors, but holds {body}"
-    return None

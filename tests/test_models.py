@@ -65,7 +65,10 @@ def checkpoint(seed: int = 1, size: int = 300_000) -> dict[str, bytes]:
 
 
 def weights(seed: int, size: int) -> bytes:
-    header = b'{"t": {"dtype": "U8", "shape": [%d], "data_offsets": [0, %d]}}' % (size, size)
+    header = (
+        b'{"a": {"dtype": "U8", "shape": [%d], "data_offsets": [0, %d]},'
+        b' "b": {"dtype": "U8", "shape": [0], "data_offsets": [%d, %d]}}' % (size, size, size, size)
+    )
     return len(header).to_bytes(8, "little") + header + random.Random(seed).randbytes(size)
 
 
@@ -718,6 +721,7 @@ def test_a_complete_directory_has_no_problems(directory: Path) -> None:
         (SHARD, b"\xff" * 8 + b"{}", "impossible length"),
         (SHARD, (200).to_bytes(8, "little") + b"{" * 300, "no JSON"),
         (SHARD, (2).to_bytes(8, "little") + b"[]", "no JSON object"),
+        (SHARD, (1 << 30).to_bytes(8, "little") + b"{}", "impossible length"),
         (SHARD, weights(1, 1000)[:-1], "should hold 1000 bytes"),
         (SHARD, weights(1, 1000).replace(b"[0, 1000]", b"[9, 1000]").replace(b"[9, ", b"[-1,"), "no place"),
         ("model.safetensors.index.json", b"{}", "names no weights"),
