@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from installer.api import Answer, Api, NoAnswer
 from installer.errors import Exit, InstallError
 from installer.host import Host
 from installer.keys import generate
@@ -45,19 +43,6 @@ CAUSES = tuple(
 
 
 ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    body: bytes
-
-    def json(self) -> dict[str, object]:
-        try:
-            value = json.loads(self.body)
-        except ValueError:
-            return {}
-        return value if isinstance(value, dict) else {}
 
 
 class NotProved(InstallError):
@@ -96,7 +81,11 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
 
 def failure(layout: Layout, host: Host, what: str) -> NotProved:
     """NotProved with the line of the journal that says why, and what helps against it."""
-    lines = journal(layout, host, 400)
+    return explain(journal(layout, host, 400), what, f"journalctl -u {layout.service} -n 200")
+
+
+def explain(lines: list[str], what: str, look: str) -> NotProved:
+    """The same from the lines of a log; `look` is where more of it can be seen."""
     refusal = read_refusal(lines)
     if refusal and refusal.estimated_max:
         fits = refusal.estimated_max
@@ -106,7 +95,6 @@ def failure(layout: Layout, host: Host, what: str) -> NotProved:
         for line in reversed(lines):
             if match := pattern.search(line):
                 return NotProved(f"{what}: {line.strip()}", help.format(*match.groups()))
-    look = f"journalctl -u {layout.service} -n 200"
     # vLLM reports the first error as the reason of the next, so the first one is the root.
     root = next((line for line in lines if ERROR.search(line) and not ASIDE.search(line)), None)
     if root:
@@ -127,19 +115,11 @@ def journal(layout: Layout, host: Host, count: int) -> list[str]:
 
 def request(want: Wanted, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
     settings = want.target.settings
-    connection = http.client.HTTPConnection(local_address(settings.host), settings.port, timeout=ANSWER_WITHIN)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    api = Api(local_address(settings.host), settings.port, key, ANSWER_WITHIN)
     try:
-        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-        response = connection.getresponse()
-        return Answer(response.status, response.read())
-    except (OSError, http.client.HTTPException) as error:
-        raise NotProved(
-            f"no answer from http://{settings.host}:{settings.port}{path}: {error}",
-            f"journalctl -u {want.layout.service} -n 200",
-        ) from None
-    finally:
-        connection.close()
+        return api.ask(method, path, body)
+    except NoAnswer as error:
+        raise NotProved(str(error), f"journalctl -u {want.layout.service} -n 200") from None
 
 
 def local_address(listen: str) -> str:

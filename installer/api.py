@@ -1,0 +1,140 @@
+"""A model server as its clients see it: requests with or without a key, whole answers and streamed ones."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+Body = dict[str, object]
+LONGEST = 16 << 20  # bytes of an answer that are worth reading
+
+
+class NoAnswer(Exception):
+    """The request was not answered; says why in words."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes
+
+    def json(self) -> dict[str, object]:
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def words(self) -> str:
+        """What an error says, in whichever of the usual places."""
+        value = self.json()
+        error = value.get("error")
+        found = (error.get("message") if isinstance(error, dict) else error) or value.get("message")
+        return " ".join(str(found or value.get("detail") or self.body[:200].decode(errors="replace")).split())[:400]
+
+
+@dataclass(frozen=True)
+class Event:
+    at: float  # seconds since the request was sent
+    data: bytes
+
+    def json(self) -> dict[str, object]:
+        return Answer(200, self.data).json()
+
+
+@dataclass(frozen=True)
+class Api:
+    address: str
+    port: int
+    key: str | None
+    timeout: float
+    tls: bool = False
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    def ask(self, method: str, path: str, body: Body | None = None) -> Answer:
+        with self._request(method, path, body) as response, self.explained(path):
+            return Answer(response.status, response.read(LONGEST))
+
+    def with_key(self, key: str | None) -> Api:
+        return replace(self, key=key)
+
+    @contextlib.contextmanager
+    def stream(self, path: str, body: Body) -> Iterator[Stream]:
+        began = time.monotonic()
+        with self._request("POST", path, {**body, "stream": True}) as response:
+            yield Stream(self, path, response, began)
+
+    @contextlib.contextmanager
+    def _request(self, method: str, path: str, body: Body | None) -> Iterator[http.client.HTTPResponse]:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        connection = self._connection()
+        try:
+            with self.explained(path):
+                connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+                response = connection.getresponse()
+            try:
+                yield response
+            finally:
+                response.close()
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self.tls:
+            return http.client.HTTPConnection(self.address, self.port, timeout=self.timeout)
+        # The certificate names the host as its clients know it; this asks by address.
+        context = ssl._create_unverified_context()  # noqa: S323
+        return http.client.HTTPSConnection(self.address, self.port, timeout=self.timeout, context=context)
+
+    @contextlib.contextmanager
+    def explained(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            raise NoAnswer(f"no answer from {self.url}{path} within {self.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise NoAnswer(f"no answer from {self.url}{path}: {reason}") from None
+
+
+class Stream:
+    """An answer that comes in pieces; leaving it early closes the connection."""
+
+    def __init__(self, api: Api, path: str, response: http.client.HTTPResponse, began: float) -> None:
+        self.status = response.status
+        self.kind = (response.getheader("Content-Type") or "").partition(";")[0].strip()
+        self._api, self._path, self._response, self._began = api, path, response, began
+
+    def events(self) -> Iterator[Event]:
+        """Server-sent events, each when it arrives."""
+        while True:
+            with self._api.explained(self._path):
+                line = self._response.readline(LONGEST)
+            if not line:
+                return
+            if line.startswith(b"data:"):
+                yield Event(time.monotonic() - self._began, line[5:].strip())
+
+    def rest(self) -> bytes:
+        with self._api.explained(self._path):
+            return self._response.read(LONGEST)
+
+
+def gauge(metrics: str, name: str) -> float | None:
+    """The sum of a metric over all its labels; None where it is not told, or garbled."""
+    found = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)\s*$", metrics, re.MULTILINE)
+    try:
+        return sum(map(float, found)) if found else None
+    except ValueError:
+        return None
