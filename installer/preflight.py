@@ -101,7 +101,12 @@ def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
 
 def _check_privilege(facts: Facts) -> Iterator[Problem]:
     if not facts.is_root:
-        yield Problem("not run as root", "a system service can only be set up by root", "run the command with sudo")
+        yield Problem(
+            "not run as root",
+            "a system service can only be set up by root",
+            "run the command with sudo",
+            id="not-root",
+        )
 
 
 def _check_systemd(facts: Facts) -> Iterator[Problem]:
@@ -110,9 +115,15 @@ def _check_systemd(facts: Facts) -> Iterator[Problem]:
             "systemd does not run this host",
             "PID 1 is another program, as in most containers, and nothing could start the service",
             "use a host booted by systemd; on WSL write systemd=true under [boot] in /etc/wsl.conf and restart it",
+            id="no-systemd",
         )
     if facts.systemd is None:
-        yield Problem("no systemctl was found", "the service is a systemd unit", install_command(facts, "systemd"))
+        yield Problem(
+            "no systemctl was found",
+            "the service is a systemd unit",
+            install_command(facts, "systemd"),
+            id="no-systemd",
+        )
     elif facts.systemd < MINIMUM_SYSTEMD:
         yield Problem(
             f"systemd {facts.systemd} is too old",
@@ -145,6 +156,7 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
             "the processor has no AVX2",
             f"vLLM's cpu engine dies on {facts.cpu or 'this processor'} with an illegal instruction",
             "use a newer processor, or on a virtual machine pass the host's processor through (cpu model: host)",
+            id="illegal-instruction",
         )
     if facts.memory_total < MINIMUM_MEMORY:
         yield Problem(
@@ -152,6 +164,7 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
             f"loading a model takes {size(MINIMUM_MEMORY)} or more",
             "expect the service to be ended for lack of memory unless the model is very small",
             fatal=False,
+            id="little-memory",
         )
 
 
@@ -161,6 +174,7 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
             f"port {settings.port} needs a privilege that the service does not have",
             f"its user may open ports from {facts.unprivileged_port} on",
             "choose another with --port, for example --port 8000, and let a reverse proxy take the low one",
+            id="port-privileged",
         )
     holder = facts.port_holder
     if holder is None or holder.unit == layout.unit_name:
@@ -170,6 +184,7 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
         f"port {settings.port} is taken",
         f"{holder} listens there",
         f"{holder.how_to_stop if holder.pid else find}, or choose another port with --port",
+        id="port-in-use",
     )
 
 
@@ -180,6 +195,7 @@ def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
                 f"{target} cannot be written",
                 f"{disk.path} is on a read-only file system",
                 f'remount it (sudo mount -o remount,rw "$(findmnt -no TARGET -T {disk.path})")',
+                id="read-only",
             )
         # The engine's libraries lie below one, those that vLLM compiles while it runs below the other.
         if disk.noexec and target in (layout.opt, layout.hub.parent):
@@ -187,6 +203,7 @@ def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
                 f"nothing below {target} can be executed",
                 f"{disk.path} is mounted with noexec, and vLLM loads libraries from there",
                 f'remount it (sudo mount -o remount,exec "$(findmnt -no TARGET -T {disk.path})")',
+                id="noexec",
             )
 
 
@@ -212,7 +229,10 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
         if kind == "cpu" and not facts.libnuma:
             package = (packages_of(facts) or APT).libnuma
             yield Problem(
-                "no libnuma.so.1", "vLLM's CPU build cannot start without it", install_command(facts, package)
+                "no libnuma.so.1",
+                "vLLM's CPU build cannot start without it",
+                install_command(facts, package),
+                id="library-missing",
             )
         return
     supported = PYTHONS[kind]
@@ -228,6 +248,7 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
         + ("found " + "; ".join(rejected) if rejected else "found none in /usr/bin and /usr/local/bin"),
         (f"install one ({install_command(facts, python)})" if python else "install one")
         + " or name one that lies outside /root and /home with --python",
+        id="no-python",
     )
 
 
@@ -248,4 +269,5 @@ def _check_compilers(facts: Facts, chosen: Interpreter) -> Iterator[Problem]:
             "no " + ", no ".join(absent),
             "vLLM compiles kernels for this host when it starts and cannot without",
             install_command(facts, *dict.fromkeys(absent.values())),
+            id="compiler-missing",
         )

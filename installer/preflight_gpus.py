@@ -37,11 +37,19 @@ def check_gpus(settings: Settings, facts: Facts, kind: str, layout: Layout) -> I
 def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
     gpus = usable_gpus(facts, "cuda")
     if facts.nvidia_error:
-        yield Problem("the NVIDIA driver does not work", facts.nvidia_error, _remedy_for_driver(facts))
+        yield Problem(
+            "the NVIDIA driver does not work",
+            facts.nvidia_error,
+            _remedy_for_driver(facts),
+            id="driver-broken",
+        )
         return
     if not gpus:
         yield Problem(
-            "no NVIDIA GPU was found", "the cuda engine needs one", "choose --engine auto, or --engine cpu for a trial"
+            "no NVIDIA GPU was found",
+            "the cuda engine needs one",
+            "choose --engine auto, or --engine cpu for a trial",
+            id="no-gpu-visible",
         )
         return
     cuda_12 = "cu12" in f"{settings.index_url} {settings.find_links}"
@@ -53,6 +61,7 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
             + (f"; this one goes up to CUDA {gpus[0].cuda}" if gpus[0].cuda else ""),
             f"install driver {needed} or newer and restart the host"
             + ("" if cuda_12 else ", or name an index of CUDA 12 builds (its name holds cu12) with --index-url"),
+            id="driver-too-old",
         )
     for gpu in gpus[: settings.tensor_parallel_size]:
         if gpu.capability and gpu.capability < MINIMUM_CAPABILITY:
@@ -60,6 +69,7 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
                 f"{gpu.name} is too old for vLLM",
                 f"its compute capability is {gpu.capability[0]}.{gpu.capability[1]}, 7.5 is needed",
                 "use a GPU of the Turing generation or newer, or --engine cpu",
+                id="gpu-too-old",
             )
     yield from _check_count(settings, gpus, "NVIDIA")
 
@@ -105,6 +115,7 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
             f" for; {held or 'no process shows who holds the rest'}",
             ("; ".join(h.how_to_stop for h in others) or "find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)")
             + (f", or choose --gpu-memory-utilization {most:g} or less" if most >= 0.05 else ""),
+            id="gpu-memory-held",
         )
 
 

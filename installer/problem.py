@@ -11,3 +11,4 @@ class Problem:
     why: str
     remedy: str
     fatal: bool = True  # or only worth a warning
+    id: str = "host-unfit"  # what doctor calls it

@@ -9,38 +9,21 @@ from pathlib import Path
 
 import psutil
 
+from installer import signatures
 from installer.api import Answer, Api, NoAnswer
 from installer.errors import Exit, InstallError
+from installer.finding import FAULT
 from installer.host import Host
 from installer.keys import generate
 from installer.layout import Layout
 from installer.report import Report
+from installer.settings import Settings
 from installer.steps import Wanted, unit_properties
 from installer.vllm_log import read_refusal
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0
 ERROR = re.compile(r"(?<!\w)\w*(?:Error|Exception): \S")
-
-# What vLLM and systemd say when they give up, and what helps.
-CAUSES = tuple(
-    (re.compile(pattern), help)
-    for pattern, help in (
-        (r"vllm-launcher: (port .* is held by .*)", "free the port, or take another one with --port"),
-        (r"vllm-launcher: (.*cannot be used: .*)", "leave that vLLM flag out"),
-        (r"vllm-launcher: (the model refuses the smallest request: .*)", "correct what the answer names"),
-        (r"No available memory for the cache blocks", "raise --gpu-memory-utilization or take a smaller model"),
-        (r"Free memory on device .* is less", "free the GPU (nvidia-smi) or lower --gpu-memory-utilization"),
-        (r"CUDA out of memory|OutOfMemoryError", "take a smaller model, or lower --gpu-memory-utilization"),
-        (r"less than desired CPU memory", "lower --gpu-memory-utilization: here it is a share of the RAM"),
-        (r"[Aa]ddress already in use", "free the port, or take another one with --port"),
-        (r"unrecognized arguments: (.*)", "remove {0} from the vLLM flags"),
-        (r"error: (argument .*)", "correct that vLLM flag"),
-        (r"Python\.h: No such file", "install the Python headers (python3-dev)"),
-        (r"Failed at step (\w+) spawning", "see the journal for what systemd could not do"),
-    )
-)
-
 
 ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
 
@@ -81,20 +64,19 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
 
 def failure(layout: Layout, host: Host, what: str) -> NotProved:
     """NotProved with the line of the journal that says why, and what helps against it."""
-    return explain(journal(layout, host, 400), what, f"journalctl -u {layout.service} -n 200")
+    return explain(journal(layout, host, 400), what, f"journalctl -u {layout.service} -n 200", layout.service)
 
 
-def explain(lines: list[str], what: str, look: str) -> NotProved:
+def explain(lines: list[str], what: str, look: str, service: str = Settings.service) -> NotProved:
     """The same from the lines of a log; `look` is where more of it can be seen."""
     refusal = read_refusal(lines)
     if refusal and refusal.estimated_max:
         fits = refusal.estimated_max
         hint = f"ask for at most {fits}: deploy --context {fits}, or set-context {fits} on a service that exists"
         return NotProved(f"asked {refusal.context}; this GPU fits {fits}", hint)
-    for pattern, help in CAUSES:
-        for line in reversed(lines):
-            if match := pattern.search(line):
-                return NotProved(f"{what}: {line.strip()}", help.format(*match.groups()))
+    known = [finding for finding in signatures.explain(lines, service) if finding.severity == FAULT]
+    if known:
+        return NotProved(f"{what}: {known[0].evidence}", " or ".join(known[0].commands))
     # vLLM reports the first error as the reason of the next, so the first one is the root.
     root = next((line for line in lines if ERROR.search(line) and not ASIDE.search(line)), None)
     if root:
