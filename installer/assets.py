@@ -6,6 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 RUNTIME = PACKAGE / "runtime"
+DATA = PACKAGE / "data"
 
 
 def asset_dir(name: str) -> Path:

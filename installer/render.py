@@ -163,6 +163,11 @@ def serve_arguments(target: Target) -> list[str]:
     ]  # fmt: skip
     # An empty list would allow every domain; a name that cannot exist allows none.
     words += ["--allowed-media-domains", *(settings.allowed_media_domains or ("none.invalid",))]
+    profile = target.profile
+    if profile.tool_parser:
+        words += ["--enable-auto-tool-choice", "--tool-call-parser", profile.tool_parser]
+    if profile.reasoning_parser:
+        words += ["--reasoning-parser", profile.reasoning_parser]
     return [*words, *settings.vllm_args]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from installer import engines, facts, keys, models, preflight
+from installer import engines, facts, formats, keys, model_about, models, preflight, profiles
 from installer.errors import Refused
 from installer.facts import Facts
 from installer.host import Host
 from installer.layout import Layout
+from installer.profiles import Profile
 from installer.report import Report
 from installer.settings import Settings
 from installer.state import State
@@ -49,6 +50,7 @@ class Resolved:
 def resolve(request: Request, state: State, host: Host, report: Report, *, for_real: bool) -> Resolved:
     """A plan is not for real: it makes no keys and needs no privilege."""
     settings = request.settings
+    profiles.check_names(settings)
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     if not for_real:
@@ -64,9 +66,12 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
     model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state))
     _check_local(model, host)
     _check_senses(model, kind, host)
+    profile = None if request.fresh else _known_profile(settings, model, kind, state)
+    profile = profile or _profile(settings, model, kind, seen, host, report)
+    report.note(profile.describe())
     engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    return Resolved(Wanted(Target(settings, engine, model, held), layout, probe), new_key, seen)
+    return Resolved(Wanted(Target(settings, engine, model, held, profile), layout, probe), new_key, seen)
 
 
 def _check_local(model: models.Model, host: Host) -> None:
@@ -100,6 +105,32 @@ def _known_commit(settings: Settings, state: State) -> str | None:
     if before and (before.settings.model, before.settings.revision) == (settings.model, settings.revision):
         return before.model.commit
     return None
+
+
+def _known_profile(settings: Settings, model: models.Model, kind: str, state: State) -> Profile | None:
+    """What was proved with a commit stays with it, whatever a newer release of this tool would choose."""
+    before = state.proved
+    if before is None or not model.commit or not before.profile.family:
+        return None
+    then, now = (
+        (s.tool_call_parser, s.reasoning_parser, s.vllm_args, s.vllm_version) for s in (before.settings, settings)
+    )
+    same = (before.model.path, before.engine.kind, then) == (model.path, kind, now)
+    return before.profile if same else None
+
+
+def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, host: Host, report: Report) -> Profile:
+    """The profile by the model's own files, which are fetched alone where its weights are not here yet."""
+    about = model_about.of_model(model, host)
+    problems = list(formats.check(about, model.id, kind, settings, seen))
+    if any(problem.fatal for problem in problems):
+        raise preflight.refuse(problems)
+    for problem in problems:
+        report.warn(f"{problem.what}: {problem.why}; {problem.remedy}")
+    found = profiles.of(about, settings.vllm_args)
+    for need in found.needs:
+        report.note(need)
+    return profiles.chosen(found, settings.tool_call_parser, settings.reasoning_parser)
 
 
 def _keys(

@@ -63,6 +63,12 @@ class Settings:
         "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS",
     )
+    tool_call_parser: str = setting(
+        "auto", values.parser, "How tool calls are read: auto, none, or a parser's name.", "TOOL_CALL_PARSER"
+    )
+    reasoning_parser: str = setting(
+        "auto", values.parser, "How reasoning is told apart: auto, none, or a parser's name.", "REASONING_PARSER"
+    )
     engine: str = setting(
         "auto",
         values.one_of("auto", "cuda", "cpu", "rocm"),

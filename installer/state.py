@@ -19,6 +19,7 @@ from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
 from installer.layout import STATES, Layout
 from installer.models import Model
+from installer.profiles import Profile
 from installer.settings import FIELDS, load, to_text
 from installer.target import Target
 from installer.vllm_log import Calibration
@@ -142,6 +143,7 @@ def _target_data(target: Target) -> dict[str, object]:
         "settings": {name: to_text(name, getattr(target.settings, name)) for name in FIELDS},
         "engine": _plain(target.engine),
         "model": _plain(dataclasses.replace(target.model, files=())),
+        "profile": target.profile.to_json(),
         # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
         "keys": [dataclasses.replace(key, plain=None).argument for key in target.keys],
     }
@@ -155,9 +157,11 @@ def _target(data: dict[str, Any], service: str) -> Target:
     settings = load(service, {FIELDS[n].metadata["names"][0]: v for n, v in data["settings"].items()}, {}, {})
     engine = {**data["engine"], "python": Path(data["engine"]["python"])}
     model = {**data["model"], "path": Path(data["model"]["path"]), "files": ()}
+    profile = data.get("profile")  # none in what was written before there were profiles
     return Target(
         settings=settings,
         engine=Engine(**engine),
         model=Model(**model),
         keys=tuple(keys.parse(argument) for argument in data["keys"]),
+        profile=Profile(**{**profile, "needs": tuple(profile["needs"])}) if profile else Profile(),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from installer.engines import Engine
 from installer.keys import Key
 from installer.models import Model
+from installer.profiles import Profile
 from installer.settings import Settings
 
 
@@ -16,3 +17,4 @@ class Target:
     engine: Engine
     model: Model
     keys: tuple[Key, ...]
+    profile: Profile = field(default_factory=Profile)

@@ -28,6 +28,9 @@ OWNED_FLAGS = {
     "--uds": "--host and --port",
     "--served-model-name": "--served-model-name",
     "--allowed-media-domains": "--allowed-media-domains",
+    "--enable-auto-tool-choice": "--tool-call-parser",
+    "--tool-call-parser": "--tool-call-parser",
+    "--reasoning-parser": "--reasoning-parser",
     "--hf-token": "HF_TOKEN in the environment: a unit is readable by everybody",
 }
 
@@ -132,6 +135,14 @@ def name(value: str) -> str | None:
     if value.startswith("-"):
         raise ValueError("a name cannot start with -")
     return value or None
+
+
+def parser(value: str) -> str:
+    """auto, none, or the name of one of vLLM's parsers; which names there are depends on its version."""
+    value = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", value):
+        raise ValueError("expected auto, none, or the name of a parser such as hermes")
+    return value
 
 
 def path(value: str) -> str | None:

@@ -30,6 +30,8 @@ VALUES = {
     "host": st.one_of(st.ip_addresses().map(str), st.just("localhost")),
     "port": st.integers(1, 65535).map(str),
     "drain": st.integers(0, 3600).map(str),
+    "tool_call_parser": st.sampled_from(["auto", "none", "hermes", "granite-20b-fc", "qwen3_coder"]),
+    "reasoning_parser": st.sampled_from(["auto", "none", "qwen3", "deepseek_r1"]),
     "engine": st.sampled_from(["auto", "cuda", "cpu", "rocm"]),
     "vllm_version": st.sampled_from(["0.25.1", "0.32.0", "0.33.0", "1.0.0rc1", "0.32.0.post1"]),
     "python": TEXTS.map(lambda t: f"/usr/bin/{t}"),

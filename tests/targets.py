@@ -10,6 +10,7 @@ from installer.engines import Engine
 from installer.keys import Key, digest
 from installer.layout import Layout
 from installer.models import Model
+from installer.profiles import Profile
 from installer.settings import Settings
 from installer.steps import Wanted
 from installer.target import Target
@@ -18,6 +19,7 @@ from installer.values import BUILTIN
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEFAULT_KEY = "sk-qwen3vl-of-the-golden-files"
 PROBE_KEY = "sk-probe-of-the-golden-files"
+QWEN3_VL = Profile("Qwen3-VL", "hermes", None, takes_images=True)
 KEYS = (Key("default", digest(DEFAULT_KEY)), Key("probe", digest(PROBE_KEY)))
 
 
@@ -37,6 +39,7 @@ def target(
         ),
         model=_model(settings, path),
         keys=keys,
+        profile=QWEN3_VL if settings.model == Settings.model else Profile(),
     )
 
 

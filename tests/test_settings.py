@@ -118,6 +118,8 @@ GARBAGE = {
     "port": ["", "0", "65536", "-1", "80a", "8" * 20],
     "drain": ["-1", "3601", "x"],
     "allowed_media_domains": ["'unclosed", "a\nb", "--trust-remote-code", "good.example -x", "''", "a/b", "'a b'"],
+    "tool_call_parser": ["", "--x", "a b", "hermes\nx", "x" * 65],
+    "reasoning_parser": ["", "-", "qwen3;x", "a/b"],
     "engine": ["", "gpu", "CUDA", "cpu\n#"],
     "vllm_version": ["", "latest", "0.32", "0.25.0", "0.1.0", "0.32.0 ", "0.32.0;x"][:5],
     "python": ["python3", "bin/python", "~/python", "/usr/bin/py\nthon"],

@@ -67,6 +67,18 @@ SETTING_OPTIONS = (
         "NAMES",
         "Domains that images may come from [default: none]",
     ),
+    (
+        "--tool-call-parser",
+        "tool_call_parser",
+        "NAME",
+        "How tool calls are read: auto, none, or a parser's name [default: auto]",
+    ),
+    (
+        "--reasoning-parser",
+        "reasoning_parser",
+        "NAME",
+        "How reasoning is told apart: auto, none, or a parser's name [default: auto]",
+    ),
     ("--engine", "engine", "KIND", "Build of vLLM: auto, cuda, cpu or rocm [default: auto]"),
     ("--vllm-version", "vllm_version", "VERSION", "Version of vLLM [default: 0.32.0]"),
     ("--python", "python", "PATH", "Interpreter for the engine [default: found on the host]"),
@@ -76,9 +88,18 @@ SETTING_OPTIONS = (
 )
 
 
+def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+    from installer import vllm_facts
+
+    known = vllm_facts.load()
+    names = known.tool_parsers if option.name == "tool_call_parser" else known.reasoning_parsers
+    return [name for name in ("auto", "none", *names) if name.startswith(incomplete)]
+
+
 def setting_options(function: F) -> F:
     for flag, name, metavar, help in reversed(SETTING_OPTIONS):
-        function = click.option(flag, name, metavar=metavar, help=help)(function)
+        complete = _parsers if name.endswith("_parser") else None
+        function = click.option(flag, name, metavar=metavar, help=help, shell_complete=complete)(function)
     function = click.option("--max-model-len", "max_model_len", metavar="TOKENS", hidden=True)(function)
     function = click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")(
         function
