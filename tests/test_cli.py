@@ -109,6 +109,10 @@ def test_completion_completes() -> None:
         (["plan", "--vllm-version", "0.1.0"], "the oldest vLLM"),
         (["plan", "--engine", "tpu"], "expected auto, cuda, cpu or rocm"),
         (["plan", "--", "--api-key", "x"], "--api-key is set by vllm-install itself (use set-apikey)"),
+        (["plan", "--", "--tool-call-parser", "hermes"], "use --tool-call-parser"),
+        (["plan", "--", "--enable-auto"], "use --tool-call-parser"),
+        (["plan", "--tool-call-parser", "hermse"], "did you mean hermes"),
+        (["plan", "--reasoning-parser", "qwen"], "did you mean qwen3"),
         (["plan", "--", "serve"], "expected a vLLM flag, found 'serve'"),
         (["plan", "--index-url", "https://me:secret@mirror/simple"], "credentials do not belong"),
         (["deploy", "--port", "0"], "--port='0'"),
@@ -130,8 +134,8 @@ def test_a_path_in_place_of_a_name_is_refused_by_every_verb(verb: str) -> None:
 
 TEXT_OPTIONS = (
     "--model", "--revision", "--models-dir", "--served-model-name", "--context", "--gpu-memory-utilization",
-    "--tensor-parallel-size", "--host", "--port", "--drain", "--allowed-media-domains", "--engine", "--vllm-version",
-    "--python", "--index-url", "--find-links", "--hf-endpoint",
+    "--tensor-parallel-size", "--host", "--port", "--drain", "--allowed-media-domains", "--tool-call-parser",
+    "--reasoning-parser", "--engine", "--vllm-version", "--python", "--index-url", "--find-links", "--hf-endpoint",
 )  # fmt: skip
 
 

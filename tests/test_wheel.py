@@ -23,6 +23,7 @@ RENDER = f"""
 import json, sys
 from pathlib import Path
 import installer
+from installer import profiles, vllm_facts
 from installer.assets import asset_dir
 from installer.render import render
 from installer.settings import Settings
@@ -31,6 +32,7 @@ sys.path.append({str(REPO)!r})  # for the made-up target alone: installer is imp
 from tests.targets import wanted as target
 want = target()
 texts = {{str(path): file.text for path, file in render(want.target, want.layout).items()}}
+texts["data"] = f"{{profiles.load()}} {{vllm_facts.load().tool_parsers}}"
 texts["settings"] = wanted(None, Settings(), Path("/etc/x.env"))
 json.dump([installer.__file__, str(asset_dir("templates")), texts], sys.stdout)
 """
