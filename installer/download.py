@@ -1,74 +1,35 @@
-"""Fetching files into a hub cache: several at once, continued at the byte where they stopped, checked before use."""
+"""Fetching files into a hub cache: by several connections, continued where they stopped, checked before use."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Mapping, Sequence
 
-from installer.hub import ModelError, Origin, explain, is_passing, retry_after
+from installer.hub import ModelError, Origin, explain, is_passing, no_answer, retry_after
+from installer.incoming import CHUNK, Abandoned, Blob, Incoming, Lease
+from installer.partial import BLOCK
 from installer.report import Advance, size
+from installer.wire import Answer, LineFault, Wire
 
-if TYPE_CHECKING:
-    from huggingface_hub.utils import httpx
+__all__ = ["Blob", "fetch_all"]
 
-WORKERS = 4  # more cost memory and bring nothing, measured against a local hub
-CHUNK = 1024 * 1024
-# A stalled connection is left after this many seconds and taken up again at the byte it had reached.
-STALLED = 10.0
+LONGEST_LEASE = 32 * BLOCK
 # Waits before the tries that follow a failed one; a try that brought bytes starts the count anew.
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-MODE = 0o644  # the service's user reads it
+REPORT_EVERY = 0.1
+GOODBYE = 2.0
 
 
-@dataclass(frozen=True)
-class Blob:
-    """A file to fetch: whence, whereto, and what it must be."""
-
-    name: str
-    url: str
-    path: Path
-    size: int
-    digest: str
-
-    @property
-    def partial(self) -> Path:
-        return partial_path(self.path)
-
-
-def partial_path(blob: Path) -> Path:
-    """Where the bytes that have arrived so far are kept, always a beginning of the file."""
-    return blob.with_name(blob.name + ".incomplete")
-
-
-def fetch_all(blobs: Sequence[Blob], origin: Origin, advance: Advance) -> None:
+def fetch_all(blobs: Sequence[Blob], origin: Origin, connections: int, advance: Advance) -> None:
     """Fetch every blob, or raise the first fault; what has arrived by then stays for the next try."""
-    from concurrent.futures import ThreadPoolExecutor, as_completed
-
     from huggingface_hub.utils import build_hf_headers
 
-    transfer = Transfer(origin, build_hf_headers(), advance)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        # The largest first, so that no long file is left over for a single connection at the end.
-        futures = [pool.submit(transfer.fetch, blob) for blob in sorted(blobs, key=lambda b: -b.size)]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            transfer.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-class _Stopped(Exception):
-    """Another file failed, or the user interrupted."""
+    # The largest first, so that no long file is left over at the end.
+    files = [Incoming(blob, connections) for blob in sorted(blobs, key=lambda b: -b.size)]
+    Transfer(files, origin, connections, build_hf_headers()).run(advance)
 
 
 class _Again(Exception):
@@ -80,163 +41,219 @@ class _Again(Exception):
         self.wait = wait
 
 
-class _Short(Exception):
-    """The server's file ends before ours should."""
-
-
-class _Partial:
-    """The beginning of a file on disk, with the checksum of exactly what is there."""
-
-    def __init__(self, file: FileIO, blob: Blob) -> None:
-        self.file = file
-        self.blob = blob
-        self._start()
-        if os.fstat(file.fileno()).st_size > blob.size:
-            file.truncate(0)
-        file.seek(0)
-        while chunk := file.read(CHUNK):
-            self._count(chunk)
-
-    def _start(self) -> None:
-        self.have = 0
-        if len(self.blob.digest) == 64:
-            self.checksum = hashlib.sha256()
-        else:
-            self.checksum = hashlib.sha1(b"blob %d\0" % self.blob.size)  # noqa: S324 git's own
-
-    def _count(self, chunk: bytes) -> None:
-        self.checksum.update(chunk)
-        self.have += len(chunk)
-
-    def append(self, chunk: bytes) -> None:
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[self.file.write(rest) :]
-        self._count(chunk)
-
-    def reset(self) -> None:
-        self.file.truncate(0)
-        self.file.seek(0)
-        self._start()
-
-    @property
-    def is_right(self) -> bool:
-        return self.have == self.blob.size and self.checksum.hexdigest() == self.blob.digest
-
-
 class Transfer:
-    """What the files fetched together share: headers, the progress display, and when to stop."""
+    """All files of one download: who fetches what next, when to try again, and when to stop."""
 
-    def __init__(self, origin: Origin, headers: Mapping[str, str], advance: Advance) -> None:
+    def __init__(self, files: Sequence[Incoming], origin: Origin, connections: int, headers: Mapping[str, str]) -> None:
+        self.files = files
         self.origin = origin
-        self.headers = dict(headers) | {"accept-encoding": "identity"}
-        self.stop = threading.Event()
-        self._advance = advance
-        self._lock = threading.Lock()
+        self.connections = connections
+        self.headers = {**headers, "accept-encoding": "identity"}
+        self.fault: BaseException | None = None
+        self._changed = threading.Condition()
+        self._wires: list[Wire] = []
+        self._threads: list[threading.Thread] = []
 
-    def fetch(self, blob: Blob) -> None:
+    def run(self, advance: Advance) -> None:
+        reported, done = sum(file.have for file in self.files), 0
+        for _ in range(self.connections):
+            self._start(self._work)
         try:
-            with blob.partial.open("a+b", buffering=0) as file:
-                self._fill(_Partial(file, blob))
-                os.fchmod(file.fileno(), MODE)
-                os.fsync(file.fileno())
-        except _Stopped:
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise explain(error, self.origin) or error from None
-            raise ModelError(
-                f"the disk is full: {blob.name} ({size(blob.size)}) does not fit into {blob.path.parent}",
-                "free some space (df -h) and run the command again: it continues where it stopped",
-            ) from None
-        blob.partial.replace(blob.path)
+            while not self._is_over():
+                with self._changed:
+                    self._changed.wait(REPORT_EVERY)
+                have, whole = sum(file.have for file in self.files), sum(file.is_done for file in self.files)
+                advance(have - reported, whole - done)
+                reported, done = have, whole
+        except BaseException as error:
+            self._end(error)
+            raise
+        finally:
+            self._goodbye()
+        if self.fault:
+            raise self.fault
 
-    def _fill(self, partial: _Partial) -> None:
-        """Bring the file to its full length with the right bytes; wrong bytes are fetched anew, once."""
-        for last in (False, True):
-            self._receive(partial)
-            if partial.is_right:
-                return
-            found = f"{partial.have} bytes with the checksum {partial.checksum.hexdigest()}"
-            self._report(-partial.have)
-            partial.reset()
-            if last:
-                blob = partial.blob
-                raise ModelError(
-                    f"{blob.name} arrived with wrong bytes twice: {found}, not {blob.size} with {blob.digest}",
-                    f"run the command again later, or use another source (--hf-endpoint) than {self.origin.server}",
-                )
+    def _start(self, task: Callable[[], None]) -> None:
+        """A thread whose fault is everybody's."""
 
-    def _receive(self, partial: _Partial) -> None:
-        misses, best = 0, partial.have
-        while partial.have < partial.blob.size:
+        def guarded() -> None:
             try:
-                self._continue(partial)
-            except _Short:
-                return
-            except _Again as failure:
-                misses = 0 if partial.have > best else misses + 1
-                best = max(best, partial.have)
-                if misses > len(RETRY_DELAYS):
-                    raise explain(failure.cause, self.origin) or failure.cause from None
-                self._pause(max(failure.wait, RETRY_DELAYS[max(misses - 1, 0)]))
+                task()
+            except Abandoned:
+                pass
+            except BaseException as error:
+                self._end(self._in_words(error))
 
-    def _continue(self, partial: _Partial) -> None:
-        """One request for what is missing."""
-        from huggingface_hub.utils import get_session, httpx
+        thread = threading.Thread(target=guarded, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
-        headers = self.headers | ({"range": f"bytes={partial.have}-"} if partial.have else {})
-        timeout = httpx.Timeout(STALLED)
-        try:
-            with get_session().stream("GET", partial.blob.url, headers=headers, timeout=timeout) as response:
-                self._check(response, partial)
-                for chunk in response.iter_raw():
-                    self._take(chunk, partial)
-                    if partial.have == partial.blob.size:
-                        return
-        except httpx.RequestError as error:
-            raise _Again(error) from None
-        raise _Again(httpx.RemoteProtocolError("the connection ended before the file did"))
+    def _in_words(self, error: BaseException) -> BaseException:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            folder = self.files[0].blob.path.parent
+            missing = sum(file.blob.size - file.have for file in self.files)
+            return ModelError(
+                f"the disk is full: the {size(missing)} still to come do not fit into {folder}",
+                "free some space (df -h) and run the command again: it continues where it stopped",
+            )
+        return error
 
-    def _take(self, chunk: bytes, partial: _Partial) -> None:
-        if self.stop.is_set():
-            raise _Stopped
-        chunk = chunk[: partial.blob.size - partial.have]
-        partial.append(chunk)
-        self._report(len(chunk))
+    def _is_over(self) -> bool:
+        return self.fault is not None or all(file.is_done for file in self.files)
 
-    def _check(self, response: httpx.Response, partial: _Partial) -> None:
-        """Go on only with a response whose body begins where our file ends."""
-        status = response.status_code
-        if status == 416:
-            raise _Short
-        if status >= 400:
-            self._refused(response)
-        span = re.match(r"bytes (\d+)-", response.headers.get("content-range", "")) if status == 206 else None
-        begins = int(span[1]) if span else 0
-        if begins == partial.have:
+    def _end(self, fault: BaseException) -> None:
+        with self._changed:
+            self.fault = self.fault or fault
+            self._changed.notify_all()
+
+    def _goodbye(self) -> None:
+        """Wake every thread, so that each sees that it is over, and close the files that stay unfinished."""
+        for wire in self._wires:
+            wire.abort()
+        with self._changed:
+            self._changed.notify_all()
+        for file in self.files:
+            file.wake()
+        until = time.monotonic() + GOODBYE
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
+        if not any(thread.is_alive() for thread in self._threads):
+            for file in self.files:
+                file.close()
+
+    # one connection
+
+    def _work(self) -> None:
+        wire = Wire(self.origin.url("main", "x"), self.headers)
+        self._wires.append(wire)
+        buffer = memoryview(bytearray(CHUNK))
+        while (lease := self._take()) is not None:
+            began = lease.at
+            try:
+                self._carry_out(lease, wire, buffer)
+                failure = None
+            except Abandoned:
+                failure = None
+            except LineFault as fault:
+                failure = _Again(fault)
+            except _Again as again:
+                failure = again
+            lease.file.give_back(lease)
+            self._learn(lease, began, failure)
+        wire.close()
+
+    def _take(self) -> Lease | None:
+        """The next part to fetch, as soon as there is one; None when there is none any more."""
+        with self._changed:
+            while not self._is_over():
+                now = time.monotonic()
+                lease = self._next(now)
+                if lease:
+                    return lease
+                waits = [file.not_before - now for file in self.files if file.not_before > now]
+                self._changed.wait(min(waits, default=None))
+        return None
+
+    def _next(self, now: float) -> Lease | None:
+        at_work = [file for file in self.files if file.is_open and not file.is_done]
+        unopened = next((file for file in self.files if not file.is_open and not file.is_done), None)
+        if unopened and len(at_work) < self.connections:
+            unopened.open()
+            self._start(lambda: self._follow(unopened))
+            at_work.append(unopened)
+        # Short parts towards the end, so that all connections finish together.
+        length = sum(file.missing_unasked() for file in self.files if file.is_open) // (2 * self.connections)
+        for file in sorted(at_work, key=lambda file: len(file.leases)):
+            if file.not_before <= now and (lease := file.lease(min(length, LONGEST_LEASE))):
+                return lease
+        return None
+
+    def _follow(self, file: Incoming) -> None:
+        file.follow(self._is_over, self.origin.server)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _learn(self, lease: Lease, began: int, failure: _Again | None) -> None:
+        """What a try says about the next ones: how long to wait, and how many connections this server likes."""
+        file = lease.file
+        with self._changed, file.lock:
+            if failure is None:
+                file.limit = min(file.limit + 1, self.connections) if file.ranged else file.limit
+            elif file.have > file.best or (file.ranged and lease.at > began):
+                file.misses = 0
+            elif file.leases:
+                file.limit = len(file.leases)  # the others are served: this was one too many
+            else:
+                file.misses += 1
+            file.best = max(file.best, file.have)
+            if failure:
+                if file.misses > len(RETRY_DELAYS):
+                    raise self._explained(failure.cause) from None
+                delay = max(failure.wait, RETRY_DELAYS[max(file.misses - 1, 0)])
+                file.not_before = time.monotonic() + delay
+            self._changed.notify_all()
+
+    def _explained(self, cause: Exception) -> Exception:
+        if isinstance(cause, LineFault):
+            return no_answer(self.origin, cause)
+        return explain(cause, self.origin) or cause
+
+    # one request
+
+    def _carry_out(self, lease: Lease, wire: Wire, buffer: memoryview) -> None:
+        file, is_known = lease.file, bool(lease.file.location)
+        whole = lease.at == 0 and lease.end == file.blob.size
+        headers = {} if whole else {"Range": f"bytes={lease.at}-{lease.end - 1}"}
+        with wire.get(file.location or file.blob.url, headers) as answer:
+            if is_known and answer.status in (401, 403, 404, 410):
+                file.location = ""  # such addresses are good for a while only
+                raise _Again(ValueError("the address behind the redirect is not good any more"))
+            if answer.status >= 400 and answer.status != 416:
+                self._refused(answer)
+            self._check(answer, lease, whole)
+            file.location = answer.url
+            while lease.left > 0:
+                count = answer.fill(buffer[: min(CHUNK, file.room(lease))])
+                if self.fault:
+                    raise Abandoned
+                if not count:
+                    raise _Again(LineFault("the connection ended before the file did"))
+                file.write(lease, buffer[:count])
+
+    def _check(self, answer: Answer, lease: Lease, whole: bool) -> None:
+        """Go on only with a response whose body begins where the part does."""
+        file, size = lease.file, lease.file.blob.size
+        span = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
+        if answer.status == 416:
+            total = re.match(r"bytes \*/(\d+)", answer.headers.get("content-range", ""))
+            file.spoil(lease.round, f"{total[1] if total else 'fewer'} bytes", self.origin.server)
+            raise Abandoned
+        if answer.status == 206 and span and int(span[1]) == lease.at and not whole:
+            if span[2] not in ("*", str(size)):
+                file.spoil(lease.round, f"{span[2]} bytes", self.origin.server)
+                raise Abandoned
+            file.allow_ranges()
+            with self._changed:
+                self._changed.notify_all()
             return
-        # No ranges here: the whole file comes, or something else than was asked for.
-        self._report(-partial.have)
-        partial.reset()
-        if begins:
+        if answer.status != 200:
             raise _Again(ValueError("the server answered with another range than was asked for"))
+        if answer.length not in (None, size):
+            file.spoil(lease.round, f"{answer.length} bytes", self.origin.server)
+            raise Abandoned
+        # No ranges here: the whole file comes.
+        if not whole and not file.take_whole(lease):
+            raise _Again(ValueError("the server answered with the whole file, not with the range asked for"))
 
-    def _refused(self, response: httpx.Response) -> None:
-        from huggingface_hub.utils import hf_raise_for_status
+    def _refused(self, answer: Answer) -> None:
+        from huggingface_hub.utils import hf_raise_for_status, httpx
 
-        response.read()
+        request = httpx.Request("GET", answer.url)
+        headers = [(name, value) for name, value in answer.headers.items() if name.lower() != "content-encoding"]
+        response = httpx.Response(answer.status, headers=headers, content=answer.text(), request=request)
         try:
             hf_raise_for_status(response)
         except Exception as error:
-            if is_passing(response.status_code):
+            if is_passing(answer.status):
                 raise _Again(error, retry_after(response.headers.get("retry-after"))) from None
             raise explain(error, self.origin) or error from None
-
-    def _pause(self, seconds: float) -> None:
-        if self.stop.wait(seconds):
-            raise _Stopped
-
-    def _report(self, count: int) -> None:
-        with self._lock:
-            self._advance(count)

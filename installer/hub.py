@@ -254,15 +254,19 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     if isinstance(error, errors.HfHubHTTPError):
         return _bad_status(error.response.status_code, origin)
     if isinstance(error, httpx.TransportError):
-        return ModelError(
-            f"no answer from {origin.server}: {error or type(error).__name__}",
-            "check the network and HTTPS_PROXY; or name a mirror with --hf-endpoint, or a local directory with --model",
-        )
+        return no_answer(origin, error)
     if isinstance(error, errors.HFValidationError):
         return ModelError(f"{origin.repo!r} cannot be a model on the hub", "a hub id looks like Qwen/Qwen3-8B")
     if isinstance(error, (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError)):
         return not_a_hub(origin)
     return None
+
+
+def no_answer(origin: Origin, error: Exception) -> ModelError:
+    return ModelError(
+        f"no answer from {origin.server}: {error or type(error).__name__}",
+        "check the network and HTTPS_PROXY; or name a mirror with --hf-endpoint, or a local directory with --model",
+    )
 
 
 def not_a_hub(origin: Origin) -> ModelError:

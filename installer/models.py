@@ -14,10 +14,11 @@ from pathlib import Path
 from installer import builtin, hub
 from installer.changes import Change
 from installer.checkpoint import check_access, check_directory
-from installer.download import Blob, fetch_all, partial_path
+from installer.download import Blob, fetch_all
 from installer.host import Host
 from installer.hub import ModelError, ModelFile, Origin
 from installer.layout import Layout
+from installer.partial import arrived
 from installer.report import Report, size
 from installer.settings import Settings
 from installer.values import BUILTIN, HUB_ID
@@ -85,13 +86,13 @@ def is_present(model: Model, host: Host) -> bool:
     return all(_size(path / file.name) == file.size for file in files)
 
 
-def changes(model: Model, host: Host) -> Iterator[Change]:
+def changes(model: Model, host: Host, connections: int) -> Iterator[Change]:
     if is_present(model, host):
         return
     if model.source == "builtin":
         yield builtin.MakeBuiltin(model.path)
     elif model.source == "hub":
-        yield Download(model)
+        yield Download(model, connections)
     else:
         raise _no_directory(model.path)
 
@@ -101,6 +102,7 @@ class Download:
     """Fetch what is missing of a model into the hub cache, every byte checked, then show it as a snapshot."""
 
     model: Model
+    connections: int
 
     def describe(self) -> str:
         return f"download {self.model.repo} ({size(self.model.bytes_missing)}) into {self.model.path}"
@@ -121,7 +123,7 @@ class Download:
             model = _as_on_disk(_with_files(self.model, host), host)
             _check_space(model, host)
             _write_manifest(model, host)
-            _fetch(model, host, report)
+            _fetch(model, self.connections, host, report)
             _link(model, host)
             _sweep(model, host)
         problems = check_directory(host.at(model.path))
@@ -220,9 +222,9 @@ def _as_on_disk(model: Model, host: Host) -> Model:
     blobs = host.at(model.folder / "blobs")
     files = []
     for file in model.files:
-        begun = _size(partial_path(blobs / file.digest)) or 0
         cached = _size(blobs / file.digest) == file.size
-        files.append(replace(file, cached=cached, partial=begun if begun <= file.size else 0))
+        begun = 0 if cached else arrived(blobs / file.digest, file.size)
+        files.append(replace(file, cached=cached, partial=begun))
     return replace(model, files=tuple(files))
 
 
@@ -277,11 +279,11 @@ def _check_space(model: Model, host: Host) -> None:
         )
 
 
-def _fetch(model: Model, host: Host, report: Report) -> None:
+def _fetch(model: Model, connections: int, host: Host, report: Report) -> None:
     blobs = [_blob(model, file, host) for file in _distinct(model.files) if not file.cached]
     if blobs:
-        with report.bytes(f"{model.repo}, {len(blobs)} files", model.bytes_missing) as advance:
-            fetch_all(blobs, model.origin, advance)
+        with report.bytes(model.repo, model.bytes_missing, len(blobs)) as advance:
+            fetch_all(blobs, model.origin, connections, advance)
 
 
 def _blob(model: Model, file: ModelFile, host: Host) -> Blob:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from installer.changes import Change
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Called with every batch of bytes that arrived, and the number of files that became whole with it."""
+
+    def __call__(self, count: int, files: int = 0, /) -> None: ...
 
 
 class Report:
@@ -31,9 +37,9 @@ class Report:
         print(f"warning: {text}", file=sys.stderr)
 
     @contextmanager
-    def bytes(self, label: str, total: int) -> Iterator[Advance]:
-        """One display for a transfer; call the yielded function with every batch of bytes that arrived."""
-        yield lambda count: None
+    def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
+        """One display for a transfer of so many bytes and, where that says more, files."""
+        yield lambda count, files=0: None
 
 
 class Lines(Report):
@@ -48,25 +54,108 @@ class Lines(Report):
         print(f"  {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def bytes(self, label: str, total: int) -> Iterator[Advance]:
-        done, last = 0, time.monotonic()
+    def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
+        pace, last = Pace(total, files), time.monotonic()
 
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
+        def advance(count: int, files: int = 0) -> None:
+            nonlocal last
+            pace.add(count, files)
             if time.monotonic() - last >= self.EVERY:
                 last = time.monotonic()
-                self.note(f"{label}: {size(done)} of {size(total)} ({100 * done // max(total, 1)} %)")
+                self.note(f"{label}: {pace}")
 
         yield advance
-        self.note(f"{label}: {size(done)} done")
+        self.note(f"{label}: {pace.ending}")
+
+
+class JsonLines(Report):
+    """One JSON object a line on stderr, for programs; the result goes to stdout as ever."""
+
+    EVERY = 1.0
+
+    def note(self, text: str) -> None:
+        self._print({"event": "note", "text": text})
+
+    def warn(self, text: str) -> None:
+        self._print({"event": "warning", "text": text})
+
+    @contextmanager
+    def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
+        pace, last = Pace(total, files), time.monotonic()
+        self._print({"event": "progress", "what": label, **pace.to_json()})
+
+        def advance(count: int, files: int = 0) -> None:
+            nonlocal last
+            pace.add(count, files)
+            if time.monotonic() - last >= self.EVERY:
+                last = time.monotonic()
+                self._print({"event": "progress", "what": label, **pace.to_json()})
+
+        yield advance
+        self._print({"event": "progress", "what": label, **pace.to_json()})
+
+    @staticmethod
+    def _print(event: dict[str, object]) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+
+class Pace:
+    """How far a transfer is, how fast it goes, and how long it will take."""
+
+    WINDOW = 15.0  # seconds that the rate is taken over: long enough to be calm, short enough to show a change
+
+    def __init__(self, total: int, files: int) -> None:
+        self.total = total
+        self.files = files
+        self.done = self.files_done = 0
+        self._began = time.monotonic()
+        self._seen = deque([(self._began, 0)])
+
+    def add(self, count: int, files: int) -> None:
+        self.done += count
+        self.files_done += files
+        now = time.monotonic()
+        self._seen.append((now, self.done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > self.WINDOW:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        (since, before), (now, done) = self._seen[0], self._seen[-1]
+        return max(done - before, 0) / max(now - since, 0.001)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.total - self.done) / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        share = 100 * self.done // max(self.total, 1)
+        left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+        return f"{size(self.done)} of {size(self.total)} ({share} %){self._of_files}, {size(int(self.rate))}/s{left}"
+
+    @property
+    def ending(self) -> str:
+        took = time.monotonic() - self._began
+        return f"{size(self.done)}{self._of_files} in {duration(took)} ({size(int(self.done / max(took, 0.001)))}/s)"
+
+    @property
+    def _of_files(self) -> str:
+        return f", {self.files_done} of {self.files} files" if self.files else ""
+
+    def to_json(self) -> dict[str, object]:
+        left = self.seconds_left
+        return {
+            "bytes": self.done, "bytes_total": self.total, "files": self.files_done, "files_total": self.files,
+            "bytes_per_second": int(self.rate), "seconds_left": None if left is None else round(left, 1),
+        }  # fmt: skip
 
 
 class Bars(Lines):
     """A terminal: the same lines, and a live bar for transfers."""
 
     @contextmanager
-    def bytes(self, label: str, total: int) -> Iterator[Advance]:
+    def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -77,16 +166,25 @@ class Bars(Lines):
             TransferSpeedColumn,
         )  # fmt: skip
 
+        of_files = (TextColumn("{task.fields[files_done]}/{task.fields[files]} files"),) if files else ()
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            DownloadColumn(binary_units=True),
+            *of_files,
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda count: progress.update(task, advance=count)
+        pace = Pace(total, files)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=total, files=files, files_done=0)
+
+            def advance(count: int, files: int = 0) -> None:
+                pace.add(count, files)
+                progress.update(task, advance=count, files_done=pace.files_done)
+
+            yield advance
+        self.note(f"{label}: {pace.ending}")
 
 
 def size(count: int) -> str:
@@ -97,6 +195,16 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Time for people: 8 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def choose(*, quiet: bool) -> Report:

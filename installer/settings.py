@@ -83,6 +83,9 @@ class Settings:
     find_links: str | None = setting(None, values.place, "Directory or page with further wheels.", "FIND_LINKS")
     offline: bool = setting(False, values.flag, "Use what is on this host already; no network.", "OFFLINE")
     hf_endpoint: str | None = setting(None, values.url, "Mirror of the model hub.", "HF_ENDPOINT")
+    download_connections: int = setting(
+        8, values.whole(1, 16), "Connections to the model hub at once.", "DOWNLOAD_CONNECTIONS"
+    )
     vllm_args: tuple[str, ...] = setting((), values.vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
 
     @property

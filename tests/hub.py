@@ -7,31 +7,59 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LFS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx", "tokenizer.json")
 PIECE = 64 * 1024
+BULK_PIECE = 1024 * 1024
+
+
+class Bulk:
+    """A large content that is sent without passing through Python: a beginning of its own, then a file."""
+
+    def __init__(self, beginning: bytes, body: int) -> None:
+        self.beginning = beginning
+        self.body = body
+        self._len = len(beginning) + os.fstat(body).st_size
+        digest, at = hashlib.sha256(beginning), 0
+        while piece := os.pread(body, 16 * BULK_PIECE, at):
+            digest.update(piece)
+            at += len(piece)
+        self.sha256 = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self._len
+
+    def send(self, connection: socket.socket, begin: int, end: int) -> int:
+        first = len(self.beginning)
+        if begin < first:
+            return connection.send(self.beginning[begin : min(end, first)])
+        return os.sendfile(connection.fileno(), self.body, begin - first, end - begin)
 
 
 @dataclass
 class File:
-    content: bytes
+    content: bytes | Bulk
     lfs: bool
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        return self.content.sha256 if isinstance(self.content, Bulk) else hashlib.sha256(self.content).hexdigest()
 
-    @property
+    @cached_property
     def git_sha1(self) -> str:
-        body = self.content
+        body = self.content if isinstance(self.content, bytes) else b""
         if self.lfs:
             body = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (
                 self.sha256.encode(),
@@ -61,6 +89,7 @@ class Fault:
     end: int | None = None  # send this many bytes as if they were all
     corrupt: bool = False  # flip one bit in the middle
     no_range: bool = False
+    shift: int = 0  # a range begins this many bytes before the one that was asked for, and says otherwise
     drip: float = 0.0  # seconds between small pieces
     hold: threading.Event | None = None  # with cut: wait for this before the reset
     reached: threading.Event = field(default_factory=threading.Event)  # set when the cut's bytes are out
@@ -77,7 +106,9 @@ class Request:
 class Hub:
     """Serve repositories until the end of the `with` block."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float = 0.0) -> None:
+        """`rate`: bytes a second that one connection gets, as mirrors limit them; 0 is no limit."""
+        self.rate = rate
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -107,7 +138,7 @@ class Hub:
         # Another name for the same machine: to the client this is another host.
         return f"http://{ADDRESSES['cdn']}:{self._servers['cdn'].server_port}"
 
-    def add(self, repo: str, files: dict[str, bytes], ref: str = "main") -> str:
+    def add(self, repo: str, files: Mapping[str, bytes | Bulk], ref: str = "main") -> str:
         """A new commit of a repository; returns its id."""
         made = {name: File(content, name.endswith(LFS)) for name, content in files.items()}
         summary = [repo, *sorted(f"{name} {file.git_sha1}" for name, file in made.items())]
@@ -137,7 +168,7 @@ class Hub:
             if request:
                 self.requests.append(request)
 
-    def find_lfs(self, sha256: str) -> bytes | None:
+    def find_lfs(self, sha256: str) -> bytes | Bulk | None:
         for repo in self.repos.values():
             for files in repo.commits.values():
                 for file in files.values():
@@ -281,37 +312,46 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def content(self, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+    def content(self, content: bytes | Bulk, headers: dict[str, str], fault: Fault | None) -> None:
         fault = fault or Fault("")
-        if fault.corrupt:
-            middle = len(content) // 2
-            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        if fault.end is not None:
-            content = content[: fault.end]
-        begin, status = 0, 200
-        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        if isinstance(content, bytes):
+            content = damaged(content, fault)
+        begin, end, status = 0, len(content), 200
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         if not fault.no_range:
             headers = headers | {"Accept-Ranges": "bytes"}
             if span:
                 begin, status = int(span[1]), 206
+                end = min(end, int(span[2]) + 1) if span[2] else end
                 if begin >= len(content):
                     return self.answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-                headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        body = memoryview(content)[begin:]
-        self.start(status, headers | {"Content-Length": str(len(body))})
+                headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+                if fault.shift:  # what it says it sends, and what it sends, are two things
+                    begin, end = max(begin - fault.shift, 0), max(end - fault.shift, end - begin)
+        self.start(status, headers | {"Content-Length": str(end - begin)})
         if self.command != "HEAD":
-            self.send(body, fault)
+            self.send(content, begin, end, fault)
         return None
 
-    def send(self, body: memoryview, fault: Fault) -> None:
-        limit = len(body) if fault.cut is None else min(fault.cut, len(body))
-        step = 1024 if fault.drip else PIECE
-        for start in range(0, limit, step):
-            piece = body[start : min(start + step, limit)]
-            self.wfile.write(piece)
-            self.hub.count(sent=len(piece))
+    def send(self, content: bytes | Bulk, begin: int, end: int, fault: Fault) -> None:
+        limit = end if fault.cut is None else min(begin + fault.cut, end)
+        step = 1024 if fault.drip else BULK_PIECE if isinstance(content, Bulk) else PIECE
+        rate = self.hub.rate
+        step = min(step, max(int(rate / 100), 1024)) if rate else step
+        at, began = begin, time.monotonic()
+        while at < limit:
+            upto = min(at + step, limit)
+            if isinstance(content, Bulk):
+                sent = content.send(self.connection, at, upto)
+            else:
+                self.wfile.write(memoryview(content)[at:upto])
+                sent = upto - at
+            at += sent
+            self.hub.count(sent=sent)
             if fault.drip:
                 threading.Event().wait(fault.drip)
+            if rate and (ahead := (at - begin) / rate - (time.monotonic() - began)) > 0:
+                time.sleep(ahead)
         if fault.cut is not None:
             fault.reached.set()
             if fault.hold:
@@ -324,6 +364,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
+
+
+def damaged(content: bytes, fault: Fault) -> bytes:
+    if fault.corrupt:
+        middle = len(content) // 2
+        content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    return content if fault.end is None else content[: fault.end]
 
 
 def sibling(name: str, file: File) -> dict[str, object]:

@@ -51,7 +51,7 @@ def pull(
     chosen = {"model": model, "revision": revision, "hf_endpoint": hf_endpoint, "offline": offline}
     settings = model_settings(service, host, chosen)
     found = weights.resolve(settings, host, Layout(service))
-    pending = list(weights.changes(found, host))
+    pending = list(weights.changes(found, host, settings.download_connections))
     if not dry_run:
         for change in pending:
             report.begin(change)

@@ -85,6 +85,7 @@ SETTING_OPTIONS = (
     ("--index-url", "index_url", "URL", "Package index instead of PyPI."),
     ("--find-links", "find_links", "PLACE", "Directory or page with further wheels."),
     ("--hf-endpoint", "hf_endpoint", "URL", "Mirror of the model hub."),
+    ("--download-connections", "download_connections", "N", "Connections to the model hub at once [default: 8]"),
 )
 
 
