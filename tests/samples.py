@@ -27,6 +27,7 @@ VALUES = {
     "max_model_len": st.one_of(st.just("auto"), st.integers(16, 10**6).map(str), st.integers(1, 512).map("{}k".format)),
     "gpu_memory_utilization": st.floats(0.05, 1.0).map(str),
     "tensor_parallel_size": st.integers(1, 64).map(str),
+    "download_connections": st.integers(1, 16).map(str),
     "host": st.one_of(st.ip_addresses().map(str), st.just("localhost")),
     "port": st.integers(1, 65535).map(str),
     "drain": st.integers(0, 3600).map(str),

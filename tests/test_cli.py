@@ -136,6 +136,7 @@ TEXT_OPTIONS = (
     "--model", "--revision", "--models-dir", "--served-model-name", "--context", "--gpu-memory-utilization",
     "--tensor-parallel-size", "--host", "--port", "--drain", "--allowed-media-domains", "--tool-call-parser",
     "--reasoning-parser", "--engine", "--vllm-version", "--python", "--index-url", "--find-links", "--hf-endpoint",
+    "--download-connections",
 )  # fmt: skip
 
 
