@@ -12,6 +12,7 @@ from installer import builtin
 from installer.download import Blob, fetch_all
 from installer.host import Host
 from installer.models import Model
+from installer.report import Report
 
 LONGEST = 64 * 1024 * 1024
 CONFIGS = ("config.json", "params.json")
@@ -65,7 +66,8 @@ def of_model(model: Model, host: Host) -> About:
             for file in wanted
             if file.size <= LONGEST
         ]
-        fetch_all(blobs, model.origin, lambda count: None)
+        with Report().bytes("", 0) as silent:
+            fetch_all(blobs, model.origin, len(blobs), silent)
         texts = {blob.name: _read(blob.path) for blob in blobs}
     return _about(texts, (file.name for file in model.files))
 
