@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from installer import vllm_facts
 from installer.facts import Facts
 from installer.model_about import About
+from installer.model_config import Config
 from installer.preflight_gpus import usable_gpus
 from installer.problem import Problem
 from installer.settings import Settings
@@ -52,7 +53,8 @@ def recognise(about: About) -> Format:
         return Format(f"{method.upper()} {described.get('bits', 4)}-bit", method)
     if method:
         return Format(method.upper() if method == "mxfp4" else method, method)
-    return Format(str(about.config.get("dtype") or about.config.get("torch_dtype") or "unquantized"))
+    config = Config.of(about.config)
+    return Format(config.word("dtype") or config.word("torch_dtype") or "unquantized")
 
 
 def _described(about: About) -> Mapping[str, object]:

@@ -38,13 +38,22 @@ class Shape:
 
 def read_shape(model_path: Path, settings: Settings) -> Shape:
     """Read config.json and the weights' index or headers; no tensor is read."""
-    config, flags = Config.of(_json(model_path / "config.json")), Flags.of(settings.vllm_args)
+    top = _json(model_path / "config.json")
+    processor = model_path / "preprocessor_config.json"
+    return shape_of(top, _stored(model_path, Config.of(top)), settings, _json(processor) if processor.is_file() else {})
+
+
+def shape_of(
+    top: Mapping[str, object], stored: int, settings: Settings, processor: Mapping[str, object] | None = None
+) -> Shape:
+    """The same from what config.json and preprocessor_config.json hold, and the bytes of the weights on disk."""
+    config, flags = Config.of(top), Flags.of(settings.vllm_args)
     return Shape(
         config=config,
         flags=flags,
         tensor_parallel=settings.tensor_parallel_size,
-        weights=_loaded(_stored(model_path, config), config, flags),
-        image_tokens=0 if flags.without_images else _image_tokens(model_path, config),
+        weights=_loaded(stored, config, flags),
+        image_tokens=0 if flags.without_images else _image_tokens(processor or {}, config),
     )
 
 
@@ -124,7 +133,7 @@ def _loaded(stored: int, config: Config, flags: Flags) -> int:
 # Images
 
 
-def _image_tokens(model_path: Path, config: Config) -> int:
+def _image_tokens(processor: Mapping[str, object], config: Config) -> int:
     """How many tokens the largest image comes to, from what the image processor allows."""
     vision = config.top.get("vision_config")
     if not isinstance(vision, dict):
@@ -132,8 +141,6 @@ def _image_tokens(model_path: Path, config: Config) -> int:
     fixed = config.top.get("mm_tokens_per_image")
     if isinstance(fixed, int):
         return fixed
-    path = model_path / "preprocessor_config.json"
-    processor = _json(path) if path.is_file() else {}
     size = processor.get("size")
     pixels = processor.get("max_pixels") or (size.get("longest_edge") if isinstance(size, dict) else None)
     side = _number(vision, "patch_size", 14) * _number(vision, "spatial_merge_size", 1)

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.errors import UsageError
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
     from installer.host import Host
     from installer.models import Model
+    from installer.recommend import Fit
     from installer.settings import Settings
 
+NARROWEST_TABLE = 120
 # What the settings file says about the service's own model means nothing for another one.
 OF_THE_MODEL = ("MODEL_NAME", "MODEL_PATH", "MODEL_REVISION", "SERVED_MODEL_NAME")
 
@@ -63,6 +66,61 @@ def pull(
         click.echo("\n".join(change.describe() for change in pending) or f"{found.id} is in {found.path}")
     else:
         click.echo(found.path)
+
+
+@models.command()
+@click.option("--gpu", metavar="GPUS", help="Other hardware than this host's: 24GiB, 2x24GiB, 8x141GB.")
+@click.option("--context", metavar="TOKENS", help="Context to judge by: 8k, 32k, 128k [default: what suits each model]")
+@json_option
+def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
+    """List models that fit this host's GPUs, with their context and how many requests fit at once."""
+    from installer import facts, values
+    from installer import recommend as advice
+    from installer.host import Host
+    from installer.layout import Layout
+    from installer.settings import Settings
+
+    try:
+        tokens = values.context(context) if context else None
+    except ValueError as error:
+        raise UsageError(f"--context {context!r}: {error}") from None
+    settings = Settings()
+    seen = facts.gather(Host(), settings, Layout(settings.service))
+    hardware = advice.parse_hardware(gpu) if gpu else advice.hardware_of(seen, settings)
+    if gpu:
+        seen = advice.with_gpus(seen, hardware)
+    fits = advice.recommend(hardware, seen, tokens)
+    said = advice.notes(hardware, seen, fits)
+    if as_json:
+        print_json({"hardware": hardware.describe(), "notes": said, "models": [fit.to_json() for fit in fits]})
+        return
+    click.echo(hardware.describe(), err=True)
+    _print_fits([fit for fit in fits if fit.runs])
+    left = [fit.model.id for fit in fits if not fit.runs]
+    for line in (*said, *([f"do not fit: {', '.join(left)}"] if left else [])):
+        click.echo(line, err=True)
+    if fits and fits[0].runs:
+        click.echo(f"  {fits[0].command()}", err=True)
+
+
+def _print_fits(fits: list[Fit]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "format", "images"):
+        table.add_column(title, overflow="fold")
+    for title in ("weights", "GPUs", "context", "at once", "largest context"):
+        table.add_column(title, justify="right", overflow="fold")
+    for fit in fits:
+        sight, weights = "yes" if fit.takes_images else "", f"{fit.model.bytes / 2**30:.1f} GiB"
+        at_once = f"{fit.requests} (close)" if fit.is_close else str(fit.requests)
+        table.add_row(
+            fit.model.id, fit.format, sight, weights, str(fit.gpus), str(fit.context), at_once, str(fit.largest)
+        )
+    # A name that is cut or folded cannot be copied: rather let a narrow terminal wrap the line.
+    if fits:
+        Console(width=max(Console().width, NARROWEST_TABLE)).print(table)
 
 
 def model_settings(service: str, host: Host, options: Mapping[str, object]) -> Settings:
