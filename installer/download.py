@@ -25,11 +25,9 @@ GOODBYE = 2.0
 
 def fetch_all(blobs: Sequence[Blob], origin: Origin, connections: int, advance: Advance) -> None:
     """Fetch every blob, or raise the first fault; what has arrived by then stays for the next try."""
-    from huggingface_hub.utils import build_hf_headers
-
     # The largest first, so that no long file is left over at the end.
     files = [Incoming(blob, connections) for blob in sorted(blobs, key=lambda b: -b.size)]
-    Transfer(files, origin, connections, build_hf_headers()).run(advance)
+    Transfer(files, origin, connections, origin.headers()).run(advance)
 
 
 class _Again(Exception):

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
+import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from installer.errors import Exit, InstallError
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.utils import httpx
+
+T = TypeVar("T")
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+PROVIDERS = ("hub", "modelscope")
 TIMEOUT = 30.0
 BUSY_DELAYS = (0.5, 2.0)
 LONGEST_WAIT = 300.0
-AUTHORIZE = "run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …)"
-# What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
-SMALL_FILES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".bpe", ".spm"}
-PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-OTHER_FORMATS = {"original", "onnx", "openvino", "coreml", "gguf", "metal", "checkpoints", "runs"}
-HUB_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
+AUTHORIZE = "run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …) or with --hf-token-file FILE"
 
 
 class ModelError(InstallError):
@@ -35,6 +36,10 @@ class ModelError(InstallError):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint, Exit.MODEL)
+
+
+class NotHere(ModelError):
+    """This source does not answer, or has not got it; another one may."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,18 @@ class Origin:
     repo: str
     revision: str | None
     endpoint: str | None
+    provider: str = "hub"  # whose protocol the endpoint speaks: one of PROVIDERS
+    token_file: str | None = None
 
     @property
     def server(self) -> str:
-        """The hub's address, without a password that may be part of it."""
+        """The source's address, without a password that may be part of it."""
         from huggingface_hub import constants
 
-        parts = urlsplit(self.endpoint or constants.ENDPOINT)
+        from installer import modelscope
+
+        own = modelscope.ENDPOINT if self.provider == "modelscope" else constants.ENDPOINT
+        parts = urlsplit(self.endpoint or own)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
@@ -69,33 +79,109 @@ class Origin:
         """The hub cache's name for the repository."""
         return "models--" + self.repo.replace("/", "--")
 
+    @property
+    def token(self) -> str | None:
+        """What opens gated models: from the file that was named, the environment, or the hub client's own login.
+
+        That login was made at the hub, so a mirror does not get it.
+        """
+        from huggingface_hub import get_token
+
+        if self.token_file:
+            return read_token(Path(self.token_file))
+        if self.endpoint is None:
+            return get_token()
+        return os.environ.get("HF_TOKEN", "").strip() or None
+
     def url(self, commit: str, name: str) -> str:
         from huggingface_hub import hf_hub_url
 
+        from installer import modelscope
+
+        if self.provider == "modelscope":
+            return modelscope.url(self, commit, name)
         return hf_hub_url(self.repo, name, revision=commit, endpoint=self.endpoint)
+
+    def headers(self) -> dict[str, str]:
+        """What every request to the source carries; redirects to another host leave the secrets behind."""
+        from huggingface_hub.utils import build_hf_headers
+
+        from installer import modelscope
+
+        own = modelscope.headers() if self.provider == "modelscope" else {}
+        token = False if self.provider == "modelscope" else self.token or False
+        return build_hf_headers(token=token) | own
+
+
+def read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"the token cannot be read from {path}: {getattr(error, 'strerror', None) or error}",
+            "check --hf-token-file (HF_TOKEN_PATH)",
+        ) from None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ModelError(f"{path} holds no token", "write the token alone into the file, readable by root only")
+    return token
 
 
 def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile, ...]]:
     """The commit that a revision stands for, and every file in it: one request."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=origin.endpoint)
+    from installer import modelscope
+
+    if origin.provider == "modelscope":
+        return modelscope.listing(origin, revision)
+    api = HfApi(endpoint=origin.endpoint, token=origin.token or False)
     with translated(origin):
-        info = _patiently(lambda: api.model_info(origin.repo, revision=revision, files_metadata=True, timeout=TIMEOUT))
+        info = patiently(lambda: api.model_info(origin.repo, revision=revision, files_metadata=True, timeout=TIMEOUT))
         if info.gated:
             # The list of a gated model's files is public, the files are not: better to know before the plan.
             api.auth_check(origin.repo)
     commit, siblings = info.sha, info.siblings
     if not commit or not COMMIT.fullmatch(commit) or not siblings:
         raise not_a_hub(origin)
-    files = []
-    for entry in siblings:
-        length, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-        files.append(checked(ModelFile(entry.rfilename, -1 if length is None else length, digest or "")))
-    return commit, tuple(files)
+    if revision and COMMIT.fullmatch(revision) and commit != revision:
+        raise ModelError(
+            f"{origin.server} answers with the commit {commit} where {revision} was asked for",
+            "use another source (--hf-endpoint, --model-sources)",
+        )
+    return commit, tuple(_file(origin, entry) for entry in siblings)
 
 
-def _patiently(ask: Callable[[], ModelInfo]) -> ModelInfo:
+def _file(origin: Origin, entry: RepoSibling) -> ModelFile:
+    if not entry.lfs:
+        return checked(ModelFile(entry.rfilename, -1 if entry.size is None else entry.size, entry.blob_id or ""))
+    file = checked(ModelFile(entry.rfilename, entry.lfs.size, entry.lfs.sha256))
+    # What git holds in the file's place, and what the commit therefore stands for.
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.digest}\nsize {file.size}\n".encode()
+    if len(pointer) == entry.lfs.pointer_size and entry.blob_id not in (None, git_digest(pointer)):
+        raise ModelError(
+            f"{origin.server} contradicts itself: the checksum of {file.name} is not the one that its commit holds",
+            "use another source (--hf-endpoint, --model-sources)",
+        )
+    return file
+
+
+def git_digest(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 git's own
+
+
+def get(origin: Origin, address: str, timeout: float) -> httpx.Response:
+    """A request to the source, its refusals raised; for use within `translated`."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    def ask() -> httpx.Response:
+        response = get_session().get(address, headers=origin.headers(), timeout=timeout)
+        hf_raise_for_status(response)
+        return response
+
+    return patiently(ask)
+
+
+def patiently(ask: Callable[[], T]) -> T:
     """Ask again where the hub says that it is only busy."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -147,74 +233,6 @@ def is_inside(name: str) -> bool:
     return "\\" not in name and name.isprintable()
 
 
-def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
-    """The files that vLLM loads. Of a checkpoint in several formats, one."""
-    useful = [f for f in files if not _is_aside(f.name)]
-    names = {f.name for f in useful}
-    safetensors = {name for name in names if name.endswith(".safetensors") and "/" not in name}
-    consolidated = {name for name in safetensors if name.startswith("consolidated")}
-    # vLLM takes the consolidated form whenever it sees it, so exactly one form may be on disk.
-    is_standard = bool(safetensors - consolidated) and "config.json" in names and bool(names & HUB_TOKENIZERS)
-    weights = safetensors - consolidated if is_standard or not consolidated else consolidated
-    if not weights:
-        raise _unloadable(repo, names)
-    if "config.json" not in names and not (consolidated and "params.json" in names):
-        raise ModelError(f"{repo} has no config.json, so it is no complete model", "choose the full model's repository")
-    other_index = ("pytorch", "consolidated" if weights.isdisjoint(consolidated) else "model.")
-    chosen = [
-        f
-        for f in useful
-        if f.name in weights
-        or (is_standard and _is_module_weight(f.name))
-        or (_is_small(f.name) and not (f.name.endswith(".index.json") and f.name.startswith(other_index)))
-    ]
-    _refuse_clashes(chosen)
-    return tuple(sorted(chosen, key=lambda f: f.name))
-
-
-def _is_aside(name: str) -> bool:
-    parts = name.split("/")
-    if any(part.startswith(".") for part in parts):
-        return True
-    return len(parts) > 1 and (parts[0].lower() in OTHER_FORMATS or parts[0].startswith("checkpoint-"))
-
-
-def _is_small(name: str) -> bool:
-    base = PurePosixPath(name).name
-    return PurePosixPath(base).suffix.lower() in SMALL_FILES or base.startswith("tokenizer.model")
-
-
-def _is_module_weight(name: str) -> bool:
-    """Pooling and dense layers of embedding models: `2_Dense/model.safetensors`."""
-    return re.fullmatch(r"\d+_\w+/[^/]+\.safetensors", name) is not None
-
-
-def _refuse_clashes(files: Iterable[ModelFile]) -> None:
-    names = {f.name for f in files}
-    for name in names:
-        for parent in PurePosixPath(name).parents:
-            if str(parent) in names:
-                raise ModelError(
-                    f"the repository holds {str(parent)!r} both as a file and as a directory",
-                    "do not use this model; report it to the hub",
-                )
-
-
-def _unloadable(repo: str, names: set[str]) -> ModelError:
-    suffixes = {PurePosixPath(name).suffix.lower() for name in names}
-    if suffixes & PICKLES:
-        return ModelError(
-            f"{repo} has its weights only as Python pickles, which can run any code when they are loaded",
-            "choose a repository with .safetensors files",
-        )
-    if ".gguf" in suffixes:
-        return ModelError(
-            f"{repo} has its weights only as GGUF, which this engine does not load",
-            "choose the original model's repository, with .safetensors files",
-        )
-    return ModelError(f"{repo} has no weights that vLLM can load (no .safetensors file)", "check the model's name")
-
-
 @contextmanager
 def translated(origin: Origin) -> Iterator[None]:
     """Turn what the hub client raises into a ModelError that says what to do."""
@@ -238,7 +256,7 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     if isinstance(error, errors.GatedRepoError):
         return _no_access(origin)
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelError(
+        return NotHere(
             f"{origin.repo} has no revision {origin.revision!r}",
             f"choose a branch, tag or commit shown at {page}/commits/main, or leave --revision out",
         )
@@ -247,7 +265,7 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelError(f"{origin.repo} must be downloaded, but HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     if isinstance(error, errors.EntryNotFoundError):
-        return ModelError(
+        return NotHere(
             f"{origin.server} lists a file of {origin.repo} that it does not have",
             "try again later, or use another source (--hf-endpoint)",
         )
@@ -262,55 +280,51 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     return None
 
 
-def no_answer(origin: Origin, error: Exception) -> ModelError:
-    return ModelError(
+def no_answer(origin: Origin, error: Exception) -> NotHere:
+    return NotHere(
         f"no answer from {origin.server}: {error or type(error).__name__}",
         "check the network and HTTPS_PROXY; or name a mirror with --hf-endpoint, or a local directory with --model",
     )
 
 
-def not_a_hub(origin: Origin) -> ModelError:
-    return ModelError(
+def not_a_hub(origin: Origin) -> NotHere:
+    return NotHere(
         f"{origin.server} does not answer as a model hub does",
         "check --hf-endpoint (HF_ENDPOINT); leave it out to use the public hub",
     )
 
 
-def _unknown(origin: Origin) -> ModelError:
-    return ModelError(
+def _unknown(origin: Origin) -> NotHere:
+    return NotHere(
         f"{origin.server} has no model {origin.repo}, or it is private",
         f"check the name at {origin.server}/{origin.repo}; for a private model {AUTHORIZE}",
     )
 
 
 def _bad_status(status: int, origin: Origin) -> ModelError:
-    from huggingface_hub import get_token
-
-    if status == 401 and not get_token():
+    if status == 401 and not origin.token:
         return _unknown(origin)  # what the hub says to strangers about a name that it does not know
     if status in (401, 403):
         return _no_access(origin)
     if status == 404:
-        return ModelError(
+        return NotHere(
             f"{origin.server} has no model {origin.repo}, or is no model hub",
             "check --model, and --hf-endpoint (HF_ENDPOINT) where it is set",
         )
     if status == 429:
-        return ModelError(
+        return NotHere(
             f"{origin.server} refuses more requests for now (429)",
             f"run the command again later, it continues where it stopped; a token raises the limits: {AUTHORIZE}",
         )
-    return ModelError(
+    return NotHere(
         f"{origin.server} answered with status {status}",
         "run the command again later: it continues where it stopped",
     )
 
 
 def _no_access(origin: Origin) -> ModelError:
-    from huggingface_hub import get_token
-
     page = f"{origin.server}/{origin.repo}"
-    if get_token():
+    if origin.token:
         return ModelError(
             f"the token in use gives no access to {origin.repo}",
             f"accept the model's terms at {page} with the token's account, and check that the token may read it",

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from installer import builtin
+from installer import builtin, sources
 from installer.download import Blob, fetch_all
 from installer.host import Host
+from installer.hub import Origin
 from installer.models import Model
 from installer.report import Report
+from installer.settings import Settings
 
 LONGEST = 64 * 1024 * 1024
 CONFIGS = ("config.json", "params.json")
@@ -45,7 +47,7 @@ def read_directory(path: Path) -> About:
     return _about(texts, names)
 
 
-def of_model(model: Model, host: Host) -> About:
+def of_model(model: Model, host: Host, settings: Settings, report: Report) -> About:
     """The same for a model wherever it is: on disk, in the hub (its small files only, checked), or built in."""
     path = host.at(model.path)
     wanted = [file for file in model.files if file.name in (*CONFIGS, *TEMPLATES, *QUANTIZATIONS)]
@@ -55,20 +57,18 @@ def of_model(model: Model, host: Host) -> About:
         texts = {name: content.decode() for name, content in builtin.files().items() if name.endswith(".json")}
         return _about(texts, texts)
     with tempfile.TemporaryDirectory() as scratch:
-        blobs = [
-            Blob(
-                file.name,
-                model.origin.url(str(model.commit), file.name),
-                Path(scratch, file.name),
-                file.size,
-                file.digest,
-            )
-            for file in wanted
-            if file.size <= LONGEST
-        ]
-        with Report().bytes("", 0) as silent:
-            fetch_all(blobs, model.origin, len(blobs), silent)
-        texts = {blob.name: _read(blob.path) for blob in blobs}
+
+        def fetch(origin: Origin) -> dict[str, str]:
+            blobs = [
+                Blob(f.name, origin.url(str(model.commit), f.name), Path(scratch, f.name), f.size, f.digest)
+                for f in wanted
+                if f.size <= LONGEST
+            ]
+            with Report().bytes("", 0) as silent:
+                fetch_all(blobs, origin, min(len(blobs), settings.download_connections), silent)
+            return {blob.name: _read(blob.path) for blob in blobs}
+
+        texts = sources.first(sources.of_model(settings, model.source), report, fetch)
     return _about(texts, (file.name for file in model.files))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from installer import builtin, hub
+from installer import builtin, cache, hub, sources
 from installer.changes import Change
 from installer.checkpoint import check_access, check_directory
 from installer.download import Blob, fetch_all
@@ -20,6 +19,7 @@ from installer.hub import ModelError, ModelFile, Origin
 from installer.layout import Layout
 from installer.partial import arrived
 from installer.report import Report, size
+from installer.selection import select
 from installer.settings import Settings
 from installer.values import BUILTIN, HUB_ID
 
@@ -47,7 +47,7 @@ class Model:
 
     @property
     def origin(self) -> Origin:
-        return Origin(self.repo, self.revision, self.endpoint)
+        return Origin(self.repo, self.revision, self.endpoint, self.source)
 
     @property
     def folder(self) -> Path:
@@ -63,14 +63,16 @@ class Model:
         return sum(file.size - file.partial for file in _distinct(self.files) if not file.cached)
 
 
-def resolve(settings: Settings, host: Host, layout: Layout, known_commit: str | None = None) -> Model:
+def resolve(
+    settings: Settings, host: Host, layout: Layout, known_commit: str | None = None, report: Report | None = None
+) -> Model:
     """Find the model. With a known commit that is complete on disk, nothing but the disk is asked."""
     if settings.model == BUILTIN:
         return Model(settings.model_id, layout.builtin_models / "tiny", None, "builtin")
     local = _local_directory(settings, host)
     if local is not None:
         return Model(settings.model_id, local, None, "local")
-    return _resolve_on_hub(settings, host, layout, known_commit)
+    return _resolve_on_hub(settings, host, layout, known_commit, report or Report())
 
 
 def is_present(model: Model, host: Host) -> bool:
@@ -80,31 +82,48 @@ def is_present(model: Model, host: Host) -> bool:
     if model.source == "local":
         return host.at(model.path).is_dir()
     files = model.files or _manifest(model, host)
-    path = host.at(model.path)
     if not files:
-        return path.is_dir() and not check_directory(path)
-    return all(_size(path / file.name) == file.size for file in files)
+        return host.at(model.path).is_dir() and not check_directory(host.at(model.path))
+    return all(cache.is_linked(model.path, file, host) for file in files)
 
 
-def changes(model: Model, host: Host, connections: int) -> Iterator[Change]:
-    if is_present(model, host):
+def changes(model: Model, host: Host, settings: Settings) -> Iterator[Change]:
+    """What is due until the model can be served: in the cache, until every byte of it was seen to be right."""
+    present = is_present(model, host)
+    if model.source in hub.PROVIDERS:
+        model = replace(model, files=files_of(model, host))
+        if not present or cache.unchecked(model.folder, model.files, host):
+            origins = sources.of_model(settings, model.source)
+            yield Download(_as_on_disk(model, host), settings.download_connections, origins)
+    elif present:
         return
-    if model.source == "builtin":
+    elif model.source == "builtin":
         yield builtin.MakeBuiltin(model.path)
-    elif model.source == "hub":
-        yield Download(model, connections)
     else:
         raise _no_directory(model.path)
 
 
+def files_of(model: Model, host: Host) -> tuple[ModelFile, ...]:
+    """The files of a model in the cache: as its source listed them, or as another client linked them."""
+    known = model.files or _manifest(model, host)
+    return known or (cache.linked(model.path, host) if is_present(model, host) else ())
+
+
 @dataclass(frozen=True)
 class Download:
-    """Fetch what is missing of a model into the hub cache, every byte checked, then show it as a snapshot."""
+    """Fetch what is missing of a model into the hub cache, see that every byte is right, then show it as a snapshot.
+
+    Blobs that are there but were never summed since they were written are summed first: a wrong one counts as missing.
+    It stays where it is until the right one takes its place, because a running service may read it.
+    """
 
     model: Model
     connections: int
+    origins: tuple[Origin, ...]  # who may be asked, in this order; nobody offline
 
     def describe(self) -> str:
+        if not self.model.bytes_missing:
+            return f"check {self.model.repo} in {self.model.path}"
         return f"download {self.model.repo} ({size(self.model.bytes_missing)}) into {self.model.path}"
 
     def to_json(self) -> dict[str, object]:
@@ -119,11 +138,9 @@ class Download:
 
     def apply(self, host: Host, report: Report) -> None:
         with _alone(self.model, host, report):
-            # Anything may have happened since the plan: another process may have fetched it all.
-            model = _as_on_disk(_with_files(self.model, host), host)
-            _check_space(model, host)
-            _write_manifest(model, host)
-            _fetch(model, self.connections, host, report)
+            model = self._with_files(host, report)
+            cache.write_manifest(model.folder, str(model.commit), cache.Manifest(model.origin, model.files), host)
+            self._fill(model, host, report)
             _link(model, host)
             _sweep(model, host)
         problems = check_directory(host.at(model.path))
@@ -132,6 +149,33 @@ class Download:
                 f"{model.repo} is not complete on the hub itself: {'; '.join(problems)}",
                 "choose another revision or another model",
             )
+
+    def _with_files(self, host: Host, report: Report) -> Model:
+        """The model with its list of files; one that was written down and read back has lost it."""
+        model = self.model
+        known = model.files or files_of(model, host)
+        if not known and not self.origins:
+            raise _not_here(model.repo, "it is not in the cache")
+        return replace(model, files=known or select(model.repo, sources.find(self.origins, model.commit, report)[2]))
+
+    def _fill(self, model: Model, host: Host, report: Report) -> None:
+        """Every blob there and right; where a source fails, the next one continues."""
+
+        def from_source(origin: Origin | None) -> None:
+            # Anything may have happened since the plan: another process may have fetched it all.
+            found = _without_wrong(_as_on_disk(model, host), host, report)
+            missing = [file.digest for file in found.files if not file.cached]
+            _check_space(found, host)
+            if missing:
+                if origin is None:
+                    raise _not_here(model.repo, f"{size(found.bytes_missing)} of it are missing or have wrong bytes")
+                _fetch(found, origin, self.connections, host, report)
+            cache.remember(model.folder, missing, (), host)
+
+        if self.origins:
+            sources.first(self.origins, report, from_source)
+        else:
+            from_source(None)
 
 
 # Resolving
@@ -163,41 +207,52 @@ def _no_directory(path: Path) -> ModelError:
     return ModelError(f"there is no model directory {path}", "check --model and --models-dir")
 
 
-def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit: str | None) -> Model:
-    origin = Origin(settings.model, settings.revision, settings.hf_endpoint)
-    folder = layout.hub / origin.folder
-
-    def at(commit: str, files: tuple[ModelFile, ...] = ()) -> Model:
-        path = folder / "snapshots" / commit
-        return Model(settings.model_id, path, commit, "hub", files, origin.repo, origin.revision, origin.endpoint)
-
-    commit = known_commit or _pinned(origin, folder, host, offline=settings.offline)
-    if commit and hub.COMMIT.fullmatch(commit):
-        files = _manifest(at(commit), host)
-        if files:
-            model = _as_on_disk(at(commit, files), host)
-            if not settings.offline or is_present(model, host):
-                return model
-            raise _not_here(origin, f"{size(model.bytes_missing)} of it are missing")
-        if (settings.offline or known_commit) and is_present(at(commit), host):
-            return at(commit)
+def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit: str | None, report: Report) -> Model:
+    candidates = sources.origins(settings)
+    for origin in candidates:
+        commit = known_commit or _pinned(origin, layout, host, offline=settings.offline)
+        found = _in_cache(settings, origin, layout, commit, host) if commit else None
+        if found and (is_present(found, host) or not settings.offline):
+            return found
+        if found:
+            raise _not_here(settings.model, f"{size(found.bytes_missing)} of it are missing")
     if settings.offline:
-        raise _not_here(origin, "it is not in the cache")
-    commit, listed = hub.listing(origin, commit or origin.revision)
-    return _as_on_disk(at(commit, hub.select(origin.repo, listed)), host)
+        raise _not_here(settings.model, "it is not in the cache")
+    origin, commit, listed = sources.find(candidates, known_commit, report)
+    folder = layout.hub / origin.folder
+    if before := cache.read_manifest(folder, commit, host):
+        who = f"{origin.server} and what {before.origin.server} listed earlier"
+        sources.refuse_contradiction(commit, before.files, listed, who)
+    return _as_on_disk(_at(settings, origin, layout, commit, select(origin.repo, listed)), host)
 
 
-def _pinned(origin: Origin, folder: Path, host: Host, *, offline: bool) -> str | None:
-    """The commit, where it can be known without the hub."""
+def _at(settings: Settings, origin: Origin, layout: Layout, commit: str, files: tuple[ModelFile, ...] = ()) -> Model:
+    path = layout.hub / origin.folder / "snapshots" / commit
+    return Model(settings.model_id, path, commit, origin.provider, files, origin.repo, origin.revision, origin.endpoint)
+
+
+def _in_cache(settings: Settings, origin: Origin, layout: Layout, commit: str, host: Host) -> Model | None:
+    """The commit as far as the cache knows it; None where only the source can tell what belongs to it."""
+    manifest = cache.read_manifest(layout.hub / origin.folder, commit, host)
+    if manifest:
+        is_from_there = manifest.origin.provider == origin.provider
+        return _as_on_disk(_at(settings, origin, layout, commit, manifest.files), host) if is_from_there else None
+    model = _at(settings, origin, layout, commit)
+    return model if is_present(model, host) else None
+
+
+def _pinned(origin: Origin, layout: Layout, host: Host, *, offline: bool) -> str | None:
+    """The commit, where it can be known without the source."""
     if origin.revision and hub.COMMIT.fullmatch(origin.revision):
         return origin.revision
-    ref = _ref(folder, origin)
-    return (host.read(ref) or "").strip() or None if ref and offline else None
+    ref = _ref(layout.hub / origin.folder, origin)
+    commit = (host.read(ref) or "").strip() if ref and offline else ""
+    return commit if hub.COMMIT.fullmatch(commit) else None
 
 
-def _not_here(origin: Origin, why: str) -> ModelError:
+def _not_here(repo: str, why: str) -> ModelError:
     return ModelError(
-        f"{origin.repo} cannot be used offline: {why}",
+        f"{repo} cannot be used offline: {why}",
         "run once without --offline (OFFLINE), or give a local directory with --model",
     )
 
@@ -229,29 +284,27 @@ def _as_on_disk(model: Model, host: Host) -> Model:
 
 
 def _ref(folder: Path, origin: Origin) -> Path | None:
-    """Where the cache keeps which commit a branch or tag was."""
+    """Where the cache keeps which commit a branch or tag was: each provider has its own branches."""
     revision = origin.revision or "main"
     is_name = hub.is_inside(revision) and not hub.COMMIT.fullmatch(revision)
-    return folder / "refs" / revision if is_name else None
-
-
-def _manifest_path(model: Model) -> Path:
-    return model.folder / "manifests" / f"{model.commit}.json"
+    place = folder / "refs" if origin.provider == "hub" else folder / "refs" / origin.provider
+    return place / revision if is_name else None
 
 
 def _manifest(model: Model, host: Host) -> tuple[ModelFile, ...]:
-    """The commit's files as the hub listed them; empty where that was not kept."""
-    text = host.read(_manifest_path(model))
-    try:
-        listed = json.loads(text or "[]")
-        return tuple(hub.checked(ModelFile(f["name"], f["size"], f["digest"])) for f in listed)
-    except (ValueError, TypeError, KeyError):
-        return ()
+    """The commit's files as their source listed them; empty where that was not kept."""
+    manifest = cache.read_manifest(model.folder, str(model.commit), host)
+    return manifest.files if manifest else ()
 
 
-def _write_manifest(model: Model, host: Host) -> None:
-    listed = [{"name": file.name, "size": file.size, "digest": file.digest} for file in model.files]
-    host.write(_manifest_path(model), json.dumps(listed, indent=1) + "\n")
+def _without_wrong(model: Model, host: Host, report: Report) -> Model:
+    """The model without those of its blobs whose bytes are wrong; only what nobody looked at yet is looked at."""
+    doubtful = cache.unchecked(model.folder, [file for file in model.files if file.cached], host)
+    wrong = {file.digest for file in cache.find_wrong(model.folder, doubtful, host, report)} if doubtful else set()
+    for file in doubtful:
+        if file.digest in wrong:
+            report.warn(f"{file.name} of {model.repo} has wrong bytes on the disk")
+    return replace(model, files=tuple(replace(f, cached=f.cached and f.digest not in wrong) for f in model.files))
 
 
 @contextmanager
@@ -279,24 +332,16 @@ def _check_space(model: Model, host: Host) -> None:
         )
 
 
-def _fetch(model: Model, connections: int, host: Host, report: Report) -> None:
-    blobs = [_blob(model, file, host) for file in _distinct(model.files) if not file.cached]
+def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: Report) -> None:
+    blobs = [_blob(model, origin, file, host) for file in _distinct(model.files) if not file.cached]
     if blobs:
         with report.bytes(model.repo, model.bytes_missing, len(blobs)) as advance:
-            fetch_all(blobs, model.origin, connections, advance)
+            fetch_all(blobs, origin, connections, advance)
 
 
-def _blob(model: Model, file: ModelFile, host: Host) -> Blob:
-    url = model.origin.url(str(model.commit), file.name)
+def _blob(model: Model, origin: Origin, file: ModelFile, host: Host) -> Blob:
+    url = origin.url(str(model.commit), file.name)
     return Blob(file.name, url, host.at(model.folder / "blobs" / file.digest), file.size, file.digest)
-
-
-def _with_files(model: Model, host: Host) -> Model:
-    """The model with its list of files; one that was written down and read back has lost it."""
-    if model.files:
-        return model
-    files = _manifest(model, host) or hub.select(model.repo, hub.listing(model.origin, model.commit)[1])
-    return replace(model, files=files)
 
 
 def _link(model: Model, host: Host) -> None:

@@ -168,6 +168,8 @@ def serve_arguments(target: Target) -> list[str]:
         words += ["--enable-auto-tool-choice", "--tool-call-parser", profile.tool_parser]
     if profile.reasoning_parser:
         words += ["--reasoning-parser", profile.reasoning_parser]
+    if settings.model in settings.trust_remote_code:
+        words.append("--trust-remote-code")
     return [*words, *settings.vllm_args]
 
 

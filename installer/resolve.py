@@ -63,7 +63,7 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
     kind = preflight.choose_engine(settings, seen)
     interpreter = preflight.choose_interpreter(settings, seen, kind)
     assert interpreter is not None, "preflight reports a missing interpreter"
-    model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state))
+    model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state), report)
     _check_local(model, host)
     _check_senses(model, kind, host)
     profile = None if request.fresh else _known_profile(settings, model, kind, state)
@@ -121,7 +121,7 @@ def _known_profile(settings: Settings, model: models.Model, kind: str, state: St
 
 def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, host: Host, report: Report) -> Profile:
     """The profile by the model's own files, which are fetched alone where its weights are not here yet."""
-    about = model_about.of_model(model, host)
+    about = model_about.of_model(model, host, settings, report)
     problems = list(formats.check(about, model.id, kind, settings, seen))
     if any(problem.fatal for problem in problems):
         raise preflight.refuse(problems)

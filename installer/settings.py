@@ -86,6 +86,16 @@ class Settings:
     download_connections: int = setting(
         8, values.whole(1, 16), "Connections to the model hub at once.", "DOWNLOAD_CONNECTIONS"
     )
+    allow_pickle: tuple[str, ...] = setting(
+        (), values.models, "Models whose weights may be pickles, which run code when loaded.", "ALLOW_PICKLE"
+    )
+    trust_remote_code: tuple[str, ...] = setting(
+        (), values.models, "Models whose own Python code may run in the service.", "TRUST_REMOTE_CODE"
+    )
+    hf_token_file: str | None = setting(None, values.path, "File that holds the hub's token.", "HF_TOKEN_PATH")
+    model_sources: tuple[str, ...] = setting(
+        ("hub",), values.sources, "Where models come from, in order: hub, modelscope, URLs of mirrors.", "MODEL_SOURCES"
+    )
     vllm_args: tuple[str, ...] = setting((), values.vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
 
     @property

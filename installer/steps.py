@@ -32,7 +32,7 @@ def engine(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def weights(want: Wanted, host: Host) -> Iterator[Change]:
-    yield from models.changes(want.target.model, host, want.target.settings.download_connections)
+    yield from models.changes(want.target.model, host, want.target.settings)
 
 
 def account(want: Wanted, host: Host) -> Iterator[Change]:

@@ -31,6 +31,7 @@ OWNED_FLAGS = {
     "--enable-auto-tool-choice": "--tool-call-parser",
     "--tool-call-parser": "--tool-call-parser",
     "--reasoning-parser": "--reasoning-parser",
+    "--trust-remote-code": "--trust-remote-code NAME before the --",
     "--hf-token": "HF_TOKEN in the environment: a unit is readable by everybody",
 }
 
@@ -123,6 +124,25 @@ def url(value: str) -> str | None:
             "credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration"
         )
     return value or None
+
+
+def models(value: str) -> tuple[str, ...]:
+    """Models named one by one: what is allowed for one says nothing about another."""
+    return tuple(model(word) for word in shlex.split(text(value)))
+
+
+def sources(value: str) -> tuple[str, ...]:
+    """Where models come from, in order: hub, modelscope, modelscope+URL, or the URL of a hub's mirror."""
+    words = tuple(text(value).split())
+    for word in words:
+        address = word.removeprefix("modelscope+")
+        if word not in ("hub", "modelscope") and not (address.startswith("http") and url(address)):
+            raise ValueError(
+                f"{word!r} is no source; expected hub, modelscope, or the URL of a mirror, with spaces between"
+            )
+    if not words:
+        raise ValueError("expected at least one source, such as hub or modelscope")
+    return words
 
 
 def place(value: str) -> str | None:

@@ -136,7 +136,7 @@ TEXT_OPTIONS = (
     "--model", "--revision", "--models-dir", "--served-model-name", "--context", "--gpu-memory-utilization",
     "--tensor-parallel-size", "--host", "--port", "--drain", "--allowed-media-domains", "--tool-call-parser",
     "--reasoning-parser", "--engine", "--vllm-version", "--python", "--index-url", "--find-links", "--hf-endpoint",
-    "--download-connections",
+    "--download-connections", "--hf-token-file", "--model-sources", "--allow-pickle", "--trust-remote-code",
 )  # fmt: skip
 
 

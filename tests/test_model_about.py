@@ -60,7 +60,7 @@ def found(hub: Hub, host: Host, config: dict[str, object] | None = None) -> mode
 def test_of_a_model_on_the_hub_only_the_small_files_are_fetched(hub: Hub, host: Host) -> None:
     model = found(hub, host)
     hub.requests.clear()
-    about = model_about.of_model(model, host)
+    about = model_about.of_model(model, host, asked(hub), Report())
     assert profiles.of(about).tool_parser == "hermes"
     assert "model.safetensors" in about.names
     fetched = {request.path.rpartition("/")[2] for request in hub.requests}
@@ -72,7 +72,7 @@ def test_a_small_file_with_wrong_bytes_is_an_error(hub: Hub, host: Host) -> None
     model = found(hub, host)
     hub.fail("config.json", corrupt=True, times=None)
     with pytest.raises(ModelError):
-        model_about.of_model(model, host)
+        model_about.of_model(model, host, asked(hub), Report())
 
 
 def test_of_a_model_on_disk_nothing_is_fetched(hub: Hub, host: Host) -> None:
@@ -80,13 +80,13 @@ def test_of_a_model_on_disk_nothing_is_fetched(hub: Hub, host: Host) -> None:
     for name, content in files({}).items():
         host.write(model.path / name, content.decode())
     hub.requests.clear()
-    assert model_about.of_model(model, host).template == TEMPLATE
+    assert model_about.of_model(model, host, asked(hub), Report()).template == TEMPLATE
     assert hub.requests == []
 
 
 def test_the_built_in_model_is_known_before_it_is_made_and_has_no_tools(host: Host) -> None:
     model = models.resolve(Settings(model=BUILTIN), host, LAYOUT)
-    found = profiles.of(model_about.of_model(model, host))
+    found = profiles.of(model_about.of_model(model, host, Settings(), Report()))
     assert (found.family, found.tool_parser, found.reasoning_parser) == ("Qwen3", None, None)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from installer import builtin, download, hub, models, partial
 from installer.builtin import MakeBuiltin
+from installer.changes import Change
 from installer.checkpoint import check_access, check_directory
 from installer.errors import Exit, Interrupted
 from installer.host import Host
@@ -24,6 +25,7 @@ from installer.hub import ModelError, ModelFile
 from installer.layout import Layout
 from installer.models import Download, Model, changes, is_present, resolve
 from installer.report import Advance, Report
+from installer.selection import select
 from installer.settings import Settings
 from tests.hub import Hub
 
@@ -101,9 +103,13 @@ class Counting(Report):
 
 def pull(server: Hub, host: Host, report: Report | None = None, **what: object) -> Model:
     model = resolve(settings(server, **what), host, LAYOUT)
-    for change in changes(model, host, 8):
+    for change in due(model, host):
         change.apply(host, report or Report())
     return model
+
+
+def due(model: Model, host: Host, **what: object) -> list[Change]:
+    return list(changes(model, host, replace(settings(), hf_endpoint=model.endpoint, **what)))  # type: ignore[arg-type]
 
 
 def served(host: Host, model: Model) -> dict[str, bytes]:
@@ -127,7 +133,7 @@ def test_a_download_is_planned_to_the_byte_and_then_exactly_that(server: Hub, ho
     assert (model.path, model.commit, model.id, model.source) == (path, commit, REPO, "hub")
     assert not host.exists(LAYOUT.hub), "a plan writes nothing"
 
-    (change,) = changes(model, host, 8)
+    (change,) = due(model, host)
     assert change.to_json() == {
         "kind": "download", "model": REPO, "commit": commit, "path": str(path), "bytes": expected, "files": len(WANTED),
     }  # fmt: skip
@@ -172,7 +178,7 @@ def test_a_complete_known_commit_asks_nobody(server: Hub, host: Host) -> None:
     server.add(REPO, checkpoint(seed=2))
     asked = len(server.requests)
     again = resolve(settings(server), host, LAYOUT, model.commit)
-    assert (again.commit, again.bytes_missing, list(changes(again, host, 8))) == (model.commit, 0, [])
+    assert (again.commit, again.bytes_missing, due(again, host)) == (model.commit, 0, [])
     assert len(server.requests) == asked
 
 
@@ -182,7 +188,7 @@ def test_a_known_commit_stays_although_the_branch_moved(server: Hub, host: Host)
     server.add(REPO, checkpoint(seed=2))
     again = resolve(settings(server), host, LAYOUT, first)
     assert again == model
-    (change,) = changes(again, host, 8)
+    (change,) = due(again, host)
     change.apply(host, Report())
     assert served(host, again)[SHARD] == checkpoint()[SHARD]
 
@@ -236,16 +242,21 @@ def test_offline_accepts_a_cache_that_another_client_filled(server: Hub, host: H
     files = {name: content for name, content in checkpoint().items() if name in WANTED}
     commit = server.add(REPO, files)
     snapshot_download(REPO, cache_dir=host.at(LAYOUT.hub), endpoint=server.url, token=False)
+    asked = len(server.requests)
     model = resolve(settings(server, offline=True), host, LAYOUT)
-    assert (model.commit, list(changes(model, host, 8))) == (commit, [])
+    assert model.commit == commit
+    (check,) = due(model, host, offline=True)
+    assert check.describe().startswith("check Org/Tiny")
+    check.apply(host, Report())
+    assert (due(model, host, offline=True), len(server.requests)) == ([], asked)
 
 
 def test_a_model_read_back_from_state_is_still_known_to_be_there(server: Hub, host: Host) -> None:
     server.add(REPO, checkpoint())
     remembered = replace(pull(server, host), files=())
-    assert list(changes(remembered, host, 8)) == []
+    assert due(remembered, host) == []
     (host.at(remembered.path) / SHARD).resolve().unlink()
-    (change,) = changes(remembered, host, 8)
+    (change,) = due(remembered, host)
     change.apply(host, Report())
     assert is_present(remembered, host)
 
@@ -270,16 +281,16 @@ def listed(*names: str) -> list[ModelFile]:
 )
 def test_only_files_that_the_engine_loads(names: list[str], dropped: int) -> None:
     base = ["config.json", "tokenizer.json"]
-    chosen = {file.name for file in hub.select(REPO, listed(*base, *names))}
+    chosen = {file.name for file in select(REPO, listed(*base, *names))}
     assert chosen == {*base, *names[: len(names) - dropped]} if dropped else {*base, *names}
 
 
 def test_the_consolidated_form_where_it_is_the_only_whole_one() -> None:
     names = ["params.json", "consolidated.safetensors", "tekken.json"]
-    assert {file.name for file in hub.select(REPO, listed(*names))} == set(names)
+    assert {file.name for file in select(REPO, listed(*names))} == set(names)
     # The standard form without a tokenizer of its own is not whole.
     both = [*names, "config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]
-    assert {file.name for file in hub.select(REPO, listed(*both))} == {*names, "config.json"}
+    assert {file.name for file in select(REPO, listed(*both))} == {*names, "config.json"}
 
 
 @pytest.mark.parametrize(
@@ -294,7 +305,7 @@ def test_the_consolidated_form_where_it_is_the_only_whole_one() -> None:
 )
 def test_what_cannot_be_served_is_refused_before_the_download(names: list[str], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        hub.select(REPO, listed(*names))
+        select(REPO, listed(*names))
 
 
 @pytest.mark.parametrize(
@@ -433,9 +444,10 @@ class Loud(Report):
     def bytes(self, label, total, files=0):
         yield lambda count, files=0: print(count, flush=True)
 host = Host(root=Path(sys.argv[1]))
-model = resolve(Settings(model="Org/Tiny", hf_endpoint=sys.argv[2]), host, Layout("qwen3vl"))
+settings = Settings(model="Org/Tiny", hf_endpoint=sys.argv[2])
+model = resolve(settings, host, Layout("qwen3vl"))
 print("resolved", flush=True)
-for change in changes(model, host, 8):
+for change in changes(model, host, settings):
     change.apply(host, Loud())
 """
 
@@ -475,7 +487,7 @@ def test_another_process_continues_where_one_was_killed(server: Hub, host: Host,
     model = resolve(settings(server), host, LAYOUT)
     assert model.bytes_missing < model.bytes_total - 2 * held + 1
     sent = server.sent
-    for change in changes(model, host, 8):
+    for change in due(model, host):
         change.apply(host, Report())
     assert server.sent - sent == model.bytes_missing, "not one byte twice"
     assert served(host, model)[SHARD] == checkpoint(size=size)[SHARD]
@@ -522,7 +534,7 @@ def test_an_interruption_keeps_what_has_come(server: Hub, host: Host) -> None:
 
     model = resolve(settings(server), host, LAYOUT)
     with pytest.raises(Interrupted):
-        Download(model, 8).apply(host, Cut())
+        Download(model, 8, (model.origin,)).apply(host, Cut())
     assert 0 < resolve(settings(server), host, LAYOUT).bytes_missing < model.bytes_total
     resolved_and_pulled(server, host)
 
@@ -658,7 +670,7 @@ def test_a_local_directory_is_served_where_it_lies(host: Host) -> None:
     host.make_dir(Path("/models/Org/Name"))
     model = resolve(settings(model="/models/Org/Name"), host, LAYOUT)
     assert (model.path, model.source, model.commit, model.id) == (Path("/models/Org/Name"), "local", None, "Name")
-    assert list(changes(model, host, 8)) == []
+    assert due(model, host) == []
 
 
 def test_a_relative_path_below_the_models_directory_comes_before_the_hub(server: Hub, host: Host) -> None:
@@ -683,9 +695,9 @@ def test_a_directory_that_is_not_there(host: Host, model: str) -> None:
 def test_the_builtin_model_is_made_once(host: Host) -> None:
     model = resolve(settings(model="builtin:tiny"), host, LAYOUT)
     assert (model.id, model.path) == ("builtin:tiny", LAYOUT.builtin_models / "tiny")
-    assert list(changes(model, host, 8)) == [MakeBuiltin(model.path)]
+    assert due(model, host) == [MakeBuiltin(model.path)]
     MakeBuiltin(model.path).apply(host, Report())
-    assert list(changes(model, host, 8)) == []
+    assert due(model, host) == []
 
 
 # Whether a directory is complete

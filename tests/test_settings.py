@@ -136,6 +136,19 @@ GARBAGE = {
     "find_links": ["a\nb", "https://user:secret@host/wheels"],
     "offline": ["maybe", "2"],
     "hf_endpoint": ["hf-mirror", "https://tok@host", "file:///", "https://x\\y"],
+    "hf_token_file": ["token", "~/token", "/x\ny"],
+    "model_sources": [
+        "",
+        "hug",
+        "hub mirror.example",
+        "ftp://x",
+        "https://tok@host",
+        "modelscope+",
+        "modelscope+x",
+        "hub\n",
+    ],
+    "allow_pickle": ["a b/", "'unclosed", "--x", "a\nb"],
+    "trust_remote_code": ["*", "../..\n", "a//b", "yes no;"],
     "vllm_args": ["'unclosed", "serve", "--enforce-eager\n--port=1", "--port 1", "--api-key=x"],
 }
 

@@ -33,13 +33,16 @@ def models() -> None:
 @service_option
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of the model on the hub.")
 @click.option("--hf-endpoint", metavar="URL", help="Mirror of the model hub.")
+@click.option("--hf-token-file", metavar="FILE", help="File that holds the token for gated models.")
+@click.option("--model-sources", metavar="LIST", help="Where to look, in order: hub, modelscope, URLs of mirrors.")
+@click.option("--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope.")
 @click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
 @json_option
 @quiet_option
 def pull(
-    model: str | None, service: str, revision: str | None, hf_endpoint: str | None, offline: bool | None,
-    dry_run: bool, as_json: bool, quiet: bool,
+    model: str | None, service: str, revision: str | None, hf_endpoint: str | None, hf_token_file: str | None,
+    model_sources: str | None, offline: bool | None, dry_run: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Fetch a model into the cache: MODEL, or the one that the service's settings name.
 
@@ -51,10 +54,13 @@ def pull(
     from installer.report import choose
 
     host, report = Host(), choose(quiet=quiet or as_json)
-    chosen = {"model": model, "revision": revision, "hf_endpoint": hf_endpoint, "offline": offline}
+    chosen = {
+        "model": model, "revision": revision, "hf_endpoint": hf_endpoint, "hf_token_file": hf_token_file,
+        "model_sources": model_sources, "offline": offline,
+    }  # fmt: skip
     settings = model_settings(service, host, chosen)
-    found = weights.resolve(settings, host, Layout(service))
-    pending = list(weights.changes(found, host, settings.download_connections))
+    found = weights.resolve(settings, host, Layout(service), report=report)
+    pending = list(weights.changes(found, host, settings))
     if not dry_run:
         for change in pending:
             report.begin(change)

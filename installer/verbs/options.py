@@ -86,6 +86,15 @@ SETTING_OPTIONS = (
     ("--find-links", "find_links", "PLACE", "Directory or page with further wheels."),
     ("--hf-endpoint", "hf_endpoint", "URL", "Mirror of the model hub."),
     ("--download-connections", "download_connections", "N", "Connections to the model hub at once [default: 8]"),
+    ("--allow-pickle", "allow_pickle", "NAMES", "Models whose weights may be pickles, which run code when loaded."),
+    ("--trust-remote-code", "trust_remote_code", "NAMES", "Models whose own Python code may run in the service."),
+    ("--hf-token-file", "hf_token_file", "FILE", "File that holds the token for gated models."),
+    (
+        "--model-sources",
+        "model_sources",
+        "LIST",
+        "Where models come from, in order: hub, modelscope, URLs of mirrors [default: hub]",
+    ),
 )
 
 
@@ -101,6 +110,9 @@ def setting_options(function: F) -> F:
     for flag, name, metavar, help in reversed(SETTING_OPTIONS):
         complete = _parsers if name.endswith("_parser") else None
         function = click.option(flag, name, metavar=metavar, help=help, shell_complete=complete)(function)
+    function = click.option(
+        "--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope."
+    )(function)
     function = click.option("--max-model-len", "max_model_len", metavar="TOKENS", hidden=True)(function)
     function = click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")(
         function

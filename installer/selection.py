@@ -1,0 +1,83 @@
+"""Which files of a repository vLLM loads: of a checkpoint in several formats, one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from installer.hub import ModelError, ModelFile
+
+# What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
+SMALL_FILES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".bpe", ".spm"}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+OTHER_FORMATS = {"original", "onnx", "openvino", "coreml", "gguf", "metal", "checkpoints", "runs"}
+HUB_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
+
+
+def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
+    """The files that vLLM loads. Of a checkpoint in several formats, one."""
+    useful = [f for f in files if not _is_aside(f.name)]
+    names = {f.name for f in useful}
+    safetensors = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+    consolidated = {name for name in safetensors if name.startswith("consolidated")}
+    # vLLM takes the consolidated form whenever it sees it, so exactly one form may be on disk.
+    is_standard = bool(safetensors - consolidated) and "config.json" in names and bool(names & HUB_TOKENIZERS)
+    weights = safetensors - consolidated if is_standard or not consolidated else consolidated
+    if not weights:
+        raise _unloadable(repo, names)
+    if "config.json" not in names and not (consolidated and "params.json" in names):
+        raise ModelError(f"{repo} has no config.json, so it is no complete model", "choose the full model's repository")
+    other_index = ("pytorch", "consolidated" if weights.isdisjoint(consolidated) else "model.")
+    chosen = [
+        f
+        for f in useful
+        if f.name in weights
+        or (is_standard and _is_module_weight(f.name))
+        or (_is_small(f.name) and not (f.name.endswith(".index.json") and f.name.startswith(other_index)))
+    ]
+    _refuse_clashes(chosen)
+    return tuple(sorted(chosen, key=lambda f: f.name))
+
+
+def _is_aside(name: str) -> bool:
+    parts = name.split("/")
+    if any(part.startswith(".") for part in parts):
+        return True
+    return len(parts) > 1 and (parts[0].lower() in OTHER_FORMATS or parts[0].startswith("checkpoint-"))
+
+
+def _is_small(name: str) -> bool:
+    base = PurePosixPath(name).name
+    return PurePosixPath(base).suffix.lower() in SMALL_FILES or base.startswith("tokenizer.model")
+
+
+def _is_module_weight(name: str) -> bool:
+    """Pooling and dense layers of embedding models: `2_Dense/model.safetensors`."""
+    return re.fullmatch(r"\d+_\w+/[^/]+\.safetensors", name) is not None
+
+
+def _refuse_clashes(files: Iterable[ModelFile]) -> None:
+    names = {f.name for f in files}
+    for name in names:
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in names:
+                raise ModelError(
+                    f"the repository holds {str(parent)!r} both as a file and as a directory",
+                    "do not use this model; report it to the hub",
+                )
+
+
+def _unloadable(repo: str, names: set[str]) -> ModelError:
+    suffixes = {PurePosixPath(name).suffix.lower() for name in names}
+    if suffixes & PICKLES:
+        return ModelError(
+            f"{repo} has its weights only as Python pickles, which can run any code when they are loaded",
+            "choose a repository with .safetensors files",
+        )
+    if ".gguf" in suffixes:
+        return ModelError(
+            f"{repo} has its weights only as GGUF, which this engine does not load",
+            "choose the original model's repository, with .safetensors files",
+        )
+    return ModelError(f"{repo} has no weights that vLLM can load (no .safetensors file)", "check the model's name")
