@@ -11,6 +11,7 @@ import click
 from installer import __version__
 from installer.errors import Exit, InstallError, Interrupted, UsageError, explain
 from installer.verbs import change, deploy, look, models, use
+from installer.verbs.doctor import doctor
 from installer.verbs.output import print_json
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -31,7 +32,7 @@ def cli() -> None:
 
 for verb in (
     deploy.deploy, deploy.plan, change.set_apikey, change.keys, change.set_context, change.set_values,
-    change.upgrade, change.rollback, look.status, look.list_services, look.logs, use.client_config,
+    change.upgrade, change.rollback, look.status, doctor, look.list_services, look.logs, use.client_config,
     models.models, change.prune, deploy.uninstall, look.completion,
 ):  # fmt: skip
     cli.add_command(verb)

@@ -178,21 +178,27 @@ class InstallEngine:
     def _check(self, host: Host, packages: Path) -> None:
         """The import check, with the compiler on the other cores meanwhile."""
         python = host.at(self.path / "bin/python")
-        needed = (*NEEDED, WORKER[self.engine.kind], *OPERATORS.get(self.engine.kind, ()))
-        modules = [ENTRY, *((*needed, "--", *USEFUL) if self.engine.has_torch else ())]
-        script = Path(__file__).with_name("engine_check.py")
-        with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as beside:
             compiled = beside.submit(bytecode.compile_packages, host, python, host.at(packages))
-            try:
-                host.run(python, "-I", script, *modules, env=_quiet_environment(home))
-            except CommandFailed as error:
-                tail = "\n".join(error.output.strip().splitlines()[-6:])
+            why = import_error(self.engine, host, self.layout)
+            if why:
                 raise EngineFailed(
-                    f"the installed vLLM {self.engine.vllm_version} ({self.engine.kind}) cannot be imported:\n{tail}",
+                    f"the installed vLLM {self.engine.vllm_version} ({self.engine.kind}) cannot be imported:\n{why}",
                     "if the last line names a library, install it and run the command again; "
                     "else try another build with --engine or --vllm-version",
-                ) from None
+                )
             compiled.result()
+
+
+def import_error(engine: Engine, host: Host, layout: Layout) -> str:
+    """The last lines of why an installed engine cannot be imported; empty where it can."""
+    needed = (*NEEDED, WORKER[engine.kind], *OPERATORS.get(engine.kind, ()))
+    modules = [ENTRY, *((*needed, "--", *USEFUL) if engine.has_torch else ())]
+    script = Path(__file__).with_name("engine_check.py")
+    python = host.at(layout.engines / engine.id / "bin/python")
+    with tempfile.TemporaryDirectory() as home:
+        done = host.run(python, "-I", script, *modules, check=False, env=_quiet_environment(home))
+    return "\n".join(done.stderr.strip().splitlines()[-6:]) if done.returncode else ""
 
 
 # Resolving

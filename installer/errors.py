@@ -16,6 +16,7 @@ class Exit(IntEnum):
     MODEL = 5
     NOT_PROVED = 6
     NOT_RESTORED = 7
+    FAULTS_FOUND = 8
     INTERRUPTED = 130
 
 

@@ -82,6 +82,23 @@ class Host:
             raise CommandFailed(args, process.returncode, stderr or stdout)
         return Completed(args, process.returncode, stdout, stderr)
 
+    @contextmanager
+    def streaming(self, *argv: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+        """A command whose output is read while it runs; its complaints go to our own stderr. It ends with us."""
+        process = subprocess.Popen(
+            (*self._leash(), *argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=self.environment(env or {}),
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
     @staticmethod
     def _communicate(
         process: subprocess.Popen[str],

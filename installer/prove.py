@@ -77,12 +77,15 @@ def explain(lines: list[str], what: str, look: str, service: str = Settings.serv
     known = [finding for finding in signatures.explain(lines, service) if finding.severity == FAULT]
     if known:
         return NotProved(f"{what}: {known[0].evidence}", " or ".join(known[0].commands))
-    # vLLM reports the first error as the reason of the next, so the first one is the root.
-    root = next((line for line in lines if ERROR.search(line) and not ASIDE.search(line)), None)
-    if root:
-        return NotProved(f"{what}: {root.strip()}", look)
+    if root := root_line(lines):
+        return NotProved(f"{what}: {root}", look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
     return NotProved(f"{what}; its last words:\n{tail}", look)
+
+
+def root_line(lines: list[str]) -> str:
+    """vLLM reports the first error as the reason of the next, so the first one is the root; "" where there is none."""
+    return next((line.strip() for line in lines if ERROR.search(line) and not ASIDE.search(line)), "")
 
 
 def journal(layout: Layout, host: Host, count: int) -> list[str]:

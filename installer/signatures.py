@@ -53,7 +53,8 @@ class Signature:
 
 def recognise(line: str, service: str, where: str = SERVICE) -> Finding | None:
     """What one line means; None for nearly every line."""
-    if not _any_pattern().search(line):
+    # Nearly every line of a log is said in passing, for which only the notes are looked through.
+    if not _any_pattern(NOTE if ASIDE.match(line) else FAULT).search(line):
         return None
     candidates = (s.explain(line, service) for s in signatures() if where in s.where)
     return next((finding for finding in candidates if finding), None)
@@ -75,8 +76,9 @@ def signatures() -> tuple[Signature, ...]:
 
 
 @functools.cache
-def _any_pattern() -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern.pattern})" for s in signatures() for pattern in s.patterns))
+def _any_pattern(severity: str) -> re.Pattern[str]:
+    patterns = [p.pattern for s in signatures() for p in s.patterns if severity in (FAULT, s.severity)]
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
 def parse(text: str) -> tuple[Signature, ...]:

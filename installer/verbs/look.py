@@ -9,40 +9,63 @@ import click
 
 from installer.errors import UsageError
 from installer.verbs.options import json_option, service_option
-from installer.verbs.output import print_json
+from installer.verbs.output import as_plain, print_json
 
 
 @click.command()
 @service_option
+@click.option("--watch", "-w", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @json_option
-def status(service: str, as_json: bool) -> None:
-    """Show one service on one screen."""
-    import dataclasses
-
+def status(service: str, watch: bool, as_json: bool) -> None:
+    """Show one service on one screen; --watch adds speed, queue and GPU use, live."""
     from installer import status as view
     from installer.host import Host
     from installer.settings import check_service
 
-    found = view.status(check_service(service), Host())
+    check_service(service)
+    if watch:
+        _watch(service, as_json)
+        return
+    found = view.status(service, Host())
     if as_json:
-        print_json(dataclasses.asdict(found))
+        print_json(as_plain(found))
     else:
         for label, text in view.lines(found):
             click.echo(f"{label:>12}  {text}")
+
+
+def _watch(service: str, as_json: bool) -> None:
+    """Live on a terminal; elsewhere one line, or one JSON object on a line, for every look."""
+    import json
+
+    from installer import watch
+    from installer.errors import Interrupted
+    from installer.host import Host
+
+    frames = watch.frames(service, Host())
+    try:
+        if sys.stdout.isatty() and not as_json:
+            from rich.live import Live
+
+            with Live(auto_refresh=False, screen=False) as live:
+                for frame in frames:
+                    live.update(watch.screen(frame), refresh=True)
+        for frame in frames:
+            click.echo(json.dumps(as_plain(frame)) if as_json else watch.line(frame))
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)  # how watching ends
 
 
 @click.command("list")
 @json_option
 def list_services(as_json: bool) -> None:
     """List every service this tool manages on the host."""
-    import dataclasses
-
     from installer import status as view
     from installer.host import Host
 
     found = view.all_services(Host())
     if as_json:
-        print_json([dataclasses.asdict(one) for one in found])
+        print_json([as_plain(one) for one in found])
     elif not found:
         click.echo("no services yet; make one with: sudo vllm-install deploy", err=True)
     for one in [] if as_json else found:
@@ -54,18 +77,34 @@ def list_services(as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what arrives.")
 @click.argument("journalctl_args", nargs=-1, type=click.UNPROCESSED)
 def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
-    """Show the service's journal; further arguments go to journalctl."""
+    """Show the service's journal, and under a line that tells of a failure what it means and what helps.
+
+    Further arguments go to journalctl: -n 50, --since today, -o json, ...; without any, the last 200 lines.
+    """
+    from installer import logs as journal
+    from installer.errors import Interrupted
+    from installer.finding import Finding
+    from installer.host import Host
     from installer.settings import check_service
 
-    argv = [
-        "journalctl",
-        "--unit",
-        f"{check_service(service)}.service",
-        *(["--follow"] if follow else []),
-        *journalctl_args,
-    ]
+    def show(line: str) -> None:
+        sys.stdout.write(line)
+        if follow:
+            sys.stdout.flush()
+
+    def explain(finding: Finding) -> None:
+        text = f"    = {finding.cause}\n" + "".join(f"    > {command}\n" for command in finding.commands)
+        sys.stdout.write(click.style(text, fg="yellow") if colour else text)
+        sys.stdout.flush()
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    words = [*(["--follow"] if follow else []), *journalctl_args]
+    try:
+        code = journal.stream(check_service(service), words, Host(), colour=colour, show=show, explain=explain)
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)  # how following ends
     sys.stdout.flush()
-    os.execvp(argv[0], argv)  # noqa: S606 the terminal and its signals belong to journalctl from here
+    sys.exit(code)
 
 
 @click.command()

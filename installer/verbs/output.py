@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import textwrap
@@ -10,8 +11,21 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from installer.changes import Change
     from installer.deploy import Deployed, Show
+
+
+def as_plain(value: DataclassInstance) -> dict[str, object]:
+    """A result as JSON can hold it: infinity, a histogram's last bound, is no number there."""
+
+    def plain(item: object) -> object:
+        if isinstance(item, dict):
+            return {("+Inf" if key == float("inf") else str(key)): plain(each) for key, each in item.items()}
+        return [plain(each) for each in item] if isinstance(item, (list, tuple)) else item
+
+    return {name: plain(item) for name, item in dataclasses.asdict(value).items()}
 
 
 def print_json(value: object) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from vllm import __version__
+from vllm import __version__, faults
 from vllm.asgi import Receive, Scope, Send
 
 
@@ -25,6 +25,7 @@ class Engine:
     def __init__(self) -> None:
         self.running = 0
         self.generated = 0
+        self.first_tokens: list[float] = []
         self.died = asyncio.Event()
         self._ids = itertools.count()
         self._queues: dict[int, asyncio.Queue[str | None]] = {}
@@ -63,10 +64,15 @@ class Engine:
         key = next(self._ids)
         queue = self._queues[key] = asyncio.Queue()
         self.running += 1
+        began = time.monotonic()
+        fresh = True
         try:
             self._process.stdin.write(json.dumps({"id": key, "max_tokens": max_tokens}).encode() + b"\n")
             while (token := await self._next(queue)) is not None:
                 self.generated += 1
+                if fresh:
+                    self.first_tokens.append(time.monotonic() - began)
+                    fresh = False
                 yield token
         finally:
             self.running -= 1
@@ -100,6 +106,8 @@ class Application:
         route = (scope["method"], scope["path"])
         if route in (("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/invocations")):
             await self._complete(send, json.loads(body or b"{}"), chat="chat" in scope["path"])
+        elif route == ("GET", "/metrics") and faults.value("metrics") == "missing":
+            await _error(send, 404, "Not Found")
         elif route == ("GET", "/metrics"):
             await _answer(send, 200, self._metrics().encode(), b"text/plain; version=0.0.4")
         elif route == ("GET", "/health") and self.engine.died.is_set():
@@ -165,14 +173,23 @@ class Application:
         labels = f'engine="0",model_name="{self.model}"'
         values = {
             "vllm:generation_tokens_total": ("counter", self.engine.generated),
-            "vllm:num_requests_running": ("gauge", self.engine.running),
-            "vllm:num_requests_waiting": ("gauge", 0),
-            "vllm:kv_cache_usage_perc": ("gauge", 0),
+            "vllm:prompt_tokens_total": ("counter", 3 * len(self.engine.first_tokens)),
+            "vllm:num_requests_running": ("gauge", faults.number("running", self.engine.running)),
+            "vllm:num_requests_waiting": ("gauge", faults.number("waiting", 0)),
+            "vllm:kv_cache_usage_perc": ("gauge", faults.number("kv-usage", 0)),
             "vllm:num_preemptions_total": ("counter", 0),
         }
         lines = []
         for name, (kind, value) in values.items():
             lines += [f"# TYPE {name} {kind}", f"{name}{{{labels}}} {float(value)}"]
+        first = self.engine.first_tokens
+        lines.append("# TYPE vllm:time_to_first_token_seconds histogram")
+        for bound in (0.001, 0.01, 0.1, 1.0, 10.0, float("inf")):
+            le = "+Inf" if bound == float("inf") else bound
+            count = float(sum(seconds <= bound for seconds in first))
+            lines.append(f'vllm:time_to_first_token_seconds_bucket{{{labels},le="{le}"}} {count}')
+        if faults.value("metrics") == "garbled":
+            lines = [line[::-1] for line in lines]
         lines.append(f'vllm:cache_config_info{{block_size="128",engine="0",num_gpu_blocks="{self.context}"}} 1.0')
         return "\n".join(lines) + "\n"
 

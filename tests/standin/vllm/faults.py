@@ -8,6 +8,9 @@ die-at-start=STATUS   ends with this status while loading
 die-on-completion     the engine dies of a signal at the first completion
 hang                  completions are taken and never answered; /health stays 200
 token-seconds=S       time between two tokens
+last-words            prints the file `last-words` of the home directory while loading, and ends unless it says INFO
+metrics=HOW           `garbled` or `missing`
+waiting=N running=N   what the metrics say of the queue; kv-usage=SHARE of the cache
 """
 
 import os

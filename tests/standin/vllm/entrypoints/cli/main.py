@@ -61,6 +61,11 @@ def load(arguments: argparse.Namespace) -> int:
     log.info("Initializing a V1 LLM engine (v%s) with config: model=%r", __version__, arguments.model)
     stage("load", "Starting to load model %s...", arguments.model)
     time.sleep(faults.number("slow-start", 0))
+    if faults.value("last-words") is not None:
+        words = Path(os.environ["HOME"], "last-words").read_text()
+        print(words, flush=True)
+        if not words.startswith("INFO"):
+            sys.exit(1)
     status = faults.value("die-at-start")
     if status is not None:
         log.error("RuntimeError: Engine core initialization failed. See root cause above.")

@@ -1,0 +1,144 @@
+"""What a running service does: its metrics read back as figures, and the GPUs' own account."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.api import Api, NoAnswer, gauge
+from installer.errors import InstallError
+from installer.host import Host
+
+GPU_QUERY = "--query-gpu=name,memory.used,memory.total,utilization.gpu"
+ANSWER_WITHIN = 5.0
+TTFT = "vllm:time_to_first_token_seconds"
+_BUCKET = re.compile(rf"^{TTFT}_bucket\{{(.*)\}} (\S+)\s*$", re.MULTILINE)
+_CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} \S+\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at /metrics. What is missing or garbled there is None, or absent."""
+
+    running: float | None
+    waiting: float | None
+    cache_used: float | None  # share of the KV cache, 0 to 1
+    generated: float | None  # tokens since the start
+    prompted: float | None
+    cache_tokens: int | None  # how many tokens the KV cache holds
+    first_token: Mapping[float, float]  # bucket's upper bound in seconds -> answers at most so slow
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    name: str
+    memory_used: int
+    memory_total: int
+    busy: int | None  # percent
+
+
+def sample(api: Api) -> Sample | None:
+    """None where there are no metrics to be had."""
+    try:
+        answer = api.ask("GET", "/metrics")
+    except NoAnswer:
+        return None
+    return read_metrics(answer.body.decode(errors="replace")) if answer.status == 200 else None
+
+
+def read_metrics(text: str) -> Sample | None:
+    engines = len(re.findall(r"^vllm:kv_cache_usage_perc[ {]", text, re.MULTILINE))
+    used = gauge(text, "vllm:kv_cache_usage_perc")
+    found = Sample(
+        running=gauge(text, "vllm:num_requests_running"),
+        waiting=gauge(text, "vllm:num_requests_waiting"),
+        cache_used=used / engines if used is not None and engines else None,
+        generated=gauge(text, "vllm:generation_tokens_total"),
+        prompted=gauge(text, "vllm:prompt_tokens_total"),
+        cache_tokens=_cache_tokens(text),
+        first_token=_buckets(text),
+    )
+    return None if found == Sample(None, None, None, None, None, None, {}) else found
+
+
+def _cache_tokens(text: str) -> int | None:
+    tokens = 0
+    for match in _CACHE.finditer(text):
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1]))
+        size, count = labels.get("block_size", ""), labels.get("num_gpu_blocks", "")
+        if size.isdigit() and count.isdigit():
+            tokens += int(size) * int(count)
+    return tokens or None
+
+
+def _buckets(text: str) -> dict[float, float]:
+    """Of all engines together."""
+    found: dict[float, float] = {}
+    for labels, count in _BUCKET.findall(text):
+        bound = re.search(r'le="([^"]*)"', labels)
+        try:
+            if bound:
+                found[float(bound[1])] = found.get(float(bound[1]), 0.0) + float(count)
+        except ValueError:
+            continue
+    return dict(sorted(found.items()))
+
+
+def since(before: Mapping[float, float], after: Mapping[float, float]) -> dict[float, float]:
+    """The answers that came between two looks; all of them where none did, or where the counters began anew."""
+    if before.keys() != after.keys():
+        return dict(after)
+    difference = {bound: after[bound] - before[bound] for bound in after}
+    total = max(difference.values(), default=0.0)
+    return difference if total > 0 and min(difference.values()) >= 0 else dict(after)
+
+
+def quantile(buckets: Mapping[float, float], share: float) -> float | None:
+    """As Prometheus estimates it: in a straight line within a bucket; the last bound where it lies beyond all."""
+    total = max(buckets.values(), default=0.0)
+    if total <= 0:
+        return None
+    low, below = 0.0, 0.0
+    for bound, count in buckets.items():
+        if count >= share * total:
+            if bound == float("inf"):
+                return low
+            return low + (bound - low) * (share * total - below) / (count - below) if count > below else bound
+        low, below = bound, count
+    return low
+
+
+def gpus(host: Host, kind: str | None) -> tuple[GpuUse, ...]:
+    """What nvidia-smi or the amdgpu driver says; nothing for the CPU engine."""
+    if kind == "rocm":
+        return _amd(host)
+    command = host.which("nvidia-smi") if kind == "cuda" else None
+    if command is None:
+        return ()
+    try:
+        done = host.run(host.at(command), GPU_QUERY, "--format=csv,noheader,nounits", check=False, timeout=5)
+    except InstallError:
+        return ()
+    rows = [[value.strip() for value in line.rsplit(",", 3)] for line in done.stdout.splitlines()]
+    return tuple(
+        GpuUse(name, _mebibytes(used), _mebibytes(total), int(busy) if busy.isdigit() else None)
+        for name, used, total, busy in (row for row in rows if len(row) == 4)
+    )
+
+
+def _amd(host: Host) -> tuple[GpuUse, ...]:
+    found = []
+    for device in sorted(host.root.glob("sys/class/drm/card[0-9]*/device/mem_info_vram_total")):
+        place = Path("/") / device.parent.relative_to(host.root)
+        words = [(host.read(place / name) or "").strip() for name in ("mem_info_vram_used", "mem_info_vram_total")]
+        busy = (host.read(place / "gpu_busy_percent") or "").strip()
+        name = (host.read(place / "product_name") or "").strip() or "AMD GPU"
+        if all(word.isdigit() for word in words):
+            found.append(GpuUse(name, int(words[0]), int(words[1]), int(busy) if busy.isdigit() else None))
+    return tuple(found)
+
+
+def _mebibytes(text: str) -> int:
+    return int(text) * 1024 * 1024 if text.isdigit() else 0

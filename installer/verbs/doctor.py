@@ -1,0 +1,58 @@
+"""doctor: what is wrong, and what helps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from installer.verbs.options import json_option, service_option
+from installer.verbs.output import print_json
+
+if TYPE_CHECKING:
+    from installer.doctor import Diagnosis
+
+
+@click.command()
+@service_option
+@click.option("--bundle", metavar="FILE", help="Write a redacted report for a bug tracker (.tar.gz).")
+@json_option
+def doctor(service: str, bundle: str | None, as_json: bool) -> None:
+    """Say what is wrong, root cause first, with the command that helps; changes nothing.
+
+    Exit status 0: no fault was found; 8: faults were found.
+    """
+    import dataclasses
+
+    from installer import bundle as report
+    from installer import doctor as surgery
+    from installer.errors import Exit
+    from installer.host import Host
+    from installer.scene import look
+    from installer.settings import check_service
+
+    scene = look(check_service(service), Host())
+    found = surgery.diagnose(scene)
+    if bundle:
+        report.write(scene, found, Path(bundle).absolute())
+        click.echo(f"{bundle} is written; look through it before you give it to anybody", err=True)
+    if as_json:
+        print_json({**dataclasses.asdict(found), "healthy": found.is_healthy})
+    else:
+        _print(found)
+    sys.exit(Exit.DONE if found.is_healthy else Exit.FAULTS_FOUND)
+
+
+def _print(found: Diagnosis) -> None:
+    """Short lines without a table: they read the same on a terminal of any width, and in a pipe."""
+    for finding in found.findings:
+        click.echo(f"{finding.severity}: {finding.cause} [{finding.id}]")
+        click.echo(f"  seen: {finding.evidence}")
+        for number, command in enumerate(finding.commands):
+            click.echo(f"  {'or' if number else 'do'}:   {command}")
+    for line in found.unseen:
+        click.echo(f"not seen: {line}", err=True)
+    if not found.findings:
+        click.echo(f"{found.service}: nothing is wrong")
