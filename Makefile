@@ -23,7 +23,7 @@ test-fast: .venv-ready ## Run the tests that need no root
 	@$(PYTEST) -m "not root" $(ARGS)
 
 golden: .venv-ready ## Write the golden files anew; look at the difference before you commit it
-	@GOLDEN=write $(PYTEST) -q tests/test_render.py tests/test_settings_file.py -k golden
+	@GOLDEN=write $(PYTEST) -q tests/test_render.py tests/test_settings_file.py tests/test_models_doc.py -k golden
 
 check: .venv-ready ## Lint, formatting and types; what CI runs first
 	@.venv/bin/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from installer.host import Host
 from installer.safetensors import Damaged, Tensor, read_header
+from installer.selection import GGUF, GGUF_HINT
 
 LONGEST_JSON = 64 * 1024 * 1024
 TOKENIZERS = (
@@ -118,5 +119,5 @@ def _no_weights(path: Path) -> str:
     if pickles:
         return f"{path} has its weights only as Python pickles ({pickles[0]}), which can run any code when loaded"
     if any(path.glob("*.gguf")):
-        return f"{path} has its weights only as GGUF, which this engine does not load"
+        return f"{path} has its weights only as GGUF ({GGUF}; {GGUF_HINT})"
     return f"{path} holds no weights (*.safetensors)"

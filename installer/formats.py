@@ -14,6 +14,7 @@ from installer.model_about import About
 from installer.model_config import Config
 from installer.preflight_gpus import usable_gpus
 from installer.problem import Problem
+from installer.selection import GGUF, GGUF_HINT
 from installer.settings import Settings
 from installer.vllm_facts import VllmFacts
 
@@ -21,8 +22,6 @@ from installer.vllm_facts import VllmFacts
 OFFERED = {"fp8": "FP8", "compressed-tensors": "compressed-tensors", "awq": "AWQ", "gptq": "GPTQ"}
 # NVIDIA's tool names one method in many dialects: a word of the dialect -> vLLM's name for it.
 MODELOPT = {"NVFP4": "modelopt_fp4", "MXFP8": "modelopt_mxfp8", "MIXED_PRECISION": "modelopt_mixed", "FP8": "modelopt"}
-GGUF = "needs the plugin vllm-gguf-plugin, which is no part of the engine"
-GGUF_HINT = "choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
     """What keeps the model from running here, said before its weights are fetched."""
     found = recognise(about)
     if found.method == "gguf":
-        yield Problem(f"{model} has its weights only as GGUF", f"vLLM {GGUF}", GGUF_HINT)
+        yield Problem(f"{model} has its weights only as GGUF", GGUF, GGUF_HINT)
         return
     known = vllm_facts.load()
     if settings.vllm_version != known.version:

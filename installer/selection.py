@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from installer.errors import InstallError, Refused
 from installer.hub import ModelError, ModelFile
 
 # What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
@@ -13,6 +14,8 @@ SMALL_FILES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 OTHER_FORMATS = {"original", "onnx", "openvino", "coreml", "gguf", "metal", "checkpoints", "runs"}
 HUB_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
+GGUF = "vLLM reads it only with the plugin vllm-gguf-plugin, which is no part of the engine"
+GGUF_HINT = "choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files"
 
 
 def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
@@ -68,7 +71,7 @@ def _refuse_clashes(files: Iterable[ModelFile]) -> None:
                 )
 
 
-def _unloadable(repo: str, names: set[str]) -> ModelError:
+def _unloadable(repo: str, names: set[str]) -> InstallError:
     suffixes = {PurePosixPath(name).suffix.lower() for name in names}
     if suffixes & PICKLES:
         return ModelError(
@@ -76,8 +79,5 @@ def _unloadable(repo: str, names: set[str]) -> ModelError:
             "choose a repository with .safetensors files",
         )
     if ".gguf" in suffixes:
-        return ModelError(
-            f"{repo} has its weights only as GGUF, which this engine does not load",
-            "choose the original model's repository, with .safetensors files",
-        )
+        return Refused(f"{repo} has its weights only as GGUF: {GGUF}", GGUF_HINT)
     return ModelError(f"{repo} has no weights that vLLM can load (no .safetensors file)", "check the model's name")

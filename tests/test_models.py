@@ -19,7 +19,7 @@ from installer import builtin, download, hub, models, partial
 from installer.builtin import MakeBuiltin
 from installer.changes import Change
 from installer.checkpoint import check_access, check_directory
-from installer.errors import Exit, Interrupted
+from installer.errors import Exit, Interrupted, Refused
 from installer.host import Host
 from installer.hub import ModelError, ModelFile
 from installer.layout import Layout
@@ -297,7 +297,6 @@ def test_the_consolidated_form_where_it_is_the_only_whole_one() -> None:
     ("names", "message"),
     [
         (["config.json", "pytorch_model.bin"], "pickles"),
-        (["model-Q4_K_M.gguf"], "GGUF"),
         (["config.json", "README.md"], "no weights"),
         (["adapter_config.json", "adapter_model.safetensors"], "config.json"),
         (["config.json", "tokenizer.json", "model.safetensors", "x.json", "x.json/y.json"], "as a file and as a dir"),
@@ -306,6 +305,12 @@ def test_the_consolidated_form_where_it_is_the_only_whole_one() -> None:
 def test_what_cannot_be_served_is_refused_before_the_download(names: list[str], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         select(REPO, listed(*names))
+
+
+def test_gguf_is_refused_with_what_would_work_instead() -> None:
+    with pytest.raises(Refused, match="vllm-gguf-plugin") as refused:
+        select(REPO, listed("config.json", "model-Q4_K_M.gguf"))
+    assert "AWQ" in refused.value.hint
 
 
 @pytest.mark.parametrize(
