@@ -21,6 +21,7 @@ WORDS = ("The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog")
 def answer(request: dict[str, int], write: threading.Lock) -> None:
     if faults.value("die-on-completion") is not None:
         os.kill(os.getpid(), signal.SIGILL)
+        threading.Event().wait()  # another thread may take the signal, and this one must not answer meanwhile
     for index in range(request["max_tokens"] + 1):
         while faults.value("hang") is not None:
             time.sleep(0.1)

@@ -1,0 +1,110 @@
+"""Changes that the real vLLM refuses or takes: a context beyond its memory, an upgrade that fails, one that serves."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from installer import builtin
+from tests.boot.machine import STORE, Machine
+from tests.life import cli, main_pid, processes, serves
+from tests.vllm.test_life_real import free_port
+
+SHARE = 0.05
+MODEL = Path("/srv/wide")
+WHEELS = "/srv/wheels"
+PACKAGE = "partial_json_parser"  # a small package that the API server imports
+# A release that imports well and fails the service: what only the proof can find.
+BROKEN = "\nimport sys\nif 'serve' in sys.argv:\n    raise ImportError('half a release')\n"
+
+
+@pytest.fixture(scope="module")
+def machine(cpu_engine: str) -> Iterator[Machine]:
+    with Machine(network=True, store=True) as machine:
+        files = dict(builtin.files())
+        config = json.loads(files["config.json"])
+        # A model whose own limit lies beyond what the share of memory can hold; a token takes 1 KiB here.
+        config["max_position_embeddings"] = int(psutil.virtual_memory().total * SHARE) // 1024 * 2
+        files["config.json"] = json.dumps(config).encode()
+        machine.at(MODEL).mkdir(parents=True)
+        machine.at(WHEELS).mkdir()
+        for name, content in files.items():
+            (machine.at(MODEL) / name).write_bytes(content)
+        yield machine
+
+
+def test_a_context_or_an_engine_that_fails_is_undone_and_one_that_serves_can_be_left_again(
+    machine: Machine, cpu_engine: str
+) -> None:
+    port = free_port()
+    options = ("--engine", "cpu", "--gpu-memory-utilization", str(SHARE), "--port", str(port), "--find-links", WHEELS)
+    key = cli(
+        machine, "deploy", "--model", str(MODEL), "--served-model-name", "builtin:tiny", *options, timeout=600
+    ).key
+    serves(machine, key, port)
+    refused_context(machine)
+    serves(machine, key, port)
+
+    release(machine, "9999.1", BROKEN)
+    before = main_pid(machine)
+    done = cli(machine, "upgrade", code=6, timeout=600)
+    assert "half a release" in done.err
+    assert "qwen3vl.service is back as it was" in done.err
+    assert main_pid(machine) != before
+    assert cpu_engine in processes(machine)[main_pid(machine)]
+    serves(machine, key, port)
+
+    machine.shell(f"rm {WHEELS}/*")
+    release(machine, "9999.2", "")
+    cli(machine, "upgrade", timeout=600)
+    assert cpu_engine not in processes(machine)[main_pid(machine)]
+    serves(machine, key, port)
+    kept = engines(machine)
+    assert cpu_engine in kept
+
+    cli(machine, "rollback")
+    assert cpu_engine in processes(machine)[main_pid(machine)]
+    assert engines(machine) == kept
+    serves(machine, key, port)
+
+
+def refused_context(machine: Machine) -> None:
+    """More than vLLM itself said that it can hold, by less than our estimate may be wrong."""
+    table = cli(machine, "set-context", "1024", "--dry-run", "--json").json
+    asked = table["kv_tokens"] + table["margin_bytes"] * 3 // 4 // table["kv_bytes_per_token"]
+    done = cli(machine, "set-context", str(asked), code=6)
+    found = re.search(rf"asked {asked}; this GPU fits (\d+); the service is back at 1024", done.err)
+    assert found, done.err
+    assert abs(int(found[1]) - table["kv_tokens"]) * table["kv_bytes_per_token"] < table["margin_bytes"]
+    assert f"set-context {found[1]}" in done.err
+
+
+def engines(machine: Machine) -> set[str]:
+    return {path.name for path in machine.at("/opt/vllm-install/engines").iterdir()}
+
+
+def release(machine: Machine, version: str, more: str) -> None:
+    """A newer release of the package that the engine holds, with some lines more."""
+    site = next(STORE.glob(f"engines/*/lib/python3*/site-packages/{PACKAGE}")).parent
+    info = f"{PACKAGE}-{version}.dist-info"
+    files = {str(path.relative_to(site)): path.read_bytes() for path in (site / PACKAGE).rglob("*.py")}
+    files[f"{PACKAGE}/__init__.py"] += more.encode()
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {version}\n".encode()
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in files.items())
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    with zipfile.ZipFile(machine.at(WHEELS) / f"{PACKAGE}-{version}-py3-none-any.whl", "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
