@@ -155,21 +155,20 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
         show(Deployed(want, (), None, False))
         return
     settings_text = host.read(layout.settings_file)
-    first = state.proved is None
-    state = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, attempt.verb)
+    claimed = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, attempt.verb)
     try:
         apply(changes, host, report)
         prove.serving(want, host, report)
         if new_key:
             prove.keys_in_force(want, new_key)
+        calibration = fit.measured(want.target, layout, host) or state.calibration
+        measured = dataclasses.replace(claimed, calibration=calibration)
+        remembered = _remember(measured, want.target, host, layout, "proved")
     except Exception as error:
-        claimed = state
         raise undone(error, lambda why: _put_back(claimed, settings_text, why, host, layout, report)) from error
-    state = dataclasses.replace(state, calibration=fit.measured(want.target, layout, host) or state.calibration)
-    state = _remember(state, want.target, host, layout, "proved")
-    show(Deployed(want, tuple(changes), new_key, first))
-    if not state.key_shown:
-        save_state(host, layout, dataclasses.replace(state, key_shown=True))
+    show(Deployed(want, tuple(changes), new_key, first=state.proved is None))
+    if not remembered.key_shown:
+        save_state(host, layout, dataclasses.replace(remembered, key_shown=True))
 
 
 def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:

@@ -1,6 +1,7 @@
 """Run inside a machine: `python -m tests.cut SIGNAL POINT ARGS…` is `vllm-install ARGS…`, hit by it at a chosen point.
 
-KILL and TERM hit the process alone; INT, as a terminal sends it on Ctrl-C, its children too. POINT is one of
+KILL and TERM hit the process alone; INT, as a terminal sends it on Ctrl-C, its children too. FULL is no signal: there,
+once, the disk is full. POINT is one of
     begin:N       before the N-th change, with everything before it done
     done:N        right after the N-th change
     effect:N:K    within the N-th change, before its K-th effect: a process, a rename, a new directory, a removal…
@@ -11,6 +12,7 @@ KILL and TERM hit the process alone; INT, as a terminal sends it on Ctrl-C, its 
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -28,8 +30,8 @@ LOOKS = (["systemctl", "show"], ["journalctl"])
 class Cutter(report.Lines):
     """Counts what happens and sends the signal where it was told to."""
 
-    def __init__(self, number: signal.Signals, point: str) -> None:
-        self.signal = number
+    def __init__(self, name: str, point: str) -> None:
+        self.signal = None if name == "FULL" else signal.Signals[f"SIG{name}"]
         self.point = point
         self.effects: list[int] = []  # of each change begun so far
         self.saves = 0
@@ -38,6 +40,9 @@ class Cutter(report.Lines):
     def reach(self, point: str) -> None:
         if point != self.point:
             return
+        self.point = "none"
+        if self.signal is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), point)
         if self.signal == signal.SIGINT:
             os.killpg(0, self.signal)
         else:
@@ -81,7 +86,7 @@ def is_look(event: str, args: tuple[object, ...]) -> bool:
 
 
 def main(name: str, point: str, args: list[str]) -> None:
-    cutter = Cutter(signal.Signals[f"SIG{name}"], point)
+    cutter = Cutter(name, point)
     # What the command line reports by; the rest of it runs unchanged.
     vars(report).update(choose=lambda **_: cutter)
     sys.addaudithook(cutter.audit)

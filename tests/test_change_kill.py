@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,30 @@ def test_the_next_command_settles_what_was_cut_off(host: Host, verb: str, capsys
     with capsys.disabled():
         print(f"\n{verb}: {recovered} faults injected, {recovered} recovered")
     assert recovered >= 6
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_disk_that_fills_up_in_between_leaves_everything_as_it_was(
+    host: Host, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = VERBS[verb](host)
+    points = [point for point in points_of(host.machine, *args) if point.startswith(("effect", "save"))]
+    learn(host, args)
+    for point in points:
+        args = VERBS[verb](host)
+        unit_text, before = host.machine.at(UNIT).read_text(), host.state
+        done = host.machine.run(sys.executable, "-m", "tests.cut", "FULL", point, *args, check=False)
+        assert "the disk is full while writing" in done.stdout + done.stderr, (point, done)
+        assert (done.returncode, "Traceback" in done.stderr) == (3, False), (point, done)
+        assert host.machine.at(UNIT).read_text() == unit_text, point
+        after = host.state
+        assert [after[name] for name in ("pending", "proved", "previous")] == [
+            before[name] for name in ("pending", "proved", "previous")
+        ], point
+        is_sound(host)
+        assert cli(host.machine, "deploy", "--json").changes == [], point
+    with capsys.disabled():
+        print(f"\n{verb}, the disk full once: {len(points)} faults injected, {len(points)} recovered")
 
 
 @pytest.mark.parametrize("verb", VERBS)
