@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import checksums, hub
+from installer import checksums, hub, selection
 from installer.host import Host
 from installer.hub import ModelFile, Origin
-from installer.report import Report, size
+from installer.report import Report
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,27 @@ def is_linked(snapshot: Path, file: ModelFile, host: Host) -> bool:
         return False
 
 
+def strangers(snapshot: Path, files: Iterable[ModelFile], host: Host) -> list[str]:
+    """Files among a snapshot's own that its source did not list, and that an engine might read all the same."""
+    real, names = host.at(snapshot), {file.name for file in files}
+    found = (str(path.relative_to(real)) for path in sorted(real.rglob("*")) if path.is_symlink() or path.is_file())
+    return [name for name in found if name not in names and names and selection.is_read(name)]
+
+
+@contextmanager
+def alone(folder: Path, host: Host, busy: Callable[[], None]) -> Iterator[None]:
+    """One process at a time changes a repository. Where another one does, `busy` is called; then it is waited for."""
+    path = folder.parent / ".locks" / f"{folder.name}.vllm-install.lock"
+    host.make_dir(path.parent)
+    with host.at(path).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 # Which blobs were seen to be right
 
 
@@ -96,7 +119,7 @@ def find_wrong(folder: Path, files: Sequence[ModelFile], host: Host, report: Rep
     present = [file for file in files if _size(blobs / file.digest) == file.size]
     before = {file.digest: _signature(blobs / file.digest) for file in present}
     total = sum(file.size for file in present)
-    with report.bytes(f"checking {len(present)} files, {size(total)}", total) as advance:
+    with report.bytes(f"checking {folder.name.removeprefix('models--').replace('--', '/')}", total) as advance:
         wrong = {path.name for path in checksums.find_wrong([(blobs / f.digest, f.digest) for f in present], advance)}
     # What changed while it was read may have been right only before.
     wrong |= {digest for digest, signature in before.items() if _signature(blobs / digest) != signature}

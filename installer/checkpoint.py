@@ -69,10 +69,17 @@ def json_object(path: Path, problems: list[str]) -> dict[str, object]:
     return {}
 
 
+def tokenizer_of(path: Path) -> str | None:
+    """The file, or the files together, that hold the tokenizer."""
+    for names in TOKENIZERS:
+        if all((path / name).is_file() for name in names):
+            return " and ".join(names)
+    others = sorted([*path.glob("*.tiktoken"), *path.glob("tokenizer.model.v*")])
+    return others[0].name if others else None
+
+
 def _check_tokenizer(path: Path) -> list[str]:
-    if any(all((path / name).is_file() for name in names) for names in TOKENIZERS):
-        return []
-    if any(path.glob("*.tiktoken")) or any(path.glob("tokenizer.model.v*")):
+    if tokenizer_of(path):
         return []
     return [f"{path} has no tokenizer (tokenizer.json, tokenizer.model or the like)"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -36,11 +37,16 @@ def is_right(path: Path, digest: str, advance: Callable[[int], None]) -> bool:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         buffer = memoryview(bytearray(min(PIECE, max(length, 1))))
         offset = 0
-        while count := file.readinto(buffer):
-            offset += count
-            os.posix_fadvise(file.fileno(), offset, AHEAD, os.POSIX_FADV_WILLNEED)
-            checksum.update(buffer[:count])
-            advance(count)
+        try:
+            while count := file.readinto(buffer):
+                offset += count
+                os.posix_fadvise(file.fileno(), offset, AHEAD, os.POSIX_FADV_WILLNEED)
+                checksum.update(buffer[:count])
+                advance(count)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False  # what the disk cannot read any more is not there
     return checksum.hexdigest() == digest
 
 

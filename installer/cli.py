@@ -10,7 +10,7 @@ import click
 
 from installer import __version__
 from installer.errors import Exit, InstallError, Interrupted, UsageError, explain
-from installer.verbs import change, deploy, look, models, use
+from installer.verbs import change, deploy, look, models, use, weights
 from installer.verbs.doctor import doctor
 from installer.verbs.output import print_json
 
@@ -36,6 +36,8 @@ for verb in (
     models.models, change.prune, deploy.uninstall, look.completion,
 ):  # fmt: skip
     cli.add_command(verb)
+for verb in (weights.verify, weights.list_models, weights.prune):
+    models.models.add_command(verb)
 
 
 def main() -> None:

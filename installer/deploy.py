@@ -155,7 +155,7 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
         show(Deployed(want, (), None, False))
         return
     settings_text = host.read(layout.settings_file)
-    claimed = _claim(dataclasses.replace(state, key_shown=new_key is None), changes, host, layout, attempt.verb)
+    claimed = _claim(dataclasses.replace(state, key_shown=new_key is None), want, changes, host, attempt.verb)
     try:
         apply(changes, host, report)
         prove.serving(want, host, report)
@@ -202,9 +202,9 @@ def _space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
 # Remembering
 
 
-def _claim(state: State, changes: list[Change], host: Host, layout: Layout, verb: str) -> State:
+def _claim(state: State, want: Wanted, changes: list[Change], host: Host, verb: str) -> State:
     """Write down what is about to become ours, before it does: a receipt written last would be lost with us."""
-    owned = dict(state.owned)
+    layout, owned = want.layout, dict(state.owned)
     for change in changes:
         if isinstance(change, Write) and ownership.is_claimed(change.path, layout):
             path = str(change.path)
@@ -215,7 +215,8 @@ def _claim(state: State, changes: list[Change], host: Host, layout: Layout, verb
     for shared in render.shared_units().keys() & owned_on(host).keys():
         owned.setdefault(str(shared), (text_digest(host.read(shared) or ""),))
     owns_user = state.owns_user or not steps.has_user(host, layout.user)
-    claimed = dataclasses.replace(state, owned=owned, owns_user=owns_user, pending=verb)
+    model = str(want.target.model.path)
+    claimed = dataclasses.replace(state, owned=owned, owns_user=owns_user, pending=verb, pending_model=model)
     save_state(host, layout, claimed)
     return claimed
 
@@ -228,7 +229,7 @@ def _remember(state: State, target: Target, host: Host, layout: Layout, outcome:
     if state.proved and _generation(state.proved, layout) != _generation(target, layout):
         previous = state.proved
     remembered = dataclasses.replace(
-        state, owned=owned, proved=target, previous=previous, pending=None, history=history
+        state, owned=owned, proved=target, previous=previous, pending=None, pending_model=None, history=history
     )
     save_state(host, layout, remembered)
     return remembered
@@ -264,7 +265,7 @@ def _converge_back(state: State, proved: Target, host: Host, layout: Layout, rep
     want = _with_probe_key(proved, host, layout)
     changes = steps.plan(want, host)
     due = [_keeping_edits(change, want, state, host) for change in changes]
-    state = _claim(state, changes, host, layout, state.pending or "deploy")
+    state = _claim(state, want, changes, host, state.pending or "deploy")
     apply(due, host, report)
     prove.serving(want, host, report)
     return _remember(state, proved, host, layout, outcome)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +67,7 @@ def resolve(
     """Find the model. With a known commit that is complete on disk, nothing but the disk is asked."""
     if settings.model == BUILTIN:
         return Model(settings.model_id, layout.builtin_models / "tiny", None, "builtin")
-    local = _local_directory(settings, host)
+    local = local_directory(settings, host)
     if local is not None:
         return Model(settings.model_id, local, None, "local")
     return _resolve_on_hub(settings, host, layout, known_commit, report or Report())
@@ -92,7 +90,8 @@ def changes(model: Model, host: Host, settings: Settings) -> Iterator[Change]:
     present = is_present(model, host)
     if model.source in hub.PROVIDERS:
         model = replace(model, files=files_of(model, host))
-        if not present or cache.unchecked(model.folder, model.files, host):
+        odd = cache.unchecked(model.folder, model.files, host) or cache.strangers(model.path, model.files, host)
+        if not present or odd:
             origins = sources.of_model(settings, model.source)
             yield Download(_as_on_disk(model, host), settings.download_connections, origins)
     elif present:
@@ -137,11 +136,15 @@ class Download:
         }
 
     def apply(self, host: Host, report: Report) -> None:
-        with _alone(self.model, host, report):
+        waiting = f"another process downloads {self.model.repo} already: waiting for it"
+        with cache.alone(self.model.folder, host, busy=lambda: report.note(waiting)):
             model = self._with_files(host, report)
             cache.write_manifest(model.folder, str(model.commit), cache.Manifest(model.origin, model.files), host)
             self._fill(model, host, report)
             _link(model, host)
+            for stranger in cache.strangers(model.path, model.files, host):
+                report.warn(f"{stranger} does not belong to {model.repo}; it is taken out of {model.path}")
+                host.remove(model.path / stranger)
             _sweep(model, host)
         problems = check_directory(host.at(model.path))
         if problems:
@@ -181,7 +184,13 @@ class Download:
 # Resolving
 
 
-def _local_directory(settings: Settings, host: Host) -> Path | None:
+def is_local(path: Path) -> bool:
+    """Whether a model's directory is one of the user's own."""
+    layout = Layout("any")
+    return not any(ours in path.parents for ours in (layout.hub, layout.builtin_models, layout.opt))
+
+
+def local_directory(settings: Settings, host: Host) -> Path | None:
     """The directory that is meant, or None where a hub id is."""
     if settings.model.startswith(("./", "../")):
         path = (Path.cwd() / settings.model).resolve()
@@ -305,20 +314,6 @@ def _without_wrong(model: Model, host: Host, report: Report) -> Model:
         if file.digest in wrong:
             report.warn(f"{file.name} of {model.repo} has wrong bytes on the disk")
     return replace(model, files=tuple(replace(f, cached=f.cached and f.digest not in wrong) for f in model.files))
-
-
-@contextmanager
-def _alone(model: Model, host: Host, report: Report) -> Iterator[None]:
-    """One process at a time fetches a model; the next one waits and then finds it there."""
-    path = model.folder.parent / ".locks" / f"{model.folder.name}.vllm-install.lock"
-    host.make_dir(path.parent)
-    with host.at(path).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report.note(f"another process downloads {model.repo} already: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _check_space(model: Model, host: Host) -> None:

@@ -60,10 +60,10 @@ def conflict(wanted: str, taken: Address) -> bool:
 
 def describe(host: Host, pid: int, name: str = "", memory: int = 0) -> Process:
     """A process by its words up to the first option, because a key may follow; else by the name given."""
-    words = _read(host, pid, "cmdline").rstrip("\0").split("\0")
+    words = read(host, pid, "cmdline").rstrip("\0").split("\0")
     shown = itertools.takewhile(lambda word: word == "-m" or not word.startswith("-"), words)
     command = " ".join(" ".join(shown).split())[:80]
-    return Process(pid, command or name or _read(host, pid, "comm").strip(), _unit(host, pid), memory)
+    return Process(pid, command or name or read(host, pid, "comm").strip(), _unit(host, pid), memory)
 
 
 def _decode(text: str) -> Address:
@@ -91,7 +91,7 @@ def _handles(directory: Path) -> Iterator[str]:
 
 def _unit(host: Host, pid: int) -> str:
     """The system service a process belongs to; a user's own services are not ours to name."""
-    for line in _read(host, pid, "cgroup").splitlines():
+    for line in read(host, pid, "cgroup").splitlines():
         parts = line.rpartition(":")[2].split("/")
         services = [part for part in parts if part.endswith(".service")]
         if services and "user.slice" not in parts:
@@ -99,7 +99,8 @@ def _unit(host: Host, pid: int) -> str:
     return ""
 
 
-def _read(host: Host, pid: int, name: str) -> str:
+def read(host: Host, pid: int, name: str) -> str:
+    """A file of a process in /proc; empty where it has ended or is none of ours to see."""
     try:
         return host.read(Path(f"/proc/{pid}/{name}")) or ""
     except OSError:  # it ended while we read

@@ -43,6 +43,11 @@ def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     return tuple(sorted(chosen, key=lambda f: f.name))
 
 
+def is_read(name: str) -> bool:
+    """Whether an engine may take notice of a file, whoever put it there."""
+    return _is_small(name) or PurePosixPath(name).suffix.lower() in {".safetensors", ".gguf", *PICKLES}
+
+
 def _is_aside(name: str) -> bool:
     parts = name.split("/")
     if any(part.startswith(".") for part in parts):

@@ -46,6 +46,7 @@ class State:
     previous: Target | None = None  # the generation before, to which rollback returns
     calibration: Calibration | None = None  # what vLLM measured when `proved` was proved
     pending: str | None = None  # the command that has not finished, if one was cut off
+    pending_model: str | None = None  # the path of the model that it works towards
     key_shown: bool = False
     history: tuple[Event, ...] = ()
 
@@ -69,6 +70,7 @@ def load_state(host: Host, layout: Layout) -> State | None:
             previous=_target(data["previous"], layout.service) if data["previous"] else None,
             calibration=Calibration(**data["calibration"]) if data["calibration"] else None,
             pending=data["pending"],
+            pending_model=data.get("pending_model"),
             key_shown=data["key_shown"],
             history=tuple(Event(**event) for event in data["history"]),
         )
@@ -98,6 +100,7 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
         "previous": _target_data(state.previous) if state.previous else None,
         "calibration": state.calibration.to_json() if state.calibration else None,
         "pending": state.pending,
+        "pending_model": state.pending_model,
         "key_shown": state.key_shown,
         "history": [dataclasses.asdict(event) for event in state.history[-HISTORY:]],
     }

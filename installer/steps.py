@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, models
+from installer import engines, inventory, models
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.host import Host
 from installer.keys import PROBE, Key, parse
@@ -188,11 +188,11 @@ def unused_programs(layout: Layout, services: list[Layout], host: Host) -> Itera
 
 
 def _unused_weights(layout: Layout, state: State, others: list[Layout], host: Host) -> Iterator[Change]:
-    """With the last service all weights go; before that, the model of this one if no other serves it."""
+    """With the last service all weights go; before that, what this one served and no other needs."""
     if not others:
         yield from (Remove(path) for path in (layout.hub, layout.builtin_models) if host.exists(path))
-    elif state.proved and layout.hub in state.proved.model.path.parents:
-        repository = state.proved.model.path.parents[1]
-        words = [word for other in others for word in exec_line(host.read(other.unit) or "")]
-        if not any(word.startswith(f"{repository}/") for word in words):
-            yield Remove(repository)
+    else:
+        mine = [target.model.path for target in (state.proved, state.previous) if target]
+        for folder in sorted({path.parents[1] for path in mine if layout.hub in path.parents}):
+            if change := inventory.unneeded(folder, host, without=layout.service):
+                yield change

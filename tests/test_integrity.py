@@ -25,10 +25,11 @@ def blob(host: Host, model: Model) -> Path:
 
 
 def flip(path: Path) -> None:
+    middle = path.stat().st_size // 2
     with path.open("r+b") as file:
-        file.seek(200_000)
+        file.seek(middle)
         byte = file.read(1)
-        file.seek(200_000)
+        file.seek(middle)
         file.write(bytes([byte[0] ^ 1]))
 
 
@@ -62,12 +63,12 @@ def point_elsewhere(path: Path) -> None:
     link.symlink_to(second.readlink())
 
 
-def unlink(path: Path) -> None:
+def drop_link(path: Path) -> None:
     (link,) = path.parents[1].glob(f"snapshots/*/{SHARD}")
     link.unlink()
 
 
-INJURIES = [flip, flip_and_hide, truncate, grow, replace, Path.unlink, point_elsewhere, unlink]
+INJURIES = [flip, flip_and_hide, truncate, grow, replace, Path.unlink, point_elsewhere, drop_link]
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_an_injured_file_is_noticed_and_only_it_is_fetched(
     (change,) = due(model, host)
     change.apply(host, Report())
     assert served(host, model) == {name: checkpoint()[name] for name in WANTED}
-    assert server.sent - sent == (0 if injure in (point_elsewhere, unlink) else len(checkpoint()[SHARD]))
+    assert server.sent - sent == (0 if injure in (point_elsewhere, drop_link) else len(checkpoint()[SHARD]))
     assert due(model, host) == []
 
 

@@ -70,7 +70,7 @@ def apply(changes: Iterable[Change], host: Host) -> None:
 def record(want: Wanted, changes: list[Change], host: Host) -> State:
     """Apply as deploy does: claim, change, remember."""
     before = load_state(host, want.layout) or State(want.layout.service)
-    state = deploy._claim(before, changes, host, want.layout, "deploy")
+    state = deploy._claim(before, want, changes, host, "deploy")
     apply(changes, host)
     deploy._remember(state, want.target, host, want.layout, "proved")
     remembered = load_state(host, want.layout)
@@ -262,7 +262,7 @@ def test_keys_in_the_unit_may_be_edited_by_hand(host: Host, want: Wanted) -> Non
 def test_an_older_text_of_ours_is_ours_while_a_change_is_under_way(host: Host, want: Wanted) -> None:
     state = record(want, plan(want, host), host)
     changed = with_settings(want, port=8001)
-    deploy._claim(state, plan(changed, host), host, LAYOUT, "deploy")
+    deploy._claim(state, changed, plan(changed, host), host, "deploy")
     assert problems(changed, host) == [], "cut off before the unit was written"
     apply(plan(changed, host), host)
     assert problems(want, host) == [], "cut off after it was written"

@@ -1,0 +1,143 @@
+"""models verify, list, prune: the weights that are here already."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from installer.errors import Exit
+from installer.verbs.models import model_settings
+from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.output import print_changes, print_json
+
+if TYPE_CHECKING:
+    from installer.inventory import Cached
+    from installer.verify import Verified
+
+
+def _cached_names(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+    from installer import inventory
+    from installer.host import Host
+
+    return sorted({one.model for one in inventory.models(Host()) if one.model.startswith(incomplete)})
+
+
+@click.command("verify")
+@click.argument("model", required=False, metavar="[MODEL|PATH]", shell_complete=_cached_names)
+@service_option
+@click.option("--revision", metavar="REV", help="Only this branch, tag or commit.")
+@click.option("--models-dir", metavar="DIR", help="Directory in which a relative MODEL is looked up first.")
+@click.option("--repair", is_flag=True, help="Fetch what is wrong or missing anew, and only that.")
+@json_option
+@quiet_option
+def verify(
+    model: str | None, service: str, revision: str | None, models_dir: str | None, repair: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Check weights: every byte in the cache against its checksum, a directory for being complete and readable.
+
+    Without MODEL: what the services use, or else everything in the cache. Exit status 5 if anything is wrong.
+    """
+    from installer import verify as check
+    from installer.host import Host
+    from installer.report import choose
+
+    host, report = Host(), choose(quiet=quiet or as_json)
+    settings = model_settings(service, host, {"model": model, "revision": revision, "models_dir": models_dir})
+    results = []
+    for target in check.targets(model, settings, host):
+        before = check.verify(target, host, report)
+        after = check.repair(before, settings, host, report) if repair else before
+        results.append(after)
+        if not as_json:
+            _print_verified(before, after)
+    if as_json:
+        print_json([result.to_json() for result in results])
+    elif not results:
+        click.echo("there are no models here yet", err=True)
+    sys.stdout.flush()
+    if not all(result.is_right for result in results):
+        sys.exit(Exit.MODEL)
+
+
+def _print_verified(before: Verified, after: Verified) -> None:
+    from installer.report import size
+    from installer.summary import describe
+
+    at = f" at {after.commit[:12]}" if after.commit else ""
+    known = f"{after.checked} files, {size(after.bytes)}" if after.checked else "no checksums known"
+    click.echo(f"{after.model}{at} ({after.source}; {known}): {'right' if after.is_right else 'NOT right'}")
+    for line in describe(after.summary):
+        click.echo(f"  {line}")
+    for word, names in (("wrong bytes", before.wrong), ("missing", before.missing)):
+        for name in names:
+            click.echo(f"  {word}: {name}" + ("; fetched anew" if after.is_right else ""))
+    for problem in after.problems:
+        click.echo(f"  {problem}")
+    if before.is_right:
+        return
+    if not after.is_right:
+        click.echo(f"  help: vllm-install models verify {after.model} --repair", err=True)
+    for user in after.used_by if after.is_right else ():
+        click.echo(f"  {user} may have read the wrong bytes; restart it when it suits you", err=True)
+
+
+@click.command("list")
+@json_option
+def list_models(as_json: bool) -> None:
+    """List the models in the cache: size, commit, where they came from, last use, and which services need them."""
+    from installer import inventory
+    from installer.host import Host
+
+    found = inventory.models(Host())
+    if as_json:
+        print_json([one.to_json() for one in found])
+    elif not found:
+        click.echo("there are no models here yet; fetch one with: sudo vllm-install models pull MODEL", err=True)
+    for one in [] if as_json else found:
+        _print_model(one)
+
+
+def _print_model(one: Cached) -> None:
+    from installer.report import size
+
+    held = size(one.bytes) + (f" of {size(one.bytes + one.missing)}" if one.missing else "")
+    at = f"{(one.commit or '-')[:12]}" + (f" ({', '.join(one.revisions)})" if one.revisions else "")
+    users = ", ".join(one.used_by) or "no service"
+    click.echo(f"{one.model:<44} {held:>22}  {at:<22} {(one.last_used or '-')[:10]}  {one.source}  {users}")
+
+
+@click.command("prune")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@quiet_option
+def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
+    """Remove the weights that no service needs: not now, not for a rollback, not for a change that was cut off.
+
+    Engines that nobody needs go with `vllm-install prune`.
+    """
+    from installer import inventory
+    from installer.host import Host
+    from installer.report import choose, size
+
+    host = Host()
+    changes = inventory.plan_prune(host)
+    freed = size(sum(change.bytes for change in changes))
+    if not changes or dry_run or not (yes or sys.stdin.isatty()):
+        print_changes("all", list(changes), as_json)
+        if changes and not as_json:
+            click.echo(
+                f"{freed} would be freed; nothing was removed" + ("" if dry_run else " (--yes does it)"), err=True
+            )
+        return
+    if not yes:
+        print_changes("all", list(changes), as_json=False)
+        click.confirm(f"Remove all this and free {freed}?", abort=True, err=True)
+    changes = inventory.prune(host, choose(quiet=quiet or as_json))
+    if as_json:
+        print_changes("all", list(changes), as_json)
+    else:
+        click.echo(f"{size(sum(change.bytes for change in changes))} freed")
