@@ -67,7 +67,7 @@ def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None
     layout = Layout(request.settings.service)
     state = managed(host, layout)
     resolved = resolve(request, state, host, report, for_real=False)
-    return fit.estimate(resolved.want.target, resolved.facts, state, host)
+    return fit.estimate(resolved.want.target, resolved.facts, state, host, resolved.about)
 
 
 def change(request: Request, host: Host, report: Report, show: Show) -> None:
@@ -141,7 +141,7 @@ def _converge(request: Request, state: State, host: Host, report: Report, show: 
     resolved = resolve(request, state, host, report, for_real=True)
     changes = _checked_plan(request, resolved, state, host)
     if changes:
-        fit.check(resolved.want.target, resolved.facts, state, host, report)
+        fit.check(resolved.want.target, resolved.facts, state, host, report, resolved.about)
     _transact(Attempt(request.verb, resolved.want, changes, resolved.new_key), state, host, report, show)
 
 

@@ -11,9 +11,11 @@ from installer.errors import Refused
 from installer.facts import Facts
 from installer.host import Host
 from installer.layout import Layout
+from installer.model_about import About
+from installer.models import Model
 from installer.preflight_gpus import usable_gpus
 from installer.report import Report
-from installer.shape import read_shape
+from installer.shape import read_shape, shape_of
 from installer.state import State
 from installer.target import Target
 from installer.vllm_log import Calibration, read_report
@@ -21,9 +23,9 @@ from installer.vllm_log import Calibration, read_report
 JOURNAL_LINES = 4000
 
 
-def check(target: Target, facts: Facts, state: State, host: Host, report: Report) -> None:
-    """Refuse only what cannot fit; where it is close, say so with the numbers."""
-    found = estimate(target, facts, state, host)
+def check(target: Target, facts: Facts, state: State, host: Host, report: Report, about: About | None = None) -> None:
+    """Refuse only what cannot fit, before its weights are fetched; where it is close, say so with the numbers."""
+    found = estimate(target, facts, state, host, about)
     asked = target.settings.max_model_len
     if found is None or asked is None:
         return
@@ -36,14 +38,24 @@ def check(target: Target, facts: Facts, state: State, host: Host, report: Report
         report.warn(f"it will be close: {verdict.reason}; if vLLM refuses, everything goes back as it was")
 
 
-def estimate(target: Target, facts: Facts, state: State, host: Host) -> Estimate | None:
-    """None where the model is not here yet, or the GPU does not say how much memory it has."""
+def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:
+    """None where nothing of the model is known yet, or the GPU does not say how much memory it has."""
     path = host.at(target.model.path)
     device = _device(target, facts)
-    if device is None or check_directory(path):
+    if device is None:
         return None
-    shape = read_shape(path, target.settings)
+    if not check_directory(path):
+        shape = read_shape(path, target.settings)
+    elif about is not None and "architectures" in about.config:
+        shape = shape_of(about.config, _listed(target.model), target.settings, about.processor)
+    else:
+        return None
     return capacity.estimate(shape, device, target.settings, _calibration(target, state))
+
+
+def _listed(model: Model) -> int:
+    """Bytes of weights that are not here yet: of those listed, vLLM may leave out some, such as a tied head."""
+    return sum(file.size for file in model.files if file.name.endswith(".safetensors")) * 19 // 20
 
 
 def measured(target: Target, layout: Layout, host: Host) -> Calibration | None:

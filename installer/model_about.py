@@ -21,6 +21,8 @@ CONFIGS = ("config.json", "params.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 # Where a quantization may be described instead of in config.json.
 QUANTIZATIONS = ("hf_quant_config.json",)
+PROCESSOR = "preprocessor_config.json"
+SMALL = (*CONFIGS, *TEMPLATES, *QUANTIZATIONS, PROCESSOR)
 # Mistral's own form has no config.json and names no architecture.
 CONSOLIDATED = ("MistralForCausalLM",)
 
@@ -30,6 +32,7 @@ class About:
     config: Mapping[str, object] = field(default_factory=dict)
     template: str = ""
     quantization: Mapping[str, object] = field(default_factory=dict)  # of a file beside config.json
+    processor: Mapping[str, object] = field(default_factory=dict)  # of images
     names: frozenset[str] = frozenset()  # of all files at the top
 
     @property
@@ -43,14 +46,14 @@ class About:
 def read_directory(path: Path) -> About:
     """What lies in a directory; what is damaged there counts as missing, `models verify` names it."""
     names = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else frozenset[str]()
-    texts = {name: _read(path / name) for name in (*CONFIGS, *TEMPLATES, *QUANTIZATIONS) if name in names}
+    texts = {name: _read(path / name) for name in SMALL if name in names}
     return _about(texts, names)
 
 
 def of_model(model: Model, host: Host, settings: Settings, report: Report) -> About:
     """The same for a model wherever it is: on disk, in the hub (its small files only, checked), or built in."""
     path = host.at(model.path)
-    wanted = [file for file in model.files if file.name in (*CONFIGS, *TEMPLATES, *QUANTIZATIONS)]
+    wanted = [file for file in model.files if file.name in SMALL]
     if all((path / file.name).is_file() for file in wanted) and path.is_dir():
         return read_directory(path)
     if model.source == "builtin":
@@ -75,7 +78,7 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report) -> Ab
 def _about(texts: Mapping[str, str], names: Iterable[str]) -> About:
     config = next((_object(texts[name]) for name in CONFIGS if name in texts), {})
     quantization = next((_object(texts[name]) for name in QUANTIZATIONS if name in texts), {})
-    return About(config, _template(texts), quantization, frozenset(names))
+    return About(config, _template(texts), quantization, _object(texts.get(PROCESSOR, "")), frozenset(names))
 
 
 def _read(path: Path) -> str:

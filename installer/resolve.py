@@ -10,6 +10,7 @@ from installer.errors import Refused
 from installer.facts import Facts
 from installer.host import Host
 from installer.layout import Layout
+from installer.model_about import About
 from installer.profiles import Profile
 from installer.report import Report
 from installer.settings import Settings
@@ -45,6 +46,7 @@ class Resolved:
     want: Wanted
     new_key: str | None  # a default key that nobody has seen yet
     facts: Facts
+    about: About | None = None  # what the model's small files say, where they were looked at
 
 
 def resolve(request: Request, state: State, host: Host, report: Report, *, for_real: bool) -> Resolved:
@@ -66,12 +68,14 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
     model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state), report)
     _check_local(model, host)
     _check_senses(model, kind, host)
-    profile = None if request.fresh else _known_profile(settings, model, kind, state)
-    profile = profile or _profile(settings, model, kind, seen, host, report)
+    profile, about = None if request.fresh else _known_profile(settings, model, kind, state), None
+    if profile is None:
+        about = model_about.of_model(model, host, settings, report)
+        profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
     engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    return Resolved(Wanted(Target(settings, engine, model, held, profile), layout, probe), new_key, seen)
+    return Resolved(Wanted(Target(settings, engine, model, held, profile), layout, probe), new_key, seen, about)
 
 
 def _check_local(model: models.Model, host: Host) -> None:
@@ -119,9 +123,8 @@ def _known_profile(settings: Settings, model: models.Model, kind: str, state: St
     return before.profile if same else None
 
 
-def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, host: Host, report: Report) -> Profile:
-    """The profile by the model's own files, which are fetched alone where its weights are not here yet."""
-    about = model_about.of_model(model, host, settings, report)
+def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, about: About, report: Report) -> Profile:
+    """The profile by the model's own files, unless they say that it cannot be run here."""
     problems = list(formats.check(about, model.id, kind, settings, seen))
     if any(problem.fatal for problem in problems):
         raise preflight.refuse(problems)

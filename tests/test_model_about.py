@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from installer import model_about, models, profiles
+from installer import fit, model_about, models, profiles
 from installer.errors import Refused
+from installer.facts import Gpu
 from installer.host import Host
+from installer.hub import ModelFile
 from installer.layout import Layout
+from installer.model_about import About
 from installer.models import ModelError
 from installer.report import Report
 from installer.resolve import _known_profile, _profile
@@ -21,6 +24,7 @@ from installer.state import State
 from installer.values import BUILTIN
 from tests.hub import Hub
 from tests.targets import QWEN3_VL, target
+from tests.test_capacity import CONFIGS
 from tests.test_preflight import HEALTHY
 
 LAYOUT = Layout("qwen3vl")
@@ -92,8 +96,9 @@ def test_the_built_in_model_is_known_before_it_is_made_and_has_no_tools(host: Ho
 
 def test_parity_row_11_what_cannot_be_run_is_refused_before_a_weight_is_fetched(hub: Hub, host: Host) -> None:
     model = found(hub, host, {"quantization_config": {"quant_method": "bitsandbytes"}})
+    about = model_about.of_model(model, host, asked(hub), Report())
     with pytest.raises(Refused, match="bitsandbytes"):
-        _profile(asked(hub), model, "cuda", HEALTHY, host, Report())
+        _profile(asked(hub), model, "cuda", HEALTHY, about, Report())
     assert not any("safetensors" in request.path for request in hub.requests)
 
 
@@ -116,3 +121,28 @@ def test_what_was_proved_with_a_commit_stays_with_it() -> None:
 def test_a_directory_of_ones_own_is_looked_at_every_time() -> None:
     local = target(path=Path("/srv/model"))
     assert _known_profile(local.settings, local.model, "cuda", State("qwen3vl", proved=local)) is None
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(48, False), (80, True)])
+def test_a_model_too_large_for_the_gpu_is_refused_before_a_weight_is_fetched(
+    host: Host, memory: int, fits: bool
+) -> None:
+    config = json.loads((CONFIGS / "qwen3-32b/config.json").read_text())
+    weights = ModelFile("model.safetensors", 65524246528, "d")
+    wanted = target(Settings(model="Qwen/Qwen3-32B", max_model_len=8192))
+    wanted = dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, files=(weights,)))
+    gpu = Gpu("nvidia", "Some GPU", capability=(9, 0), memory_total=memory * 2**30)
+    seen = dataclasses.replace(HEALTHY, gpus=(gpu,))
+    about = About(config, names=frozenset(("config.json",)))
+    if fits:
+        fit.check(wanted, seen, State("qwen3vl"), host, Report(), about)
+    else:
+        with pytest.raises(Refused, match="8192 does not fit"):
+            fit.check(wanted, seen, State("qwen3vl"), host, Report(), about)
+    assert fit.estimate(wanted, seen, State("qwen3vl"), host) is None, "nothing is known of it without its files"
+
+
+def test_how_large_images_may_be_is_known_before_the_weights_are_here(hub: Hub, host: Host) -> None:
+    hub.add("org/model", files({}) | {"preprocessor_config.json": b'{"max_pixels": 5}'})
+    model = models.resolve(asked(hub), host, LAYOUT)
+    assert model_about.of_model(model, host, asked(hub), Report()).processor == {"max_pixels": 5}
