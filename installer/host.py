@@ -228,7 +228,11 @@ class Host:
         """Hold the host's one lock, or say who does."""
         target = self.at(path)
         self.make_dir(path.parent)
-        with target.open("a+") as file:
+        try:
+            held = target.open("a+")
+        except PermissionError:
+            raise Refused("only root can change what this host serves", f"sudo {command}") from None
+        with held as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
