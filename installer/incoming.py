@@ -11,8 +11,8 @@ from pathlib import Path
 from installer.hub import ModelError
 from installer.partial import BLOCK, Partial, arrived, block_size, partial_path
 
-CHUNK = 1024 * 1024
-HASHED_AT_ONCE = 4 * CHUNK
+CHUNK = 256 * 1024
+HASHED_AT_ONCE = 4 * 1024 * 1024
 WRITE_OUT_EVERY = 32 * 1024 * 1024
 MODE = 0o644  # the service's user reads it
 

@@ -65,7 +65,7 @@ def model(sizes: Sequence[int]) -> dict[str, bytes | Bulk]:
 def beginning(name: str, size: int) -> bytes:
     """A safetensors header that claims the whole file."""
     rest = size - BEGINNING
-    header = {"__metadata__": {"name": name}, "t": {"dtype": "U8", "shape": [rest], "data_offsets": [0, rest]}}
+    header = {name: {"dtype": "U8", "shape": [rest], "data_offsets": [0, rest]}}
     return (BEGINNING - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(BEGINNING - 8)
 
 

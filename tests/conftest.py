@@ -10,8 +10,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from installer.host import Host
 from tests.boot.machine import Machine
 from tests.boot.surroundings import REPO
+from tests.hub import Hub
 from tests.standin.wheel import build_wheel
 
 NEED_ROOT = {"boot", "machine", "cpu_engine"}
@@ -59,3 +61,28 @@ def cpu_engine() -> str:
         built = machine.run(sys.executable, REPO / "tests/boot/build_engine.py", timeout=900).stdout.split()[-1]
         machine.save_store()
     return built
+
+
+@pytest.fixture
+def plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token, no proxy, no waits between tries."""
+    from installer import download, hub
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(download, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(hub, "BUSY_DELAYS", (0.0, 0.0))
+
+
+@pytest.fixture
+def server(plain_network: None) -> Iterator[Hub]:
+    """A model hub on localhost."""
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host below a temporary directory."""
+    tmp_path.chmod(0o755)
+    return Host(root=tmp_path)

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,7 +113,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.sent = 0  # bytes of file content
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._servers = {name: _server(self, name) for name in ("hub", "cdn")}
 
     def __enter__(self) -> Hub:
@@ -167,6 +167,12 @@ class Hub:
             self.sent += sent
             if request:
                 self.requests.append(request)
+            self._lock.notify_all()
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Until something holds about what was asked for and sent."""
+        with self._lock:
+            assert self._lock.wait_for(is_so, timeout=60)
 
     def find_lfs(self, sha256: str) -> bytes | Bulk | None:
         for repo in self.repos.values():
@@ -337,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         limit = end if fault.cut is None else min(begin + fault.cut, end)
         step = 1024 if fault.drip else BULK_PIECE if isinstance(content, Bulk) else PIECE
         rate = self.hub.rate
-        step = min(step, max(int(rate / 100), 1024)) if rate else step
+        step = min(step, max(int(rate / 400), 1024)) if rate else step
         at, began = begin, time.monotonic()
         while at < limit:
             upto = min(at + step, limit)

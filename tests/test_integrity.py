@@ -14,10 +14,7 @@ from installer.hub import ModelError
 from installer.models import Model
 from installer.report import Report
 from tests.hub import Hub
-from tests.test_models import REPO as REPO
-from tests.test_models import SHARD, WANTED, checkpoint, due, host, pull, served, server
-
-__all__ = ["host", "server"]
+from tests.weights import REPO, SHARD, WANTED, checkpoint, due, pull, served
 
 
 def blob(host: Host, model: Model) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub
-from tests.test_models import REPO, WANTED, checkpoint
+from tests.weights import REPO, WANTED, checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.root

@@ -20,9 +20,9 @@ from installer.settings import Settings
 from installer.verify import Verified
 from tests.hub import Hub
 from tests.test_integrity import INJURIES, blob, flip, model
-from tests.test_models import REPO, SHARD, WANTED, checkpoint, host, pull, served, server, settings, weights
+from tests.weights import REPO, SHARD, WANTED, checkpoint, pull, served, settings, weights
 
-__all__ = ["host", "model", "server"]
+__all__ = ["model"]
 
 
 def verified(host: Host, name: str | None = REPO) -> Verified:

@@ -1,0 +1,56 @@
+"""A download killed at random bytes: how much of it the next one fetches twice."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from installer.host import Host
+from installer.incoming import CHUNK
+from installer.models import is_present, resolve
+from tests.bulk_hub import model
+from tests.hub import Hub
+from tests.weights import LAYOUT, REPO, child, settings
+
+ROUNDS = 20
+SIZES = (128 << 20, 64 << 20)
+RATE = 24e6  # of one connection: what the kernel holds on the way is lost with the process, and is little then
+
+
+@pytest.fixture
+def server(plain_network: None) -> Iterator[Hub]:
+    with Hub(rate=RATE) as running:
+        running.add(REPO, model(SIZES))
+        yield running
+
+
+def test_killed_at_random_bytes_it_fetches_next_to_nothing_twice(
+    server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance, twice, total = random.Random(5), [], 0
+    for number in range(ROUNDS):
+        host = Host(root=tmp_path / str(number))
+        host.root.mkdir()
+        before, point = server.sent, chance.randrange(sum(SIZES))
+        with child(server, host) as killed:
+            server.wait_until(lambda: server.sent >= before + point)  # noqa: B023 called in this round
+            killed.kill()
+        with child(server, host) as second:
+            _, said = second.communicate()
+            assert second.returncode == 0, said
+        found = resolve(settings(server), host, LAYOUT)
+        assert is_present(found, host)
+        for file in found.files:
+            content = (host.at(found.path) / file.name).read_bytes()
+            assert len(file.digest) == 40 or hashlib.sha256(content).hexdigest() == file.digest
+        total = found.bytes_total
+        twice.append(server.sent - before - total)
+    with capsys.disabled():
+        shown = ", ".join(f"{one / 1024:.0f}" for one in sorted(twice))
+        print(f"\nkilled {ROUNDS} times in {total >> 20} MiB; fetched twice, KiB: {shown}")
+    assert statistics.median(twice) <= total / 100 + CHUNK
