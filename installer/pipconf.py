@@ -64,6 +64,23 @@ class Sources:
         }
         return {name: value for name, value in said.items() if value}
 
+    def pip_environment(self) -> dict[str, str]:
+        """The same for pip itself, by its environment alone: what its files say was read already."""
+        said = {
+            "PIP_CONFIG_FILE": "/dev/null",
+            "PIP_INDEX_URL": self.index_url,
+            "PIP_EXTRA_INDEX_URL": " ".join(self.extra_index_urls),
+            "PIP_FIND_LINKS": " ".join(
+                link if "://" in link else str(Path(link).absolute()) for link in self.find_links
+            ),
+            "PIP_TRUSTED_HOST": " ".join(self.trusted_hosts),
+            "PIP_CERT": self.cert,
+            "PIP_CLIENT_CERT": self.client_cert,
+            "PIP_PROXY": self.proxy,
+            "PIP_NO_INDEX": "1" if self.no_index else None,
+        }
+        return {name: value for name, value in said.items() if value}
+
 
 def read_sources(host: Host, settings: Settings, environ: Mapping[str, str]) -> Sources:
     """pip's files, then its environment, then our own settings: the later say wins, as it does in pip."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from installer import engines, facts, formats, keys, model_about, models, preflight, profiles
+from installer import bundled, engines, facts, formats, keys, model_about, models, preflight, profiles
+from installer.bundle_file import Bundle
 from installer.errors import Refused
-from installer.facts import Facts
+from installer.facts import Facts, Interpreter
 from installer.host import Host
 from installer.layout import Layout
 from installer.model_about import About
@@ -39,6 +40,7 @@ class Request:
     keys: KeyChoice = KeyChoice()
     discard_edits: bool = False
     fresh: bool = False  # look for newer packages and commits even where nothing else asks for them
+    bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
     seen = facts.gather(host, settings, layout)
     if not for_real:
         seen = dataclasses.replace(seen, is_root=True)
+    if request.bundle:
+        settings, seen = bundled.fitting(request.bundle, settings, seen)
     problems = preflight.check(settings, seen, layout)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
@@ -65,17 +69,36 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
     kind = preflight.choose_engine(settings, seen)
     interpreter = preflight.choose_interpreter(settings, seen, kind)
     assert interpreter is not None, "preflight reports a missing interpreter"
-    model = models.resolve(settings, host, layout, None if request.fresh else _known_commit(settings, state), report)
+    model = _model(request, settings, state, host, report)
     _check_local(model, host)
     _check_senses(model, kind, host)
     profile, about = None if request.fresh else _known_profile(settings, model, kind, state), None
     if profile is None:
-        about = model_about.of_model(model, host, settings, report)
+        about = bundled.about(request.bundle) if request.bundle else None
+        about = about or model_about.of_model(model, host, settings, report)
         profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
-    engine = engines.resolve(settings, kind, interpreter.path, host, layout, report)
+    engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    return Resolved(Wanted(Target(settings, engine, model, held, profile), layout, probe), new_key, seen, about)
+    want = Wanted(Target(settings, engine, model, held, profile), layout, probe, request.bundle)
+    return Resolved(want, new_key, seen, about)
+
+
+def _model(request: Request, settings: Settings, state: State, host: Host, report: Report) -> models.Model:
+    layout = Layout(settings.service)
+    if request.bundle:
+        return bundled.model(request.bundle, settings, host, layout)
+    known = None if request.fresh else _known_commit(settings, state)
+    return models.resolve(settings, host, layout, known, report)
+
+
+def _engine(
+    request: Request, settings: Settings, kind: str, python: Interpreter, state: State, host: Host, report: Report
+) -> engines.Engine:
+    if request.bundle:
+        return bundled.engine(request.bundle, settings, python, host)
+    proved = state.proved.engine.id if state.proved else ""
+    return engines.resolve(settings, kind, python.path, host, Layout(settings.service), report, proved)
 
 
 def _check_local(model: models.Model, host: Host) -> None:

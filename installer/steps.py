@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer import engines, inventory, models
+from installer.bundle_file import Bundle
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.host import Host
 from installer.keys import PROBE, Key, parse
@@ -24,15 +25,16 @@ class Wanted:
     target: Target
     layout: Layout
     probe_key: str
+    bundle: Bundle | None = None  # which has the engine's packages and the weights
 
 
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
     if not engines.is_complete(host, want.layout, want.target.engine.id):
-        yield engines.InstallEngine(want.target.engine, want.target.settings, want.layout)
+        yield engines.InstallEngine(want.target.engine, want.target.settings, want.layout, want.bundle)
 
 
 def weights(want: Wanted, host: Host) -> Iterator[Change]:
-    yield from models.changes(want.target.model, host, want.target.settings)
+    yield from models.changes(want.target.model, host, want.target.settings, want.bundle)
 
 
 def account(want: Wanted, host: Host) -> Iterator[Change]:

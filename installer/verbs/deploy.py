@@ -7,6 +7,8 @@ import sys
 import click
 
 from installer.verbs.options import (
+    bundle_from,
+    bundle_options,
     json_option,
     key_choice,
     quiet_option,
@@ -20,6 +22,7 @@ from installer.verbs.output import print_changes, show_deployed
 @click.command()
 @service_option
 @setting_options
+@bundle_options
 @json_option
 @quiet_option
 def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
@@ -34,15 +37,17 @@ def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
     from installer.resolve import Request
 
     host, report = Host(), choose(quiet=quiet or as_json)
-    settings = settings_from(service, host, options)
-
-    request = Request("deploy", settings, key_choice(options), discard_edits=bool(options["discard_edits"]))
+    bundle = bundle_from(options, host, report)
+    settings = settings_from(service, host, options, bundle)
+    discard = bool(options["discard_edits"])
+    request = Request("deploy", settings, key_choice(options), discard_edits=discard, bundle=bundle)
     flow.deploy(request, host, report, show_deployed(service, as_json))
 
 
 @click.command()
 @service_option
 @setting_options
+@bundle_options
 @json_option
 def plan(service: str, as_json: bool, **options: object) -> None:
     """Show every change that deploy would make, and make none."""
@@ -51,10 +56,12 @@ def plan(service: str, as_json: bool, **options: object) -> None:
     from installer.report import choose
     from installer.resolve import Request
 
-    host = Host()
-    settings = settings_from(service, host, options)
-    request = Request("plan", settings, key_choice(options), discard_edits=bool(options["discard_edits"]))
-    changes = flow.plan(request, host, choose(quiet=as_json))
+    host, report = Host(), choose(quiet=as_json)
+    bundle = bundle_from(options, host, report)
+    settings = settings_from(service, host, options, bundle)
+    discard = bool(options["discard_edits"])
+    request = Request("plan", settings, key_choice(options), discard_edits=discard, bundle=bundle)
+    changes = flow.plan(request, host, report)
     print_changes(service, changes, as_json)
 
 

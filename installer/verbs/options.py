@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,7 +13,9 @@ import click
 from installer.errors import UsageError
 
 if TYPE_CHECKING:
+    from installer.bundle_file import Bundle
     from installer.host import Host
+    from installer.report import Report
     from installer.resolve import KeyChoice
     from installer.settings import Settings
 
@@ -72,16 +74,8 @@ def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -
 
 
 def setting_options(function: F) -> F:
-    for flag, name, metavar, help in reversed(SETTING_OPTIONS):
-        complete = _parsers if name.endswith("_parser") else None
-        function = click.option(flag, name, metavar=metavar, help=help, shell_complete=complete)(function)
-    function = click.option(
-        "--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope."
-    )(function)
+    function = setting_options_named([name for _, name, _, _ in SETTING_OPTIONS])(function)
     function = click.option("--max-model-len", "max_model_len", metavar="TOKENS", hidden=True)(function)
-    function = click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")(
-        function
-    )
     function = click.option(
         "--api-key-file", metavar="FILE", help="Take the API key from a file, or from - for standard input."
     )(function)
@@ -96,7 +90,65 @@ def setting_options(function: F) -> F:
     return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
 
 
-def settings_from(service: str, host: Host, options: Mapping[str, object]) -> Settings:
+def setting_options_named(names: Sequence[str]) -> Callable[[F], F]:
+    """The options of some settings, and those about where models come from."""
+
+    def decorate(function: F) -> F:
+        for flag, name, metavar, help in reversed([option for option in SETTING_OPTIONS if option[1] in names]):
+            complete = _parsers if name.endswith("_parser") else None
+            function = click.option(flag, name, metavar=metavar, help=help, shell_complete=complete)(function)
+        function = click.option(
+            "--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope."
+        )(function)
+        return click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")(
+            function
+        )
+
+    return decorate
+
+
+def bundle_options(function: F) -> F:
+    """Where the engine and the weights come from instead of the network."""
+    help = "Take engine and model from a bundle, or the directory it was unpacked into."
+    return click.option("--bundle", type=click.Path(), metavar="FILE", help=help)(trust_options(function))
+
+
+def trust_options(function: F) -> F:
+    digest = click.option("--bundle-sha256", metavar="DIGEST", help="Refuse any bundle but the one with this digest.")
+    signers = click.option(
+        "--verify-with", type=click.Path(), metavar="FILE", help="Refuse a bundle that none of these signers made."
+    )
+    return digest(signers(function))
+
+
+def bundle_from(options: Mapping[str, object], host: Host, report: Report) -> Bundle | None:
+    """The bundle that is named, if it is the one that is meant."""
+    if options["bundle"] is None:
+        if options["bundle_sha256"] or options["verify_with"]:
+            raise UsageError("--bundle-sha256 and --verify-with are about a bundle", "name it: --bundle FILE")
+        return None
+    bundle, signer = authentic(Path(str(options["bundle"])), options, host)
+    if signer:
+        report.note(f"{bundle.path} was signed by {signer}")
+    elif not options["bundle_sha256"]:
+        report.warn(f"nothing says who made {bundle.path}; --bundle-sha256 or --verify-with would")
+    return bundle
+
+
+def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bundle, str | None]:
+    """A bundle, and who signed it where that was asked for; another than is meant is refused."""
+    from installer import bundle_signature
+    from installer.bundle_file import open_bundle
+
+    digest, signers = options["bundle_sha256"], options["verify_with"]
+    bundle = open_bundle(path)
+    found = bundle_signature.check(
+        bundle, str(digest) if digest else None, Path(str(signers)) if signers else None, host
+    )
+    return bundle, found
+
+
+def settings_from(service: str, host: Host, options: Mapping[str, object], bundle: Bundle | None = None) -> Settings:
     from installer import settings_file
     from installer.layout import Layout
     from installer.settings import check_service, load, to_text
@@ -107,10 +159,13 @@ def settings_from(service: str, host: Host, options: Mapping[str, object]) -> Se
         click.echo(f"warning: {path}: {warning}", err=True)
     names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
     flags = {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
-    if options["vllm_args"]:
-        words = options["vllm_args"]
+    if words := options.get("vllm_args"):
         assert isinstance(words, tuple)
         flags["vllm_args"] = to_text("vllm_args", words)
+    if bundle:
+        from installer.bundled import fixed
+
+        flags = fixed(bundle, flags)
     return load(service, values, os.environ, flags)
 
 

@@ -1,0 +1,153 @@
+"""bundle: everything that a deploy needs, in one file, for a host without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from installer.errors import UsageError
+from installer.verbs.options import (
+    authentic,
+    json_option,
+    quiet_option,
+    service_option,
+    setting_options_named,
+    settings_from,
+    trust_options,
+)
+from installer.verbs.output import print_json
+
+if TYPE_CHECKING:
+    from installer.bundle_format import Manifest
+
+# What decides what is in a bundle; how it is served is the other host's choice.
+CONTENTS = (
+    "model", "revision", "engine", "vllm_version", "python", "index_url", "find_links", "hf_endpoint",
+    "model_sources", "hf_token_file", "download_connections", "allow_pickle", "trust_remote_code",
+)  # fmt: skip
+FILE = click.Path(path_type=Path)
+
+
+@click.group("bundle")
+def bundle() -> None:
+    """Make, show and verify bundles, for hosts without a network."""
+
+
+@bundle.command("create")
+@click.argument("out", type=FILE, metavar="FILE|-")
+@service_option
+@setting_options_named(CONTENTS)
+@click.option("--no-tool", is_flag=True, help="Leave vllm-install itself out: the other host has it.")
+@click.option("--sign-key", type=FILE, metavar="FILE", help="SSH key to sign with.")
+@json_option
+@quiet_option
+def create(
+    out: Path, service: str, no_tool: bool, sign_key: Path | None, as_json: bool, quiet: bool, **options: object
+) -> None:
+    """Collect an engine's packages, a model and this tool in FILE, for deploy --bundle FILE.
+
+    What is here already is not fetched again; interrupted, the same command continues.
+    """
+    from installer import pack
+    from installer.host import Host
+    from installer.report import choose
+
+    to_stdout = str(out) == "-"
+    if to_stdout and as_json:
+        raise UsageError("- and --json both want standard output", "name a file")
+    if sign_key and not sign_key.is_file():
+        raise UsageError(f"there is no key {sign_key}", "ssh-keygen -t ed25519 makes one")
+    host = Host()
+    settings = settings_from(service, host, options)
+    wanted = pack.Wanted(None if to_stdout else out.absolute(), not no_tool, sign_key)
+    done = pack.create(settings, wanted, host, choose(quiet=quiet or as_json))
+    if as_json:
+        print_json({"file": str(out), "bytes": done.size, **_about(done.manifest, done.digest)})
+        return
+    with contextlib.redirect_stdout(sys.stderr if to_stdout else sys.stdout):
+        click.echo("\n".join(_lines(done.manifest, done.digest)))
+        name = "FILE" if to_stdout else out.name
+        click.echo(f"\n  sudo vllm-install deploy --bundle {name} --bundle-sha256 {done.digest}")
+
+
+@bundle.command("show")
+@click.argument("path", type=FILE, metavar="FILE")
+@json_option
+def show(path: Path, as_json: bool) -> None:
+    """Say what a bundle holds, and its digest; reads its manifest alone."""
+    from installer.bundle_file import open_bundle
+
+    found = open_bundle(path)
+    if as_json:
+        print_json({"file": str(found.path), **_about(found.manifest, found.digest)})
+    else:
+        click.echo("\n".join(_lines(found.manifest, found.digest)))
+
+
+@bundle.command("verify")
+@click.argument("path", type=FILE, metavar="FILE")
+@trust_options
+@json_option
+@quiet_option
+def verify(path: Path, as_json: bool, quiet: bool, **options: object) -> None:
+    """Read a bundle to its end and check every byte; exit status 5 where one is wrong."""
+    from installer.bundle_format import BundleError
+    from installer.host import Host
+    from installer.report import choose
+
+    report = choose(quiet=quiet or as_json)
+    found, signer = authentic(path, options, Host())
+    members = found.manifest.members
+    with report.bytes(path.name, sum(member.size for member in members)) as advance:
+        damaged = [member.name for member in members if not found.check(member, advance)]
+    if as_json:
+        shown = {"file": str(found.path), "bundle_sha256": found.digest, "signed_by": signer, "damaged": damaged}
+        print_json(shown)
+    if damaged:
+        raise BundleError(f"{path} is damaged: {', '.join(damaged)}")
+    if not as_json:
+        click.echo(f"{path}: {len(members)} files are what its manifest says, whose sha256 is {found.digest}")
+        if signer:
+            click.echo(f"signed by {signer}")
+
+
+def _about(manifest: Manifest, digest: str) -> dict[str, object]:
+    engine, model = manifest.engine, manifest.model
+    return {
+        "bundle_sha256": digest,
+        "signed": manifest.signed,
+        "tool": manifest.tool,
+        "engine": engine.kind,
+        "vllm": engine.vllm_version,
+        "python": engine.python,
+        "arch": engine.arch,
+        "glibc": ".".join(map(str, engine.glibc)),
+        "packages": len(engine.lock.splitlines()),
+        "model": model.name,
+        "revision": model.revision,
+        "commit": model.commit,
+        "members": [{"name": m.name, "bytes": m.size, "sha256": m.sha256} for m in manifest.members],
+    }
+
+
+def _lines(manifest: Manifest, digest: str) -> list[str]:
+    from installer.bundle_format import TOOL, WHEELS
+    from installer.report import size
+
+    engine, model = manifest.engine, manifest.model
+    wheels = manifest.below(WHEELS)
+    weights = sum(file.size for file in model.files)
+    return [
+        f"engine   vLLM {engine.vllm_version} ({engine.kind}), {len(wheels)} wheel{'s' * (len(wheels) != 1)}, "
+        f"{size(sum(wheel.size for wheel in wheels))}",
+        f"for      {engine.arch}, Python {engine.python}, glibc {'.'.join(map(str, engine.glibc))} or newer",
+        f"model    {model.name}" + (f" at {model.commit}, {size(weights)}" if model.commit else ", made on the spot"),
+        f"tool     vllm-install {manifest.tool}" + ("" if manifest.below(TOOL) else ", not in the bundle"),
+        f"signed   {'yes' if manifest.signed else 'no'}",
+        f"holds    {size(sum(member.size for member in manifest.members))}",
+        f"sha256   {digest} (of its manifest, for --bundle-sha256)",
+    ]
