@@ -94,14 +94,17 @@ def resolve(
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
     report.note(f"working out the packages of vLLM {settings.vllm_version} ({kind})")
+    identity = _interpreter_identity(host, python)
     lock, torch_backend = _compile(settings, kind, python, sources, host, layout)
-    return Engine(_engine_id(host, python, lock), kind, settings.vllm_version, python, lock, request, torch_backend)
+    engine_id = _digest(identity, lock)[:16]
+    return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
 
 
 def carried(settings: Settings, kind: str, lock: str, python: Path, host: Host) -> Engine:
     """The engine that a bundle holds the packages of; afterwards it answers the same request as one from an index."""
     request = _request(settings, kind, python, read_sources(host, settings, os.environ))
-    return Engine(_engine_id(host, python, lock), kind, settings.vllm_version, python, lock, request)
+    engine_id = _digest(_interpreter_identity(host, python), lock)[:16]
+    return Engine(engine_id, kind, settings.vllm_version, python, lock, request)
 
 
 def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
@@ -302,10 +305,6 @@ def _backend_options(torch_backend: str) -> list[str]:
 
 def _request(settings: Settings, kind: str, python: Path, sources: Sources) -> str:
     return _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
-
-
-def _engine_id(host: Host, python: Path, lock: str) -> str:
-    return _digest(_interpreter_identity(host, python), lock)[:16]
 
 
 def _interpreter_identity(host: Host, python: Path) -> str:

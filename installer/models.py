@@ -351,10 +351,11 @@ def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: R
 
 
 def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
-    with report.bytes(f"{model.repo} from {bundle.path.name}", model.bytes_missing) as advance:
-        for file in _distinct(model.files):
-            if not file.cached:
-                bundle.bring_file(file, host.at(model.folder / "blobs" / file.digest), advance)
+    missing = [file for file in _distinct(model.files) if not file.cached]
+    with report.bytes(f"{model.repo} from {bundle.path.name}", model.bytes_missing, len(missing)) as advance:
+        for file in missing:
+            bundle.bring_file(file, host.at(model.folder / "blobs" / file.digest), advance)
+            advance(0, 1)
 
 
 def _blob(model: Model, origin: Origin, file: ModelFile, host: Host) -> Blob:
