@@ -1,6 +1,6 @@
 # Every task installs what it needs itself; the machine needs Python 3.10 or newer, make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-end test test-fast golden check bench fresh wheel clean
+.PHONY: help install demo demo-end test test-fast docs golden check bench fresh wheel clean
 PREFIX := /usr/local
 PYTEST := .venv/bin/python -m pytest
 
@@ -21,6 +21,9 @@ test: .venv-ready machine-ready ## Run every test (root): real systemd, real vLL
 
 test-fast: .venv-ready ## Run the tests that need no root
 	@$(PYTEST) -m "not root" $(ARGS)
+
+docs: .venv-ready ## Write the generated pages of docs/ anew
+	@.venv/bin/python -m scripts.troubleshoot
 
 golden: .venv-ready ## Write the golden files anew; look at the difference before you commit it
 	@GOLDEN=write $(PYTEST) -q tests/test_render.py tests/test_settings_file.py tests/test_models_doc.py -k golden

@@ -22,7 +22,10 @@ class Entry:
 def entries(host: Host, count: int, *matches: str) -> list[Entry]:
     """The last entries that match, oldest first. A field of more than 4 KiB comes empty: journalctl leaves it out."""
     words = ("--output=json", f"--output-fields={FIELDS}", f"--lines={count}", "--quiet", "--no-pager")
-    done = host.run("journalctl", *words, *matches, check=False, timeout=PATIENCE)
+    command = host.which("journalctl")
+    if command is None:
+        raise InstallError("there is no journalctl on this host")
+    done = host.run(host.at(command), *words, *matches, check=False, timeout=PATIENCE)
     if done.returncode != 0 and done.stderr.strip():
         raise InstallError(f"the journal cannot be read: {done.stderr.strip().splitlines()[-1]}")
     found = [_entry(line) for line in done.stdout.splitlines()]

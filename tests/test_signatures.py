@@ -9,6 +9,7 @@ import pytest
 
 from installer import signatures
 from installer.signatures import Example, Signature, recognise
+from scripts import troubleshoot
 
 ENTRIES = signatures.signatures()
 EXAMPLES = [(entry, example) for entry in ENTRIES for example in entry.examples]
@@ -41,6 +42,8 @@ def test_what_a_client_writes_into_the_log_is_no_finding() -> None:
     for line in (
         'INFO:     10.0.0.5:4711 - "GET /CUDA%20out%20of%20memory HTTP/1.1" 404',
         "WARNING 11-21 10:00:00 [vllm_guard.py:210] refused GET '/No space left on device' from 10.0.0.5: no key",
+        "(APIServer pid=6515) WARNING 11-21 15:32:00 [system_utils.py:255] Found ulimit of 20000. This can cause fd "
+        "limit errors like `OSError: [Errno 24] Too many open files`.",
         "(APIServer pid=7) INFO 11-21 10:00:00 [utils.py:1] non-default args: {'x': 'MemoryError'}",
     ):
         assert recognise(line, "coder") is None
@@ -60,6 +63,10 @@ def test_the_root_cause_comes_first_whatever_the_order_of_the_lines() -> None:
         "RuntimeError: CUDA error: out of memory",
     ]
     assert [finding.id for finding in signatures.explain(lines, "coder")] == ["gpu-out-of-memory", "engine-died"]
+
+
+def test_the_page_for_users_is_made_of_this_table() -> None:
+    assert troubleshoot.PAGE.read_text() == troubleshoot.page(), "run: make docs"
 
 
 GOOD = {

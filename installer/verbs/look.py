@@ -72,7 +72,8 @@ def list_services(as_json: bool) -> None:
         click.echo(f"{one.service:<20} {one.active:<20} {one.address or '-':<28} {one.model or '-'}")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+# What stands behind the first of journalctl's own options is all journalctl's: -1h is no -h there.
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @service_option
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what arrives.")
 @click.argument("journalctl_args", nargs=-1, type=click.UNPROCESSED)
@@ -87,9 +88,14 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     from installer.host import Host
     from installer.settings import check_service
 
+    words = [*(["--follow"] if follow else []), *journalctl_args]
+    if "--service" in words[:-1]:  # ours, wherever it stands
+        at = words.index("--service")
+        service, words = words[at + 1], [*words[:at], *words[at + 2 :]]
+
     def show(line: str) -> None:
         sys.stdout.write(line)
-        if follow:
+        if "-f" in words or "--follow" in words:
             sys.stdout.flush()
 
     def explain(finding: Finding) -> None:
@@ -98,7 +104,6 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
         sys.stdout.flush()
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    words = [*(["--follow"] if follow else []), *journalctl_args]
     try:
         code = journal.stream(check_service(service), words, Host(), colour=colour, show=show, explain=explain)
     except Interrupted as interrupted:

@@ -1,0 +1,56 @@
+"""Writes docs/troubleshoot.md from the table of signatures: `python -m scripts.troubleshoot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from installer.finding import NOTE
+from installer.signatures import Signature, signatures
+
+PAGE = Path(__file__).parents[1] / "docs/troubleshoot.md"
+HEAD = """# When something is wrong
+
+<!-- Made by `make docs` from installer/data/signatures.json: edit that. -->
+
+    sudo vllm-install doctor              # what is wrong, root cause first, with the command that helps
+    vllm-install status                   # one screen; --watch follows it
+    vllm-install logs -f                  # the journal, with an explanation under a line that tells of a failure
+    sudo vllm-install doctor --bundle report.tar.gz
+
+`doctor` changes nothing. It looks at the host (systemd, driver, device nodes, disks, firewall), at what lies on
+disk (record, unit, drop-ins, engine, model, keys, permissions on every path), at the journal and the kernel's
+log, and asks the running service for an answer. A *fault* keeps the service from serving, now or at its next
+start; a *note* is worth knowing. Exit status 0: no fault; 8: at least one. `--json` gives the same as data:
+`findings` (`id`, `cause`, `evidence`, `commands`, `severity`), `unseen` (what could not be looked at, and why),
+`healthy`. Without root it says what it could not see.
+
+The report that `--bundle` writes holds versions, findings, facts, the unit, the settings, the record and the
+last 2000 lines of the journal. Keys, tokens, passwords, addresses and prompts are taken out, also in part; look
+through it all the same.
+
+## Lines of a log that tell the cause
+
+The root cause is further up. `qwen3vl` stands for the service's name.
+"""
+
+
+def page() -> str:
+    return HEAD + "".join(_section(signature) for signature in signatures())
+
+
+def _section(signature: Signature) -> str:
+    example = signature.examples[0]
+    finding = signature.explain(example.line, "qwen3vl")
+    assert finding is not None, signature.id
+    line = example.line if len(example.line) <= 160 else example.line[:159] + "…"
+    commands = "".join(f"    {command}\n" for command in finding.commands)
+    note = " (note)" if signature.severity == NOTE else ""
+    return f"\n### {signature.id}{note}\n\n{_sentence(finding.cause)}\n\n    # {line}\n{commands}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}" + ("" if text.endswith((".", "'")) else ".")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
