@@ -72,8 +72,24 @@ def list_services(as_json: bool) -> None:
         click.echo(f"{one.service:<20} {one.active:<20} {one.address or '-':<28} {one.model or '-'}")
 
 
-# What stands behind the first of journalctl's own options is all journalctl's: -1h is no -h there.
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+class Passthrough(click.Command):
+    """Takes its own options out from wherever they stand; every other word is journalctl's, such as -1h."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        own: list[str] = []
+        rest: list[str] = []
+        words = iter(args)
+        for word in words:
+            if word in ("-f", "--follow") or word.startswith("--service=") or (word in ("-h", "--help") and not rest):
+                own.append(word)
+            elif word == "--service":
+                own += [word, *([value] if (value := next(words, None)) is not None else [])]
+            else:
+                rest.append(word)
+        return super().parse_args(context, [*own, "--", *rest])
+
+
+@click.command(cls=Passthrough)
 @service_option
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what arrives.")
 @click.argument("journalctl_args", nargs=-1, type=click.UNPROCESSED)
@@ -89,13 +105,10 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     from installer.settings import check_service
 
     words = [*(["--follow"] if follow else []), *journalctl_args]
-    if "--service" in words[:-1]:  # ours, wherever it stands
-        at = words.index("--service")
-        service, words = words[at + 1], [*words[:at], *words[at + 2 :]]
 
     def show(line: str) -> None:
         sys.stdout.write(line)
-        if "-f" in words or "--follow" in words:
+        if any(word.startswith(("-f", "--follow")) for word in words):
             sys.stdout.flush()
 
     def explain(finding: Finding) -> None:
