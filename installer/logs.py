@@ -44,7 +44,7 @@ def _message(line: str) -> str:
 
 def _is_human(words: Sequence[str]) -> bool:
     """Data for programs stays as it is."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word in ("-o", "--output"):
             return following.startswith(HUMAN)
         if word.startswith("--output="):
