@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from installer.changes import Change
+
+Say = Callable[[str], None]
 
 
 class Advance(Protocol):
@@ -40,6 +42,12 @@ class Report:
     def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
         """One display for a transfer of so many bytes and, where that says more, files."""
         yield lambda count, files=0: None
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Say]:
+        """Something takes its time; call the yielded function with the stage that it is in."""
+        began = time.monotonic()
+        yield lambda stage: self.note(f"{what}: {stage} ({time.monotonic() - began:.0f} s)")
 
 
 class Lines(Report):
@@ -185,6 +193,21 @@ class Bars(Lines):
 
             yield advance
         self.note(f"{label}: {pace.ending}")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Say]:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn(" "),
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(what)
+            yield lambda stage: progress.update(task, description=f"{what}: {stage}")
 
 
 def size(count: int) -> str:

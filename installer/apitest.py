@@ -1,0 +1,394 @@
+"""The tests that a served model has to pass: what its clients will ask of it, one after the other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+from installer.api import Answer, Api, Body, Event, NoAnswer, Stream, gauge
+from installer.keys import generate
+from installer.report import Report
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+MOST_EVENTS = 1000  # of a short answer; a server that sends more has gone astray
+LONGEST_STREAM = 4096  # tokens of the answer that is broken off
+FREED_WITHIN = 10.0  # seconds in which the engine has to drop a request whose client is gone
+POLL = 0.1
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+WORDS_ON_LENGTH = re.compile(r"context|length|longer|too long|too large|maximum|exceed", re.IGNORECASE)
+COLOUR = (220, 30, 30)
+WEATHER: Body = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city right now",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The served model, as far as it is known before anything is asked."""
+
+    api: Api
+    model: str
+    context: int | None  # tokens; None where vLLM chose it
+    look: str  # the command that shows the server's log
+    no_tools: str = ""  # why there is nothing to test; empty where there is
+    no_image: str = ""
+    is_ours: Callable[[], str] | None = None  # sees that it runs and that the port is its own; says what it saw
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    status: str
+    seconds: float = 0.0
+    text: str = ""  # what was seen, why it failed, or why it does not apply
+    hint: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    text: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Failed(Exception):
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.text, self.hint = text, hint
+
+
+class DoesNotApply(Exception):
+    """There is nothing to test, for the reason given."""
+
+
+def run(subject: Subject, report: Report) -> list[Outcome]:
+    """Every test in turn; what rests on one that failed is not run, so that the first failure is the cause."""
+    done: dict[str, Outcome] = {}
+    # A throwaway server has its port to itself.
+    for name, test, needs in TESTS if subject.is_ours else TESTS[1:]:
+        before = done.get(needs)
+        if before is not None and before.status == FAILED:
+            done[name] = Outcome(name, SKIPPED, text=f"not run, because {needs} failed")
+        elif before is not None and before.status == SKIPPED:
+            done[name] = Outcome(name, SKIPPED, text=before.text)
+        else:
+            with report.waiting(name):
+                done[name] = _attempt(name, test, subject)
+            report.note(line(done[name]))
+    return list(done.values())
+
+
+def line(outcome: Outcome) -> str:
+    return f"{outcome.name}: {outcome.status} ({outcome.seconds:.2f} s) {outcome.text}"
+
+
+def _attempt(name: str, test: Callable[[Subject], Seen], subject: Subject) -> Outcome:
+    began = time.monotonic()
+
+    def outcome(status: str, text: str, hint: str = "", figures: Mapping[str, float] | None = None) -> Outcome:
+        return Outcome(name, status, round(time.monotonic() - began, 3), text, hint, figures or {})
+
+    try:
+        seen = test(subject)
+    except DoesNotApply as reason:
+        return outcome(SKIPPED, str(reason))
+    except NoAnswer as error:
+        return outcome(FAILED, str(error), subject.look)
+    except Failed as failed:
+        return outcome(FAILED, failed.text, failed.hint or subject.look)
+    return outcome(PASSED, seen.text, figures=seen.figures)
+
+
+# Who answers, and to whom
+
+
+def listens(subject: Subject) -> Seen:
+    assert subject.is_ours is not None
+    return Seen(subject.is_ours())
+
+
+def models(subject: Subject) -> Seen:
+    card = _card(subject)
+    context = card.get("max_model_len")
+    if subject.context is not None and context != subject.context:
+        raise Failed(f"its context is {context} instead of {subject.context}")
+    return Seen(f"{subject.model}, context {context}", {"context": _number(context)})
+
+
+def _card(subject: Subject) -> Mapping[str, object]:
+    answer = subject.api.ask("GET", "/v1/models")
+    if answer.status in (401, 403):
+        raise Failed(
+            f"the key was refused: {answer.status} {answer.words}",
+            "ask with a key of the service (--key-file, OPENAI_API_KEY), or make one: vllm-install set-apikey",
+        )
+    listed = _good(answer).get("data")
+    cards = {card.get("id"): card for card in listed if isinstance(card, dict)} if isinstance(listed, list) else {}
+    if subject.model not in cards:
+        served = ", ".join(map(str, cards)) or "no model"
+        raise Failed(f"it serves {served} instead of {subject.model}", "vllm-install deploy puts the unit right")
+    return cards[subject.model]
+
+
+def _context(subject: Subject) -> int:
+    context = int(_number(_card(subject).get("max_model_len")))
+    if context <= 0:
+        raise DoesNotApply("the server does not tell its context")
+    return context
+
+
+def no_key(subject: Subject) -> Seen:
+    return _refused(subject.api.with_key(None), "without a key")
+
+
+def wrong_key(subject: Subject) -> Seen:
+    return _refused(subject.api.with_key(generate("wrong")), "with a wrong key")
+
+
+def _refused(api: Api, how: str) -> Seen:
+    status = api.ask("GET", "/v1/models").status
+    if status != 401:
+        raise Failed(f"a request {how} was answered with {status} instead of 401", "vllm-install keys")
+    return Seen("401")
+
+
+# Answers
+
+
+def completion(subject: Subject) -> Seen:
+    body: Body = {"model": subject.model, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
+    answer = subject.api.ask("POST", "/v1/completions", body)
+    if answer.status in (404, 405, 501) and "does not exist" not in answer.words:
+        raise DoesNotApply(f"the model completes no text: {answer.status} {answer.words}")
+    reply = _good(answer)
+    if not _text(_choice(reply), "text"):
+        raise Failed(f"the answer holds no text: {_shown(answer.body)}")
+    return Seen(f"{_tokens(reply)} tokens", {"tokens": _tokens(reply)})
+
+
+def chat(subject: Subject) -> Seen:
+    answer = _chat(subject, [{"role": "user", "content": "Hello"}], max_tokens=16)
+    if answer.status == 400 and "chat template" in answer.words:
+        raise DoesNotApply("the model has no chat template")
+    reply = _good(answer)
+    if not _said(reply):
+        raise Failed(f"the answer holds no text: {_shown(answer.body)}")
+    return Seen(f"{_tokens(reply)} tokens", {"tokens": _tokens(reply)})
+
+
+def streaming(subject: Subject) -> Seen:
+    wanted = min(64, _context(subject) // 4)
+    body: Body = {
+        "model": subject.model, "prompt": "Hello", "max_tokens": wanted, "ignore_eos": True, "temperature": 0,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    with subject.api.stream("/v1/completions", body) as stream:
+        _check_stream(stream)
+        *events, last = [*islice(stream.events(), MOST_EVENTS)] or [Event(0, b"")]
+    if last.data != b"[DONE]":
+        raise Failed(f"the stream broke off after {len(events) + bool(last.data)} events, without [DONE]")
+    replies = [(event.at, _event(event)) for event in events]
+    texts = [at for at, reply in replies if _text(_choice(reply), "text")]
+    tokens = max((_tokens(reply) for _, reply in replies), default=0)
+    if len(texts) < 2:
+        raise Failed(f"the answer of {tokens:.0f} tokens came in {len(texts)} pieces: it is not streamed")
+    rate = (tokens - 1) / (texts[-1] - texts[0]) if tokens > 1 and texts[-1] > texts[0] else 0.0
+    figures = {
+        "first_token_seconds": round(texts[0], 4), "tokens_per_second": round(rate, 1),
+        "chunks": len(texts), "tokens": tokens,
+    }  # fmt: skip
+    return Seen(f"first token after {texts[0] * 1000:.0f} ms, {rate:.0f} tokens/s, {len(texts)} chunks", figures)
+
+
+def cancel(subject: Subject) -> Seen:
+    """A client that goes away must not leave its request to the engine."""
+    before = _requests(subject)
+    if before is None:
+        raise Failed("/metrics does not tell how many requests run")
+    if before:
+        raise DoesNotApply(f"others use the service now ({before:.0f} requests), so it could not be told")
+    wanted = min(LONGEST_STREAM, _context(subject) - 8)
+    body: Body = {"model": subject.model, "prompt": "Hello", "max_tokens": wanted, "ignore_eos": True}
+    with subject.api.stream("/v1/completions", body) as stream:
+        _check_stream(stream)
+        for count, _ in enumerate(stream.events()):
+            if count == 2:
+                break
+    began = time.monotonic()
+    while (left := _requests(subject)) != 0:
+        if time.monotonic() - began > FREED_WITHIN:
+            raise Failed(f"{FREED_WITHIN:.0f} s after the client went away {left or 0:.0f} requests still run")
+        time.sleep(POLL)
+    freed = time.monotonic() - began
+    return Seen(f"no request runs {freed:.1f} s after the client went away", {"freed_seconds": round(freed, 3)})
+
+
+def _requests(subject: Subject) -> float | None:
+    metrics = _checked(subject.api.ask("GET", "/metrics")).body.decode(errors="replace")
+    running, waiting = gauge(metrics, RUNNING), gauge(metrics, WAITING)
+    return None if running is None else running + (waiting or 0)
+
+
+def long_prompt(subject: Subject) -> Seen:
+    context = _context(subject)
+    body: Body = {"model": subject.model, "prompt": [1] * (context + 1), "max_tokens": 1}
+    answer = subject.api.ask("POST", "/v1/completions", body)
+    if answer.status != 400:
+        raise Failed(f"a prompt of {context + 1} tokens was answered with {answer.status} instead of 400")
+    if not WORDS_ON_LENGTH.search(answer.words):
+        raise Failed(f"a prompt of {context + 1} tokens was refused without saying why: {answer.words}")
+    return Seen(f"400: {answer.words}")
+
+
+# What only some models can
+
+
+def tools(subject: Subject) -> Seen:
+    """The model calls a function, is told its result, and answers with it."""
+    if subject.no_tools:
+        raise DoesNotApply(subject.no_tools)
+    question: Body = {"role": "user", "content": "What is the weather in Paris right now? Use the tool."}
+    length = min(512, _context(subject) // 4)
+    first = _good(_chat(subject, [question], max_tokens=length, tools=[WEATHER], tool_choice="auto"))
+    message = _message(first)
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list) or not calls:
+        raise Failed(
+            f"the model answered in text instead of calling the tool: {_said(first)[:200]!r}",
+            "check that --tool-call-parser is the one of this model's family",
+        )
+    call = calls[0] if isinstance(calls[0], dict) else {}
+    function = call.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    text = function.get("arguments") if isinstance(function, dict) else None
+    arguments = Answer(200, str(text).encode()).json()
+    if name != "get_weather" or not isinstance(arguments.get("city"), str):
+        raise Failed(f"the call of the tool is not one that can be made: {_shown(json.dumps(call).encode())}")
+    result: Body = {"role": "tool", "tool_call_id": call.get("id"), "content": '{"weather": "sunny", "celsius": 21}'}
+    asked: Body = {"role": "assistant", "content": message.get("content") or "", "tool_calls": calls}
+    second = _good(_chat(subject, [question, asked, result], max_tokens=length, tools=[WEATHER]))
+    if not _said(second):
+        raise Failed("told the result of the tool, the model said nothing")
+    return Seen(f"called {name}({text}), then said {_said(second)[:60]!r}")
+
+
+def image(subject: Subject) -> Seen:
+    if subject.no_image:
+        raise DoesNotApply(subject.no_image)
+    url = "data:image/png;base64," + base64.b64encode(png(64, COLOUR)).decode()
+    parts = [
+        {"type": "text", "text": "Which colour is this picture? Answer with one word."},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    reply = _good(_chat(subject, [{"role": "user", "content": parts}], max_tokens=64))
+    if not _said(reply):
+        raise Failed("shown a picture, the model said nothing")
+    return Seen(f"shown a red picture, it said {_said(reply)[:60]!r}")
+
+
+def png(side: int, colour: tuple[int, int, int]) -> bytes:
+    """A square picture of one colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + bytes(colour) * side) * side
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# name, test, the test that must have passed before
+TESTS: tuple[tuple[str, Callable[[Subject], Seen], str], ...] = (
+    ("listens", listens, ""),
+    ("models", models, "listens"),
+    ("no-key", no_key, "models"),
+    ("wrong-key", wrong_key, "models"),
+    ("completion", completion, "models"),
+    ("chat", chat, "completion"),
+    ("streaming", streaming, "completion"),
+    ("cancel", cancel, "streaming"),
+    ("long-prompt", long_prompt, "completion"),
+    ("tools", tools, "chat"),
+    ("image", image, "chat"),
+)
+
+
+# Reading answers of a server that may be broken
+
+
+def _chat(subject: Subject, messages: list[Body], **more: object) -> Answer:
+    body: Body = {"model": subject.model, "messages": messages, "temperature": 0, **more}
+    return subject.api.ask("POST", "/v1/chat/completions", body)
+
+
+def _checked(answer: Answer) -> Answer:
+    if answer.status != 200:
+        raise Failed(f"{answer.status}: {answer.words}")
+    return answer
+
+
+def _good(answer: Answer) -> Body:
+    reply = _checked(answer).json()
+    if not reply:
+        raise Failed(f"the answer is no JSON object: {_shown(answer.body)}")
+    return reply
+
+
+def _check_stream(stream: Stream) -> None:
+    if stream.status != 200:
+        _checked(Answer(stream.status, stream.rest()))
+    if stream.kind != "text/event-stream":
+        raise Failed(f"the stream is of type {stream.kind or 'none'} instead of text/event-stream")
+
+
+def _event(event: Event) -> Body:
+    reply = event.json()
+    if "error" in reply:
+        raise Failed(f"the stream ended in an error: {Answer(200, event.data).words}")
+    if not reply:
+        raise Failed(f"an event of the stream is no JSON object: {_shown(event.data)}")
+    return reply
+
+
+def _choice(reply: Body) -> Body:
+    choices = reply.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+def _message(reply: Body) -> Body:
+    message = _choice(reply).get("message")
+    return message if isinstance(message, dict) else {}
+
+
+def _said(reply: Body) -> str:
+    """What the model said; a model that thinks first may not have come to more."""
+    return _text(_message(reply), "content", "reasoning", "reasoning_content")
+
+
+def _text(holder: Body, *names: str) -> str:
+    return next((value for name in names if isinstance(value := holder.get(name), str) and value), "")
+
+
+def _tokens(reply: Body) -> float:
+    usage = reply.get("usage")
+    return _number(usage.get("completion_tokens")) if isinstance(usage, dict) else 0
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+
+
+def _shown(body: bytes) -> str:
+    return repr(body[:200].decode(errors="replace"))
