@@ -84,14 +84,10 @@ def run(subject: Subject, report: Report) -> list[Outcome]:
         elif before is not None and before.status == SKIPPED:
             done[name] = Outcome(name, SKIPPED, text=before.text)
         else:
-            with report.waiting(name):
+            with report.waiting(name) as say:
                 done[name] = _attempt(name, test, subject)
-            report.note(line(done[name]))
+                say(done[name].status)
     return list(done.values())
-
-
-def line(outcome: Outcome) -> str:
-    return f"{outcome.name}: {outcome.status} ({outcome.seconds:.2f} s) {outcome.text}"
 
 
 def _attempt(name: str, test: Callable[[Subject], Seen], subject: Subject) -> Outcome:

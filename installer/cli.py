@@ -32,8 +32,8 @@ def cli() -> None:
 
 for verb in (
     deploy.deploy, deploy.plan, change.set_apikey, change.keys, change.set_context, change.set_values,
-    change.upgrade, change.rollback, look.status, doctor, look.list_services, look.logs, use.client_config,
-    models.models, bundle.bundle, change.prune, deploy.uninstall, look.completion,
+    change.upgrade, change.rollback, look.status, doctor, look.list_services, look.logs, use.test,
+    use.client_config, models.models, bundle.bundle, change.prune, deploy.uninstall, look.completion,
 ):  # fmt: skip
     cli.add_command(verb)
 for verb in (weights.verify, weights.list_models, weights.prune):

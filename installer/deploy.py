@@ -175,7 +175,7 @@ def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host
     layout = resolved.want.layout
     changes = steps.plan(resolved.want, host)
     problems = list(ownership.check(changes, host, layout, state, discard_edits=request.discard_edits))
-    _refuse([*problems, *preflight.check_space(_space_needed(changes, layout), resolved.facts)])
+    _refuse([*problems, *preflight.check_space(space_needed(changes, layout), resolved.facts)])
     return changes
 
 
@@ -189,7 +189,7 @@ def _with_probe_key(target: Target, host: Host, layout: Layout) -> Wanted:
     return Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
 
 
-def _space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
+def space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
     needs = {}
     for change in changes:
         if isinstance(change, models.Download):

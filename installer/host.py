@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ INHERITED = (
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "TMPDIR",
 )  # fmt: skip
+
+ENDS_WITHIN = 60.0  # seconds that a process which clears up gets for it
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,59 @@ class Host:
             drain.join()
             spool.seek(0)
             return spool.read(), "".join(lines)
+
+    @contextmanager
+    def keep(self, *argv: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """A process for the length of a block, its output in one pipe.
+
+        The end of its input tells it to end, so our death does as well, and it has time to clear up. It has a session
+        of its own: a Ctrl-C at the terminal is for us, and we end it in order.
+        """
+        process = subprocess.Popen(
+            tuple(map(str, argv)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=self.environment({}),
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            too_late = threading.Timer(ENDS_WITHIN, process.kill)
+            too_late.start()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            for _ in process.stdout:
+                pass
+            process.wait()
+            too_late.cancel()
+
+    def end_marked(self, mark: str) -> None:
+        """Kill every process that has this NAME=VALUE in its environment; one that cannot be killed is given up."""
+        began = time.monotonic()
+        while marked := [pid for pid in self._processes() if mark in self._variables(pid)]:
+            if time.monotonic() - began > ENDS_WITHIN:
+                raise InstallError(f"these processes cannot be ended: {', '.join(map(str, marked))}")
+            for pid in marked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    @staticmethod
+    def _processes() -> list[int]:
+        return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+    @staticmethod
+    def _variables(pid: int) -> list[str]:
+        """A process's environment; that of another user's or of one that is gone tells nothing."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        return []
 
     @staticmethod
     def _leash() -> tuple[str, ...]:

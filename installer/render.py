@@ -127,6 +127,18 @@ def exec_line(unit_text: str, directive: str = "ExecStart") -> list[str]:
     return split_exec(found[-1]) if found else []
 
 
+def environment(unit_text: str) -> dict[str, str]:
+    """The variables that a unit's text gives its process."""
+    lines = re.findall(r"^Environment=(.*)$", unit_text, re.MULTILINE)
+    return dict(word.partition("=")[::2] for line in lines for word in split_exec(line))
+
+
+def sandbox(unit_text: str) -> list[str]:
+    """The directives that confine a service, as they stand in its unit."""
+    part = unit_text.partition("\n# Sandbox\n")[2].partition("\n[Install]")[0]
+    return [line for line in part.splitlines() if line and not line.startswith("#")]
+
+
 def _unit(target: Target, layout: Layout, digest: str) -> str:
     settings, model = target.settings, target.model
     python = str(layout.engines / target.engine.id / "bin" / "python")

@@ -51,8 +51,10 @@ class Resolved:
     about: About | None = None  # what the model's small files say, where they were looked at
 
 
-def resolve(request: Request, state: State, host: Host, report: Report, *, for_real: bool) -> Resolved:
-    """A plan is not for real: it makes no keys and needs no privilege."""
+def resolve(
+    request: Request, state: State, host: Host, report: Report, *, for_real: bool, throwaway: bool = False
+) -> Resolved:
+    """A plan is not for real: it makes no keys and needs no privilege; a throwaway server needs no systemd either."""
     settings = request.settings
     profiles.check_names(settings)
     layout = Layout(settings.service)
@@ -61,6 +63,8 @@ def resolve(request: Request, state: State, host: Host, report: Report, *, for_r
         seen = dataclasses.replace(seen, is_root=True)
     if request.bundle:
         settings, seen = bundled.fitting(request.bundle, settings, seen)
+    if throwaway:
+        seen = dataclasses.replace(seen, systemd=preflight.MINIMUM_SYSTEMD, systemd_is_pid1=True, sysusers=True)
     problems = preflight.check(settings, seen, layout)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)

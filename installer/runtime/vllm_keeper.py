@@ -1,11 +1,11 @@
 """Keeps a throwaway vLLM: starts it, passes on what it says of itself, and leaves nothing of it behind.
 
-Whoever starts this holds the other end of its standard input, and writes one line of JSON there. When that end is
-closed, by the death of its holder as well, everything ends: the server's processes, and the directory it lived in.
-Stdlib only, because it runs on the engine's Python.
+Whoever starts this holds the other end of its standard input, and writes two lines of JSON there: this text, and its
+task. When that end is closed, by the death of its holder as well, everything ends: the server's processes, and the
+directory it lived in. Stdlib only, because it runs on the engine's Python.
 
     in:  {"files": {NAME: TEXT}, "command": [PYTHON, LAUNCHER, WORD...], "environment": {}, "cache": PATH, "key": KEY}
-    out: {"home": PATH}, {"status": STAGE}, {"ready": true}, {"ended": STATUS, "log": [LINE...]}, one a line
+    out: {"home": PATH}, {"status": STAGE}, {"ready": true}, {"error": WORDS}, {"ended": STATUS, "log": [LINE...]}
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
 LOG_LINES = 400
 TRACKERS_WITHIN = 3.0  # seconds that Python's resource trackers get to remove shared memory
+GIVE_UP_AFTER = 30.0  # seconds; a process in the hands of a broken driver cannot be killed
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -74,9 +75,9 @@ def reap() -> dict[int, int]:
 
 def end_all() -> None:
     """The trackers last: they see that nobody uses the shared memory any more, and take it away."""
-    patience = time.monotonic() + TRACKERS_WITHIN
-    while left := descendants():
-        over = time.monotonic() > patience
+    began = time.monotonic()
+    while (left := descendants()) and time.monotonic() - began < GIVE_UP_AFTER:
+        over = time.monotonic() - began > TRACKERS_WITHIN
         for pid in left:
             if over or not is_tracker(pid):
                 with contextlib.suppress(ProcessLookupError):
@@ -157,6 +158,8 @@ def keep(spec: dict[str, Any]) -> None:
             log.extend(line.rstrip("\n") for line in file)
     except Told:
         pass
+    except OSError as error:
+        say(error=str(error))
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

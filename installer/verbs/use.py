@@ -2,12 +2,114 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, TextIO
+
 import click
 
-from installer.verbs.options import json_option, service_option
+from installer.errors import Exit, UsageError
+from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
+if TYPE_CHECKING:
+    from installer.apitest import Outcome, Subject
+    from installer.host import Host
+    from installer.report import Report
+
 FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.client's
+
+
+# For a throwaway server: the option, the setting, and what it says. Named as the tool named them that this one follows.
+TRIAL_OPTIONS = (
+    ("--port", "port", "PORT", "Its port [default: a free one]"),
+    ("--gpus", "tensor_parallel_size", "N", "Number of GPUs that share the model."),
+    ("--max-len", "max_model_len", "TOKENS", "Its context: 1024, 32k, 256K or auto."),
+    ("--gpu-util", "gpu_memory_utilization", "SHARE", "Its share of the GPU's memory."),
+    ("--engine", "engine", "KIND", "Its build of vLLM: auto, cuda, cpu or rocm."),
+)
+
+
+def trial_options(function: click.decorators.FC) -> click.decorators.FC:
+    for flag, name, metavar, help in reversed(TRIAL_OPTIONS):
+        function = click.option(flag, name, metavar=metavar, help=f"With --model: {help}")(function)
+    return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
+
+
+@click.command("test")
+@service_option
+@click.option("--model", metavar="NAME", help="Test this model on a throwaway server of its own, not a service.")
+@trial_options
+@click.option("--tools/--no-tools", default=None, help="Test calling tools [default: where a parser is set]")
+@click.option("--image/--no-image", default=None, help="Test a picture [default: where the model takes one]")
+@click.option("--key-file", type=click.File(), help="Ask with the key in this file; - reads standard input.")
+@click.option(
+    "--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds an answer may take."
+)
+@click.option("--junit", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Write the results for CI, too.")
+@json_option
+@quiet_option
+@click.pass_context
+def test(
+    context: click.Context, /, service: str, model: str | None, tools: bool | None, image: bool | None,
+    key_file: TextIO | None, timeout: float, junit: TextIO | None, as_json: bool, quiet: bool,
+    vllm_args: tuple[str, ...], **options: str | None,
+) -> None:  # fmt: skip
+    """Ask a service all that its clients will ask of it; fails unless every test that applies passes."""
+    from installer import results, subject
+    from installer.host import Host
+    from installer.report import choose
+    from installer.settings import check_service, to_text
+
+    host, report = Host(), choose(quiet=quiet or as_json)
+    given = {name: value for name, value in options.items() if value is not None}
+    if vllm_args:
+        given["vllm_args"] = to_text("vllm_args", vllm_args)
+    if model is None:
+        if given:
+            raise UsageError(
+                "these options are for a throwaway server", "name its model: vllm-install test --model NAME"
+            )
+        key = subject.check_key(key_file.read()) if key_file else None
+        found = subject.of_service(check_service(service), key, host, report, timeout)
+        outcomes = _run(found, tools, image, report)
+    else:
+        if key_file or context.get_parameter_source("service") is not click.core.ParameterSource.DEFAULT:
+            raise UsageError("a throwaway server has a key and a name of its own", "leave out --service and --key-file")
+        found, outcomes = _run_trial({**given, "model": model}, tools, image, timeout, host, report)
+    name = service if model is None else None
+    if junit:
+        junit.write(results.to_junit(name, found, outcomes))
+    if as_json:
+        print_json(results.to_json(name, found, outcomes))
+    else:
+        results.show(name, found, outcomes)
+    sys.exit(Exit.DONE if results.all_passed(outcomes) else Exit.NOT_PROVED)
+
+
+def _run(subject: Subject, tools: bool | None, image: bool | None, report: Report) -> list[Outcome]:
+    from dataclasses import replace
+
+    from installer import apitest
+
+    if tools is not None:
+        subject = replace(subject, no_tools="" if tools else "not asked for (--no-tools)")
+    if image is not None:
+        subject = replace(subject, no_image="" if image else "not asked for (--no-image)")
+    return apitest.run(subject, report)
+
+
+def _run_trial(
+    flags: dict[str, str], tools: bool | None, image: bool | None, timeout: float, host: Host, report: Report
+) -> tuple[Subject, list[Outcome]]:
+    from installer import results, subject, trial
+
+    with trial.server(trial.settings_of(flags), host, report) as server:
+        found = subject.of_trial(server, host, timeout)
+        outcomes = _run(found, tools, image, report)
+        ended = None if results.all_passed(outcomes) else server.why_ended()
+        if ended:
+            report.warn(ended.message)
+    return found, outcomes
 
 
 @click.command("client-config")

@@ -91,10 +91,11 @@ class Engine:
 class Application:
     """An ASGI application without a key check of its own: the guard in front of it is what is tested."""
 
-    def __init__(self, engine: Engine, model: str, context: int) -> None:
+    def __init__(self, engine: Engine, model: str, context: int, *, calls_tools: bool = False) -> None:
         self.engine = engine
         self.model = model
         self.context = context
+        self.calls_tools = calls_tools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -136,28 +137,69 @@ class Application:
             await _error(send, 404, f"The model `{request['model']}` does not exist.")
             return
         tokens = int(request.get("max_completion_tokens") or request.get("max_tokens") or 16)
-        if tokens > self.context:
-            await _error(
-                send, 400, f"max_tokens is too large: {tokens}. This model's maximum context length is {self.context}."
-            )
+        refusal = self._refusal(request, tokens)
+        if refusal:
+            await _error(send, *refusal)
             return
         try:
             if request.get("stream"):
-                await self._stream(send, tokens, chat=chat)
+                await self._stream(send, request, tokens, chat=chat)
             else:
                 text = "".join([token async for token in self.engine.generate(tokens)])
-                choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+                text = "" if faults.value("mute") is not None else text
+                choice = {"message": self._message(request, text)} if chat else {"text": text}
                 await _answer(send, 200, json.dumps(self._answer(choice, tokens, chat=chat)).encode())
         except EngineDead:
             await _error(send, 500, "EngineCore encountered an issue.")
 
-    async def _stream(self, send: Send, tokens: int, *, chat: bool) -> None:
-        await send(_start(200, b"text/event-stream"))
-        async for token in self.engine.generate(tokens):
-            choice = {"delta": {"content": token}} if chat else {"text": token}
-            event = b"data: " + json.dumps(self._answer(choice, 1, chat=chat)).encode() + b"\n\n"
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+    def _refusal(self, request: dict[str, Any], tokens: int) -> tuple[int, str] | None:
+        if tokens > self.context:
+            limit = f"This model's maximum context length is {self.context}."
+            return 400, f"max_tokens is too large: {tokens}. {limit}"
+        if isinstance(request.get("prompt"), list) and len(request["prompt"]) > self.context:
+            given = int(faults.number("long-prompts", 0))
+            words = f"The decoder prompt (length {len(request['prompt'])}) is longer than the maximum model length."
+            return (given, "no") if given else (400, words)
+        if request.get("tools") and not self.calls_tools:
+            return 400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+        if '"image_url"' in json.dumps(request.get("messages", [])) and faults.value("sees") is None:
+            return 400, f"{self.model} is not a multimodal model"
+        return None
+
+    @staticmethod
+    def _message(request: dict[str, Any], text: str) -> dict[str, Any]:
+        """A call of the tool that is offered, until its result is among the messages."""
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        told = any(each["role"] == "tool" for each in request["messages"])
+        if request.get("tools") and not told and faults.value("talks") is None:
+            function = {"name": request["tools"][0]["function"]["name"], "arguments": '{"city": "Paris"}'}
+            message |= {"content": None, "tool_calls": [{"id": "call-1", "type": "function", "function": function}]}
+        return message
+
+    async def _stream(self, send: Send, request: dict[str, Any], tokens: int, *, chat: bool) -> None:
+        fault = faults.value("stream")
+        await send(_start(200, b"text/plain" if fault == "plain" else b"text/event-stream"))
+
+        async def event(choices: list[Any], **more: object) -> None:
+            reply = {**self._answer({}, 1, chat=chat), "choices": choices, "usage": None, **more}
+            data = b"data: " + (b"{" if fault == "garbled" else json.dumps(reply).encode()) + b"\n\n"
+            with contextlib.suppress(*((ConnectionError,) if faults.value("deaf") is not None else ())):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        words = [word async for word in self.engine.generate(tokens)] if fault == "piece" else None
+        if words:
+            await event([self._choice("".join(words), chat=chat)])
+        else:
+            async for word in self.engine.generate(tokens):
+                await event([self._choice(word, chat=chat)])
+        if request.get("stream_options", {}).get("include_usage"):
+            await event([], usage={"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": tokens + 3})
+        ending = b"" if fault == "cut" else b"data: [DONE]\n\n"
+        await send({"type": "http.response.body", "body": ending})
+
+    @staticmethod
+    def _choice(text: str, *, chat: bool) -> dict[str, Any]:
+        return {"index": 0, "finish_reason": None, **({"delta": {"content": text}} if chat else {"text": text})}
 
     def _answer(self, choice: dict[str, Any], tokens: int, *, chat: bool) -> dict[str, Any]:
         return {

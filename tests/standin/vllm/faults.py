@@ -11,6 +11,15 @@ token-seconds=S       time between two tokens
 last-words            prints the file `last-words` of the home directory while loading, and ends unless it says INFO
 metrics=HOW           `garbled` or `missing`
 waiting=N running=N   what the metrics say of the queue; kv-usage=SHARE of the cache
+model-name=NAME       says that it serves this model, whatever it was told
+stream=FAULT          a streamed answer is `cut` off, comes in one `piece`, is `garbled`, or of a wrong type (`plain`)
+deaf                  goes on with an answer whose client is gone
+long-prompts=STATUS   a prompt longer than the context is answered with this status and without a word on its length
+mute                  answers hold no text
+sees                  takes pictures
+talks                 answers in text where a tool was to be called
+
+`vllm serve … --standin WORDS` does the same for a server whose home nobody knows beforehand.
 """
 
 import os

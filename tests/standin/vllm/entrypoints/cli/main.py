@@ -31,9 +31,13 @@ def main() -> None:
     serve.add_argument("--max-model-len", default="4096")
     serve.add_argument("--shutdown-timeout", type=float, default=0)
     serve.add_argument("--middleware", action="append", default=[])
+    serve.add_argument("--enable-auto-tool-choice", action="store_true")
+    serve.add_argument("--tool-call-parser")
+    serve.add_argument("--standin", default="")
     arguments, others = parser.parse_known_args()
     if any(word.startswith("--no-such") for word in others):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
+    os.environ["VLLM_STANDIN"] = f"{os.environ.get('VLLM_STANDIN', '')} {arguments.standin}"
     set_up_logging()
     # As vLLM does: deaf to SIGTERM until it serves.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -108,7 +112,8 @@ async def run(arguments: argparse.Namespace, context: int) -> None:
     engine = Engine()
     await engine.start()
     log.info("(EngineCore pid=%d) engine is ready", engine.pid)
-    application = Application(engine, arguments.served_model_name or arguments.model, context)
+    name = faults.value("model-name") or arguments.served_model_name or arguments.model
+    application = Application(engine, name, context, calls_tools=arguments.enable_auto_tool_choice)
     for name in arguments.middleware:
         module, _, attribute = name.rpartition(".")
         application = getattr(importlib.import_module(module), attribute)(application)
