@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from installer import prove
 from installer.api import Api
@@ -36,13 +34,13 @@ def of_service(service: str, given_key: str | None, host: Host, report: Report, 
             f"run it as root, who may use the service's own probe key; or set {KEY_VARIABLE}, or give --key-file",
         )
     return _subject(
-        target, host.read(layout.unit) or "", check_key(key), host, timeout,
+        target, host.read(layout.unit) or "", check_key(key), timeout,
         look=f"vllm-install logs --service {service}", is_ours=_watch_over(target, layout, host, report),
     )  # fmt: skip
 
 
-def of_trial(trial: Trial, host: Host, timeout: float) -> Subject:
-    return _subject(trial.target, trial.unit_text, trial.key, host, timeout, look="", is_ours=None)
+def of_trial(trial: Trial, timeout: float) -> Subject:
+    return _subject(trial.target, trial.unit_text, trial.key, timeout, look="", is_ours=None)
 
 
 def check_key(text: str) -> str:
@@ -57,7 +55,6 @@ def _subject(
     target: Target,
     unit_text: str,
     key: str,
-    host: Host,
     timeout: float,
     *,
     look: str,
@@ -72,7 +69,7 @@ def _subject(
         context=settings.max_model_len,
         look=look,
         no_tools="" if "--tool-call-parser" in flags else "no tool parser is set (--tool-call-parser)",
-        no_image=_why_no_image(host, target.model.path, flags),
+        no_image=_why_no_image(target, flags),
         is_ours=is_ours,
     )
 
@@ -84,14 +81,10 @@ def _flags(unit_text: str) -> set[str]:
     return {word.partition("=")[0].replace("_", "-") for word in serve}
 
 
-def _why_no_image(host: Host, model: Path, flags: set[str]) -> str:
-    try:
-        config = json.loads(host.read(model / "config.json") or "{}")
-    except (OSError, ValueError):
-        return f"{model}/config.json cannot be read"
+def _why_no_image(target: Target, flags: set[str]) -> str:
     if "--language-model-only" in flags:
         return "images are switched off (--language-model-only)"
-    return "" if isinstance(config, dict) and "vision_config" in config else "the model takes no images"
+    return "" if target.profile.takes_images else "the model takes no images"
 
 
 def _probe_key(host: Host, layout: Layout) -> str:

@@ -50,9 +50,9 @@ def _nothing_stays(machine: Machine) -> Iterator[None]:
 def start(
     machine: Machine, wheels: Path, *args: str, around: tuple[str, ...] = (), faults: str = ""
 ) -> subprocess.Popen[str]:
-    words = ("--model", MODEL, "--engine", "cpu", *args, "--", "--standin", faults, "--enable-auto-tool-choice")
+    words = ("--model", MODEL, "--engine", "cpu", "--tool-call-parser", "hermes", *args, "--", "--standin", faults)
     env = {"FIND_LINKS": str(wheels), "OFFLINE": "yes"}
-    return machine.start(*around, "sh", "-euc", TOOL, sys.executable, *words, "--tool-call-parser=hermes", env=env)
+    return machine.start(*around, "sh", "-euc", TOOL, sys.executable, *words, env=env)
 
 
 def ended(tool: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -37,8 +37,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def key(machine: Machine, standin_wheels: Path) -> str:
-    flags = ("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    return cli(machine, "deploy", *standin(standin_wheels), *flags).key
+    return cli(machine, "deploy", *standin(standin_wheels), "--tool-call-parser", "hermes").key
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ TRIAL_OPTIONS = (
     ("--max-len", "max_model_len", "TOKENS", "Its context: 1024, 32k, 256K or auto."),
     ("--gpu-util", "gpu_memory_utilization", "SHARE", "Its share of the GPU's memory."),
     ("--engine", "engine", "KIND", "Its build of vLLM: auto, cuda, cpu or rocm."),
+    ("--tool-call-parser", "tool_call_parser", "NAME", "What reads its tool calls: auto, none or a name."),
 )
 
 
@@ -104,7 +105,7 @@ def _run_trial(
     from installer import results, subject, trial
 
     with trial.server(trial.settings_of(flags), host, report) as server:
-        found = subject.of_trial(server, host, timeout)
+        found = subject.of_trial(server, timeout)
         outcomes = _run(found, tools, image, report)
         ended = None if results.all_passed(outcomes) else server.why_ended()
         if ended:

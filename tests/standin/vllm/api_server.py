@@ -170,7 +170,7 @@ class Application:
     def _message(request: dict[str, Any], text: str) -> dict[str, Any]:
         """A call of the tool that is offered, until its result is among the messages."""
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        told = any(each["role"] == "tool" for each in request["messages"])
+        told = any(each["role"] == "tool" for each in request.get("messages", []))
         if request.get("tools") and not told and faults.value("talks") is None:
             function = {"name": request["tools"][0]["function"]["name"], "arguments": '{"city": "Paris"}'}
             message |= {"content": None, "tool_calls": [{"id": "call-1", "type": "function", "function": function}]}
