@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -65,7 +65,10 @@ class Scene:
 
     @cached_property
     def problems(self) -> list[Problem]:
-        return preflight.check(self.settings, self.facts, self.layout)
+        """What deploy would refuse this host for, with the engine there is: a lost GPU makes no CPU service of it."""
+        proved = self.state.proved if self.state else None
+        settings = replace(self.settings, engine=proved.engine.kind) if proved else self.settings
+        return preflight.check(settings, self.facts, self.layout)
 
     @cached_property
     def unit(self) -> dict[str, str]:
