@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import socket
 
+import jsonschema
+
 from tests.boot.machine import Machine
 from tests.boot.snapshot import snapshot
+from tests.boot.surroundings import REPO
 from tests.life import chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
 
 PROGRAMS = "/opt/vllm-install"
+UNIT = "/etc/systemd/system/qwen3vl.service"
 START = 240  # seconds; a loaded machine of two cores needs a quarter of them
 
 
 def free_port() -> int:
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def is_healthy(machine: Machine) -> None:
+    """No false finding, and figures from the real metrics."""
+    assert cli(machine, "doctor", "--json").json["findings"] == []
+    found = cli(machine, "status", "--json").json
+    jsonschema.validate(found, json.loads((REPO / "docs/status-schema.json").read_text()))
+    assert found["load"]["cache_tokens"] == found["kv_tokens"] > 1024
+    assert found["load"]["generated"] > 0
+    assert found["load"]["waiting"] == 0
+    assert max(found["load"]["first_token"].values()) >= 2, "answers were given"
 
 
 def test_a_whole_life(cpu_engine: str) -> None:
@@ -38,6 +53,7 @@ def test_a_whole_life(cpu_engine: str) -> None:
 
         assert cli(machine, "deploy", "--json").changes == []
         assert main_pid(machine) == first
+        is_healthy(machine)
 
         machine.run("systemctl", "restart", "qwen3vl", timeout=START)
         second = main_pid(machine)
@@ -49,6 +65,15 @@ def test_a_whole_life(cpu_engine: str) -> None:
         serves(machine, done.key, port)
         assert cli(machine, "deploy", "--json").changes == []
         assert cli(machine, "status", "--json").json["restarts"] == 1
+        (note,) = cli(machine, "doctor", "--json").json["findings"]
+        assert (note["id"], note["severity"]) == ("restarted-by-itself", "note")
+
+        machine.shell(f"sed -i 's/--shutdown-timeout/--no-such-flag 3 &/' {UNIT}; systemctl daemon-reload")
+        machine.run("systemctl", "restart", "qwen3vl", check=False, timeout=START)
+        faults = cli(machine, "doctor", "--json", code=8).json["findings"]
+        assert faults[0]["id"] == "flag-unknown"
+        assert "--no-such-flag 3" in faults[0]["cause"]
+        assert cli(machine, "status", "--json").json["problem"] == faults[0]
 
         cli(machine, "uninstall", "--purge")
         assert not machine.at(PROGRAMS).exists()
