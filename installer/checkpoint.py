@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from installer import selection
 from installer.host import Host
 from installer.safetensors import Damaged, Tensor, read_header
 from installer.selection import GGUF, GGUF_HINT
@@ -15,10 +16,9 @@ TOKENIZERS = (
     ("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
 )  # fmt: skip
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
-def check_directory(path: Path) -> list[str]:
+def check_directory(path: Path, *, with_pickles: bool = False) -> list[str]:
     """Everything that keeps the directory from being a complete model, one sentence each."""
     if not path.is_dir():
         return [f"{path} is no directory"]
@@ -26,7 +26,7 @@ def check_directory(path: Path) -> list[str]:
     is_consolidated = not (path / "config.json").exists() and (path / "params.json").exists()
     config = json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
     problems += _check_tokenizer(path)
-    problems += _check_weights(path)
+    problems += _check_weights(path, with_pickles)
     if "vision_config" in config and not any((path / name).is_file() for name in PROCESSORS):
         problems.append(f"{path} is a vision model without {PROCESSORS[0]}")
     return problems
@@ -84,10 +84,11 @@ def _check_tokenizer(path: Path) -> list[str]:
     return [f"{path} has no tokenizer (tokenizer.json, tokenizer.model or the like)"]
 
 
-def _check_weights(path: Path) -> list[str]:
+def _check_weights(path: Path, with_pickles: bool) -> list[str]:
     problems: list[str] = []
     places: dict[str, str] = {}
-    for index in sorted(path.glob("*.safetensors.index.json")):
+    pickles = selection.pickles([file.name for file in path.iterdir()]) if with_pickles else []
+    for index in sorted(path.glob("pytorch_model.bin.index.json" if pickles else "*.safetensors.index.json")):
         shards = json_object(index, problems).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             problems.append(f"{index} names no weights")
@@ -97,7 +98,7 @@ def _check_weights(path: Path) -> list[str]:
     if any("/" in name or "\0" in name or name in ("", "..") for name in expected):
         return [*problems, f"{path} has an index that names files outside of it"]
     headers = read_headers(path, problems)
-    found = {file.name for file in path.glob("*.safetensors")}
+    found = {file.name for file in path.glob("*.safetensors")} | set(pickles)
     problems += [f"{path / name} is missing (named in the index)" for name in sorted(expected - found)]
     for tensor, shard in places.items():
         if shard in headers and tensor not in headers[shard]:
@@ -122,7 +123,7 @@ def read_headers(path: Path, problems: list[str]) -> dict[str, Mapping[str, Tens
 
 
 def _no_weights(path: Path) -> str:
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    pickles = selection.pickles([file.name for file in path.iterdir()])
     if pickles:
         return f"{path} has its weights only as Python pickles ({pickles[0]}), which can run any code when loaded"
     if any(path.glob("*.gguf")):

@@ -34,6 +34,8 @@ class About:
     quantization: Mapping[str, object] = field(default_factory=dict)  # of a file beside config.json
     processor: Mapping[str, object] = field(default_factory=dict)  # of images
     names: frozenset[str] = frozenset()  # of all files at the top
+    # files that name Python code of the repository to be run -> the class of transformers that may do instead
+    with_code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -78,7 +80,10 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report) -> Ab
 def _about(texts: Mapping[str, str], names: Iterable[str]) -> About:
     config = next((_object(texts[name]) for name in CONFIGS if name in texts), {})
     quantization = next((_object(texts[name]) for name in QUANTIZATIONS if name in texts), {})
-    return About(config, _template(texts), quantization, _object(texts.get(PROCESSOR, "")), frozenset(names))
+    processor = _object(texts.get(PROCESSOR, ""))
+    parsed = {name: _object(text) for name, text in texts.items()}
+    with_code = {name: str(said.get("tokenizer_class")) for name, said in parsed.items() if said.get("auto_map")}
+    return About(config, _template(texts), quantization, processor, frozenset(names), with_code)
 
 
 def _read(path: Path) -> str:

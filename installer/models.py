@@ -90,7 +90,7 @@ def is_present(model: Model, host: Host) -> bool:
         return host.at(model.path).is_dir()
     files = model.files or _manifest(model, host)
     if not files:
-        return host.at(model.path).is_dir() and not check_directory(host.at(model.path))
+        return host.at(model.path).is_dir() and not check_directory(host.at(model.path), with_pickles=True)
     return all(cache.is_linked(model.path, file, host) for file in files)
 
 
@@ -160,7 +160,7 @@ class Download:
                 report.warn(f"{stranger} does not belong to {model.repo}; it is taken out of {model.path}")
                 host.remove(model.path / stranger)
             _sweep(model, host)
-        problems = check_directory(host.at(model.path))
+        problems = check_directory(host.at(model.path), with_pickles=True)
         if problems:
             raise ModelError(
                 f"{model.repo} is not complete on the hub itself: {'; '.join(problems)}",
@@ -173,7 +173,10 @@ class Download:
         known = model.files or files_of(model, host)
         if not known and not self.origins:
             raise _not_here(model.repo, "it is not in the cache")
-        return replace(model, files=known or select(model.repo, sources.find(self.origins, model.commit, report)[2]))
+        if not known:
+            listed = sources.find(self.origins, model.commit, report)[2]
+            known = select(model.repo, listed, with_pickles=True)  # it was judged when it was resolved
+        return replace(model, files=known)
 
     def _fill(self, model: Model, host: Host, report: Report) -> None:
         """Every blob there and right; where a source fails, the next one continues."""
@@ -248,7 +251,8 @@ def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit
     if before := cache.read_manifest(folder, commit, host):
         who = f"{origin.server} and what {before.origin.server} listed earlier"
         sources.refuse_contradiction(commit, before.files, listed, who)
-    return _as_on_disk(_at(settings, origin, layout, commit, select(origin.repo, listed)), host)
+    chosen = select(origin.repo, listed, with_pickles=settings.model in settings.allow_pickle)
+    return _as_on_disk(_at(settings, origin, layout, commit, chosen), host)
 
 
 def _at(settings: Settings, origin: Origin, layout: Layout, commit: str, files: tuple[ModelFile, ...] = ()) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from installer import bundled, engines, facts, formats, keys, model_about, models, preflight, profiles
+from installer import bundled, engines, facts, formats, keys, model_about, models, preflight, profiles, trust
 from installer.bundle_file import Bundle
 from installer.errors import Refused
 from installer.facts import Facts, Interpreter
@@ -74,7 +74,7 @@ def resolve(
     interpreter = preflight.choose_interpreter(settings, seen, kind)
     assert interpreter is not None, "preflight reports a missing interpreter"
     model = _model(request, settings, state, host, report)
-    _check_local(model, host)
+    _check_local(model, settings, host)
     _check_senses(model, kind, host)
     profile, about = None if request.fresh else _known_profile(settings, model, kind, state), None
     if profile is None:
@@ -105,11 +105,13 @@ def _engine(
     return engines.resolve(settings, kind, python.path, host, Layout(settings.service), report, proved)
 
 
-def _check_local(model: models.Model, host: Host) -> None:
+def _check_local(model: models.Model, settings: Settings, host: Host) -> None:
     """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
     if model.source != "local":
         return
-    problems = [*models.check_directory(host.at(model.path)), *models.check_access(model.path, host)]
+    with_pickles = settings.model in settings.allow_pickle
+    problems = models.check_directory(host.at(model.path), with_pickles=with_pickles)
+    problems += models.check_access(model.path, host)
     if str(model.path).startswith(HIDDEN):
         problems.append(f"the service's sandbox hides {model.path.parents[-2]}; move the model, for example to /srv")
     if problems:
@@ -144,7 +146,8 @@ def _known_profile(settings: Settings, model: models.Model, kind: str, state: St
     if before is None or not model.commit or not before.profile.family:
         return None
     then, now = (
-        (s.tool_call_parser, s.reasoning_parser, s.vllm_args, s.vllm_version) for s in (before.settings, settings)
+        (s.tool_call_parser, s.reasoning_parser, s.vllm_args, s.vllm_version, s.allow_pickle, s.trust_remote_code)
+        for s in (before.settings, settings)
     )
     same = (before.model.path, before.engine.kind, then) == (model.path, kind, now)
     return before.profile if same else None
@@ -152,7 +155,7 @@ def _known_profile(settings: Settings, model: models.Model, kind: str, state: St
 
 def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, about: About, report: Report) -> Profile:
     """The profile by the model's own files, unless they say that it cannot be run here."""
-    problems = list(formats.check(about, model.id, kind, settings, seen))
+    problems = [*trust.check(about, settings), *formats.check(about, model.id, kind, settings, seen)]
     if any(problem.fatal for problem in problems):
         raise preflight.refuse(problems)
     for problem in problems:

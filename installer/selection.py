@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 from installer.errors import InstallError, Refused
@@ -11,6 +11,8 @@ from installer.hub import ModelError, ModelFile
 
 # What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
 SMALL_FILES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".bpe", ".spm"}
+# Pickles that lie beside the weights of many repositories and are none.
+OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 OTHER_FORMATS = {"original", "onnx", "openvino", "coreml", "gguf", "metal", "checkpoints", "runs"}
 HUB_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
@@ -18,8 +20,8 @@ GGUF = "vLLM reads it only with the plugin vllm-gguf-plugin, which is no part of
 GGUF_HINT = "choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files"
 
 
-def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
-    """The files that vLLM loads. Of a checkpoint in several formats, one."""
+def select(repo: str, files: Iterable[ModelFile], *, with_pickles: bool = False) -> tuple[ModelFile, ...]:
+    """The files that vLLM loads. Of a checkpoint in several formats, one; pickles only where there is nothing else."""
     useful = [f for f in files if not _is_aside(f.name)]
     names = {f.name for f in useful}
     safetensors = {name for name in names if name.endswith(".safetensors") and "/" not in name}
@@ -27,11 +29,13 @@ def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     # vLLM takes the consolidated form whenever it sees it, so exactly one form may be on disk.
     is_standard = bool(safetensors - consolidated) and "config.json" in names and bool(names & HUB_TOKENIZERS)
     weights = safetensors - consolidated if is_standard or not consolidated else consolidated
+    if not weights and with_pickles:
+        weights = set(pickles(names))
     if not weights:
         raise _unloadable(repo, names)
     if "config.json" not in names and not (consolidated and "params.json" in names):
         raise ModelError(f"{repo} has no config.json, so it is no complete model", "choose the full model's repository")
-    other_index = ("pytorch", "consolidated" if weights.isdisjoint(consolidated) else "model.")
+    other_index = tuple({"pytorch", "consolidated", "model."} - _indexes(weights, consolidated))
     chosen = [
         f
         for f in useful
@@ -41,6 +45,25 @@ def select(repo: str, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     ]
     _refuse_clashes(chosen)
     return tuple(sorted(chosen, key=lambda f: f.name))
+
+
+def pickles(names: Collection[str]) -> list[str]:
+    """The weights, where pickles are all there is: in the form that vLLM looks for first."""
+    top = sorted(name for name in names if "/" not in name)
+    if any(name.endswith(".safetensors") for name in top):
+        return []
+    for suffix in (".bin", ".pt"):
+        found = [name for name in top if name.endswith(suffix) and name not in OF_TRAINING]
+        if found:
+            return found
+    return []
+
+
+def _indexes(weights: set[str], consolidated: set[str]) -> set[str]:
+    """What the names of the index that goes with these weights begin with."""
+    if not all(name.endswith(".safetensors") for name in weights):
+        return {"pytorch"}
+    return {"model."} if weights.isdisjoint(consolidated) else {"consolidated"}
 
 
 def is_read(name: str) -> bool:
@@ -81,7 +104,7 @@ def _unloadable(repo: str, names: set[str]) -> InstallError:
     if suffixes & PICKLES:
         return ModelError(
             f"{repo} has its weights only as Python pickles, which can run any code when they are loaded",
-            "choose a repository with .safetensors files",
+            f"choose a repository with .safetensors files; or, if you trust who made it: --allow-pickle {repo}",
         )
     if ".gguf" in suffixes:
         return Refused(f"{repo} has its weights only as GGUF: {GGUF}", GGUF_HINT)

@@ -66,9 +66,9 @@ def targets(name: str | None, settings: Settings, host: Host) -> list[Cached | P
     return list(found)
 
 
-def verify(target: Cached | Path, host: Host, report: Report) -> Verified:
+def verify(target: Cached | Path, settings: Settings, host: Host, report: Report) -> Verified:
     if isinstance(target, Path):
-        return _local(target, host, report)
+        return _local(target, settings, host, report)
     return _builtin(target, host) if target.model == BUILTIN else _cached(target, host, report)
 
 
@@ -98,7 +98,7 @@ def repair(found: Verified, settings: Settings, host: Host, report: Report) -> V
         )
     for change in models.changes(model, host, settings):
         change.apply(host, report)
-    return verify(replace(target, missing=0), host, report)
+    return verify(target, settings, host, report)
 
 
 def _cached(target: Cached, host: Host, report: Report) -> Verified:
@@ -112,7 +112,7 @@ def _cached(target: Cached, host: Host, report: Report) -> Verified:
     wrong = tuple(sorted(name for file in bad for name in names[file.digest]))
     problems = [f"{name} does not belong to the model" for name in cache.strangers(target.path, target.files, host)]
     if not (wrong or missing):
-        problems += check_directory(host.at(target.path))
+        problems += check_directory(host.at(target.path), with_pickles=True)
     return Verified(
         target.model, target.commit, target.path, target.source, len(target.files), target.bytes,
         wrong, missing, tuple(problems), target.used_by, summarise(host.at(target.path)),
@@ -130,7 +130,7 @@ def _builtin(target: Cached, host: Host) -> Verified:
     )  # fmt: skip
 
 
-def _local(path: Path, host: Host, report: Report) -> Verified:
+def _local(path: Path, settings: Settings, host: Host, report: Report) -> Verified:
     """A directory of the user's own: complete, readable, and right as far as checksums lie beside the files."""
     real = host.at(path)
     known = dict(_checksums(real))
@@ -140,9 +140,10 @@ def _local(path: Path, host: Host, report: Report) -> Verified:
     with report.bytes(f"checking {path}", total, len(there)) as advance:
         bad = checksums.find_wrong([(file, digest) for file, (_, digest) in there.items()], advance)
         wrong = tuple(sorted(there[file][0] for file in bad))
+    problems = check_directory(real, with_pickles=str(path) in settings.allow_pickle)
     return Verified(
         str(path), None, path, "local", len(there), total,
-        wrong, missing, tuple(check_directory(real)), inventory.users(path, host), summarise(real),
+        wrong, missing, tuple(problems), inventory.users(path, host), summarise(real),
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ class VllmFacts:
     quantizations_without_cpu: frozenset[str]
     rocm_quantizations: frozenset[str]
     deprecated_quantizations: frozenset[str]
+    own_model_types: frozenset[str]  # they need no code from the model's own repository
+    own_tokenizers: frozenset[str]  # model types and classes whose tokenizer needs none
 
 
 @functools.cache
@@ -37,4 +39,6 @@ def load() -> VllmFacts:
         quantizations_without_cpu=frozenset(section.texts("quantizations_without_cpu")),
         rocm_quantizations=frozenset(section.texts("rocm_quantizations")),
         deprecated_quantizations=frozenset(section.texts("deprecated_quantizations")),
+        own_model_types=frozenset(section.texts("own_model_types")),
+        own_tokenizers=frozenset(section.texts("own_tokenizers")),
     )

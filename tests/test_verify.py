@@ -26,7 +26,10 @@ __all__ = ["model"]
 
 
 def verified(host: Host, name: str | None = REPO) -> Verified:
-    (found,) = [check.verify(target, host, Report()) for target in check.targets(name, settings(model=name), host)]
+    (found,) = [
+        check.verify(target, settings(model=name), host, Report())
+        for target in check.targets(name, settings(model=name), host)
+    ]
     return found
 
 
@@ -111,7 +114,7 @@ def test_of_several_commits_each_is_verified(server: Hub, host: Host, model: Mod
     newer = checkpoint() | {"config.json": builtin.files()["config.json"] + b" "}
     second = pull_new(server, host, newer)
     flip((host.at(second.path) / "config.json").resolve())
-    results = [check.verify(target, host, Report()) for target in check.targets(REPO, settings(), host)]
+    results = [check.verify(target, settings(), host, Report()) for target in check.targets(REPO, settings(), host)]
     assert {found.commit: found.wrong for found in results} == {model.commit: (), second.commit: ("config.json",)}
     only = check.targets(REPO, settings(revision=second.commit), host)
     assert [getattr(target, "commit", None) for target in only] == [second.commit]
@@ -132,7 +135,7 @@ def test_without_a_name_everything_in_the_cache_is_meant(server: Hub, host: Host
     builtin.MakeBuiltin(inventory.ANY.builtin_models / "tiny").apply(host, Report())
     targets = check.targets(None, Settings(), host)
     assert [getattr(target, "model", None) for target in targets] == [REPO, "builtin:tiny"]
-    assert all(check.verify(target, host, Report()).is_right for target in targets)
+    assert all(check.verify(target, settings(), host, Report()).is_right for target in targets)
     (host.at(inventory.ANY.builtin_models / "tiny") / "config.json").write_text("{}")
     found = verified(host, "builtin:tiny")
     assert found.wrong == ("config.json",)
@@ -153,7 +156,7 @@ def directory(host: Host) -> Path:
 
 
 def local(host: Host, path: Path) -> Verified:
-    return check.verify(path, host, Report())
+    return check.verify(path, settings(), host, Report())
 
 
 def test_parity_row_15_a_directory_is_checked_and_described(host: Host, directory: Path) -> None:

@@ -48,7 +48,7 @@ def verify(
     settings = model_settings(service, host, {"model": model, "revision": revision, "models_dir": models_dir})
     results = []
     for target in check.targets(model, settings, host):
-        before = check.verify(target, host, report)
+        before = check.verify(target, settings, host, report)
         after = check.repair(before, settings, host, report) if repair else before
         results.append(after)
         if not as_json:

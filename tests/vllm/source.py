@@ -34,7 +34,29 @@ def facts(package: Path, version: str) -> dict[str, object]:
         "deprecated_quantizations": sorted(
             ast.literal_eval(_module(quantization / "__init__.py")["DEPRECATED_QUANTIZATION_METHODS"])
         ),
+        **_own_code(package),
     }
+
+
+def _own_code(package: Path) -> dict[str, list[str]]:
+    """Model types whose configuration and tokenizer vLLM and transformers bring themselves."""
+    auto = package.parent / "transformers/models/auto"
+    registry = _module(package / "transformers_utils/config.py")["_CONFIG_REGISTRY"]
+    assert isinstance(registry, ast.Call)
+    configs = {word.arg for word in registry.keywords if word.arg}
+    configs |= _listed(_module(auto / "auto_mappings.py")["CONFIG_MAPPING_NAMES"])
+    tokenization = _module(auto / "tokenization_auto.py")
+    tokenizers = _listed(tokenization["TOKENIZER_MAPPING_NAMES"]) | {"PreTrainedTokenizer"}
+    tokenizers |= set(ast.literal_eval(tokenization["MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS"]))
+    return {"own_model_types": sorted(configs), "own_tokenizers": sorted(tokenizers)}
+
+
+def _listed(table: ast.expr) -> set[str]:
+    """The keys of OrderedDict([(key, value), …]), and the tokenizer classes among its values."""
+    assert isinstance(table, ast.Call)
+    (pairs,) = table.args
+    words = [node.value for node in ast.walk(pairs) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {word.removesuffix("Fast") for word in words if not word.endswith("Config")}
 
 
 def _module(path: Path) -> dict[str, ast.expr]:
