@@ -99,7 +99,7 @@ def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
 def _served(words: Sequence[str]) -> list[Path]:
     """The model that a unit serves, and whatever else of the cache its command line names."""
     after = words[words.index("serve") + 1 :][:1] if "serve" in words else []
-    return [Path(word) for word in (*after, *words) if word in after or word.startswith(ROOTS)]
+    return [Path(word) for word in words if word in after or word.startswith(ROOTS)]
 
 
 def users(path: Path, host: Host) -> tuple[str, ...]:

@@ -57,14 +57,19 @@ class File:
     def sha256(self) -> str:
         return self.content.sha256 if isinstance(self.content, Bulk) else hashlib.sha256(self.content).hexdigest()
 
+    @property
+    def pointer(self) -> bytes:
+        size = len(self.content)
+        return b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (self.sha256.encode(), size)
+
+    @property
+    def pointer_size(self) -> int:
+        return len(self.pointer)
+
     @cached_property
     def git_sha1(self) -> str:
-        body = self.content if isinstance(self.content, bytes) else b""
-        if self.lfs:
-            body = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (
-                self.sha256.encode(),
-                len(self.content),
-            )
+        body = self.pointer if self.lfs else self.content
+        assert isinstance(body, bytes)
         return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
@@ -382,12 +387,12 @@ def damaged(content: bytes, fault: Fault) -> bytes:
 def sibling(name: str, file: File) -> dict[str, object]:
     shown: dict[str, object] = {"rfilename": name, "size": len(file.content), "blobId": file.git_sha1}
     if file.lfs:
-        shown["lfs"] = {"sha256": file.sha256, "size": len(file.content), "pointerSize": 130}
+        shown["lfs"] = {"sha256": file.sha256, "size": len(file.content), "pointerSize": file.pointer_size}
     return shown
 
 
 def tree_entry(name: str, file: File) -> dict[str, object]:
     shown: dict[str, object] = {"type": "file", "path": name, "size": len(file.content), "oid": file.git_sha1}
     if file.lfs:
-        shown["lfs"] = {"oid": file.sha256, "size": len(file.content), "pointerSize": 130}
+        shown["lfs"] = {"oid": file.sha256, "size": len(file.content), "pointerSize": file.pointer_size}
     return shown

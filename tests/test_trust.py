@@ -19,9 +19,8 @@ from installer.selection import select
 from installer.settings import Settings
 from tests.hub import Hub
 from tests.targets import target
-from tests.test_models import LAYOUT, REPO, checkpoint, due, host, listed, served, server, settings
-
-__all__ = ["host", "server"]
+from tests.test_selection import listed
+from tests.weights import LAYOUT, REPO, checkpoint, due, served, settings
 
 BIN = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
 

@@ -83,7 +83,8 @@ def pull(server: Hub, host: Host, report: Report | None = None, **what: object) 
 
 
 def due(model: Model, host: Host, **what: object) -> list[Change]:
-    return list(changes(model, host, replace(settings(), hf_endpoint=model.endpoint, **what)))  # type: ignore[arg-type]
+    chosen = {"model": model.repo or model.id, "hf_endpoint": model.endpoint} | what
+    return list(changes(model, host, settings(**chosen)))
 
 
 def served(host: Host, model: Model) -> dict[str, bytes]:

@@ -29,12 +29,14 @@ def _cached_names(context: click.Context, option: click.Parameter, incomplete: s
 @service_option
 @click.option("--revision", metavar="REV", help="Only this branch, tag or commit.")
 @click.option("--models-dir", metavar="DIR", help="Directory in which a relative MODEL is looked up first.")
+@click.option("--hf-endpoint", metavar="URL", help="Mirror of the model hub.")
+@click.option("--model-sources", metavar="LIST", help="Where to look, in order: hub, modelscope, URLs of mirrors.")
 @click.option("--repair", is_flag=True, help="Fetch what is wrong or missing anew, and only that.")
 @json_option
 @quiet_option
 def verify(
-    model: str | None, service: str, revision: str | None, models_dir: str | None, repair: bool,
-    as_json: bool, quiet: bool,
+    model: str | None, service: str, revision: str | None, models_dir: str | None, hf_endpoint: str | None,
+    model_sources: str | None, repair: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Check weights: every byte in the cache against its checksum, a directory for being complete and readable.
 
@@ -45,7 +47,11 @@ def verify(
     from installer.report import choose
 
     host, report = Host(), choose(quiet=quiet or as_json)
-    settings = model_settings(service, host, {"model": model, "revision": revision, "models_dir": models_dir})
+    chosen = {
+        "model": model, "revision": revision, "models_dir": models_dir, "hf_endpoint": hf_endpoint,
+        "model_sources": model_sources,
+    }  # fmt: skip
+    settings = model_settings(service, host, chosen)
     results = []
     for target in check.targets(model, settings, host):
         before = check.verify(target, settings, host, report)
