@@ -120,10 +120,12 @@ def open_bundle(path: Path) -> Bundle:
             signature = raw.decode(errors="replace")
         offsets = {}
         for member, offset, head in places(manifest.members, end):
-            if os.pread(handle, len(head), offset) != head:
+            data = offset + len(head)
+            end = after(data, member.size)
+            padding = end - data - member.size
+            if os.pread(handle, len(head), offset) != head or _padding(handle, end, padding) != bytes(padding):
                 raise BundleError(f"{path} is damaged: {member.name} is not where its manifest says")
-            offsets[member.name] = offset + len(head)
-            end = after(offset + len(head), member.size)
+            offsets[member.name] = data
         size = os.fstat(handle).st_size
         if size != end + END or os.pread(handle, END, end) != bytes(END):
             raise BundleError(f"{path} is damaged: it has {size} bytes, but its manifest makes it {end + END}")
@@ -151,10 +153,14 @@ def _read_loose(handle: int, path: Path, name: str, offset: int, most: int) -> t
         raise BundleError(f"{path} is no bundle of vllm-install, or damaged: {name} is not where it belongs")
     if not 0 < size <= most:
         raise BundleError(f"{path} is damaged: {name} has {size} bytes")
-    text = os.pread(handle, size, data)
-    if len(text) != size:
+    text, end = os.pread(handle, size, data), after(data, size)
+    if len(text) != size or _padding(handle, end, end - data - size) != bytes(end - data - size):
         raise BundleError(f"{path} is damaged: it ends in the middle of {name}")
-    return text, after(data, size)
+    return text, end
+
+
+def _padding(handle: int, end: int, length: int) -> bytes:
+    return os.pread(handle, length, end - length)
 
 
 def _read_small(path: Path, most: int) -> bytes:

@@ -30,7 +30,7 @@ LARGEST = 1 << 50
 OCTAL_LIMIT = 8**11
 MOMENT = 946684800  # the same for every member: the same contents give the same bytes
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
-WHEEL_NAME = re.compile(r"[A-Za-z0-9_.!+-]+\.whl")
+WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.!+-]*\.whl")
 
 
 class BundleError(InstallError):

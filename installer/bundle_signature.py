@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 from installer.bundle_file import Bundle
-from installer.errors import CommandFailed, Exit, InstallError, UsageError
+from installer.errors import CommandFailed, Exit, InstallError, Refused, UsageError
 from installer.host import Host
 
 NAMESPACE = "vllm-install-bundle"  # so that a signature for something else is none for a bundle
 
 
 def sign(text: str, key: Path, host: Host) -> str:
+    _need_ssh_keygen(host)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = Path(scratch, "manifest.json")
         manifest.write_text(text)
@@ -41,6 +42,7 @@ def check(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) 
 def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
     if not signers.is_file():
         raise UsageError(f"there is no file {signers}", "it holds a line NAME KEY for each signer (man ssh-keygen)")
+    _need_ssh_keygen(host)
     if bundle.signature is None:
         raise _not_meant(f"{bundle.path} is not signed")
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,6 +55,13 @@ def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
             if host.run(*verify, stdin=bundle.text.decode(), check=False).returncode == 0:
                 return name
     raise _not_meant(f"{bundle.path} is signed by nobody that {signers} names, or was changed since")
+
+
+def _need_ssh_keygen(host: Host) -> None:
+    if host.which("ssh-keygen") is None:
+        raise Refused(
+            "there is no ssh-keygen, which makes and checks signatures", "install OpenSSH's client, or use a digest"
+        )
 
 
 def _not_meant(why: str) -> InstallError:

@@ -108,6 +108,9 @@ def build_own_wheel(folder: Path) -> Path:
     files = {f"installer/{name}": path.read_bytes() for name, path in _own_files()}
     for name in ("METADATA", "entry_points.txt"):
         files[f"{info}/{name}"] = (own.read_text(name) or "").encode()
+    for path in own.files or ():
+        if "licenses" in path.parts:
+            files[f"{info}/licenses/{path.name}"] = path.read_binary()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: vllm-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = "".join(f"{name},sha256={_base64(data)},{len(data)}\n" for name, data in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()

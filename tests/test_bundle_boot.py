@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -145,13 +146,12 @@ def test_a_signature_says_who_made_it(cut_off: Machine, standin_wheels: Path, bo
     maker.shell("mkdir -p /srv && ssh-keygen -q -t ed25519 -N '' -f /root/key")
     public = maker.at("/root/key.pub").read_text()
     signed = ("--sign-key", "/root/key", *standin(standin_wheels))
-    cli(maker, "bundle", "create", FILE, "--model", "builtin:tiny", *signed)
+    create = (sys.executable, "-m", "installer", "bundle", "create", "-", "--model", "builtin:tiny", *signed)
+    maker.shell(f"{shlex.join(map(str, create))} >{FILE}")  # as into a pipe to the other host
     shutil.copy(maker.at(FILE), cut_off.at("/srv/signed.bundle"))
     cut_off.write("/root/signers", f"build@example {public}")
-    cut_off.write(
-        "/root/others",
-        "other@example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJmD0YkcrPj8S5pGjTn1IO0v3kg5XbtsYB6qwYWnW3Ls\n",
-    )
+    maker.shell("ssh-keygen -q -t ed25519 -N '' -f /root/other")
+    cut_off.write("/root/others", f"other@example {maker.at('/root/other.pub').read_text()}")
     refused = cli(cut_off, "deploy", "--bundle", FILE, "--verify-with", "/root/signers", code=5)
     assert "is not signed" in refused.err
     refused = cli(cut_off, "deploy", "--bundle", "/srv/signed.bundle", "--verify-with", "/root/others", code=5)

@@ -1,0 +1,55 @@
+"""The real vLLM from a bundle, tool and all, on a host that has no network and nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from installer import builtin
+from tests.boot.machine import Machine
+from tests.hub import Hub
+from tests.life import ask, cli, until
+
+NAME = "Org/Tiny"
+FILE = "/srv/tiny.bundle"
+OURS = ("env", "-u", "PYTHONPATH", "/opt/local/bin/vllm-install")  # the tool that came in the bundle, not this checkout
+START = 240
+
+
+def make_bundle(place: Path) -> tuple[Path, str]:
+    """The file, and the digest that its maker tells whoever deploys it."""
+    with Hub() as hub, Machine(network=True, store=True) as machine:
+        hub.add(NAME, builtin.files())
+        machine.at("/srv").mkdir(exist_ok=True)
+        options = ("--model", NAME, "--engine", "cpu", "--hf-endpoint", hub.url)
+        made = cli(machine, "bundle", "create", FILE, *options, "--json", timeout=900).json
+        return Path(shutil.copy(machine.at(FILE), place)), made["bundle_sha256"]
+
+
+def test_from_one_file_to_an_answer_without_a_network(tmp_path: Path) -> None:
+    bundle, digest = make_bundle(tmp_path)
+    with Machine() as machine:
+        assert machine.shell("ls /opt; ls /sys/class/net").stdout.split() == ["lo"], "this host is not cut off"
+        machine.at("/srv").mkdir(exist_ok=True)
+        shutil.move(bundle, machine.at(FILE))
+        machine.shell(f"mkdir /root/b && tar -xf {FILE} -C /root/b install.sh manifest.json tool")
+        machine.shell("sh /root/b/install.sh /opt/local")
+        share = ("--gpu-memory-utilization", "0.1")  # of all memory, and this test is not alone on the host
+        done = machine.run(
+            *OURS, "deploy", "--bundle", FILE, "--bundle-sha256", digest, *share, timeout=900
+        )  # fmt: skip
+        key = re.search(r"sk-[\w-]{20,}", done.stdout)
+        assert key is not None, done.stdout
+        body = {"model": NAME, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
+        answer = ask(machine, "POST", "/v1/chat/completions", key[0], body)
+        assert answer.status == 200, answer
+        assert answer.json["choices"][0]["message"]["content"]
+
+        machine.at(FILE).unlink()
+        assert json.loads(machine.run(*OURS, "deploy", "--json", timeout=START).stdout)["changes"] == []
+        machine.run(*OURS, "models", "verify", timeout=START)
+        machine.run("systemctl", "restart", "qwen3vl", timeout=START)
+        again = until("an answer", lambda: ask(machine, "POST", "/v1/chat/completions", key[0], body), machine, START)
+        assert again.status == 200
