@@ -22,6 +22,9 @@ from installer.settings import Settings
 
 # A chat template that shows the tools to the model has them in a variable of this name.
 TOOLS_VARIABLE = re.compile(r"\{[{%][^}]*(?<![\w.'\"\[])tools\b")
+TEMPLATE_NEEDED = (
+    "it can call tools, but its chat template does not show them to it: give one that does, -- --chat-template FILE"
+)
 IMAGES = ("vision_config", "vision_encoder", "img_processor", "visual")
 
 
@@ -57,7 +60,6 @@ class Family:
     context: int = 0  # what most uses of it want, and `models recommend` assumes
     tools: tuple[Choice, ...] = ()
     reasoning: tuple[Choice, ...] = ()
-    needs: tuple[str, ...] = ()
     models: tuple[ProfiledModel, ...] = ()
 
 
@@ -82,7 +84,7 @@ class Profile:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     takes_images: bool = False
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # what it would take for more
 
     def describe(self) -> str:
         """One line for people."""
@@ -114,13 +116,13 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     family = known.family_of(about.architectures) or Family("")
     own_template = any(arg.startswith("--chat-template") for arg in vllm_args)
     shows_tools = own_template or not about.template or TOOLS_VARIABLE.search(about.template) is not None
-    tools = (*family.tools, *known.formats.tools) if shows_tools else ()
+    tool_parser = _first((*family.tools, *known.formats.tools), about.template)
     return Profile(
         family=family.name,
-        tool_parser=_first(tools, about.template),
+        tool_parser=tool_parser if shows_tools else None,
         reasoning_parser=_first((*family.reasoning, *known.formats.reasoning), about.template),
         takes_images=any(about.config.get(name) for name in IMAGES),
-        needs=family.needs,
+        needs=(TEMPLATE_NEEDED,) if tool_parser and not shows_tools else (),
     )
 
 
@@ -172,8 +174,7 @@ def load() -> Profiles:
 def parse(section: Section) -> Profiles:
     """The data, checked to the last field."""
     families = tuple(
-        _family(one)
-        for one in section.sections("families", "name architectures context", "tools reasoning needs models")
+        _family(one) for one in section.sections("families", "name architectures context", "tools reasoning models")
     )
     formats = Section.of("formats", section.content["formats"], "tools reasoning")
     seen: set[str] = set()
@@ -193,7 +194,6 @@ def _family(section: Section) -> Family:
         context=section.number("context"),
         tools=_choices(section, "tools"),
         reasoning=_choices(section, "reasoning"),
-        needs=section.texts("needs"),
         models=tuple(_model(one) for one in section.sections("models", "id parameters bytes config")),
     )
     for model in family.models:

@@ -41,6 +41,9 @@ def parsers(architecture: str, template: str, *args: str) -> tuple[str | None, s
         ("Qwen3VLForConditionalGeneration", JSON_CALLS, "hermes", None),
         ("Qwen3VLForConditionalGeneration", JSON_CALLS + OPENED, "hermes", "qwen3"),
         ("Qwen3ForCausalLM", JSON_CALLS + SWITCH, "hermes", "qwen3"),
+        # Where thinking must be asked for, the parser would take every plain answer for a thought.
+        ("Qwen3ForCausalLM", JSON_CALLS + "{% if enable_thinking is true %}<think>", "hermes", None),
+        ("Qwen3ForCausalLM", JSON_CALLS + "{%- if enable_thinking -%}<think>", "hermes", None),
         ("Qwen3MoeForCausalLM", XML_CALLS, "qwen3_coder", None),
         ("Qwen3_5ForConditionalGeneration", XML_CALLS + SWITCH, "qwen3_coder", "qwen3"),
         ("Qwen2ForCausalLM", JSON_CALLS, "hermes", None),
@@ -75,6 +78,8 @@ def test_parity_row_28_the_parser_by_architecture_and_template(
 def test_a_template_that_does_not_show_tools_to_the_model_has_no_tool_calls() -> None:
     without = '{{ message.tools }}{{ message["tools"] }}<tool_call>{"name": 1, "arguments": 2}'
     assert parsers("Qwen3ForCausalLM", without) == (None, None)
+    assert "--chat-template" in profiles.of(about("Qwen3ForCausalLM", without)).needs[0]
+    assert profiles.of(about("Qwen3ForCausalLM", "{%- if tools %}" + without)).needs == ()
     assert parsers("Qwen3ForCausalLM", without, "--chat-template=/srv/own.jinja")[0] == "hermes"
     assert parsers("Qwen3ForCausalLM", "{%- if tools %}" + without)[0] == "hermes"
 
