@@ -11,13 +11,12 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from installer import datafile, vllm_facts
 from installer.assets import DATA
 from installer.datafile import DataError, Section
 from installer.errors import UsageError
-from installer.model_about import About, read_directory
+from installer.model_about import About
 from installer.settings import Settings
 
 # A chat template that shows the tools to the model has them in a variable of this name.
@@ -103,11 +102,6 @@ class Profile:
             "takes_images": self.takes_images,
             "needs": list(self.needs),
         }
-
-
-def describe(path: Path) -> str:
-    """The profile of the model in a directory, in one line."""
-    return of(read_directory(path)).describe()
 
 
 def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:

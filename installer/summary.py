@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import formats, model_about
+from installer import formats, model_about, profiles
 from installer.checkpoint import PROCESSORS, read_headers, tokenizer_of
 from installer.model_config import Config
+from installer.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Summary:
     chat_template: bool
     vision: bool
     preprocessor: str | None
+    profile: Profile  # what deploy would choose for it
 
 
 def summarise(path: Path) -> Summary:
@@ -54,11 +56,12 @@ def summarise(path: Path) -> Summary:
         chat_template=bool(about.template),
         vision="vision_config" in about.config,
         preprocessor=next((name for name in PROCESSORS if name in about.names), None),
+        profile=profiles.of(about),
     )
 
 
 def describe(summary: Summary) -> list[str]:
-    """The same for people: two lines."""
+    """The same for people: three lines."""
     size = f"{summary.parameters / 1e9:.1f} B" if summary.parameters >= 1e8 else f"{summary.parameters / 1e6:.1f} M"
     what = [
         f"model_type {summary.model_type or 'unknown'}",
@@ -74,4 +77,4 @@ def describe(summary: Summary) -> list[str]:
     ]
     if summary.vision:
         parts.append(f"vision, {summary.preprocessor or 'preprocessor missing'}")
-    return [", ".join(what), ", ".join(parts)]
+    return [", ".join(what), ", ".join(parts), summary.profile.describe()]

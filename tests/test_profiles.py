@@ -100,7 +100,8 @@ def test_a_directory_is_described_in_one_line(tmp_path: Path) -> None:
         '{"architectures": ["Qwen3VLForConditionalGeneration"], "vision_config": {"a": 1}}'
     )
     (tmp_path / "chat_template.jinja").write_text(JSON_CALLS)
-    assert profiles.describe(tmp_path) == "Qwen3-VL: tool calls by hermes, no separate reasoning, takes images"
+    found = profiles.of(read_directory(tmp_path))
+    assert found.describe() == "Qwen3-VL: tool calls by hermes, no separate reasoning, takes images"
 
 
 @pytest.mark.parametrize(

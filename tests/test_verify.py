@@ -17,6 +17,7 @@ from installer.hub import ModelError
 from installer.models import Model
 from installer.report import Report
 from installer.settings import Settings
+from installer.summary import describe
 from installer.verify import Verified
 from tests.hub import Hub
 from tests.test_integrity import INJURIES, blob, flip, model
@@ -42,6 +43,7 @@ def test_a_whole_model_is_right_and_described(host: Host, model: Model) -> None:
     assert (summary.model_type, summary.vocab_size, summary.dtype) == ("qwen3", 320, "bfloat16")
     assert (summary.parameters, summary.shards, summary.tensors) == (600_000, 2, 4)
     assert (summary.tokenizer, summary.chat_template, summary.quantization) == ("tokenizer.json", True, None)
+    assert describe(summary)[2].startswith("Qwen3: no tool calls")
     json.dumps(found.to_json())
 
 
