@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Or the hub client would ask the public hub for a list of coding tools before its first request, whatever mirror was
+# chosen. It reads this when it is imported, which nothing of ours does before this module.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 PROVIDERS = ("hub", "modelscope")

@@ -24,6 +24,7 @@ from installer.errors import Exit, InstallError
 # A stalled connection is left after this many seconds and taken up again at the byte it had reached.
 STALLED = 10.0
 REDIRECTS = 10
+SECRETS = ("authorization", "cookie")
 LINGER = 0.2  # seconds for which small reads are gathered before they are handed on
 
 
@@ -124,10 +125,10 @@ class Wire:
     """The connections of one thread: one for each server that it talks to."""
 
     def __init__(self, token_for: str, headers: Mapping[str, str]) -> None:
-        """The headers go everywhere, but `authorization` only to the server of the URL `token_for`."""
+        """The headers go everywhere, but the SECRETS among them only to the server of the URL `token_for`."""
         self._home = _origin(urlsplit(token_for))
-        self._headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
-        self._secret = {name: value for name, value in headers.items() if name.lower() == "authorization"}
+        self._headers = {name: value for name, value in headers.items() if name.lower() not in SECRETS}
+        self._secret = {name: value for name, value in headers.items() if name.lower() in SECRETS}
         self._lines: dict[str, _Line] = {}
         self._lock = threading.Lock()
         self._is_over = False

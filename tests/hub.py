@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -111,7 +112,7 @@ class Request:
 class Hub:
     """Serve repositories until the end of the `with` block."""
 
-    def __init__(self, rate: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         """`rate`: bytes a second that one connection gets, as mirrors limit them; 0 is no limit."""
         self.rate = rate
         self.repos: dict[str, Repo] = {}
@@ -119,7 +120,11 @@ class Hub:
         self.requests: list[Request] = []
         self.sent = 0  # bytes of file content
         self._lock = threading.Condition()
+        self._scheme = "https" if tls else "http"
         self._servers = {name: _server(self, name) for name in ("hub", "cdn")}
+        for server in self._servers.values() if tls else ():
+            assert tls is not None
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
 
     def __enter__(self) -> Hub:
         for server in self._servers.values():
@@ -136,12 +141,12 @@ class Hub:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._servers['hub'].server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._servers['hub'].server_port}"
 
     @property
     def cdn(self) -> str:
         # Another name for the same machine: to the client this is another host.
-        return f"http://{ADDRESSES['cdn']}:{self._servers['cdn'].server_port}"
+        return f"{self._scheme}://{ADDRESSES['cdn']}:{self._servers['cdn'].server_port}"
 
     def add(self, repo: str, files: Mapping[str, bytes | Bulk], ref: str = "main") -> str:
         """A new commit of a repository; returns its id."""

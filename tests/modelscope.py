@@ -25,7 +25,7 @@ class Asked:
 
 @dataclass
 class ModelScope:
-    """Serve models until the end of the `with` block. Small files come directly, large ones by a redirect."""
+    """Serve models until the end of the `with` block. Small files come directly, large ones from another host."""
 
     commits: dict[str, dict[str, Commit]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class ModelScope:
 
     def __enter__(self) -> ModelScope:
         handler = type("Handler", (_Handler,), {"scope": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = ThreadingHTTPServer(("", 0), handler)
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
@@ -89,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = query["FilePath"]
         if name.endswith(".safetensors"):
             self.send_response(302)
-            self.send_header("Location", f"/lfs/{commit}/{model.replace('/', '+')}/{name}")
+            port = self.scope.server.server_port  # to a client, another address is another host
+            self.send_header("Location", f"http://127.0.0.2:{port}/lfs/{commit}/{model.replace('/', '+')}/{name}")
             self.send_header("Content-Length", "0")
             return self.end_headers()
         return self.file(found.files[name])

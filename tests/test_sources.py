@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,7 +23,8 @@ from installer.report import Report
 from installer.settings import Settings
 from tests.hub import File, Hub, Repo
 from tests.modelscope import ModelScope
-from tests.weights import LAYOUT, REPO, SHARD, TOKEN, WANTED, checkpoint, served, settings
+from tests.proxy import Proxy
+from tests.weights import CHILD, LAYOUT, REPO, SHARD, TOKEN, WANTED, checkpoint, served, settings
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -209,8 +216,14 @@ def test_modelscope_gets_its_own_token_and_the_hubs_never(
     fetch(host, from_sources(f"modelscope+{scope.url}"))
     assert not any("authorization" in asked.headers for asked in scope.asked)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-secret")
-    resolve(from_sources(f"modelscope+{scope.url}"), host, LAYOUT)
-    assert scope.asked[-1].headers["authorization"] == "Bearer ms-secret"
+    scope.add(REPO, checkpoint(seed=3))
+    scope.asked.clear()
+    fetch(host, from_sources(f"modelscope+{scope.url}"))
+    for asked in scope.asked:
+        secrets = [asked.headers.get(name) for name in ("authorization", "cookie")]
+        elsewhere = asked.path.startswith("/lfs/")
+        assert secrets == ([None, None] if elsewhere else ["Bearer ms-secret", "m_session_id=ms-secret"])
+    assert any(asked.path.startswith("/lfs/") for asked in scope.asked)
 
 
 # ModelScope
@@ -300,3 +313,61 @@ def test_parity_row_18_files_put_there_by_hand(server: Hub, host: Host) -> None:
         for chosen in (settings(server, model=str(path)), settings(server, model="Org/Tiny", models_dir="/models")):
             model = fetch(host, chosen)
             assert (model.path, model.source) == (path, "local")
+
+
+# Through a proxy
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost and its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "hub.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=hub",
+         "-addext", "subjectAltName=IP:127.0.0.1,IP:127.0.0.2", "-keyout", path, "-out", f"{path}.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def fetch_as_a_process(host: Host, server: Hub, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(host.root), server.url],
+        capture_output=True, text=True, timeout=120,
+        env={"PATH": os.environ["PATH"], "HOME": str(host.root), "PYTHONPATH": os.getcwd(), **environment},
+    )  # fmt: skip
+
+
+def test_parity_row_18_everything_goes_through_the_proxy_that_sees_no_token(host: Host, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with Hub(tls=context) as server, Proxy() as proxy:
+        server.add(REPO, checkpoint())
+        server.repos[REPO].gated, server.repos[REPO].token = True, TOKEN
+        trust = {"SSL_CERT_FILE": f"{certificate}.crt", "HF_TOKEN": TOKEN}
+        ran = fetch_as_a_process(host, server, HTTPS_PROXY=proxy.url, **trust)
+        assert ran.returncode == 0, ran.stderr
+        hosts = {urlsplit(server.url).netloc, urlsplit(server.cdn).netloc}
+        assert {said.removeprefix("CONNECT ") for said in proxy.asked} == hosts
+        assert proxy.secrets == []
+        assert whole(host, resolve(settings(server, offline=True), host, LAYOUT))
+
+
+def test_a_proxy_for_plain_http_and_the_hosts_that_need_none(server: Hub, host: Host) -> None:
+    server.add(REPO, checkpoint())
+    with Proxy() as proxy:
+        around = fetch_as_a_process(host, server, HTTP_PROXY=proxy.url, NO_PROXY="127.0.0.1,127.0.0.2")
+        assert (around.returncode, proxy.asked) == (0, []), around.stderr
+        assert whole(host, resolve(settings(server, offline=True), host, LAYOUT))
+        shutil.rmtree(host.at(LAYOUT.hub))
+        ran = fetch_as_a_process(host, server, HTTP_PROXY=proxy.url)
+        assert ran.returncode == 0, ran.stderr
+        assert len(proxy.asked) == len(WANTED) + 1 + sum(r.server == "cdn" for r in server.requests) // 2
+
+
+def test_a_proxy_that_is_not_there_is_named_as_the_cause(server: Hub, host: Host) -> None:
+    server.add(REPO, checkpoint())
+    ran = fetch_as_a_process(host, server, HTTP_PROXY=NOWHERE)
+    assert "HTTPS_PROXY" in ran.stderr or "no answer" in ran.stderr
+    assert server.requests == []
