@@ -98,14 +98,21 @@ def test_the_command_and_the_module_start(installed: Path, tmp_path: Path) -> No
     assert "Traceback" not in run(installed / "vllm-install", "list", "--json", cwd=tmp_path)
 
 
-def test_the_wheel_holds_the_package_its_files_and_its_licence_alone(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_its_files_its_man_page_and_its_licence_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"installer", f"vllm_install-{__version__}.dist-info"}
+    own = f"vllm_install-{__version__}"
+    assert {name.split("/")[0] for name in names} == {"installer", f"{own}.dist-info", f"{own}.data"}
+    assert [name for name in names if ".data/" in name] == [f"{own}.data/data/share/man/man8/vllm-install.8"]
     shipped = {f"installer/assets/{p.relative_to(REPO)}" for d in ("templates", "units") for p in (REPO / d).iterdir()}
     assert {name for name in names if name.startswith("installer/assets/")} == shipped
     modules = {str(path.relative_to(REPO)) for path in (REPO / "installer").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_an_installed_wheel_brings_the_man_page(installed: Path) -> None:
+    page = installed.parent / "share/man/man8/vllm-install.8"
+    assert page.read_text().startswith(".TH VLLM-INSTALL 8 ")
 
 
 def test_what_is_imported_is_declared() -> None:

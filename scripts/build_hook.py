@@ -1,0 +1,21 @@
+"""Building a wheel makes the man page, out of the command line that is in the same wheel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class ManPage(BuildHookInterface):  # type: ignore[misc]
+    def initialize(self, version: str, build_data: dict[str, dict[str, str]]) -> None:
+        if version == "editable":
+            return
+        sys.path.insert(0, self.root)  # a build runs outside of the checkout
+        from scripts.manpage import NAME, manpage
+
+        page = Path(self.root, "build", NAME)
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(manpage())
+        build_data["shared_data"][str(page)] = f"share/man/man8/{NAME}"

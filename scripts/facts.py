@@ -1,0 +1,67 @@
+"""What the reference and the man page say beside the verbs: settings, environment, exit codes, files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from installer.errors import Exit
+from installer.settings import FIELDS, Settings, to_text
+from installer.verbs.options import SETTING_OPTIONS
+
+EXIT_CODES = {
+    Exit.DONE: "done",
+    Exit.BUG: "a bug in vllm-install",
+    Exit.USAGE: "the command line or the settings file cannot be meant",
+    Exit.REFUSED: "refused before anything was changed",
+    Exit.ENGINE: "the engine could not be installed",
+    Exit.MODEL: "the model could not be downloaded or verified",
+    Exit.NOT_PROVED: "the service did not prove itself; the host is as it was before",
+    Exit.NOT_RESTORED: "the service did not prove itself, and the host could not be put back",
+    Exit.FAULTS_FOUND: "doctor found faults",
+    Exit.INTERRUPTED: "interrupted; the same command continues",
+}
+
+# Beside the settings themselves, which are all read from the environment as well.
+ENVIRONMENT = {
+    "HF_TOKEN": "The hub's token, for gated models, where HF_TOKEN_PATH names no file. It is never written anywhere.",
+    "MODELSCOPE_API_TOKEN": "The same for ModelScope.",
+    "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY": "The proxy for packages and models; in lower case, too.",
+    "SSL_CERT_FILE, SSL_CERT_DIR, REQUESTS_CA_BUNDLE": "Certificates that are trusted.",
+    "PIP_CONFIG_FILE, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS": (
+        "pip's configuration, these and its files, says where packages come from; INDEX_URL and FIND_LINKS go before."
+    ),
+    "TMPDIR": "Where temporary files go.",
+    "NO_COLOR": "No colour, where it is set.",
+}
+
+FILES = {
+    "/etc/systemd/system/NAME.service": (
+        "The unit: all vLLM flags and the keys' digests, no secret. Changes of your own belong into "
+        "systemctl edit NAME."
+    ),
+    "/etc/vllm-install/NAME.env": "The settings.",
+    "/etc/sysusers.d/vllm-install-NAME.conf": "The service's user, vllm-NAME.",
+    "/opt/vllm-install/engines/ID": "vLLM, immutable, shared by all services that want the same.",
+    "/opt/vllm-install/runtime/VERSION": "Launcher, watcher and guard, which vLLM runs with.",
+    "/opt/vllm-install/cache": "Packages that engines were made of; their files are shared by hard links.",
+    "/var/cache/vllm-install/hub": "Weights, in the hub's own cache layout, shared, read-only to the services.",
+    "/var/cache/NAME": "Compile caches of one service.",
+    "/var/lib/vllm-install/NAME": "What was proved last, and the probe key; root only.",
+    "/run/NAME": "Digests of the keys in force.",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    names: tuple[str, ...]
+    option: str
+    default: str
+    help: str
+
+
+def settings() -> Iterator[Setting]:
+    options = {name: flag for flag, name, *_ in SETTING_OPTIONS} | {"offline": "--offline", "vllm_args": "-- FLAGS"}
+    for attribute, field in FIELDS.items():
+        default = to_text(attribute, getattr(Settings, attribute)) if field.default is not None else ""
+        yield Setting(field.metadata["names"], options[attribute], default, field.metadata["help"])
