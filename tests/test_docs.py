@@ -99,6 +99,11 @@ def understood(words: list[str], line: str) -> None:
         raise AssertionError(f"{line}: {error.format_message()}") from None
 
 
+def test_both_readmes_link_to_the_same_places() -> None:
+    english, chinese = ({*re.findall(r"\]\(([^)]+)\)", page.read_text())} for page in READMES)
+    assert english - {"README.zh-CN.md"} == chinese - {"README.md"}
+
+
 def test_both_readmes_show_the_same_commands_and_every_verb() -> None:
     shown = [commands(page) for page in READMES]
     plain = [[" ".join(shlex.split(line, comments=True)) for line in lines] for lines in shown]
