@@ -82,6 +82,23 @@ def test_completion_scripts(shell: str) -> None:
     assert "_VLLM_INSTALL_COMPLETE" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("option", "begun", "offered"),
+    [
+        ("--tool-call-parser", "llama4_j", "llama4_json"),
+        ("--reasoning-parser", "qw", "qwen3"),
+        ("--reasoning-parser", "non", "none"),
+    ],
+)
+def test_a_parser_is_completed(option: str, begun: str, offered: str) -> None:
+    from click.shell_completion import ShellComplete
+
+    from installer.cli import cli as group
+
+    completion = ShellComplete(group, {}, "vllm-install", "_VLLM_INSTALL_COMPLETE")
+    assert [item.value for item in completion.get_completions(["deploy", option], begun)] == [offered]
+
+
 def test_the_completion_script_is_valid_bash(tmp_path: Path) -> None:
     script = tmp_path / "completion"
     script.write_text(cli("completion", "bash").stdout)

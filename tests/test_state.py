@@ -16,6 +16,7 @@ from installer import keys
 from installer.errors import InstallError
 from installer.host import Host
 from installer.layout import Layout
+from installer.profiles import Profile
 from installer.settings import Settings
 from installer.state import HISTORY, Event, State, event, load_state, owned_on, save_state, services, text_digest
 from tests.samples import any_settings
@@ -52,6 +53,17 @@ def test_what_was_saved_is_loaded(host: Host) -> None:
     for whole in (state(), State("qwen3vl"), state(proved=target(kind="cpu", path=Path("/models/a b")))):
         save_state(host, LAYOUT, whole)
         assert load_state(host, LAYOUT) == whole
+
+
+def test_a_state_from_before_there_were_profiles_is_read(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    data = json.loads(host.read(LAYOUT.state_file) or "")
+    del data["proved"]["profile"]
+    host.write(LAYOUT.state_file, json.dumps(data))
+    loaded = load_state(host, LAYOUT)
+    assert loaded is not None
+    assert loaded.proved is not None
+    assert loaded.proved.profile == Profile()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
