@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.boot.machine import Machine
+from tests.commands import check_ours
 from tests.life import SERVICE, cli, is_up, standin, until
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
@@ -165,6 +166,8 @@ def test_the_planted_fault_is_named_first(machine: Machine, fault: Fault) -> Non
         assert first["id"] == fault.id, found
         assert found["healthy"] is fault.is_note
         assert first["commands"]
+        for finding in found["findings"]:
+            check_ours(finding["commands"])
         assert fault.says in " ".join([first["cause"], first["evidence"], *first["commands"]])
         assert found["unseen"] == []
     finally:

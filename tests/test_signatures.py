@@ -10,6 +10,7 @@ import pytest
 from installer import signatures
 from installer.signatures import Example, Signature, recognise
 from scripts import troubleshoot
+from tests.commands import check_ours
 
 ENTRIES = signatures.signatures()
 EXAMPLES = [(entry, example) for entry in ENTRIES for example in entry.examples]
@@ -26,6 +27,7 @@ def test_a_line_is_recognised_as_what_it_is(entry: Signature, example: Example) 
         assert finding.cause
         assert finding.evidence.startswith(example.line[:300])
         assert not [command for command in finding.commands if "{0}" in command or "{service}" in command]
+        check_ours(list(finding.commands))
 
 
 def test_every_pattern_has_a_line() -> None:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @service_option
-@click.option("--bundle", metavar="FILE", help="Write a redacted report for a bug tracker (.tar.gz).")
+@click.option(
+    "--bundle",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Write a redacted report for a bug tracker (.tar.gz).",
+)
 @json_option
 def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     """Say what is wrong, root cause first, with the command that helps; changes nothing.
