@@ -81,16 +81,18 @@ class Engine:
 
 
 def resolve(
-    settings: Settings, kind: str, python: Path, host: Host, layout: Layout, report: Report, proved: str = ""
-) -> Engine:
+    settings: Settings, kind: str, python: Path, host: Host, layout: Layout, report: Report,
+    proved: Engine | None = None, *, anew: bool = False,
+) -> Engine:  # fmt: skip
     """The engine that the settings come to. One already here for the same request answers at once, offline.
 
-    Of several (a bundle may bring newer packages for the same request) the proved one is taken.
+    Of several (a bundle may bring newer packages for the same request) the proved one is taken; `anew`, none is: what
+    the index offers may have changed.
     """
     sources = read_sources(host, settings, os.environ)
     request = _request(settings, kind, python, sources)
-    for path in sorted(host.children(layout.engines), key=lambda path: path.name != proved):
-        known = _load(host, layout, path.name)
+    here = () if anew else (proved, *(_load(host, layout, path.name) for path in host.children(layout.engines)))
+    for known in here:
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
     report.note(f"working out the packages of vLLM {settings.vllm_version} ({kind})")

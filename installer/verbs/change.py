@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -177,9 +178,12 @@ def upgrade(
     flags = {}
     if revision is not None and revision != "-":
         flags["revision"] = revision
-    if vllm_version or revision is None:
+    of_vllm = vllm_version is not None or revision is None
+    if of_vllm:
         flags["vllm_version"] = vllm_version or Settings.vllm_version
-    _change(service, "upgrade", flags, discard_edits, as_json, quiet, fresh=revision is not None)
+    _change(
+        service, "upgrade", flags, discard_edits, as_json, quiet, new_commit=revision is not None, new_packages=of_vllm
+    )
 
 
 @click.command()
@@ -218,20 +222,20 @@ def _change(
     as_json: bool,
     quiet: bool,
     *,
-    fresh: bool = False,
+    new_commit: bool = False,
+    new_packages: bool = False,
 ) -> None:
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
 
     host = Host()
-    request = _request(service, verb, flags, host, discard_edits=discard_edits, fresh=fresh)
+    request = _request(service, verb, flags, host, discard_edits=discard_edits)
+    request = dataclasses.replace(request, new_commit=new_commit, new_packages=new_packages)
     flow.change(request, host, choose(quiet=quiet or as_json), show_deployed(service, as_json))
 
 
-def _request(
-    service: str, verb: str, flags: dict[str, str], host: Host, *, discard_edits: bool = False, fresh: bool = False
-) -> Request:
+def _request(service: str, verb: str, flags: dict[str, str], host: Host, *, discard_edits: bool = False) -> Request:
     from installer import settings_file
     from installer.layout import Layout
     from installer.resolve import Request
@@ -239,4 +243,4 @@ def _request(
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)
-    return Request(verb, load(service, values, {}, flags), discard_edits=discard_edits, fresh=fresh)
+    return Request(verb, load(service, values, {}, flags), discard_edits=discard_edits)
