@@ -264,6 +264,8 @@ def _put_back(state: State, settings_text: str | None, summary: str, host: Host,
 def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:
     want = _with_probe_key(proved, host, layout)
     changes = steps.plan(want, host)
+    if all(isinstance(change, models.Download) for change in changes):
+        changes = []  # weights that went bad under a running service are no reason to touch it
     due = [_keeping_edits(change, want, state, host) for change in changes]
     state = _claim(state, want, changes, host, state.pending or "deploy")
     apply(due, host, report)
