@@ -5,8 +5,8 @@ The order of CHECKS is the order of causes: what is found further up explains wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from installer import doctor_files as files
 from installer import doctor_host as below
@@ -63,33 +63,41 @@ class Diagnosis:
 
 
 def diagnose(scene: Scene) -> Diagnosis:
-    return _diagnose(scene, (*CHECKS, *AFTERWARDS, *NOTES))
+    found = _run((*CHECKS, *AFTERWARDS, *NOTES), scene)
+    if [finding.id for finding in found.findings if finding.severity == FAULT] != ["service-failed"]:
+        return found
+    deeper = _run((("the engine's packages", _check_import),), scene)
+    return replace(found, findings=_in_order((*deeper.findings, *found.findings)))
 
 
 def cause(scene: Scene) -> Finding | None:
     """Why a service does not serve, without the checks that take seconds."""
-    found = _diagnose(scene, CHECKS).findings
+    found = _run((*CHECKS, *AFTERWARDS), scene).findings
     return next((finding for finding in found if finding.severity == FAULT), None)
 
 
-def _diagnose(scene: Scene, checks: tuple[tuple[str, Check], ...]) -> Diagnosis:
-    found: dict[str, Finding] = {}
+def _run(checks: tuple[tuple[str, Check], ...], scene: Scene) -> Diagnosis:
+    """What cannot be looked at is said, and keeps nothing else from being looked at."""
+    found: list[Finding] = []
     unseen = [] if scene.is_root else ["not run as root: keys in force, other users' processes, answers of the model"]
     for name, check in checks:
         try:
-            for finding in check(scene):
-                found.setdefault(finding.id, finding)
+            found.extend(check(scene))
         except InstallError as error:
             unseen.append(f"{name}: {error.message}")
         except OSError as error:
             unseen.append(f"{name}: {error.strerror or error} {error.filename or ''}".rstrip())
-    faults = [finding for finding in found.values() if finding.severity == FAULT]
-    if [finding.id for finding in faults] == ["service-failed"]:
-        found = {finding.id: finding for finding in (*_check_import(scene), *found.values())}
-    elif len(faults) > 1:
-        found.pop("service-failed", None)  # the others say why
-    ordered = sorted(found.values(), key=lambda finding: finding.severity != FAULT)
-    return Diagnosis(scene.service, tuple(ordered), tuple(dict.fromkeys(unseen)))
+    return Diagnosis(scene.service, _in_order(found), tuple(dict.fromkeys(unseen)))
+
+
+def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Each once, the faults first; that the service failed is said only where nothing says why."""
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        found.setdefault(finding.id, finding)
+    if len([each for each in found.values() if each.severity == FAULT]) > 1:
+        found.pop("service-failed", None)
+    return tuple(sorted(found.values(), key=lambda finding: finding.severity != FAULT))
 
 
 def _check_import(scene: Scene) -> Iterator[Finding]:

@@ -55,15 +55,16 @@ class CommandFailed(InstallError):
         self.output = output
 
 
-class Interrupted(InstallError):
-    """SIGINT, SIGTERM or SIGHUP arrived; raised so that clean-up runs."""
+class Interrupted(Exception):
+    """SIGINT, SIGTERM or SIGHUP arrived; raised so that clean-up runs.
+
+    No InstallError: whoever goes on without a probe that failed must not go on after Ctrl-C.
+    """
+
+    exit_code = Exit.INTERRUPTED
 
     def __init__(self, signal_name: str) -> None:
-        super().__init__(
-            f"interrupted by {signal_name}",
-            "run the same command again: it continues where this one stopped",
-            Exit.INTERRUPTED,
-        )
+        super().__init__(f"interrupted by {signal_name}")
 
 
 def explain(error: BaseException) -> InstallError | None:
@@ -71,7 +72,10 @@ def explain(error: BaseException) -> InstallError | None:
     if isinstance(error, InstallError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("SIGINT")
+        error = Interrupted("SIGINT")
+    if isinstance(error, Interrupted):
+        hint = "run the same command again: it continues where this one stopped"
+        return InstallError(str(error), hint, error.exit_code)
     if isinstance(error, OSError):
         return _explain_os_error(error)
     return None
@@ -83,7 +87,7 @@ def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
     summary = cause.message.splitlines()[0] if cause else repr(error)
     try:
         outcome = put_back(summary)
-    except (InstallError, OSError) as raised:
+    except (InstallError, Interrupted, OSError) as raised:
         second = explain(raised)
         message = f"{summary}\nand the host could not be put back: {second.message if second else raised}"
         return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)

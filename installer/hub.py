@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from installer.errors import Exit, InstallError
+from installer.errors import Exit, InstallError, Interrupted
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -242,7 +242,7 @@ def translated(origin: Origin) -> Iterator[None]:
     """Turn what the hub client raises into a ModelError that says what to do."""
     try:
         yield
-    except InstallError:
+    except (InstallError, Interrupted):
         raise
     except Exception as error:
         fault = explain(error, origin)

@@ -118,6 +118,7 @@ def test_without_root_they_say_what_they_cannot_see(machine: Machine) -> None:
     assert code == 0, out
     assert "not seen: not run as root" in err
     machine.shell(f"systemctl stop {SERVICE}")
+    assert status(machine)["problem"]["id"] == "service-stopped"
     code, out, err = as_nobody(machine, "doctor", "--json")
     assert code == 8, out + err
     assert json.loads(out)["findings"][0]["id"] == "service-stopped"
@@ -136,6 +137,21 @@ def test_a_chinese_name_in_the_c_locale(machine: Machine) -> None:
             )
             assert done.returncode == 0, done
             assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_a_hung_engine_is_asked(machine: Machine) -> None:
+    machine.write(FAULTS, "hang")
+    with machine.start(sys.executable, "-m", "installer", "doctor") as process:
+
+        def is_asking() -> bool:
+            pid = machine.run("pgrep", "-f", "installer doctor", check=False).stdout.strip()
+            return bool(pid) and f"pid={pid}," in machine.run("ss", "-Htnp", "dport = :8000").stdout
+
+        until("the model is asked", is_asking, machine)
+        code, out, err = interrupted(process)
+    assert code == 130
+    assert out == ""
+    assert err.startswith("error: interrupted by SIGINT"), err
 
 
 # status --watch

@@ -31,7 +31,7 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     """
     import dataclasses
 
-    from installer import bundle as report
+    from installer import bug_report
     from installer import doctor as surgery
     from installer.errors import Exit
     from installer.host import Host
@@ -41,7 +41,7 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     scene = look(check_service(service), Host())
     found = surgery.diagnose(scene)
     if bundle:
-        report.write(scene, found, Path(bundle).absolute())
+        bug_report.write(scene, found, Path(bundle).absolute())
         click.echo(f"{bundle} is written; look through it before you give it to anybody", err=True)
     if as_json:
         print_json({**dataclasses.asdict(found), "healthy": found.is_healthy})

@@ -150,7 +150,9 @@ def _secrets(scene: Scene) -> set[str]:
     texts = [scene.file(path) or "" for path in (*places, *_unit_paths(scene), scene.layout.settings_file)]
     found = {value for text in texts for value in harvest(text)}
     found |= harvest("\n".join(f"{name}={value}" for name, value in os.environ.items()))
-    tokens = [scene.file(path) or "" for path in places if path.name == "token"]
+    holders = [path for path in places if path.name == "token"]
+    holders += [Path(name) for name in (scene.settings.hf_token_file,) if name]
+    tokens = [scene.file(path) or "" for path in holders]
     environment = re.findall(r"^Environment=(.*)$", "\n".join(texts), re.MULTILINE)
     for word in re.findall(r"\"[^\"]*\"|'[^']*'|\S+", "\n".join(environment)):
         name, _, value = word.strip("\"'").partition("=")
