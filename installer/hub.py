@@ -287,7 +287,8 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
 def no_answer(origin: Origin, error: Exception) -> NotHere:
     return NotHere(
         f"no answer from {origin.server}: {error or type(error).__name__}",
-        "check the network and HTTPS_PROXY; or name a mirror with --hf-endpoint, or a local directory with --model",
+        "check the network and HTTPS_PROXY; or name another source with --hf-endpoint or --model-sources, "
+        "or a local directory with --model",
     )
 
 
