@@ -23,12 +23,12 @@ COLUMNS, LINES = 110, 50
 
 @dataclass(frozen=True)
 class Screen:
-    """One picture. `before` is a script that arranges what is to be seen; `seconds` ends a verb that never does."""
+    """One picture. `before` is a script that arranges what is to be seen; `until` ends a verb that never does."""
 
     name: str
     typed: str
     before: str = ""
-    seconds: float | None = None
+    until: str | None = None
     busy: bool = False  # clients ask all the while
 
 
@@ -38,7 +38,8 @@ SCREENS = (
     Screen("deploy", f"vllm-install deploy --model {MODEL} --engine cpu"),
     Screen("set-context", "vllm-install set-context 32k --dry-run"),
     Screen("status", "vllm-install status"),
-    Screen("status-watch", "vllm-install status --watch", seconds=15, busy=True),
+    Screen("status-watch", "vllm-install status --watch", until=r"tokens/s +[1-9].*\n.*first token +\d", busy=True),
+    Screen("test", "vllm-install test"),
     Screen("doctor-healthy", "vllm-install doctor"),
     Screen(
         "doctor",
@@ -76,7 +77,7 @@ def show(machine: Machine, screen: Screen, locale: str, key: str) -> str:
     clients = ask_all_the_while(machine, key) if screen.busy else []
     environment = {**inherited_environment(), "LANG": locale, "LC_ALL": locale}
     try:
-        return settled(record(machine.command(*words), environment, COLUMNS, LINES, screen.seconds))
+        return settled(record(machine.command(*words), environment, COLUMNS, LINES, screen.until))
     finally:
         for client in clients:
             os.killpg(client.pid, signal.SIGKILL)

@@ -21,15 +21,16 @@ from rich.text import Text
 
 # What a program may send beside text: line ends, moves of the cursor, erasures, and what shows or hides it.
 _CONTROL = re.compile(r"(\r?\n|\r|\x1b\[[\d;?]*[A-Zhl])")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _UP = re.compile(r"\x1b\[(\d*)A")
 # The pictures must not fetch a font from anywhere.
 _PLAIN_SVG = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 def record(
-    command: Sequence[str], environment: Mapping[str, str], columns: int, lines: int, seconds: float | None = None
+    command: Sequence[str], environment: Mapping[str, str], columns: int, lines: int, until: str | None = None
 ) -> str:
-    """All that a command sends to its terminal; after `seconds` it gets Ctrl-C."""
+    """All that a command sends to its terminal; it gets Ctrl-C as soon as `until` matches what stands there."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = subprocess.Popen(
@@ -37,13 +38,13 @@ def record(
         start_new_session=True,
     )  # fmt: skip
     os.close(its)
-    said, ends = b"", time.monotonic() + seconds if seconds else None
+    said = b""
     os.set_blocking(ours, False)
     while process.poll() is None:
         said += _waiting(ours)
-        if ends and time.monotonic() > ends:
+        if until and re.search(until, _COLOUR.sub("", settled(said.decode(errors="replace")))):
             os.killpg(process.pid, signal.SIGINT)
-            ends = None
+            until = None
         time.sleep(0.05)
     said += _waiting(ours)
     os.close(ours)
@@ -86,7 +87,8 @@ def picture(title: str, typed: str, shown: str, columns: int) -> str:
     for line in Text.from_ansi(shown).split("\n", allow_blank=True):
         for part in _folded(line, columns):
             console.print(part, soft_wrap=True)
-    return console.export_svg(title=title, code_format=_PLAIN_SVG)
+    # Some viewers would otherwise swallow what a line is indented by.
+    return console.export_svg(title=title, code_format=_PLAIN_SVG).replace("<text ", '<text xml:space="preserve" ')
 
 
 def _folded(line: Text, columns: int) -> Iterable[Text]:
