@@ -38,7 +38,7 @@ SCREENS = (
     Screen("deploy", f"vllm-install deploy --model {MODEL} --engine cpu"),
     Screen("set-context", "vllm-install set-context 32k --dry-run"),
     Screen("status", "vllm-install status"),
-    Screen("status-watch", "vllm-install status --watch", until=r"tokens/s +[1-9].*\n.*first token +\d", busy=True),
+    Screen("status-watch", "vllm-install status --watch", until=r"tokens/s +[1-9].*\n.*first token +p50", busy=True),
     Screen("test", "vllm-install test"),
     Screen("doctor-healthy", "vllm-install doctor"),
     Screen(
