@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -15,7 +16,7 @@ class ManPage(BuildHookInterface):  # type: ignore[misc]
         sys.path.insert(0, self.root)  # a build runs outside of the checkout
         from scripts.manpage import NAME, manpage
 
-        page = Path(self.root, "build", NAME)
-        page.parent.mkdir(exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory()  # the checkout may be read-only; it goes with this process
+        page = Path(self._folder.name, NAME)
         page.write_text(manpage())
         build_data["shared_data"][str(page)] = f"share/man/man8/{NAME}"
