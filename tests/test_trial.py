@@ -47,12 +47,18 @@ def _nothing_stays(machine: Machine) -> Iterator[None]:
     assert difference(before, snapshot(machine.root, ignore=[PID, "etc"])) == []
 
 
+def tool_in(
+    machine: Machine, *args: str, around: tuple[str, ...] = (), env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """`vllm-install test ARGS` in the machine, its pid there in a file."""
+    return machine.start(*around, "sh", "-euc", TOOL, sys.executable, *args, env=env)
+
+
 def start(
     machine: Machine, wheels: Path, *args: str, around: tuple[str, ...] = (), faults: str = ""
 ) -> subprocess.Popen[str]:
     words = ("--model", MODEL, "--engine", "cpu", "--tool-call-parser", "hermes", *args, "--", "--standin", faults)
-    env = {"FIND_LINKS": str(wheels), "OFFLINE": "yes"}
-    return machine.start(*around, "sh", "-euc", TOOL, sys.executable, *words, env=env)
+    return tool_in(machine, *words, around=around, env={"FIND_LINKS": str(wheels), "OFFLINE": "yes"})
 
 
 def ended(tool: subprocess.Popen[str]) -> tuple[int, str, str]:
