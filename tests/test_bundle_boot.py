@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,10 @@ import pytest
 
 from installer import builtin
 from tests.boot.machine import Machine
+from tests.boot.snapshot import difference
 from tests.hub import Hub
 from tests.life import Outcome, ask, cli, main_pid, until
+from tests.test_kill import cut, files, points_of
 
 NAME = "Org/Tiny"
 FILE = "/srv/tiny.bundle"
@@ -97,18 +98,25 @@ def test_the_directory_it_was_unpacked_into_needs_no_second_copy(cut_off: Machin
     assert machine.at(blob).stat().st_nlink == 2, "the weights were copied"
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(cut_off: Machine) -> None:
+def test_killed_within_the_import_the_same_command_goes_on(cut_off: Machine) -> None:
+    """At steps of the two changes that a bundle makes different; the others are those of any deploy."""
     machine = cut_off
-    for wanted in ("install vLLM", "wheels from", "checking that", "import Org", "write /etc", "restart"):
-        process = machine.start(sys.executable, "-m", "installer", "deploy", "--bundle", FILE)
-        assert process.stderr is not None
-        assert any(wanted in line for line in process.stderr), f"it never came to: {wanted}"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    done = deploy(machine)
-    serves(machine, done.key)
-    assert not machine.at("/opt/vllm-install/cache/bundle").exists()
-    assert not list(machine.at("/var/cache/vllm-install/hub").rglob("*.incomplete"))
+    command = ("deploy", "--bundle", FILE)
+    points = points_of(machine, *command)
+    reference = files(machine)
+    cli(machine, "uninstall", "--purge")
+    for change, effects in zip((1, 2), points.effects, strict=False):
+        for effect in sorted({1, effects // 3, 2 * effects // 3, effects}):
+            point = f"effect:{change}:{effect}"
+            cut(machine, point, *command)
+            serves(machine, deploy(machine).key)
+            found = [
+                line for line in difference(reference, files(machine)) if "checked.json" not in line
+            ]  # it holds times
+            assert found == [], point
+            assert not machine.at("/opt/vllm-install/cache/bundle").exists()
+            assert not list(machine.at("/var/cache/vllm-install/hub").rglob("*.incomplete"))
+            cli(machine, "uninstall", "--purge")
 
 
 @pytest.mark.parametrize("part", ["wheels/", "model/model.safetensors"])

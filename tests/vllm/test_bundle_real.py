@@ -14,7 +14,9 @@ from tests.life import ask, cli, until
 
 NAME = "Org/Tiny"
 FILE = "/srv/tiny.bundle"
-OURS = ("env", "-u", "PYTHONPATH", "/opt/local/bin/vllm-install")  # the tool that came in the bundle, not this checkout
+# A shell of a host that knows neither this checkout nor the package folders that this machine has bound in.
+BARE = ("env", "-i", "HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+OURS = (*BARE, "/opt/local/bin/vllm-install")  # the tool that came in the bundle
 START = 240
 
 
@@ -31,15 +33,15 @@ def make_bundle(place: Path) -> tuple[Path, str]:
 def test_from_one_file_to_an_answer_without_a_network(tmp_path: Path) -> None:
     bundle, digest = make_bundle(tmp_path)
     with Machine() as machine:
-        assert machine.shell("ls /opt; ls /sys/class/net").stdout.split() == ["lo"], "this host is not cut off"
+        assert machine.shell("ls /sys/class/net").stdout.split() == ["lo"], "this host is not cut off"
+        assert not machine.at("/opt/vllm-install").exists()
+        machine.shell("rm -rf /root/.config /root/.pip /etc/pip.conf")
         machine.at("/srv").mkdir(exist_ok=True)
         shutil.move(bundle, machine.at(FILE))
         machine.shell(f"mkdir /root/b && tar -xf {FILE} -C /root/b install.sh manifest.json tool")
-        machine.shell("sh /root/b/install.sh /opt/local")
+        machine.run(*BARE, "sh", "/root/b/install.sh", "/opt/local")
         share = ("--gpu-memory-utilization", "0.1")  # of all memory, and this test is not alone on the host
-        done = machine.run(
-            *OURS, "deploy", "--bundle", FILE, "--bundle-sha256", digest, *share, timeout=900
-        )  # fmt: skip
+        done = machine.run(*OURS, "deploy", "--bundle", FILE, "--bundle-sha256", digest, *share, timeout=900)
         key = re.search(r"sk-[\w-]{20,}", done.stdout)
         assert key is not None, done.stdout
         body = {"model": NAME, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
