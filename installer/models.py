@@ -368,7 +368,13 @@ def _blob(model: Model, origin: Origin, file: ModelFile, host: Host) -> Blob:
 
 
 def _link(model: Model, host: Host) -> None:
-    """Show the blobs under their names. The names were checked when they came from the hub."""
+    """Show the blobs under their names. The names were checked when they came from the hub.
+
+    The reference comes first: the links are what a rerun looks at, so after a kill nothing else may be missing.
+    """
+    ref = _ref(model.folder, model.origin)
+    if ref:
+        host.write(ref, str(model.commit))
     for file in model.files:
         path = model.path / file.name
         host.make_dir(path.parent)
@@ -377,9 +383,6 @@ def _link(model: Model, host: Host) -> None:
         staged.unlink(missing_ok=True)
         staged.symlink_to(target)
         staged.replace(host.at(path))
-    ref = _ref(model.folder, model.origin)
-    if ref:
-        host.write(ref, str(model.commit))
 
 
 def _sweep(model: Model, host: Host) -> None:

@@ -111,6 +111,8 @@ def build_own_wheel(folder: Path) -> Path:
     for path in own.files or ():
         if "licenses" in path.parts:
             files[f"{info}/licenses/{path.name}"] = path.read_binary()
+        elif path.parent.name == "man8":
+            files[f"{info.removesuffix('.dist-info')}.data/data/share/man/man8/{path.name}"] = path.read_binary()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: vllm-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = "".join(f"{name},sha256={_base64(data)},{len(data)}\n" for name, data in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
