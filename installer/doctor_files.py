@@ -15,7 +15,7 @@ from installer.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
 from installer.finding import FAULT, NOTE, Finding, plain
 from installer.ownership import fingerprint
-from installer.render import render, runtime_dir
+from installer.render import RUNTIME_FILES, content_digest, render
 from installer.scene import Scene
 from installer.settings import FIELDS, load
 
@@ -161,10 +161,24 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
         return
     yield from _closed(scene, python)
     yield from _closed(scene, Path(host.at(python).resolve()) if host.root == Path("/") else python)
-    launcher = Path(scene.command[1]) if len(scene.command) > 1 else runtime_dir(layout) / "vllm_launcher.py"
-    if layout.runtimes in launcher.parents and not host.exists(launcher):
-        yield Finding("runtime-missing", "the launcher is gone", f"{launcher}: no such file", (scene.deploy,))
-    elif layout.runtimes in launcher.parents:
+    yield from _check_runtime(scene)
+
+
+def _check_runtime(scene: Scene) -> Iterator[Finding]:
+    """The files that vLLM runs with lie in a directory that is named by their content."""
+    launcher = Path(scene.command[1]) if len(scene.command) > 1 else Path("/")
+    if scene.layout.runtimes not in launcher.parents:
+        return  # a command line that is not ours
+    texts = {name: scene.file(launcher.with_name(name)) for name in RUNTIME_FILES}
+    missing = [name for name, text in texts.items() if text is None]
+    if missing:
+        cause = f"files that vLLM runs with are gone from {launcher.parent}"
+        yield Finding("runtime-missing", cause, f"missing: {', '.join(missing)}", (scene.deploy,))
+    elif not launcher.parent.name.endswith(content_digest("".join(map(str, texts.values())).encode())):
+        cause = f"files that vLLM runs with were changed in {launcher.parent}"
+        again = f"sudo rm -r {launcher.parent} && {scene.deploy}"
+        yield Finding("runtime-changed", cause, "their digest is not the one in the directory's name", (again,))
+    else:
         yield from _closed(scene, launcher)
 
 

@@ -98,7 +98,11 @@ def shared_units() -> dict[Path, str]:
 def runtime_dir(layout: Layout) -> Path:
     """Named by content, so that a running service keeps the files it was started with."""
     content = b"".join((RUNTIME / name).read_bytes() for name in RUNTIME_FILES)
-    return layout.runtimes / f"{__version__}-{hashlib.sha256(content).hexdigest()[:8]}"
+    return layout.runtimes / f"{__version__}-{content_digest(content)}"
+
+
+def content_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def unit(target: Target, layout: Layout) -> str:

@@ -30,6 +30,7 @@ SECRETS = {
     "comment": "Lr6Px1Qb9Wn4Ze7Kv2",
     "hf_env": "hf_Mg3Ts8Jd5Yc0Fh6Xa1Wq9Rk4",
     "hf_file": "hf_Cz7Vb2Nk9Lp4Sx6Dt1Gw8Qj3",
+    "token_file": "Wx5Gb9Lq2Hs7Kn3Vz8Ct",
     "netrc": "Ea5Ru0Ih8Oy3Tl6Mb",
     "proxy": "p@ss/w0rd%Kf9Xz3Wm",
     "pip": "Uv8Gq3Zn6Yt1Hs4Rc",
@@ -69,7 +70,8 @@ LINES = [
 @pytest.fixture(scope="module")
 def machine(standin_wheels: Path) -> Iterator[Machine]:
     with Machine() as machine:
-        cli(machine, "deploy", *standin(standin_wheels))
+        machine.write("/root/hub-token", SECRETS["token_file"] + "\n", 0o600)
+        cli(machine, "deploy", *standin(standin_wheels), "--hf-token-file", "/root/hub-token")
         yield machine
 
 

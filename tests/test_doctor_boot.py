@@ -69,6 +69,7 @@ FAULTS = [
     ),
     Fault("engine-missing", "mv /opt/vllm-install/engines /opt/vllm-install/away", says="vllm-install deploy"),
     Fault("runtime-missing", "mv /opt/vllm-install/runtime /opt/vllm-install/away"),
+    Fault("runtime-changed", "sed -i '$a # mine' /opt/vllm-install/runtime/*/vllm_guard.py", says="vllm-install deploy"),
     Fault("probe-key-missing", f"rm /var/lib/vllm-install/{SERVICE}/probe-key"),
     Fault("user-missing", changed("/etc/passwd", f"/^vllm-{SERVICE}:/d")),
     Fault("unit-missing", f"rm {UNIT}"),
@@ -129,7 +130,7 @@ CLEAR = f"""
     systemctl reset-failed {SERVICE} 2>/dev/null || :
     systemctl restart {SERVICE}
 """
-KEEP = f"{UNIT} {SETTINGS} /var/lib/vllm-install /var/cache/vllm-install /etc/passwd"
+KEEP = f"/opt/vllm-install/runtime {UNIT} {SETTINGS} /var/lib/vllm-install /var/cache/vllm-install /etc/passwd"
 
 
 @pytest.fixture(scope="module")
