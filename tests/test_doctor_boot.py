@@ -69,7 +69,7 @@ FAULTS = [
     ),
     Fault("engine-missing", "mv /opt/vllm-install/engines /opt/vllm-install/away", says="vllm-install deploy"),
     Fault("runtime-missing", "mv /opt/vllm-install/runtime /opt/vllm-install/away"),
-    Fault("runtime-changed", "sed -i '$a # mine' /opt/vllm-install/runtime/*/vllm_guard.py", says="vllm-install deploy"),
+    Fault("runtime-changed", "sed -i '$a # mine' /opt/vllm-install/runtime/*/vllm_guard.py"),
     Fault("probe-key-missing", f"rm /var/lib/vllm-install/{SERVICE}/probe-key"),
     Fault("user-missing", changed("/etc/passwd", f"/^vllm-{SERVICE}:/d")),
     Fault("unit-missing", f"rm {UNIT}"),
