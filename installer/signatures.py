@@ -19,6 +19,8 @@ TABLE = Path(__file__).with_name("data") / "signatures.json"
 SERVICE, KERNEL, DRIVER = "service", "kernel", "driver"
 # What a server says in passing is no fault, whatever words it uses; a client may have chosen them.
 ASIDE = re.compile(r"(?:\([\w ]+ ?(?:pid=\d+)?\) )?(?:INFO|DEBUG|WARNING)\b")
+# A traceback quotes the program before it says what happened.
+QUOTED = re.compile(r"(?:^\s*|\]\s+)raise \w")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Signature:
     examples: tuple[Example, ...]
 
     def explain(self, line: str, service: str) -> Finding | None:
-        if self.severity == FAULT and ASIDE.match(line):
+        if self.severity == FAULT and (ASIDE.match(line) or QUOTED.search(line)):
             return None
         match = next((found for pattern in self.patterns if (found := pattern.search(line))), None)
         if match is None:

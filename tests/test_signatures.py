@@ -51,6 +51,14 @@ def test_what_a_client_writes_into_the_log_is_no_finding() -> None:
         assert recognise(line, "coder") is None
 
 
+def test_the_program_that_a_traceback_quotes_is_not_what_happened() -> None:
+    quoted = "    raise OSError(f\"It looks like the config file at '{file}' is not a valid JSON file.\")"
+    said = "OSError: It looks like the config file at '/models/x/config.json' is not a valid JSON file."
+    prefix = "(EngineCore pid=28811) ERROR 11-21 15:47:19 [core.py:1510] "
+    (finding,) = signatures.explain([quoted, prefix + quoted, prefix + said, said], "coder")
+    assert finding.evidence == prefix + said
+
+
 def test_what_a_log_says_is_one_word_of_a_command() -> None:
     finding = recognise("PermissionError: [Errno 13] Permission denied: '/x; rm -rf $(HOME) \x1b[2J'", "coder")
     assert finding
