@@ -64,11 +64,14 @@ def read_metrics(text: str) -> Sample | None:
 
 
 def _cache_tokens(text: str) -> int | None:
+    """vLLM's own figure; older ones tell only blocks, which is too much for models with several kinds of layers."""
     tokens = 0
     for match in _CACHE.finditer(text):
         labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1]))
-        size, count = labels.get("block_size", ""), labels.get("num_gpu_blocks", "")
-        if size.isdigit() and count.isdigit():
+        told, size, count = (labels.get(name, "") for name in ("kv_cache_size_tokens", "block_size", "num_gpu_blocks"))
+        if told.isdigit():
+            tokens += int(told)
+        elif size.isdigit() and count.isdigit():
             tokens += int(size) * int(count)
     return tokens or None
 

@@ -47,6 +47,13 @@ def test_garbled_metrics_are_tolerated(text: str) -> None:
     assert sample is None or quantile(sample.first_token, 0.5) is not ...
 
 
+def test_vllms_own_figure_of_the_cache_is_taken() -> None:
+    hybrid = METRICS.replace('block_size="128"', 'block_size="128",kv_cache_size_tokens="900"')
+    sample = read_metrics(hybrid)
+    assert sample
+    assert sample.cache_tokens == 900
+
+
 def test_metrics_without_a_single_figure_are_none() -> None:
     assert read_metrics("<html>502 Bad Gateway</html>") is None
 
