@@ -138,9 +138,10 @@ def environment(unit_text: str) -> dict[str, str]:
 
 
 def sandbox(unit_text: str) -> list[str]:
-    """The directives that confine a service, as they stand in its unit."""
+    """The directives that confine a service, and those that open its devices, as they stand in its unit."""
+    groups = re.findall(r"^SupplementaryGroups=.*$", unit_text, re.MULTILINE)
     part = unit_text.partition("\n# Sandbox\n")[2].partition("\n[Install]")[0]
-    return [line for line in part.splitlines() if line and not line.startswith("#")]
+    return [*groups, *(line for line in part.splitlines() if line and not line.startswith("#"))]
 
 
 def _unit(target: Target, layout: Layout, digest: str) -> str:

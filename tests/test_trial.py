@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from installer.render import sandbox
 from tests.boot.machine import Machine
 from tests.boot.snapshot import difference, snapshot
+from tests.boot.surroundings import REPO
 from tests.life import MODEL, until
 
 PID = "/root/tool.pid"
@@ -122,6 +124,19 @@ def test_with_systemd_it_has_a_service_s_sandbox_and_a_user_of_its_own(machine: 
     assert not users.startswith("root")
     kill(machine, "TERM")
     assert ended(tool)[0] == 130
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "rocm"])
+def test_systemd_takes_the_sandbox_of_every_kind_of_service(machine: Machine, kind: str) -> None:
+    lines = sandbox((REPO / f"tests/golden/{kind}.service").read_text())
+    assert len(lines) > 30
+    # A group of the devices that this machine does not have is not what is tested.
+    properties = [f"--property={line}" for line in lines if not line.startswith("SupplementaryGroups")]
+    command = ("systemd-run", "--quiet", "--collect", "--pipe", "--property=DynamicUser=yes", *properties)
+    bound = "/home/ana/my models: new/qwen"  # by one of these units
+    machine.shell(f"mkdir -p '{bound}'")
+    assert machine.run(*command, "id", "-u").stdout.strip() not in ("", "0")
+    machine.shell("rm -r /home/ana; rmdir --ignore-fail-on-non-empty /home")
 
 
 # Whatever ends it, nothing is left (the fixture looks)

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.client's
 
 
-# For a throwaway server: the option, the setting, and what it says. Named as the tool named them that this one follows.
+# For a throwaway server: option, setting and help. Named as in the tool that this one replaces.
 TRIAL_OPTIONS = (
-    ("--port", "port", "PORT", "Its port [default: a free one]"),
-    ("--gpus", "tensor_parallel_size", "N", "Number of GPUs that share the model."),
-    ("--max-len", "max_model_len", "TOKENS", "Its context: 1024, 32k, 256K or auto."),
-    ("--gpu-util", "gpu_memory_utilization", "SHARE", "Its share of the GPU's memory."),
-    ("--engine", "engine", "KIND", "Its build of vLLM: auto, cuda, cpu or rocm."),
-    ("--tool-call-parser", "tool_call_parser", "NAME", "What reads its tool calls: auto, none or a name."),
+    ("--port", "port", "PORT", "With --model: the port of its server [default: a free one]"),
+    ("--gpus", "tensor_parallel_size", "N", "With --model: number of GPUs that share it [default: 1]"),
+    ("--max-len", "max_model_len", "TOKENS", "With --model: context, 1024, 32k, 256K or auto [default: 1024]"),
+    ("--gpu-util", "gpu_memory_utilization", "SHARE", "With --model: share of the GPU's memory [default: 0.95]"),
+    ("--engine", "engine", "KIND", "With --model: build of vLLM, auto, cuda, cpu or rocm [default: auto]"),
+    ("--tool-call-parser", "tool_call_parser", "NAME", "With --model: auto, none or a name [default: auto]"),
 )
 
 
 def trial_options(function: click.decorators.FC) -> click.decorators.FC:
     for flag, name, metavar, help in reversed(TRIAL_OPTIONS):
-        function = click.option(flag, name, metavar=metavar, help=f"With --model: {help}")(function)
+        function = click.option(flag, name, metavar=metavar, help=help)(function)
     return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
 
 
@@ -55,7 +55,10 @@ def test(
     key_file: TextIO | None, timeout: float, junit: TextIO | None, as_json: bool, quiet: bool,
     vllm_args: tuple[str, ...], **options: str | None,
 ) -> None:  # fmt: skip
-    """Ask a service all that its clients will ask of it; fails unless every test that applies passes."""
+    """Ask a service all that its clients will ask of it; exit status 6 unless every test that applies passes.
+
+    With --model the same on a throwaway server, of which nothing is left afterwards, however it ends.
+    """
     from installer import results, subject
     from installer.host import Host
     from installer.report import choose
