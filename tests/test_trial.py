@@ -164,6 +164,15 @@ def test_ended_in_the_middle_of_an_answer(
     assert ended(tool)[0] == (130 if name != "KILL" else -9)
 
 
+def test_what_lost_its_parent_goes_too(machine: Machine, standin_wheels: Path) -> None:
+    """The watcher is no child of the server's, and a stopped one does not go by itself."""
+    tool = start(machine, standin_wheels, around=BARE, faults="slow-start=600")
+    waits_at(tool, "loading weights")
+    machine.shell("pkill -STOP -f vllm_watche[r]")
+    kill(machine, "KILL")
+    assert ended(tool)[0] == -9
+
+
 @pytest.mark.parametrize("around", AROUND)
 def test_even_if_its_keeper_is_killed(machine: Machine, standin_wheels: Path, around: tuple[str, ...]) -> None:
     tool = start(machine, standin_wheels, around=around, faults="slow-start=600")
