@@ -12,6 +12,8 @@ from installer.apitest import FAILED, PASSED, SKIPPED, Outcome, Subject
 # What XML 1.0 cannot hold, in whatever form.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
+NARROW = 60  # columns, below which a table has no room
+
 
 def all_passed(outcomes: Sequence[Outcome]) -> bool:
     return not any(outcome.status == FAILED for outcome in outcomes)
@@ -73,22 +75,27 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(f"{service or 'throwaway server'}: {subject.model} at {subject.api.url}")
-    table = Table("test", "result", "time", "", box=None, pad_edge=False, show_header=False)
-    table.columns[2].justify = "right"
+    console.print(f"{service or 'throwaway server'}: {subject.model} at {subject.api.url}", soft_wrap=True)
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "left", "right"):
+        table.add_column(justify=justify, no_wrap=True)
     colours = {PASSED: "green", FAILED: "bold red", SKIPPED: "dim"}
     for outcome in outcomes:
         seconds = f"{outcome.seconds:.2f} s" if outcome.status != SKIPPED else ""
-        table.add_row(outcome.name, Text(outcome.status, colours[outcome.status]), seconds, Text(outcome.text))
-    console.print(table)
+        status = Text(outcome.status, colours[outcome.status])
+        if console.width < NARROW:
+            console.print(Text(f"{outcome.name}: ").append(status), outcome.text, soft_wrap=True)
+        else:
+            table.add_row(outcome.name, status, seconds, Text(outcome.text))
+    if table.rows:
+        console.print(table)
     for outcome in outcomes:
         if outcome.status == FAILED:
             console.print(f"failed: {outcome.name}: {outcome.text}", style="bold red", soft_wrap=True)
             console.print(f"  help: {outcome.hint}" if outcome.hint else "", soft_wrap=True)
     count = Counter(outcome.status for outcome in outcomes)
-    console.print(
-        f"{count[PASSED]} passed, {count[FAILED]} failed, {count[SKIPPED]} skipped in {_seconds(outcomes):.1f} s"
-    )
+    summary = f"{count[PASSED]} passed, {count[FAILED]} failed, {count[SKIPPED]} skipped in {_seconds(outcomes):.1f} s"
+    console.print(summary, soft_wrap=True)
 
 
 def _seconds(outcomes: Sequence[Outcome]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from xml.etree import ElementTree as ET
 
@@ -38,6 +39,21 @@ def test_what_xml_can_hold_comes_through() -> None:
 @pytest.mark.parametrize(("failed", "passes"), [([FAILED, PASSED], False), ([PASSED, SKIPPED], True)])
 def test_one_failure_fails_it_all(failed: list[str], passes: bool) -> None:
     assert results.all_passed([Outcome("x", status) for status in failed]) is passes
+
+
+@pytest.mark.parametrize("columns", ["20", "100"])
+def test_no_word_is_cut_on_a_narrow_screen(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as far as rich can tell
+    results.show("qwen3vl", SUBJECT, [Outcome("long-prompt", FAILED, 1.0, "answered with 日本", "some-command --flag")])
+    shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    for words in (f"qwen3vl: {SUBJECT.model} at http://[::1]:8000", "answered with 日本", "help: some-command --flag"):
+        assert words in shown
+    assert re.search(r"long-prompt:? +failed", shown)
+    assert "0 passed, 1 failed, 0 skipped in 1.0 s" in shown
+    assert "…" not in shown
 
 
 @pytest.mark.parametrize(
