@@ -38,7 +38,7 @@ from installer.report import Report
 from installer.settings import Settings
 settings = replace(Settings(), model=sys.argv[1], hf_endpoint=sys.argv[2])
 host = Host(root=Path(sys.argv[3]))
-for change in changes(resolve(settings, host, Layout("qwen3vl")), host, settings.download_connections):
+for change in changes(resolve(settings, host, Layout("qwen3vl")), host, settings):
     change.apply(host, Report())
 """
 THEIRS = """

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from installer.hub import ModelError, Origin, explain, is_passing, no_answer, retry_after
+from installer.hub import Origin, explain, is_passing, no_answer, retry_after
 from installer.incoming import CHUNK, Abandoned, Blob, Incoming, Lease
 from installer.partial import BLOCK
-from installer.report import Advance, size
+from installer.report import Advance
 from installer.wire import Answer, LineFault, Wire
 
 __all__ = ["Blob", "fetch_all"]
@@ -80,21 +79,11 @@ class Transfer:
             except Abandoned:
                 pass
             except BaseException as error:
-                self._end(self._in_words(error))
+                self._end(error)
 
         thread = threading.Thread(target=guarded, daemon=True)
         self._threads.append(thread)
         thread.start()
-
-    def _in_words(self, error: BaseException) -> BaseException:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            folder = self.files[0].blob.path.parent
-            missing = sum(file.blob.size - file.have for file in self.files)
-            return ModelError(
-                f"the disk is full: the {size(missing)} still to come do not fit into {folder}",
-                "free some space (df -h) and run the command again: it continues where it stopped",
-            )
-        return error
 
     def _is_over(self) -> bool:
         return self.fault is not None or all(file.is_done for file in self.files)
@@ -167,9 +156,10 @@ class Transfer:
         return None
 
     def _follow(self, file: Incoming) -> None:
-        file.follow(self._is_over, self.origin.server)
-        with self._changed:
-            self._changed.notify_all()
+        while not file.is_done and not self._is_over():
+            file.follow(self._is_over, self.origin.server)
+            with self._changed:
+                self._changed.notify_all()
 
     def _learn(self, lease: Lease, began: int, failure: _Again | None) -> None:
         """What a try says about the next ones: how long to wait, and how many connections this server likes."""

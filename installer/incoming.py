@@ -12,8 +12,9 @@ from installer.hub import ModelError
 from installer.partial import BLOCK, Partial, arrived, block_size, partial_path
 
 CHUNK = 256 * 1024
-HASHED_AT_ONCE = 4 * 1024 * 1024
-WRITE_OUT_EVERY = 32 * 1024 * 1024
+SUMMED_AT_ONCE = 4 * 1024 * 1024
+WRITE_OUT_SIZE = 16 * 1024 * 1024
+WRITE_OUT_EVERY = 0.2  # seconds between looks at whether so much has come
 MODE = 0o644  # the service's user reads it
 
 
@@ -50,6 +51,36 @@ class Lease:
         return self.end - self.at
 
 
+class _Total:
+    """The checksum of a file's beginning, which grows to the whole."""
+
+    def __init__(self, blob: Blob) -> None:
+        self.at = 0
+        is_sha256 = len(blob.digest) == 64
+        self.checksum = hashlib.sha256() if is_sha256 else hashlib.sha1(b"blob %d\0" % blob.size)  # noqa: S324 git's own
+        self._lock = threading.Lock()
+
+    def add(self, begin: int, chunk: memoryview) -> bool:
+        """Sum a chunk if its turn is now."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if begin != self.at:
+                return False
+            self.checksum.update(chunk)
+            self.at += len(chunk)
+            return True
+        finally:
+            self._lock.release()
+
+    def catch_up(self, partial: Partial, front: int, buffer: memoryview) -> None:
+        """Sum some of what came out of turn."""
+        with self._lock:
+            count = partial.read(self.at, buffer[: max(min(len(buffer), front - self.at), 0)])
+            self.checksum.update(buffer[:count])
+            self.at += count
+
+
 class Incoming:
     """A file on its way. All that connections share of it is used under its lock."""
 
@@ -72,6 +103,7 @@ class Incoming:
         self._round = 0
         self._was_wrong = False
         self._more = threading.Event()
+        self._total = _Total(blob)
 
     @property
     def have(self) -> int:
@@ -139,6 +171,7 @@ class Incoming:
         with self.lock:
             self.leases.remove(lease)
             if lease.round == self._round and lease.left:
+                self.partial.record(lease.at // BLOCK)
                 self._taken.difference_update(range(lease.at // BLOCK, -(-lease.end // BLOCK)))
                 self._first_free = min(self._first_free, lease.at // BLOCK)
 
@@ -157,9 +190,13 @@ class Incoming:
         with self.lock:
             if lease.round != self._round:
                 raise Abandoned
-            self.partial.write(lease.at, chunk)
+            # A short chunk comes from a slow line, where every byte is dear.
+            self.partial.write(lease.at, chunk, record=len(chunk) < CHUNK)
             lease.at += len(chunk)
-        self._more.set()
+            begin, total = lease.at - len(chunk), self._total
+        # What comes in order is summed while it is at hand; the rest is read again, from memory.
+        if not total.add(begin, chunk) or total.at == self.blob.size:
+            self._more.set()
 
     def take_whole(self, lease: Lease) -> bool:
         """The server sends the file from its beginning and nothing else; False where others fetch parts of it."""
@@ -179,6 +216,7 @@ class Incoming:
 
     def _begin_anew(self) -> None:
         self._round += 1
+        self._total = _Total(self.blob)
         self._taken.clear()
         self._first_free = 0
         self.partial.reset()
@@ -202,44 +240,32 @@ class Incoming:
     # whether it is right
 
     def follow(self, is_over: Callable[[], bool], source: str) -> None:
-        """Take the checksum of what comes, in order and while it is still in memory, until the file is in its place."""
-        buffer = memoryview(bytearray(HASHED_AT_ONCE))
-        while not is_over():
-            round = self._round
-            checksum = self._checksum(round, buffer, is_over)
-            if checksum == self.blob.digest:
-                self.partial.finish(self.blob.path, MODE)
-                self.is_done = True
-                return
-            if checksum is not None:
-                self.spoil(round, f"{self.blob.size} bytes with the checksum {checksum}", source)
+        """Take the checksum of what comes, in order and while it is still in memory; bring a whole file to its place.
 
-    def _checksum(self, round: int, buffer: memoryview, is_over: Callable[[], bool]) -> str | None:
-        """The checksum of the whole file, or None where it was begun anew meanwhile."""
-        size = self.blob.size
-        checksum = hashlib.sha256() if len(self.blob.digest) == 64 else hashlib.sha1(b"blob %d\0" % size)  # noqa: S324 git's own
-        at = block = written_out = 0
-        while at < size:
+        Returns with the file in its place or begun anew.
+        """
+        with self.lock:
+            round, total = self._round, self._total
+        buffer = memoryview(bytearray(SUMMED_AT_ONCE))
+        written_out = 0
+        while total.at < self.blob.size:
             self._more.clear()
-            counts = self.partial.counts
-            while block < len(counts) - 1 and counts[block] == BLOCK:
-                block += 1
-            front = block * BLOCK + counts[block]
-            if round != self._round or is_over():
-                return None
-            if front <= at:
-                self._more.wait()
-                continue
-            while at < front:
-                count = self.partial.read(at, buffer[: min(HASHED_AT_ONCE, front - at)])
-                if not count:
-                    break
-                checksum.update(buffer[:count])
-                at += count
-                if at - written_out >= WRITE_OUT_EVERY:
-                    self.partial.write_out(written_out, at)
-                    written_out = at
-        return checksum.hexdigest()
+            with self.lock:
+                front = self.partial.front()
+                if round != self._round or is_over():
+                    return
+            if total.at >= front:
+                self._more.wait(WRITE_OUT_EVERY)
+            else:
+                total.catch_up(self.partial, front, buffer)
+            if total.at - written_out >= WRITE_OUT_SIZE:
+                self.partial.write_out(written_out, total.at)
+                written_out = total.at
+        if total.checksum.hexdigest() == self.blob.digest:
+            self.partial.finish(self.blob.path, MODE)
+            self.is_done = True
+        else:
+            self.spoil(round, f"{self.blob.size} bytes with the checksum {total.checksum.hexdigest()}", source)
 
     def wake(self) -> None:
         self._more.set()

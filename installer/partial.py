@@ -6,6 +6,7 @@ come; it is cut off when the file is whole. One file holds both, so that the two
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -16,6 +17,7 @@ BLOCK = 8 * 1024 * 1024
 MAGIC = b"vllm-install partial file 1\n"
 _HEADER = struct.Struct(f"<{len(MAGIC)}sQQ")
 _COUNT = struct.Struct("<I")
+MOST_LOST = 1024 * 1024  # of each connection, in a file of a gigabyte or more; of a smaller one in proportion
 _WRITE_OUT = 2  # SYNC_FILE_RANGE_WRITE
 
 
@@ -58,19 +60,22 @@ class Partial:
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
+        self._worth = min(size >> 10, MOST_LOST)
         if path.is_symlink():
             path.unlink()
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             self._begin()
         except BaseException:
-            self.close()
+            os.close(self._handle)
             raise
 
     def _begin(self) -> None:
         loaded = _load(self._handle, self.size)
         self.counts = loaded or []
         self.have = sum(self.counts)
+        self._recorded = list(self.counts)
+        self._whole = 0
         if loaded is None:
             self.reset()
         elif os.fstat(self._handle).st_size == self.size:
@@ -79,25 +84,42 @@ class Partial:
     def _write_table(self) -> None:
         table = b"".join(_COUNT.pack(count) for count in self.counts)
         _write(self._handle, memoryview(_HEADER.pack(MAGIC, self.size, BLOCK) + table), self.size)
+        self._recorded = list(self.counts)
 
     def reset(self) -> None:
         """Nothing of it is any good."""
         os.ftruncate(self._handle, 0)
         self.counts = [0] * -(-self.size // BLOCK)
-        self.have = 0
+        self.have = self._whole = 0
         self._write_table()
 
-    def write(self, at: int, chunk: memoryview) -> None:
-        """Bytes that follow those which their block has already, and end in the same block."""
+    def write(self, at: int, chunk: memoryview, *, record: bool) -> None:
+        """Bytes that follow those which their block has already, and end in the same block.
+
+        `record` has them found after a kill. Otherwise so much may be lost as is worth the trouble: for the disk, a few
+        bytes in the table cost as much as a megabyte in the file.
+        """
         _write(self._handle, chunk, at)
         block = at // BLOCK
         self.counts[block] += len(chunk)
         self.have += len(chunk)
-        # Only now: a table that promises more than there is would have wrong bytes kept.
-        _write(self._handle, memoryview(_COUNT.pack(self.counts[block])), self._place_of(block))
+        if record or self.counts[block] - self._recorded[block] >= self._worth or self.counts[block] == BLOCK:
+            self.record(block)
 
-    def _place_of(self, block: int) -> int:
-        return self.size + _HEADER.size + block * _COUNT.size
+    def record(self, block: int) -> None:
+        """Only after the bytes: a table that promises more than there is would have wrong ones kept."""
+        if self._recorded[block] != self.counts[block]:
+            place = self.size + _HEADER.size + block * _COUNT.size
+            _write(self._handle, memoryview(_COUNT.pack(self.counts[block])), place)
+            self._recorded[block] = self.counts[block]
+
+    def front(self) -> int:
+        """The end of what has come without a gap."""
+        counts, block = self.counts, self._whole
+        while block < len(counts) and counts[block] == BLOCK:
+            block += 1
+        self._whole = block
+        return block * BLOCK + (counts[block] if block < len(counts) else 0)
 
     def read(self, at: int, into: memoryview) -> int:
         return os.preadv(self._handle, [into], at)
@@ -112,10 +134,14 @@ class Partial:
         os.fsync(self._handle)
         os.ftruncate(self._handle, self.size)
         self.path.replace(target)
-        self.close()
+        os.close(self._handle)
+        self._handle = -1
 
     def close(self) -> None:
         if self._handle >= 0:
+            with contextlib.suppress(OSError):  # a full disk: then these are fetched again
+                for block in range(len(self.counts)):
+                    self.record(block)
             os.close(self._handle)
             self._handle = -1
 

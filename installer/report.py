@@ -230,7 +230,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def choose(*, quiet: bool) -> Report:
+def choose(*, quiet: bool, as_json: bool = False) -> Report:
     if quiet:
         return Report()
+    if as_json:
+        return JsonLines()
     return Bars() if sys.stderr.isatty() else Lines()

@@ -90,7 +90,13 @@ def _is_module_weight(name: str) -> bool:
 
 def _refuse_clashes(files: Iterable[ModelFile]) -> None:
     names = {f.name for f in files}
-    for name in names:
+    folded: dict[str, str] = {}
+    for name in sorted(names):
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise ModelError(
+                f"the repository holds {other!r} and {name!r}, which not every file system tells apart",
+                "do not use this model; report it to the hub",
+            )
         for parent in PurePosixPath(name).parents:
             if str(parent) in names:
                 raise ModelError(

@@ -14,7 +14,8 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,6 +120,8 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.sent = 0  # bytes of file content
+        self.sending = self.most_at_once = 0  # connections on which the CDN sends
+        self.welcome = 0  # more of them than this are refused; 0 is no limit
         self._lock = threading.Condition()
         self._scheme = "https" if tls else "http"
         self._servers = {name: _server(self, name) for name in ("hub", "cdn")}
@@ -178,6 +181,19 @@ class Hub:
             if request:
                 self.requests.append(request)
             self._lock.notify_all()
+
+    @contextmanager
+    def admitted(self) -> Iterator[bool]:
+        """Whether there is room for one more."""
+        with self._lock:
+            is_welcome = not self.welcome or self.sending < self.welcome
+            self.sending += is_welcome
+            self.most_at_once = max(self.most_at_once, self.sending)
+        try:
+            yield is_welcome
+        finally:
+            with self._lock:
+                self.sending -= is_welcome
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Until something holds about what was asked for and sent."""
@@ -284,7 +300,10 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.find_lfs(sha256)
         if content is None:
             return self.answer(404)
-        self.content(content, {"ETag": f'"{sha256}"'}, fault)
+        with self.hub.admitted() as is_welcome:
+            if not is_welcome:
+                return self.answer(503)
+            self.content(content, {"ETag": f'"{sha256}"'}, fault)
         return None
 
     # who may see it

@@ -49,6 +49,7 @@ def test_the_consolidated_form_where_it_is_the_only_whole_one() -> None:
         (["config.json", "README.md"], "no weights"),
         (["adapter_config.json", "adapter_model.safetensors"], "config.json"),
         (["config.json", "tokenizer.json", "model.safetensors", "x.json", "x.json/y.json"], "as a file and as a dir"),
+        (["config.json", "tokenizer.json", "model.safetensors", "Config.json"], "not every file system tells apart"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_the_download(names: list[str], message: str) -> None:

@@ -37,26 +37,29 @@ def models() -> None:
 @click.option("--model-sources", metavar="LIST", help="Where to look, in order: hub, modelscope, URLs of mirrors.")
 @click.option("--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope.")
 @click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")
+@click.option("--download-connections", metavar="N", help="Connections to the source at once [default: 8]")
 @click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
 @json_option
 @quiet_option
 def pull(
     model: str | None, service: str, revision: str | None, hf_endpoint: str | None, hf_token_file: str | None,
-    model_sources: str | None, offline: bool | None, dry_run: bool, as_json: bool, quiet: bool,
+    model_sources: str | None, offline: bool | None, download_connections: str | None, dry_run: bool, as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Fetch a model into the cache: MODEL, or the one that the service's settings name.
 
-    Interrupted, the same command fetches only what is missing.
+    Interrupted, the same command fetches only what is missing. With --json, progress is a JSON object a line on
+    standard error.
     """
     from installer import models as weights
     from installer.host import Host
     from installer.layout import Layout
     from installer.report import choose
 
-    host, report = Host(), choose(quiet=quiet or as_json)
+    host, report = Host(), choose(quiet=quiet, as_json=as_json)
     chosen = {
         "model": model, "revision": revision, "hf_endpoint": hf_endpoint, "hf_token_file": hf_token_file,
-        "model_sources": model_sources, "offline": offline,
+        "model_sources": model_sources, "offline": offline, "download_connections": download_connections,
     }  # fmt: skip
     settings = model_settings(service, host, chosen)
     found = weights.resolve(settings, host, Layout(service), report=report)
