@@ -40,6 +40,7 @@ check: .venv-ready ## Lint, formatting and types; what CI runs first
 	@.venv/bin/mypy scripts tests/boot tests/conftest.py
 
 bench: .venv-ready machine-ready ## Measure what the README claims (root)
+	@scripts/host-packages bench
 	@for bench in bench/*.py; do .venv/bin/python $$bench || exit 1; done
 
 fresh: ## Prove `make demo` and `make test` on a Debian with nothing installed (root, debootstrap)
