@@ -105,6 +105,7 @@ def test_a_server_that_wants_fewer_connections_gets_fewer(server: Hub, host: Hos
     fetch(server, host)
     assert server.most_at_once == 2
     assert server.sent == total(server)
+    assert len(asked(server)) < 60, "no hammering"
 
 
 def test_an_address_that_is_not_good_any_more_is_asked_for_again(server: Hub, host: Host) -> None:
