@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from installer import checksums, hub, selection
 from installer.host import Host
-from installer.hub import ModelFile, Origin
+from installer.hub import ModelError, ModelFile, Origin
 from installer.report import Report
 
 
@@ -155,3 +156,23 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def unwritable(error: OSError, cache: Path) -> ModelError | None:
+    """What a fault of the disk means for the weights."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ModelError(
+            f"the disk is full: what is still missing does not fit into {cache}",
+            "free some space (df -h) and run the command again: it continues where it stopped",
+        )
+    if error.errno == errno.EROFS:
+        return ModelError(
+            f"{cache} is on a read-only file system",
+            f"mount it for writing (mount -o remount,rw …) or put another file system at {cache}",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ModelError(
+            f"no permission to write {error.filename or cache}",
+            f"run the command as root (sudo); where root was refused too, see who owns it: ls -ld {cache}",
+        )
+    return None

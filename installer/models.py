@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -154,7 +153,7 @@ class Download:
         try:
             self._apply(host, report)
         except OSError as error:
-            raise _unwritable(error, self.model.folder.parent) or error from None
+            raise cache.unwritable(error, self.model.folder.parent) or error from None
 
     def _apply(self, host: Host, report: Report) -> None:
         waiting = f"another process downloads {self.model.repo} already: waiting for it"
@@ -352,26 +351,6 @@ def _check_space(model: Model, host: Host) -> None:
             f"{model.repo} needs {size(model.bytes_missing + HEADROOM)} more, but {folder} has only {size(free)} left",
             f"free some space, or put a larger file system at {folder.parent} (df -h)",
         )
-
-
-def _unwritable(error: OSError, cache_folder: Path) -> ModelError | None:
-    """What a fault of the disk means for the weights."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ModelError(
-            f"the disk is full: what is still missing does not fit into {cache_folder}",
-            "free some space (df -h) and run the command again: it continues where it stopped",
-        )
-    if error.errno == errno.EROFS:
-        return ModelError(
-            f"{cache_folder} is on a read-only file system",
-            f"mount it for writing (mount -o remount,rw …) or put another file system at {cache_folder}",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return ModelError(
-            f"no permission to write {error.filename or cache_folder}",
-            f"run the command as root (sudo); where root was refused too, see who owns it: ls -ld {cache_folder}",
-        )
-    return None
 
 
 def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: Report) -> None:
