@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from installer.errors import Exit
 from tests.hub import Hub
 from tests.weights import REPO, WANTED, checkpoint
 
@@ -25,7 +26,7 @@ def server() -> Iterator[Hub]:
         yield running
 
 
-def pull(cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def pull(cache: Path, *args: str, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the verb in a mount namespace in which the host's cache and settings are empty directories."""
     script = """
         [ ! -d /etc/vllm-install ] || mount -t tmpfs none /etc/vllm-install
@@ -34,7 +35,7 @@ def pull(cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """
     command = [sys.executable, "-m", "installer", "models", "pull", *args]
     ran = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", str(cache), *command],
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(cache), *under, *command],
         capture_output=True, text=True, timeout=120,
         env={"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -54,3 +55,24 @@ def test_it_prints_where_the_model_is(server: Hub, tmp_path: Path) -> None:
     assert "602" in done.stderr
     again = pull(tmp_path, REPO, "--offline", "--quiet")
     assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
+
+
+def test_a_cache_of_another_user_that_root_may_not_write_is_named(server: Hub, tmp_path: Path) -> None:
+    """As on a network file system: root is nobody special there."""
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    os.chown(hub, 1000, 1000)
+    ordinary = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--")
+    refused = pull(tmp_path, REPO, "--hf-endpoint", server.url, under=ordinary)
+    assert refused.returncode == Exit.MODEL
+    assert "no permission to write /var/cache/vllm-install/hub" in refused.stderr
+    assert "ls -ld /var/cache/vllm-install/hub" in refused.stderr
+    assert server.sent == 0
+
+
+def test_progress_for_programs_goes_to_stderr_line_by_line(server: Hub, tmp_path: Path) -> None:
+    done = pull(tmp_path, REPO, "--hf-endpoint", server.url, "--json")
+    assert json.loads(done.stdout)["changes"]
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[-1]["event"] == "progress"
+    assert events[-1]["files"] == events[-1]["files_total"] == len(WANTED)
