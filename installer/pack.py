@@ -148,7 +148,14 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
         if sys.stdout.isatty():
             raise UsageError("a bundle is nothing to look at", "send it somewhere: … bundle create - | ssh host …")
         with tempfile.TemporaryDirectory(prefix="vllm-install-") as scratch:
-            yield sys.stdout.buffer, Path(scratch)
+            try:
+                yield sys.stdout.buffer, Path(scratch)
+            except BrokenPipeError:
+                # What is still in the buffer must not be tried again when the process ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise Refused(
+                    "who reads the bundle stopped before its end", "see what the other side of the pipe says"
+                ) from None
         return
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: " + ("it is a directory" if out.is_dir() else "no such directory"))

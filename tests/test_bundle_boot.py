@@ -21,6 +21,14 @@ from tests.test_kill import cut, files, points_of
 NAME = "Org/Tiny"
 FILE = "/srv/tiny.bundle"
 
+# Runs a command with a standard output that nobody reads any more.
+INTO_NOTHING = """
+import os, subprocess, sys
+reader, writer = os.pipe()
+os.close(reader)
+sys.exit(subprocess.run(sys.argv[1:], stdout=writer).returncode)
+"""
+
 
 def standin(wheels: Path) -> tuple[str, ...]:
     """The options of a bundle of the stand-in engine; offline, or the index's real one would be preferred."""
@@ -156,6 +164,9 @@ def test_a_signature_says_who_made_it(cut_off: Machine, standin_wheels: Path, bo
     signed = ("--sign-key", "/root/key", *standin(standin_wheels))
     create = (sys.executable, "-m", "installer", "bundle", "create", "-", "--model", "builtin:tiny", *signed)
     maker.shell(f"{shlex.join(map(str, create))} >{FILE}")  # as into a pipe to the other host
+    cut = maker.run(sys.executable, "-c", INTO_NOTHING, *create, check=False)
+    assert cut.returncode == 3, cut.stderr
+    assert "stopped before its end" in cut.stderr
     shutil.copy(maker.at(FILE), cut_off.at("/srv/signed.bundle"))
     cut_off.write("/root/signers", f"build@example {public}")
     maker.shell("ssh-keygen -q -t ed25519 -N '' -f /root/other")
