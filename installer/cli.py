@@ -11,7 +11,7 @@ import click
 
 from installer import __version__
 from installer.errors import Exit, InstallError, Interrupted, UsageError, explain
-from installer.verbs import bundle, change, deploy, look, models, use, weights
+from installer.verbs import adopt, bundle, change, deploy, look, models, use, weights
 from installer.verbs.doctor import doctor
 from installer.verbs.output import print_json
 
@@ -34,7 +34,8 @@ def cli() -> None:
 for verb in (
     deploy.deploy, deploy.plan, change.set_apikey, change.keys, change.set_context, change.set_values,
     change.upgrade, change.rollback, look.status, doctor, look.list_services, look.logs, use.test,
-    use.client_config, models.models, bundle.bundle, change.prune, deploy.uninstall, look.completion,
+    use.client_config, models.models, bundle.bundle, change.prune, adopt.adopt, adopt.eject,
+    deploy.uninstall, look.completion,
 ):  # fmt: skip
     cli.add_command(verb)
 for verb in (weights.verify, weights.list_models, weights.prune):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, fit, models, ownership, preflight, prove, render, steps
+from installer import engines, fit, former, models, ownership, preflight, prove, render, steps
 from installer.capacity import Estimate
 from installer.changes import Change, Write
 from installer.errors import Refused, undone
@@ -39,6 +39,7 @@ class Attempt:
     want: Wanted
     changes: list[Change]
     new_key: str | None = None
+    given: tuple[str, ...] = ()  # keys of the user's own, which have to open the service
 
 
 def plan(request: Request, host: Host, report: Report) -> list[Change]:
@@ -56,10 +57,54 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
     """
     layout = Layout(request.settings.service)
     with host.lock(layout.lock, f"vllm-install {request.verb} --service {layout.service}"):
-        state = load_state(host, layout) or State(layout.service)
+        state = not_half_adopted(load_state(host, layout) or State(layout.service), host, layout, report)
         if state.pending:
             report.warn(f"{state.pending} was cut off; this run completes it")
         _converge(request, state, host, report, show)
+
+
+def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
+    """Take the place of a deployment that somebody made by hand: proved, or everything is as it was."""
+    layout = Layout(request.settings.service)
+    with host.lock(layout.lock, f"vllm-install adopt --service {layout.service}"):
+        _refuse_managed(load_state(host, layout), layout)
+        state = State(layout.service, former=request.former)
+        if request.former:
+            former.keep(request.former, host, layout)
+        _converge(request, state, host, report, show)
+
+
+def plan_adopt(request: Request, host: Host, report: Report) -> list[Change]:
+    layout = Layout(request.settings.service)
+    _refuse_managed(load_state(host, layout), layout)
+    resolved = resolve(request, State(layout.service), host, report, for_real=False)
+    return _checked_plan(request, resolved, State(layout.service), host)
+
+
+def settle_adoption(service: str, host: Host, report: Report) -> None:
+    """What an adoption that was cut off left behind is undone before anybody looks at the old deployment again."""
+    layout = Layout(service)
+    state = load_state(host, layout)
+    if state and state.former and state.proved is None:
+        with host.lock(layout.lock, f"vllm-install adopt --service {service}"):
+            not_half_adopted(state, host, layout, report)
+
+
+def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -> State:
+    """The state after an adoption that was cut off is undone: the old unit runs again, and nothing here is ours."""
+    if state.former is None or state.proved is not None:
+        return state
+    report.warn(f"{state.pending or 'adopt'} was cut off; undoing it first: {state.former.unit} comes back")
+    apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
+    return State(layout.service)
+
+
+def _refuse_managed(state: State | None, layout: Layout) -> None:
+    if state is not None:
+        raise Refused(
+            f"{layout.service} is managed by vllm-install already",
+            f"change it with vllm-install set --service {layout.service}, or choose another name with --service",
+        )
 
 
 def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None:
@@ -96,6 +141,9 @@ def settled(state: State, host: Host, layout: Layout, report: Report) -> State:
     """The state with nothing half done in it: what was cut off is undone before anything new begins."""
     if not state.pending:
         return state
+    if state.former and state.proved is None:
+        not_half_adopted(state, host, layout, report)
+        raise Refused(f"vllm-install manages no service {layout.service} on this host", "vllm-install adopt SOURCE")
     if state.proved is None:
         raise Refused(f"{state.pending} was cut off before the service was proved", "vllm-install deploy completes it")
     report.warn(f"{state.pending} was cut off; undoing it first")
@@ -142,7 +190,8 @@ def _converge(request: Request, state: State, host: Host, report: Report, show: 
     changes = _checked_plan(request, resolved, state, host)
     if changes:
         fit.check(resolved.want.target, resolved.facts, state, host, report, resolved.about)
-    _transact(Attempt(request.verb, resolved.want, changes, resolved.new_key), state, host, report, show)
+    given = tuple(filter(None, (request.keys.given, *request.keys.further)))
+    _transact(Attempt(request.verb, resolved.want, changes, resolved.new_key, given), state, host, report, show)
 
 
 def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: Show) -> None:
@@ -159,13 +208,13 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
     try:
         apply(changes, host, report)
         prove.serving(want, host, report)
-        if new_key:
-            prove.keys_in_force(want, new_key)
+        for key in filter(None, (new_key, *attempt.given)):
+            prove.keys_in_force(want, key)
         calibration = fit.measured(want.target, layout, host) or state.calibration
         measured = dataclasses.replace(claimed, calibration=calibration)
         remembered = _remember(measured, want.target, host, layout, "proved")
     except Exception as error:
-        raise undone(error, lambda why: _put_back(claimed, settings_text, why, host, layout, report)) from error
+        raise undone(error, lambda why: put_back(claimed, settings_text, why, host, layout, report)) from error
     show(Deployed(want, tuple(changes), new_key, first=state.proved is None))
     if not remembered.key_shown:
         save_state(host, layout, dataclasses.replace(remembered, key_shown=True))
@@ -174,7 +223,10 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
 def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:
     layout = resolved.want.layout
     changes = steps.plan(resolved.want, host)
-    problems = list(ownership.check(changes, host, layout, state, discard_edits=request.discard_edits))
+    replaced = request.former.paths if request.former else frozenset()
+    problems = list(
+        ownership.check(changes, host, layout, state, discard_edits=request.discard_edits, replaced=replaced)
+    )
     _refuse([*problems, *preflight.check_space(space_needed(changes, layout), resolved.facts)])
     return changes
 
@@ -246,11 +298,13 @@ def _generation(target: Target, layout: Layout) -> str:
     return render.process_digest(target, layout)
 
 
-def _put_back(state: State, settings_text: str | None, summary: str, host: Host, layout: Layout, report: Report) -> str:
+def put_back(state: State, settings_text: str | None, summary: str, host: Host, layout: Layout, report: Report) -> str:
     """Converge forwards to what was proved last; with nothing proved yet, take everything away but the downloads."""
     report.warn(f"{summary}; putting the host back as it was")
     if state.proved is None:
         apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
+        if state.former:
+            return f"{state.former.unit} is back as it was; the engine and the weights stay for the next try"
         return "nothing of the service is left; the engine and the weights stay for the next try"
     # Converging would give back the values, but not every byte.
     if settings_text is not None and host.read(layout.settings_file) != settings_text:

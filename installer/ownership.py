@@ -18,7 +18,13 @@ DIFF_LINES = 40
 
 
 def check(
-    changes: Iterable[Change], host: Host, layout: Layout, state: State, *, discard_edits: bool
+    changes: Iterable[Change],
+    host: Host,
+    layout: Layout,
+    state: State,
+    *,
+    discard_edits: bool,
+    replaced: frozenset[Path] = frozenset(),
 ) -> Iterator[Problem]:
     """Every reason why these changes would destroy something that is not ours to destroy."""
     owned = owned_on(host)
@@ -26,7 +32,7 @@ def check(
         if not isinstance(change, Write) or not is_claimed(change.path, layout) or change.path == layout.settings_file:
             continue
         text = host.read(change.path)
-        if text is None:
+        if text is None or change.path in replaced:
             continue
         if change.path not in owned:
             yield _stranger(change.path)

@@ -9,6 +9,7 @@ from installer import bundled, engines, facts, formats, keys, model_about, model
 from installer.bundle_file import Bundle
 from installer.errors import Refused
 from installer.facts import Facts, Interpreter
+from installer.former import Former
 from installer.host import Host
 from installer.layout import Layout
 from installer.model_about import About
@@ -29,6 +30,7 @@ class KeyChoice:
 
     given: str | None = None
     plain: bool = False
+    further: tuple[str, ...] = ()  # keys that are to work beside it
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Request:
     new_commit: bool = False  # look for a newer one even where the model's name and revision stay the same
     new_packages: bool = False  # work them out anew even where an engine of the same version is here
     bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
+    former: Former | None = None  # the unit whose place the service is to take
+    environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ def resolve(
         settings, seen = bundled.fitting(request.bundle, settings, seen)
     if throwaway:
         seen = dataclasses.replace(seen, systemd=preflight.MINIMUM_SYSTEMD, systemd_is_pid1=True, sysusers=True)
+    if request.former and request.former.active:
+        seen = _without(request.former.unit, seen)
     problems = preflight.check(settings, seen, layout)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
@@ -85,8 +91,15 @@ def resolve(
     report.note(profile.describe())
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    want = Wanted(Target(settings, engine, model, held, profile), layout, probe, request.bundle)
+    target = Target(settings, engine, model, held, profile)
+    want = Wanted(target, layout, probe, request.bundle, request.former, request.environment)
     return Resolved(want, new_key, seen, about)
+
+
+def _without(unit: str, seen: Facts) -> Facts:
+    """The host as it will be when this unit has stopped; how much GPU memory comes free then cannot be told."""
+    holder = None if seen.port_holder and seen.port_holder.unit == unit else seen.port_holder
+    return dataclasses.replace(seen, port_holder=holder, service_runs=True)
 
 
 def _model(request: Request, settings: Settings, state: State, host: Host, report: Report) -> models.Model:
@@ -173,7 +186,8 @@ def _keys(
 ) -> tuple[tuple[keys.Key, ...], str, str | None]:
     """The unit's keys, completed: (all keys, the probe key, a new default key that nobody has seen yet)."""
     cut_off = state.pending and state.proved
-    in_force = state.proved.keys if cut_off and state.proved else unit_keys(host, layout)
+    ours = str(layout.unit) in state.owned  # what another's unit has for keys is not read here
+    in_force = state.proved.keys if cut_off and state.proved else unit_keys(host, layout) if ours else []
     held = {key.name: key for key in keys.named_apart(in_force)}
     if not state.key_shown and not cut_off:
         held.pop(keys.DEFAULT, None)  # it was made by a first run that was cut off before anybody saw it
@@ -186,6 +200,8 @@ def _keys(
     new = None
     if choice.given:
         held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(choice.given))
+        named = [keys.Key(keys.DEFAULT, keys.digest(text)) for text in choice.further]
+        held = {key.name: key for key in keys.named_apart([*held.values(), *named])}
     elif not any(name != keys.PROBE for name in held):
         new = keys.generate(layout.service) if make else keys.TO_BE_MADE
         held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(new) if make else keys.TO_BE_MADE)

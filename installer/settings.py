@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -142,6 +142,17 @@ def field_named(name: str) -> str:
             f"settings: {', '.join(NAMES)}",
         )
     return attribute
+
+
+def assigned(assignments: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE words by field name."""
+    flags = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"{assignment!r} is not NAME=VALUE", "for example: PORT=8001")
+        flags[field_named(name)] = value
+    return flags
 
 
 def check_service(name: str) -> str:

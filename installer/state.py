@@ -16,6 +16,7 @@ from typing import Any
 from installer import keys
 from installer.engines import Engine
 from installer.errors import InstallError, Refused, UsageError
+from installer.former import Former
 from installer.host import Host
 from installer.layout import STATES, Layout
 from installer.models import Model
@@ -48,6 +49,7 @@ class State:
     pending: str | None = None  # the command that has not finished, if one was cut off
     pending_model: str | None = None  # the path of the model that it works towards
     key_shown: bool = False
+    former: Former | None = None  # the unit that the service was adopted from
     history: tuple[Event, ...] = ()
 
 
@@ -72,6 +74,7 @@ def load_state(host: Host, layout: Layout) -> State | None:
             pending=data["pending"],
             pending_model=data.get("pending_model"),
             key_shown=data["key_shown"],
+            former=_former(data["former"]) if data.get("former") else None,
             history=tuple(Event(**event) for event in data["history"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
@@ -102,6 +105,7 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
         "pending": state.pending,
         "pending_model": state.pending_model,
         "key_shown": state.key_shown,
+        "former": state.former.to_json() if state.former else None,
         "history": [dataclasses.asdict(event) for event in state.history[-HISTORY:]],
     }
     host.write(layout.state_file, json.dumps(data, indent=2) + "\n")
@@ -150,6 +154,10 @@ def _target_data(target: Target) -> dict[str, object]:
         # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
         "keys": [dataclasses.replace(key, plain=None).argument for key in target.keys],
     }
+
+
+def _former(data: dict[str, Any]) -> Former:
+    return Former(**{**data, "files": tuple((Path(path), mode) for path, mode in data["files"])})
 
 
 def _plain(value: Engine | Model) -> dict[str, object]:

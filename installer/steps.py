@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, inventory, models
+from installer import engines, former, inventory, models
 from installer.bundle_file import Bundle
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
+from installer.former import Former
 from installer.host import Host
 from installer.keys import PROBE, Key, parse
 from installer.layout import STATES, Layout
@@ -26,6 +27,8 @@ class Wanted:
     layout: Layout
     probe_key: str
     bundle: Bundle | None = None  # which has the engine's packages and the weights
+    former: Former | None = None  # the unit whose place this service takes
+    environment: tuple[tuple[str, str], ...] = ()  # variables that come along from there
 
 
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
@@ -53,6 +56,13 @@ def probe_key(want: Wanted, host: Host) -> Iterator[Change]:
     yield from _write(host, want.layout.probe_key, want.probe_key + "\n", 0o600, secret=True)
 
 
+def adopted(want: Wanted, host: Host) -> Iterator[Change]:
+    if want.former:
+        yield from former.set_aside(want.former)
+    if want.environment:
+        yield former.drop_in(want.layout, want.environment)
+
+
 def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
     others = [path for path in render(want.target, want.layout) if path not in (want.layout.unit, want.layout.sysusers)]
     yield from _files(want, host, only=[*others, want.layout.unit])
@@ -60,7 +70,7 @@ def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
 
 def enabled(want: Wanted, host: Host) -> Iterator[Change]:
     link = wants_link(want.layout)
-    if not host.exists(link):
+    if want.former or not host.exists(link):  # the link there may be the old unit's, and goes with it
         yield Run(("systemctl", "enable", want.layout.unit_name), "start the service at every boot")
 
 
@@ -79,7 +89,7 @@ def running(want: Wanted, host: Host) -> Iterator[Change]:
         yield Reload(want.layout.unit_name) if can_reload else Restart(want.layout.unit_name)
 
 
-STEPS = (engine, weights, account, settings_file, probe_key, unit_files, enabled, running)
+STEPS = (engine, weights, account, settings_file, probe_key, adopted, unit_files, enabled, running)
 
 
 def plan(want: Wanted, host: Host) -> list[Change]:
@@ -151,14 +161,22 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     """Undo exactly what we made for this service, and what is shared once no other service is left."""
     others = [Layout(name) for name in services(host) if name != layout.service]
     shared = shared_units()
-    if host.exists(layout.unit):
+    before = state.former
+    kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
+    if host.exists(layout.unit) and layout.unit not in kept:
         yield Run(("systemctl", "disable", "--now", layout.unit_name), "stop the service")
     for path in (Path(name) for name in state.owned):
-        if host.exists(path) and (path not in shared or not others):
+        if host.exists(path) and path not in kept and (path not in shared or not others):
             yield Remove(path)
+    if before:
+        yield from former.put_back(before, host, layout)
+    if host.exists(layout.drop_ins):
+        yield Remove(layout.drop_ins, only_if_empty=True)
     yield Run(("systemctl", "daemon-reload"), "make systemd forget the unit")
     # As a pattern, so that a unit that did not fail is no error; with no name at all, every unit would be cleared.
     yield Run(("systemctl", "reset-failed", f"{layout.service}.servic[e]"), "clear its failed state")
+    if before and not state.proved:
+        yield from former.start_again(before)
     if state.owns_user and has_user(host, layout.user):
         yield Run(("userdel", layout.user), f"remove the user {layout.user}")
         # Whether userdel takes the group along is the distribution's choice.

@@ -151,14 +151,9 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
 @quiet_option
 def set_values(service: str, assignments: tuple[str, ...], discard_edits: bool, as_json: bool, quiet: bool) -> None:
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
-    from installer.settings import field_named
+    from installer.settings import assigned
 
-    flags = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"{assignment!r} is not NAME=VALUE", "for example: vllm-install set PORT=8001")
-        flags[field_named(name)] = value
+    flags = assigned(assignments)
     _change(service, f"set {' '.join(assignments)}", flags, discard_edits, as_json, quiet)
 
 

@@ -1,0 +1,81 @@
+"""Letting a service go: its unit needs none of vllm-install any more, and nothing here remembers it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from installer import ownership, steps
+from installer.changes import Change, Remove, Run, Write
+from installer.deploy import apply, put_back, settled
+from installer.errors import Refused, undone
+from installer.host import Host
+from installer.layout import STATES, Layout
+from installer.render import DIGEST_VARIABLE
+from installer.report import Report
+from installer.state import State, managed, save_state
+
+HEAD = """# This unit is yours: vllm-install does not manage it. It stays the one place that says what runs.
+# Keys: each --api-key stands in ExecStart and in ExecReload, as sha256:DIGEST (printf %s KEY | sha256sum) or as
+# the key itself; after an edit: systemctl daemon-reload && systemctl reload {service}
+# Anything else: edit it, then systemctl daemon-reload && systemctl restart {service}
+"""
+
+
+def plan(service: str, host: Host) -> list[Change]:
+    layout = Layout(service)
+    return list(_changes(managed(host, layout), host, layout))
+
+
+def eject(service: str, host: Host, report: Report) -> list[Change]:
+    """The service runs on through all of this; interrupted, any next command undoes it or this one completes it."""
+    layout = Layout(service)
+    with host.lock(layout.lock, f"vllm-install eject --service {service}"):
+        state = settled(managed(host, layout), host, layout, report)
+        if state.proved is None:
+            raise Refused(f"{service} was never proved", f"vllm-install deploy --service {service}")
+        changes = list(_changes(state, host, layout))
+        owned = dict(state.owned)
+        for change in changes:
+            if isinstance(change, Write):
+                path = str(change.path)
+                fingerprint = ownership.fingerprint(change.text, change.path, layout)
+                owned[path] = (*owned.get(path, ()), fingerprint)
+        claimed = dataclasses.replace(state, owned=owned, pending="eject")
+        save_state(host, layout, claimed)
+        settings_text = host.read(layout.settings_file)
+        try:
+            apply(changes, host, report)
+        except Exception as error:
+            raise undone(error, lambda why: put_back(claimed, settings_text, why, host, layout, report)) from error
+        return changes
+
+
+def probe_key(layout: Layout) -> Path:
+    """Where the watcher's key lies from then on: the state directory goes."""
+    return Path("/etc") / f"{layout.user}.probe-key"
+
+
+def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
+    text = host.read(layout.unit)
+    if not text:
+        raise Refused(f"{layout.unit} is not there", f"vllm-install deploy --service {layout.service}")
+    yield Write(probe_key(layout), host.read(layout.probe_key) or "", 0o600, secret=True)
+    secret = any(key.plain for key in steps.unit_keys(host, layout))
+    yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)
+    yield Run(("systemctl", "daemon-reload"), "make systemd read the unit")
+    if str(layout.settings_file) in state.owned:
+        yield Remove(layout.settings_file)
+    yield Remove(layout.state_file)  # from here on it is nobody's but the admin's
+    yield Remove(layout.probe_key)
+    for directory in (layout.state_dir, STATES, layout.settings_file.parent):
+        yield Remove(directory, only_if_empty=True)
+
+
+def plain_unit(text: str, layout: Layout) -> str:
+    """The same unit, whatever was edited into it by hand, without what only vllm-install reads."""
+    text = re.sub(r"\A(?:#.*\n)*", HEAD.format(service=layout.service), text)
+    text = re.sub(rf'^Environment="?{DIGEST_VARIABLE}=.*\n', "", text, flags=re.MULTILINE)
+    return text.replace(f"probe-key:{layout.probe_key}", f"probe-key:{probe_key(layout)}")

@@ -1,0 +1,90 @@
+"""The unit that a service was adopted from: set aside while ours is proved, and put back if it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.changes import Change, Remove, Run, Write
+from installer.errors import Refused
+from installer.host import Host
+from installer.layout import Layout
+from installer.render import quote
+
+
+@dataclass(frozen=True)
+class Former:
+    """As it was; of its files only those are listed that stand where ours go. Their texts lie apart, 0600."""
+
+    unit: str
+    enabled: bool
+    active: bool
+    files: tuple[tuple[Path, int], ...] = ()
+
+    @property
+    def paths(self) -> frozenset[Path]:
+        return frozenset(path for path, _ in self.files)
+
+    def to_json(self) -> dict[str, object]:
+        files = [[str(path), mode] for path, mode in self.files]
+        return {"unit": self.unit, "enabled": self.enabled, "active": self.active, "files": files}
+
+
+def of(unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Host, layout: Layout) -> Former:
+    """`properties` are the unit's UnitFileState and ActiveState."""
+    for path in files:
+        if host.at(path).is_symlink():
+            raise Refused(
+                f"{path} is a link, which systemctl disable would remove",
+                f"make it a file first: cp --remove-destination $(readlink -f {path}) {path}",
+            )
+    if unit == layout.unit_name and files[0] != layout.unit:
+        raise Refused(f"{unit} comes from {files[0]}, which is a package's", "choose another name with --service")
+    here = files if unit == layout.unit_name else ()
+    return Former(
+        unit,
+        enabled=properties.get("UnitFileState") == "enabled",
+        active=properties.get("ActiveState") in ("active", "activating", "reloading"),
+        files=tuple((path, host.mode(path) or 0o644) for path in here),
+    )
+
+
+def backup(layout: Layout, path: Path) -> Path:
+    return layout.state_dir / "adopted-from" / path.relative_to("/")
+
+
+def keep(former: Former, host: Host, layout: Layout) -> None:
+    """Copies only root can read, because a hand-written unit may hold a key; they are there before anything changes."""
+    for path, _ in former.files:
+        host.write(backup(layout, path), host.read(path) or "", 0o600)
+
+
+def set_aside(former: Former) -> Iterator[Change]:
+    yield Run(("systemctl", "disable", "--now", former.unit), f"stop {former.unit}, whose place the service takes")
+    yield from (Remove(path) for path, _ in former.files[1:])  # drop-ins of the old unit would apply to ours
+
+
+def in_place(former: Former, host: Host, layout: Layout) -> bool:
+    """Whether all of its files are still, or again, what they were."""
+    return all(host.read(path) == host.read(backup(layout, path)) for path in former.paths)
+
+
+def put_back(former: Former, host: Host, layout: Layout) -> Iterator[Change]:
+    for path, mode in former.files:
+        text = host.read(backup(layout, path))
+        if text is not None and host.read(path) != text:
+            yield Write(path, text, mode, secret=True)
+
+
+def start_again(former: Former) -> Iterator[Change]:
+    if former.enabled:
+        yield Run(("systemctl", "enable", former.unit), f"start {former.unit} at every boot again")
+    if former.active:
+        yield Run(("systemctl", "start", former.unit), f"start {former.unit} again")
+
+
+def drop_in(layout: Layout, environment: tuple[tuple[str, str], ...]) -> Write:
+    lines = [f"Environment={quote(f'{name}={value}')}" for name, value in environment]
+    head = "# Variables that came along with vllm-install adopt."
+    return Write(layout.drop_ins / "adopted.conf", "\n".join([head, "[Service]", *lines, ""]))

@@ -1,0 +1,130 @@
+"""adopt, eject: a service comes from somebody's own hands, and goes back there."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.output import print_changes, print_deployed, print_json
+
+if TYPE_CHECKING:
+    from installer.adopt import Proposal
+    from installer.changes import Change
+    from installer.deploy import Deployed
+
+
+@click.command()
+@click.argument("source")
+@click.argument("assignments", nargs=-1, metavar="[NAME=VALUE...]")
+@service_option
+@click.option("--compose-service", metavar="NAME", help="Which service of a compose file.")
+@click.option("--new-key", is_flag=True, help="Make a new API key instead of taking over the old one.")
+@click.option("--yes", "-y", is_flag=True, help="Take it over without asking.")
+@json_option
+@quiet_option
+def adopt(
+    source: str, assignments: tuple[str, ...], service: str, compose_service: str | None, new_key: bool, yes: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Take over a vLLM that was set up by hand: a systemd unit, a script, a compose file, or - for a shell line.
+
+    Shows what it becomes and what clients will notice; takes its place when you agree, proved or undone.
+    NAME=VALUE chooses a setting yourself.
+    """
+    from installer import adopt as view
+    from installer import deploy as flow
+    from installer import settings_file
+    from installer.host import Host
+    from installer.layout import Layout
+    from installer.report import choose
+    from installer.settings import assigned, check_service
+
+    host, report = Host(), choose(quiet=quiet or as_json)
+    path = Layout(check_service(service)).settings_file
+    wishes = assigned(assignments)
+    flow.settle_adoption(service, host, report)
+    file = settings_file.parse(host.read(path) or "", path)
+    proposal = view.propose(source, service, file, wishes, host, new_key=new_key, compose_service=compose_service)
+    if not as_json:
+        _print_proposal(proposal)
+    changes = flow.plan_adopt(proposal.request, host, report)
+    if not as_json:
+        click.echo(f"\n{proposal.difference(changes)}\n")
+        if not yes and sys.stdin.isatty():
+            yes = click.confirm("Take it over?")
+    if not yes:
+        _print_plan(proposal, changes, as_json)
+        return
+
+    def show(done: Deployed) -> None:
+        if as_json:
+            print_json({**_as_data(proposal, list(done.changes)), "taken_over": True, "api_key": done.new_key})
+        else:
+            print_deployed(done)
+        sys.stdout.flush()
+
+    flow.adopt(proposal.request, host, report, show)
+
+
+def _print_proposal(proposal: Proposal) -> None:
+    for name, value in proposal.settings.items():
+        click.echo(f"{name}={value}")
+    for name, value in proposal.adoption.environment:
+        click.echo(f"{name}={value}  (a variable of the service, in a drop-in)")
+    for title, lines in (("For clients", proposal.adoption.clients), ("Not carried over", proposal.adoption.notes)):
+        if lines:
+            click.echo(f"\n{title}:")
+        for line in lines:
+            click.echo(f"  - {line}")
+
+
+def _print_plan(proposal: Proposal, changes: list[Change], as_json: bool) -> None:
+    if as_json:
+        print_json({**_as_data(proposal, changes), "taken_over": False, "api_key": None})
+        return
+    for change in changes:
+        click.echo(change.describe())
+    click.echo("nothing was changed; take it over with --yes", err=True)
+
+
+def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
+    adoption = proposal.adoption
+    return {
+        "service": adoption.settings.service,
+        "unit": proposal.old.unit,
+        "settings": proposal.settings,
+        "environment": dict(adoption.environment),
+        "clients": list(adoption.clients),
+        "notes": list(adoption.notes),
+        "difference": proposal.difference(changes),
+        "changes": [change.to_json() for change in changes],
+    }
+
+
+@click.command()
+@service_option
+@click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@quiet_option
+def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
+    """Let a service go: it serves on, its unit is yours, and vllm-install forgets it."""
+    from installer import eject as flow
+    from installer.host import Host
+    from installer.report import choose
+    from installer.settings import check_service
+
+    host = Host()
+    changes = flow.plan(check_service(service), host)
+    if not dry_run:
+        if not yes and sys.stdin.isatty() and not as_json:
+            print_changes(service, changes, as_json)
+            click.confirm("Let it go?", abort=True)
+        changes = flow.eject(service, host, choose(quiet=quiet or as_json))
+    if as_json or dry_run:
+        print_changes(service, changes, as_json)
+    else:
+        click.echo(f"{service} serves on, and its unit is yours: systemctl cat {service}")

@@ -1,0 +1,274 @@
+"""Hand-written deployments in a booted machine: taken over with their key, port and model id, or left as they were."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from installer import builtin
+from installer.host import Host
+from installer.report import Report
+from tests.boot.machine import Machine
+from tests.boot.snapshot import difference, snapshot
+from tests.life import Outcome, ask, cli, is_gone, main_pid, unit, until
+from tests.test_kill import cut, points_of
+
+FIXTURES = Path(__file__).parent / "fixtures/adopt"
+S4_KEY = "sk-qwen-3f0aKq7ZpVn2RtYx8LmB4cWd6EhJ1sUg5Ti9oAeQyXw"
+S4_MODEL = "Qwen/Qwen3-VL-8B-Instruct"
+UNIT = "/etc/systemd/system/qwen3vl.service"
+STATE = "/var/lib/vllm-install/qwen3vl"
+ENV = "PORT=8000\nMAX_MODEL_LEN=2048\n"
+# What the host ran before: a server that answers like the old one, with the key in its arguments for all to see.
+OLD_VLLM = f"""#!{sys.executable}
+import http.server, sys
+port, key = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--port", "--api-key"))
+class Old(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        good = self.headers.get("Authorization") == f"Bearer {{key}}"
+        self.send_response(200 if good else 401); self.end_headers(); self.wfile.write(b"old")
+http.server.HTTPServer.allow_reuse_address = True
+http.server.HTTPServer(("", int(port)), Old).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Machine() as machine:
+        yield machine
+
+
+@pytest.fixture(autouse=True)
+def _bare(machine: Machine) -> Iterator[None]:
+    """Each test begins with a bare host; what a test made itself goes, what the tool made has to be gone by then."""
+    before = snapshot(machine.root)
+    yield
+    for row in cli(machine, "list", "--json").json:
+        cli(machine, "uninstall", "--service", row["service"], "--purge")
+    for name in ("qwen3vl", "old-llm"):
+        machine.shell(f"systemctl disable --now {name} 2>/dev/null || :")
+        machine.at(f"/etc/systemd/system/{name}.service").unlink(missing_ok=True)
+        shutil.rmtree(machine.at(f"/etc/systemd/system/{name}.service.d"), ignore_errors=True)
+    for made in ("/opt/qwen3vl", "/data", "/srv", "/var/cache/qwen3vl"):
+        shutil.rmtree(machine.at(made), ignore_errors=True)
+    machine.shell("systemctl daemon-reload; systemctl reset-failed")
+    is_gone(machine, before)
+
+
+def options(wheels: Path) -> tuple[str, ...]:
+    return ("ENGINE=cpu", f"FIND_LINKS={wheels}", "OFFLINE=yes")
+
+
+def put_model(machine: Machine, path: str) -> None:
+    builtin.MakeBuiltin(Path(path)).apply(Host(machine.root), Report())
+
+
+def put_old(machine: Machine, name: str = "qwen3vl") -> None:
+    """The deployment of fixtures/adopt/qwen3vl.service, running."""
+    put_model(machine, "/data/models/Qwen3-VL-8B-Instruct")
+    machine.write("/opt/qwen3vl/venv/bin/vllm", OLD_VLLM, 0o755)
+    machine.write("/opt/qwen3vl/.env", ENV, 0o600)
+    machine.write(f"/etc/systemd/system/{name}.service", (FIXTURES / "qwen3vl.service").read_text())
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "enable", "--now", name)
+    until("the old service answers", lambda: status(machine, S4_KEY) == 200, machine)
+
+
+def status(machine: Machine, key: str, port: int = 8000) -> int:
+    try:
+        return ask(machine, "GET", "/v1/models", key, port=port).status
+    except AssertionError:
+        return 0
+
+
+def answers(machine: Machine, key: str, model: str, port: int = 8000) -> None:
+    assert ask(machine, "GET", "/v1/models", port=port).status == 401
+    assert ask(machine, "GET", "/metrics", port=port).status == 401
+    body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
+    answer = ask(machine, "POST", "/v1/chat/completions", key, body, port)
+    assert answer.status == 200, answer
+
+
+def is_nowhere(machine: Machine, key: str, *outcomes: Outcome) -> None:
+    """The key is in no file of ours, no unit, no argument, no journal line of the new service, and in nothing said."""
+    for outcome in outcomes:
+        assert key not in outcome.out + outcome.err
+    ours = ["/etc/systemd/system", "/etc/vllm-install", "/opt/vllm-install/runtime", "/run/qwen3vl", "/var/cache/qwen3vl"]
+    found = machine.run("grep", "-rlF", "-e", key, *ours, f"{STATE}/state.json", check=False).stdout
+    assert found == ""
+    assert key not in machine.run("ps", "ax", "-o", "args").stdout
+    assert key not in machine.run("systemctl", "show", "qwen3vl").stdout
+
+
+def is_back(machine: Machine, text: str, name: str = "qwen3vl") -> None:
+    """The old deployment serves as if nothing had been."""
+    until("the old service answers", lambda: status(machine, S4_KEY) == 200, machine)
+    assert ask(machine, "GET", "/v1/models", S4_KEY).body.strip() == "old"
+    assert machine.at(f"/etc/systemd/system/{name}.service").read_text() == text
+    assert unit(machine, "UnitFileState", "ActiveState", service=name) == {
+        "UnitFileState": "enabled", "ActiveState": "active",
+    }  # fmt: skip
+    assert not machine.at(STATE).exists()
+
+
+def test_the_cloud_hosts_unit_is_taken_over_with_its_key(machine: Machine, standin_wheels: Path) -> None:
+    put_old(machine)
+    before, pid = snapshot(machine.root), main_pid(machine)
+    shown = cli(machine, "adopt", "qwen3vl", *options(standin_wheels))
+    assert (difference(before, snapshot(machine.root)), main_pid(machine)) == ([], pid)
+    assert "--yes" in shown.err
+    for line in (
+        "MODEL_NAME=/data/models/Qwen3-VL-8B-Instruct", f"SERVED_MODEL_NAME={S4_MODEL}", "MAX_MODEL_LEN=2048",
+        "the API key stays the same", f"the model id is {S4_MODEL}, as before", "--trust-remote-code is dropped",
+        "--disable-log-requests is dropped", "-User=root", "+User=vllm-qwen3vl", "CUDA_VISIBLE_DEVICES=0",
+    ):  # fmt: skip
+        assert line in shown.out, line
+    done = cli(machine, "adopt", "qwen3vl", *options(standin_wheels), "--yes", "--json")
+    assert (done.json["taken_over"], done.json["api_key"], done.json["unit"]) == (True, None, "qwen3vl.service")
+    answers(machine, S4_KEY, S4_MODEL)
+    is_nowhere(machine, S4_KEY, shown, done)
+    variables = machine.run("cat", f"/proc/{main_pid(machine)}/environ").stdout.split("\0")
+    assert {"CUDA_VISIBLE_DEVICES=0", "VLLM_LOGGING_LEVEL=INFO"} <= set(variables)
+    kept = machine.at(f"{STATE}/adopted-from{UNIT}")
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == ((FIXTURES / "qwen3vl.service").read_text(), 0o600)
+    assert cli(machine, "deploy", "--json").changes == []
+    cli(machine, "set-context", "1024")
+    answers(machine, S4_KEY, S4_MODEL)
+    assert "managed by vllm-install already" in cli(machine, "adopt", "qwen3vl", code=3).err
+    machine.reboot()
+    until("it serves after a reboot", lambda: status(machine, S4_KEY) == 200, machine)
+    cli(machine, "uninstall", "--purge")
+    assert machine.at(UNIT).read_text() == (FIXTURES / "qwen3vl.service").read_text()
+    assert unit(machine, "UnitFileState", "ActiveState") == {"UnitFileState": "disabled", "ActiveState": "inactive"}
+
+
+def test_a_unit_of_another_name_stands_back(machine: Machine, standin_wheels: Path) -> None:
+    put_old(machine, "old-llm")
+    machine.write("/etc/systemd/system/old-llm.service.d/more.conf", "[Service]\nEnvironment=HF_TOKEN=hf_abcdefghij\n")
+    machine.run("systemctl", "daemon-reload")
+    done = cli(machine, "adopt", "old-llm", *options(standin_wheels), "--yes")
+    assert "HF_TOKEN" in done.out
+    assert "hf_abcdefghij" not in done.out + done.err
+    answers(machine, S4_KEY, S4_MODEL)
+    state = unit(machine, "UnitFileState", "ActiveState", service="old-llm")
+    assert state == {"UnitFileState": "disabled", "ActiveState": "inactive"}
+    assert machine.at("/etc/systemd/system/old-llm.service.d/more.conf").exists()
+
+
+@pytest.mark.parametrize("name", ["qwen3vl", "old-llm"])
+def test_what_does_not_prove_itself_gives_the_place_back(machine: Machine, standin_wheels: Path, name: str) -> None:
+    put_old(machine, name)
+    drop_in = f"/etc/systemd/system/{name}.service.d/nice.conf"
+    machine.write(drop_in, "[Service]\nNice=5\n")
+    machine.run("systemctl", "daemon-reload")
+    text = machine.at(f"/etc/systemd/system/{name}.service").read_text()
+    wrong = (*options(standin_wheels), "VLLM_ARGS=--no-such-flag-at-all")
+    failed = cli(machine, "adopt", name, *wrong, "--yes", code=6)
+    assert f"{name}.service is back as it was" in failed.err
+    is_back(machine, text, name)
+    assert machine.at(drop_in).read_text() == "[Service]\nNice=5\n"
+    assert S4_KEY not in failed.out + failed.err
+
+
+@pytest.mark.parametrize("name", ["qwen3vl", "old-llm"])
+def test_the_next_command_settles_an_adoption_that_was_cut_off(
+    machine: Machine, standin_wheels: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_old(machine, name)
+    text = machine.at(f"/etc/systemd/system/{name}.service").read_text()
+    args = ("adopt", name, *options(standin_wheels), "--yes")
+    points = points_of(machine, *args)
+    cli(machine, "uninstall")
+    machine.run("systemctl", "enable", "--now", name)
+    follow = (("adopt", name, *options(standin_wheels)), ("uninstall", "--yes"), ("set", "PORT=8001"))
+    wanted = [point for point in points if point.startswith(("done", "save")) or point.endswith(":1")]
+    for number, point in enumerate(wanted):
+        cut(machine, point, *args)
+        pending = machine.at(f"{STATE}/state.json").exists() and json.loads(
+            machine.at(f"{STATE}/state.json").read_text()
+        )
+        if pending and pending["proved"]:
+            cli(machine, "uninstall")
+            machine.run("systemctl", "enable", "--now", name)
+            continue
+        command = follow[number % len(follow)] if pending else follow[0]
+        done = machine.cli(*command, check=False)
+        assert ("cut off" in done.stderr) == bool(pending and command[0] != "uninstall"), (point, command, done)
+        shutil.rmtree(machine.at(STATE).parent, ignore_errors=True) if not pending else None
+        is_back(machine, text, name)
+    with capsys.disabled():
+        print(f"\nadopt {name}: {len(wanted)} faults injected, {len(wanted)} recovered")
+    assert len(wanted) >= 10
+
+
+def test_the_agents_script_is_adopted_and_its_process_is_left_to_the_admin(
+    machine: Machine, standin_wheels: Path
+) -> None:
+    key, args = "sk-agent-V9dK2mXq7RtB4nYw8LpZ3cFh6GjS1aUe5TiOoE", ("adopt", "/srv/agent/serve.sh", "--service", "agent")
+    put_model(machine, "/srv/agent/models/Qwen2.5-7B-Instruct")
+    machine.write("/srv/agent/serve.sh", (FIXTURES / "agent-serve.sh").read_text(), 0o755)
+    machine.write("/srv/agent/vllm", OLD_VLLM, 0o755)
+    with machine.start(machine.at("/srv/agent/vllm").relative_to(machine.root).as_posix().join(("/", "")),
+                       "serve", "--port", "8001", "--api-key", key) as process:  # fmt: skip
+        until("the old server answers", lambda: status(machine, key, 8001) == 200, machine)
+        refused = cli(machine, *args, *options(standin_wheels), "--yes", code=3)
+        assert "port 8001 is taken" in refused.err
+        assert status(machine, key, 8001) == 200
+        process.kill()
+    machine.run("pkill", "-f", "/srv/agent/vllm", check=False)
+    done = cli(machine, *args, *options(standin_wheels), "--yes")
+    answers(machine, key, "qwen2.5-7b", 8001)
+    is_nowhere(machine, key, done)
+    words = machine.at("/etc/systemd/system/agent.service").read_text()
+    assert "--tool-call-parser hermes" in words
+    assert "--max-num-seqs=16" in words
+    # 2k is 2000 for vLLM, and stays so.
+    assert ask(machine, "GET", "/v1/models", key, port=8001).json["data"][0]["max_model_len"] == 2000
+
+
+def test_parity_row_16_the_compose_service_with_its_old_environment_names(
+    machine: Machine, standin_wheels: Path
+) -> None:
+    key = "sk-back-Z8kQ2mXq7RtB4nYw9LpZ3cFh6GjS1aUe5Ti"
+    put_model(machine, "/srv/llm/models/qwen2-7b")
+    machine.write("/srv/llm/docker-compose.yml", (FIXTURES / "docker-compose.yml").read_text())
+    machine.write(
+        "/srv/llm/.env",
+        f"LLM_KEY={key}\nMODEL_NAME=qwen2-7b\nMAX_MODEL_LEN=2048\nGPU_MEMORY_UTILIZATION=0.2\nTENSOR_PARALLEL_SIZE=1\n",
+    )
+    done = cli(machine, "adopt", "/srv/llm/docker-compose.yml", *options(standin_wheels), "--yes", "--json")
+    settings = done.json["settings"]
+    expected = {"MAX_MODEL_LEN": "2048", "GPU_MEMORY_UTILIZATION": "0.2", "LISTEN_HOST": "127.0.0.1", "PORT": "11435"}
+    assert {name: settings[name] for name in expected} == expected
+    assert "the model id local is answered no more: a service has one" in done.json["clients"]
+    answers(machine, key, "qwen2-7b", 11435)
+    is_nowhere(machine, key, done)
+    names = machine.at("/etc/vllm-install/qwen3vl.env").read_text()
+    assert "\nMAX_MODEL_LEN=2048\n" in names
+    assert "\nGPU_MEMORY_UTILIZATION=0.2\n" in names
+
+
+def test_an_ejected_service_needs_none_of_us(machine: Machine, standin_wheels: Path) -> None:
+    put_old(machine)
+    cli(machine, "adopt", "qwen3vl", *options(standin_wheels), "--yes")
+    pid = main_pid(machine)
+    # Another service comes and goes, with all that is shared: what the ejected one runs on has to stay.
+    cli(machine, "eject", "--yes")
+    assert main_pid(machine) == pid
+    answers(machine, S4_KEY, S4_MODEL)
+    assert cli(machine, "list", "--json").json == []
+    other = ("deploy", "--service", "other", "--model", "builtin:tiny", "--engine", "cpu", "--port", "8002",
+             "--find-links", str(standin_wheels), "--offline")  # fmt: skip
+    cli(machine, *other)
+    cli(machine, "uninstall", "--service", "other", "--purge")
+    machine.run("systemctl", "restart", "qwen3vl")
+    answers(machine, S4_KEY, S4_MODEL)
+    machine.run("systemctl", "disable", "--now", "qwen3vl")
+    text = machine.at(UNIT).read_text()
+    assert "VLLM_INSTALL" not in text
+    assert "/var/lib/vllm-install" not in text
