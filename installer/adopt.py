@@ -9,7 +9,6 @@ from pathlib import Path
 
 from installer import former, old_compose, old_script, old_unit
 from installer.changes import Change, Write
-from installer.errors import Refused
 from installer.host import Host
 from installer.layout import Layout
 from installer.old import Old, read_stdin, read_text
@@ -63,8 +62,6 @@ def propose(
     *, new_key: bool, compose_service: str | None,
 ) -> Proposal:  # fmt: skip
     old = find(source, host, compose_service)
-    if any(word.startswith("/opt/vllm-install/") for word in old.shown.split()):
-        raise Refused(f"{old.unit or source} was made by vllm-install", "vllm-install list says what it manages")
     adoption = translate(old, service, file, wishes, host, new_key=new_key)
     layout, before = Layout(service), None
     if old.unit:

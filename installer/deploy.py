@@ -76,18 +76,19 @@ def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
 
 def plan_adopt(request: Request, host: Host, report: Report) -> list[Change]:
     layout = Layout(request.settings.service)
-    _refuse_managed(load_state(host, layout), layout)
     resolved = resolve(request, State(layout.service), host, report, for_real=False)
     return _checked_plan(request, resolved, State(layout.service), host)
 
 
-def settle_adoption(service: str, host: Host, report: Report) -> None:
+def make_way(service: str, host: Host, report: Report) -> None:
     """What an adoption that was cut off left behind is undone before anybody looks at the old deployment again."""
     layout = Layout(service)
     state = load_state(host, layout)
     if state and state.former and state.proved is None:
         with host.lock(layout.lock, f"vllm-install adopt --service {service}"):
             not_half_adopted(state, host, layout, report)
+    else:
+        _refuse_managed(state, layout)
 
 
 def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -> State:

@@ -18,7 +18,7 @@ from installer.layout import Layout
 from installer.processes import Process
 from installer.render import exec_line
 from installer.report import Report, size
-from installer.state import load_state, services
+from installer.state import ejected, load_state, services
 from installer.values import BUILTIN
 
 ANY = Layout("any")  # the cache is the same for all services
@@ -90,6 +90,9 @@ def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
             needed.append((Path(state.pending_model), f"{name} (unfinished {(state.pending or '').split(' ')[0]})"))
         for path, who in needed:
             found.setdefault(path, {})[who] = None
+    for name, text in ejected(host).items():
+        for path in _served(exec_line(text)):
+            found.setdefault(path, {})[f"{name} (ejected)"] = None
     for path, process in _running(host):
         if process.unit.removesuffix(".service") not in services(host):
             found.setdefault(path, {})[str(process)] = None

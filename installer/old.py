@@ -43,11 +43,12 @@ def read_text(path: Path, host: Host) -> str:
             f"{path} does not exist, and is no unit that systemd knows",
             "name a systemd unit, a script, a compose file, or - for stdin",
         ) from None
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(handle)
+        kind = "a directory" if stat.S_ISDIR(about.st_mode) else "not a regular file"
+        raise Refused(f"{path} is {kind}", "name the file itself")
     with os.fdopen(handle, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            kind = "a directory" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-            raise Refused(f"{path} is {kind}", "name the file itself")
         content = file.read(LARGEST + 1)
     return as_text(content, str(path))
 

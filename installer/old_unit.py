@@ -56,6 +56,8 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
     words = _command(service, starts[0], environment)
     found = Old((), environment, directory)
     serve = serve_words(words)
+    if any(word.endswith("/vllm_launcher.py") for word in words):
+        raise Refused(f"{unit} was made by vllm-install", "vllm-install list says what it manages")
     if serve is None:
         inner = _script(words, found, host)
         if inner is None:

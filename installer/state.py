@@ -135,6 +135,14 @@ def services(host: Host) -> list[str]:
     return [path.name for path in host.children(STATES) if host.exists(path / "state.json")]
 
 
+def ejected(host: Host) -> dict[str, str]:
+    """Services that run on our engines but are no longer ours, and their units: what these need stays."""
+    managed, runtimes = services(host), f"{Layout('any').runtimes}/"
+    units = [path for path in host.children(Path("/etc/systemd/system")) if path.suffix == ".service"]
+    texts = {path.stem: host.read(path) or "" for path in units if host.at(path).is_file()}
+    return {name: text for name, text in texts.items() if name not in managed and runtimes in text}
+
+
 def owned_on(host: Host) -> dict[Path, set[str]]:
     """Every file that is ours on this host, with what we may have written there; some belong to several services."""
     owned: dict[Path, set[str]] = {}

@@ -15,7 +15,7 @@ from installer.keys import PROBE, Key, parse
 from installer.layout import STATES, Layout
 from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
 from installer.settings_file import wanted
-from installer.state import State, load_state, services
+from installer.state import State, ejected, load_state, services
 from installer.target import Target
 
 
@@ -160,13 +160,14 @@ def _write(host: Host, path: Path, text: str, mode: int, *, secret: bool = False
 def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: bool) -> Iterator[Change]:
     """Undo exactly what we made for this service, and what is shared once no other service is left."""
     others = [Layout(name) for name in services(host) if name != layout.service]
+    let_go = ejected(host)
     shared = shared_units()
     before = state.former
     kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
     if host.exists(layout.unit) and layout.unit not in kept:
         yield Run(("systemctl", "disable", "--now", layout.unit_name), "stop the service")
     for path in (Path(name) for name in state.owned):
-        if host.exists(path) and path not in kept and (path not in shared or not others):
+        if host.exists(path) and path not in kept and (path not in shared or not (others or let_go)):
             yield Remove(path)
     if before:
         yield from former.put_back(before, host, layout)
@@ -186,7 +187,7 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     if engine:
         yield from unused_programs(layout, others, host)
         yield from (Remove(parent, only_if_empty=True) for parent in (layout.engines, layout.runtimes))
-        if not others and host.exists(layout.wheel_cache):
+        if not (others or let_go) and host.exists(layout.wheel_cache):
             yield Remove(layout.wheel_cache)  # it goes with the last service
     if weights:
         yield from _unused_weights(layout, state, others, host)
@@ -196,8 +197,9 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
 
 
 def unused_programs(layout: Layout, services: list[Layout], host: Host) -> Iterator[Change]:
-    """Engines and runtimes that none of these services starts or could roll back to."""
-    used = {Path(word) for service in services for word in exec_line(host.read(service.unit) or "")[:2]}
+    """Engines and runtimes that none of these services, nor an ejected one, starts or could roll back to."""
+    units = [*(host.read(service.unit) or "" for service in services), *ejected(host).values()]
+    used = {Path(word) for text in units for word in exec_line(text)[:2]}
     for service in services:
         if state := load_state(host, service):
             used |= {layout.engines / target.engine.id / "any" for target in (state.proved, state.previous) if target}
@@ -209,7 +211,7 @@ def unused_programs(layout: Layout, services: list[Layout], host: Host) -> Itera
 
 def _unused_weights(layout: Layout, state: State, others: list[Layout], host: Host) -> Iterator[Change]:
     """With the last service all weights go; before that, what this one served and no other needs."""
-    if not others:
+    if not others and not ejected(host):
         yield from (Remove(path) for path in (layout.hub, layout.builtin_models) if host.exists(path))
     else:
         mine = [target.model.path for target in (state.proved, state.previous) if target]

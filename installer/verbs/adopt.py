@@ -45,7 +45,7 @@ def adopt(
     host, report = Host(), choose(quiet=quiet or as_json)
     path = Layout(check_service(service)).settings_file
     wishes = assigned(assignments)
-    flow.settle_adoption(service, host, report)
+    flow.make_way(service, host, report)
     file = settings_file.parse(host.read(path) or "", path)
     proposal = view.propose(source, service, file, wishes, host, new_key=new_key, compose_service=compose_service)
     if not as_json:
