@@ -187,9 +187,16 @@ def test_the_next_command_settles_an_adoption_that_was_cut_off(
     put_old(machine, name)
     text = machine.at(f"/etc/systemd/system/{name}.service").read_text()
     args = ("adopt", name, *options(standin_wheels), "--yes")
+
+    def start_over() -> None:
+        """The old service runs, and the engine is there, as after every adoption that is undone."""
+        machine.run("systemctl", "enable", "--now", name)
+        cli(machine, *args[:-1], "VLLM_ARGS=--no-such-flag-at-all", "--yes", code=6)
+
+    start_over()
     points = points_of(machine, *args)
     cli(machine, "uninstall")
-    machine.run("systemctl", "enable", "--now", name)
+    start_over()
     follow = (("adopt", name, *options(standin_wheels)), ("uninstall", "--yes"), ("set", "PORT=8001"))
     wanted = [point for point in points if point.startswith(("done", "save")) or point.endswith(":1")]
     for number, point in enumerate(wanted):
@@ -199,7 +206,7 @@ def test_the_next_command_settles_an_adoption_that_was_cut_off(
         )
         if pending and pending["proved"]:
             cli(machine, "uninstall")
-            machine.run("systemctl", "enable", "--now", name)
+            start_over()
             continue
         command = follow[number % len(follow)] if pending else follow[0]
         done = machine.cli(*command, check=False)
