@@ -100,7 +100,9 @@ def _source(word: Word, shell: _Shell, level: int) -> None:
             f"{path} is sourced by a file that is itself sourced, and so on", "write the values into one file"
         )
     shell.texts.append(read_text(path, shell.host))
+    outside, shell.depth = shell.depth, 0  # [ -f .env ] && . ./.env: it is there, so it counts
     _follow(shell.texts[-1], shell, level + 1)
+    shell.depth = outside
 
 
 class Lexer:

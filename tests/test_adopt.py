@@ -138,6 +138,16 @@ def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sourced_file_counts_where_it_exists(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"PORT=8009\nKEY={KEY}\n")
+    found_file = "if [ -f .env ]; then\n  set -a; . ./.env; set +a\nfi\n. ./absent\n"
+    text = found_file + 'vllm serve o/m --port $PORT --api-key "$KEY"\n'
+    (tmp_path / "run.sh").write_text(text)
+    found = adopted(adopt.find(str(tmp_path / "run.sh"), Host(), None))
+    assert (found.settings.port, found.keys) == (8009, (KEY,))
+    assert KEY not in found.redact(f"the key is {KEY}")
+
+
 def test_a_script_that_sources_itself_ends(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text("source ./run.sh\nvllm serve m\n")
     with pytest.raises(Refused, match="a file that is itself sourced"):
