@@ -14,6 +14,8 @@ from installer.scene import Scene
 from installer.state import Event, services
 from installer.steps import unit_keys, wants_link
 
+SHOWN_CHANGES = 5
+
 
 @dataclass(frozen=True)
 class Status:
@@ -41,7 +43,7 @@ class Status:
     load: Sample | None  # needs root: /metrics answers to a key only
     keys: tuple[str, ...]
     pending: str | None
-    last_change: Event | None
+    last_changes: tuple[Event, ...]  # the newest first
 
 
 def status(service: str, host: Host) -> Status:
@@ -85,7 +87,7 @@ def of(scene: Scene) -> Status:
         load=measured,
         keys=_keys(scene),
         pending=state.pending if state else None,
-        last_change=state.history[-1] if state and state.history else None,
+        last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
     )
 
 
@@ -106,7 +108,7 @@ def _keys(scene: Scene) -> tuple[str, ...]:
 
 def lines(status: Status) -> list[tuple[str, str]]:
     """The screen, as label and text."""
-    last, problem = status.last_change, status.problem
+    problem = status.problem
     return [
         ("service", f"{status.service}: {status.active}" + (f", {status.stage}" if status.stage else "")),
         *([("because", problem.cause), ("seen", problem.evidence), ("do", problem.commands[0])] if problem else []),
@@ -121,9 +123,14 @@ def lines(status: Status) -> list[tuple[str, str]]:
         *((f"GPU {number}", gpu_line(gpu)) for number, gpu in enumerate(status.gpus)),
         *([("load", load_line(status.load))] if status.load else []),
         ("keys", ", ".join(status.keys) or "-"),
-        ("last change", f"{last.when} {last.what}: {last.outcome}" if last else "-"),
+        *_change_lines(status.last_changes),
         *([("unfinished", f"{status.pending} was cut off; run it again")] if status.pending else []),
     ]
+
+
+def _change_lines(changes: tuple[Event, ...]) -> list[tuple[str, str]]:
+    shown = [f"{change.when} {change.who}: {change.what}: {change.outcome}" for change in changes]
+    return [("" if number else "changes", line) for number, line in enumerate(shown or ["-"])]
 
 
 def gpu_line(gpu: GpuUse) -> str:

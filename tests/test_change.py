@@ -399,7 +399,7 @@ def test_a_context_that_vllm_refuses_is_undone(machine: Machine) -> None:
     assert [line for line in changed if not line.split()[1].startswith(STATE)] == []
     assert context(machine) == 1024
     serves(machine, KEY)
-    assert "undone" in cli(machine, "status", "--json").json["last_change"]["outcome"]
+    assert "undone" in cli(machine, "status", "--json").json["last_changes"][0]["outcome"]
 
 
 def test_what_fits_is_told_before_anything_is_touched(machine: Machine) -> None:

@@ -136,7 +136,7 @@ def test_what_is_shown_is_what_runs(machine: Machine, options: tuple[str, ...]) 
         "address": "http://0.0.0.0:8000",
     }  # fmt: skip
     assert {name: shown[name] for name in expected} == expected
-    assert shown["last_change"]["outcome"] == "proved"
+    assert shown["last_changes"][0]["outcome"] == "proved"
     assert cli(machine, "list", "--json").json == [
         {**shown, "memory": cli(machine, "list", "--json").json[0]["memory"]}
     ]

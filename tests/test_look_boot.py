@@ -64,9 +64,9 @@ def test_status_shows_what_the_design_lists(machine: Machine) -> None:
     assert found["kv_tokens"]
     assert found["load"]["waiting"] == 0.0
     assert [key.split()[0] for key in found["keys"]] == ["default", "probe"]
-    assert found["last_change"]["what"] == "deploy"
+    assert found["last_changes"][0]["what"] == "deploy"
     screen = cli(machine, "status").out
-    for label in ("service", "model", "context", "KV cache", "listens on", "memory", "keys", "last change", "load"):
+    for label in ("service", "model", "context", "KV cache", "listens on", "memory", "keys", "changes", "load"):
         assert re.search(rf"^ *{label}  \S", screen, re.MULTILINE), label
     for row in cli(machine, "list", "--json").json:
         jsonschema.validate(row, SCHEMA)
