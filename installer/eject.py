@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from installer import ownership, steps
 from installer.changes import Change, Remove, Run, Write
@@ -53,16 +52,11 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
         return changes
 
 
-def probe_key(layout: Layout) -> Path:
-    """Where the watcher's key lies from then on: the state directory goes."""
-    return Path("/etc") / f"{layout.user}.probe-key"
-
-
 def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
     text = host.read(layout.unit)
     if not text:
         raise Refused(f"{layout.unit} is not there", f"vllm-install deploy --service {layout.service}")
-    yield Write(probe_key(layout), host.read(layout.probe_key) or "", 0o600, secret=True)
+    yield Write(layout.ejected_probe_key, host.read(layout.probe_key) or "", 0o600, secret=True)
     secret = any(key.plain for key in steps.unit_keys(host, layout))
     yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)
     yield Run(("systemctl", "daemon-reload"), "make systemd read the unit")
@@ -78,4 +72,4 @@ def plain_unit(text: str, layout: Layout) -> str:
     """The same unit, whatever was edited into it by hand, without what only vllm-install reads."""
     text = re.sub(r"\A(?:#.*\n)*", HEAD.format(service=layout.service), text)
     text = re.sub(rf'^Environment="?{DIGEST_VARIABLE}=.*\n', "", text, flags=re.MULTILINE)
-    return text.replace(f"probe-key:{layout.probe_key}", f"probe-key:{probe_key(layout)}")
+    return text.replace(f"probe-key:{layout.probe_key}", f"probe-key:{layout.ejected_probe_key}")

@@ -52,6 +52,11 @@ class Layout:
         return self.state_dir / "probe-key"
 
     @property
+    def ejected_probe_key(self) -> Path:
+        """Where the watcher's key lies once the service is let go, and its state directory with it."""
+        return Path("/etc") / f"{self.user}.probe-key"
+
+    @property
     def cache_dir(self) -> Path:
         return Path("/var/cache") / self.service
 

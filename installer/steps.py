@@ -68,6 +68,12 @@ def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
     yield from _files(want, host, only=[*others, want.layout.unit])
 
 
+def ejection(want: Wanted, host: Host) -> Iterator[Change]:
+    """Only one that was cut off leaves this beside a service of ours."""
+    if host.exists(want.layout.ejected_probe_key):
+        yield Remove(want.layout.ejected_probe_key)
+
+
 def enabled(want: Wanted, host: Host) -> Iterator[Change]:
     link = wants_link(want.layout)
     if want.former or not host.exists(link):  # the link there may be the old unit's, and goes with it
@@ -89,7 +95,7 @@ def running(want: Wanted, host: Host) -> Iterator[Change]:
         yield Reload(want.layout.unit_name) if can_reload else Restart(want.layout.unit_name)
 
 
-STEPS = (engine, weights, account, settings_file, probe_key, adopted, unit_files, enabled, running)
+STEPS = (engine, weights, account, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)
 
 
 def plan(want: Wanted, host: Host) -> list[Change]:

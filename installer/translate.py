@@ -88,6 +88,8 @@ def translate(
     model, flags = _flags(old, host)
     last = {flag.name: flag for flag in flags}
     reading = _Reading(notes=list(old.notes))
+    if old.unit and old.unit != f"{service}.service":
+        reading.notes.append(f"{old.files[0]} still holds what it held, a key too; remove it when it is not needed")
     typed = _model(old, model or (last["--model"].value if "--model" in last else ""), reading, host)
     _known(old, last, reading)
     for flag in flags:

@@ -152,14 +152,19 @@ def test_the_cloud_hosts_unit_is_taken_over_with_its_key(machine: Machine, stand
     assert unit(machine, "UnitFileState", "ActiveState") == {"UnitFileState": "disabled", "ActiveState": "inactive"}
 
 
-def test_a_unit_of_another_name_stands_back(machine: Machine, standin_wheels: Path) -> None:
+def test_a_unit_of_another_name_stands_back_and_both_its_keys_work_on(machine: Machine, standin_wheels: Path) -> None:
     put_old(machine, "old-llm")
+    second, path = "sk-second-0123456789-abcdefghijk", machine.at("/etc/systemd/system/old-llm.service")
+    path.write_text(path.read_text().replace(f'"{S4_KEY}"', f'"{S4_KEY}" {second}'))
     machine.write("/etc/systemd/system/old-llm.service.d/more.conf", "[Service]\nEnvironment=HF_TOKEN=hf_abcdefghij\n")
     machine.run("systemctl", "daemon-reload")
     done = cli(machine, "adopt", "old-llm", *options(standin_wheels), "--yes")
     assert "HF_TOKEN" in done.out
     assert "hf_abcdefghij" not in done.out + done.err
     answers(machine, S4_KEY, S4_MODEL)
+    answers(machine, second, S4_MODEL)
+    assert "old-llm.service still holds what it held" in done.out
+    assert second not in done.out + done.err
     state = unit(machine, "UnitFileState", "ActiveState", service="old-llm")
     assert state == {"UnitFileState": "disabled", "ActiveState": "inactive"}
     assert machine.at("/etc/systemd/system/old-llm.service.d/more.conf").exists()
@@ -262,6 +267,22 @@ def test_parity_row_16_the_compose_service_with_its_old_environment_names(
     names = machine.at("/etc/vllm-install/qwen3vl.env").read_text()
     assert "\nMAX_MODEL_LEN=2048\n" in names
     assert "\nGPU_MEMORY_UTILIZATION=0.2\n" in names
+
+
+def test_an_ejection_that_was_cut_off_is_undone_or_completed(machine: Machine, standin_wheels: Path) -> None:
+    deploy = ("deploy", "--model", "builtin:tiny", "--engine", "cpu", "--find-links", str(standin_wheels), "--offline")
+    key = cli(machine, *deploy).key
+    pid, text = main_pid(machine), machine.at(UNIT).read_text()
+    for number, point in enumerate(("begin:1", "done:1", "done:2", "done:3", "done:4")):
+        cut(machine, point, "eject", "--yes")
+        answers(machine, key, "builtin:tiny")
+        done = cli(machine, "set-apikey", f"sk-eject-{number}-abcdefghijklmnopqrst", "--name", "other")
+        assert "eject was cut off; undoing it first" in done.err, point
+        assert cli(machine, "deploy", "--json").changes == [], point
+        assert "VLLM_INSTALL_DIGEST" in machine.at(UNIT).read_text()
+    assert main_pid(machine) == pid, "nothing of this needs a restart"
+    assert machine.at(UNIT).read_text().count("\n") == text.count("\n")
+    assert not machine.at("/etc/vllm-qwen3vl.probe-key").exists()
 
 
 def test_an_ejected_service_needs_none_of_us(machine: Machine, standin_wheels: Path) -> None:
