@@ -29,9 +29,10 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from bench.engine import LAYOUT, PLACE, SETTINGS, free_port, fresh_host, resolve  # noqa: E402
-from installer import builtin, engines  # noqa: E402
 from installer.assets import RUNTIME  # noqa: E402
-from installer.engines import InstallEngine  # noqa: E402
+from installer.engine import engines  # noqa: E402
+from installer.engine.engines import InstallEngine  # noqa: E402
+from installer.model import builtin  # noqa: E402
 from installer.report import Report  # noqa: E402
 
 MODEL = PLACE / "model"

@@ -33,7 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from installer.host import Host
 from installer.layout import Layout
-from installer.models import changes, resolve
+from installer.weights.models import changes, resolve
 from installer.report import Report
 from installer.settings import Settings
 settings = replace(Settings(), model=sys.argv[1], hf_endpoint=sys.argv[2])

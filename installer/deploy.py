@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, fit, former, models, ownership, preflight, prove, render, steps
-from installer.capacity import Estimate
+from installer import ownership, prove, render, steps
+from installer.adoption import former
 from installer.changes import Change, Write
+from installer.checks import preflight
+from installer.engine import engines
 from installer.errors import Refused, undone
 from installer.host import Host
 from installer.layout import Layout
+from installer.memory import fit
+from installer.memory.capacity import Estimate
 from installer.report import Report
 from installer.resolve import Request, Resolved, resolve
 from installer.state import State, event, load_state, managed, owned_on, save_state, services, text_digest
 from installer.steps import Wanted
 from installer.target import Target
+from installer.weights import models
 
 
 @dataclass(frozen=True)

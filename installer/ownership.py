@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from installer.changes import Change, Write
+from installer.checks.preflight import Problem
 from installer.host import Host
 from installer.layout import Layout
-from installer.preflight import Problem
 from installer.render import without_keys
 from installer.state import State, owned_on, text_digest
 from installer.steps import unit_properties

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import psutil
 
-from installer import signatures
 from installer.api import Answer, Api, NoAnswer
+from installer.diagnosis import signatures
+from installer.diagnosis.finding import FAULT
 from installer.errors import Exit, InstallError
-from installer.finding import FAULT
 from installer.host import Host
 from installer.keys import generate
 from installer.layout import Layout
+from installer.memory.vllm_log import read_refusal
 from installer.report import Report
 from installer.settings import Settings
 from installer.steps import Wanted, unit_properties
-from installer.vllm_log import read_refusal
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0

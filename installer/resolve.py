@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from installer import bundled, engines, facts, formats, keys, model_about, models, preflight, profiles, trust
-from installer.bundle_file import Bundle
+from installer import keys
+from installer.adoption.former import Former
+from installer.airgap import bundled
+from installer.airgap.bundle_file import Bundle
+from installer.checks import facts, preflight
+from installer.checks.facts import Facts, Interpreter
+from installer.engine import engines
 from installer.errors import Refused
-from installer.facts import Facts, Interpreter
-from installer.former import Former
 from installer.host import Host
 from installer.layout import Layout
-from installer.model_about import About
-from installer.profiles import Profile
+from installer.model import formats, model_about, profiles, trust
+from installer.model.model_about import About
+from installer.model.profiles import Profile
 from installer.report import Report
 from installer.settings import Settings
 from installer.state import State
 from installer.steps import Wanted, unit_keys
 from installer.target import Target
+from installer.weights import models
 
 # A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used

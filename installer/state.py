@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from installer import keys
-from installer.engines import Engine
+from installer.adoption.former import Former
+from installer.engine.engines import Engine
 from installer.errors import InstallError, Refused, UsageError
-from installer.former import Former
 from installer.host import Host
 from installer.layout import STATES, Layout
-from installer.models import Model
-from installer.profiles import Profile
+from installer.memory.vllm_log import Calibration
+from installer.model.profiles import Profile
 from installer.settings import FIELDS, load, to_text
 from installer.target import Target
-from installer.vllm_log import Calibration
+from installer.weights.models import Model
 
 VERSION = 1
 HISTORY = 20

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer import engines, former, inventory, models
-from installer.bundle_file import Bundle
+from installer.adoption import former
+from installer.adoption.former import Former
+from installer.airgap.bundle_file import Bundle
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
-from installer.former import Former
+from installer.engine import engines
 from installer.host import Host
 from installer.keys import PROBE, Key, parse
 from installer.layout import STATES, Layout
@@ -17,6 +18,7 @@ from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render,
 from installer.settings_file import wanted
 from installer.state import State, ejected, load_state, services
 from installer.target import Target
+from installer.weights import inventory, models
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from installer.engines import Engine
+from installer.engine.engines import Engine
 from installer.keys import Key
-from installer.models import Model
-from installer.profiles import Profile
+from installer.model.profiles import Profile
 from installer.settings import Settings
+from installer.weights.models import Model
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from installer.finding import NOTE
-from installer.signatures import Signature, signatures
+from installer.diagnosis.finding import NOTE
+from installer.diagnosis.signatures import Signature, signatures
 
 PAGE = Path(__file__).parents[1] / "docs/troubleshoot.md"
 HEAD = """# When something is wrong

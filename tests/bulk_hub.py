@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from installer import builtin
+from installer.model import builtin
 from tests.hub import Bulk, Hub
 
 REPO = "Org/Bulk"

@@ -21,7 +21,7 @@ NEED_ROOT = {"boot", "machine", "cpu_engine"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # as installer.hub does, for tests that import the client first
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # as hub.py does, for tests that import the client first
     # How long an example takes says nothing about the code; nor must a run depend on the ones before it.
     hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, database=None)
     hypothesis.settings.load_profile("ours")
@@ -68,7 +68,7 @@ def cpu_engine() -> str:
 @pytest.fixture
 def plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """No token, no proxy, no waits between tries."""
-    from installer import download, hub
+    from installer.weights import download, hub
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -6,15 +6,15 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from installer.engines import Engine
+from installer.engine.engines import Engine
 from installer.keys import Key, digest
 from installer.layout import Layout
-from installer.models import Model
-from installer.profiles import Profile
+from installer.model.profiles import Profile
 from installer.settings import Settings
 from installer.steps import Wanted
 from installer.target import Target
 from installer.values import BUILTIN
+from installer.weights.models import Model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEFAULT_KEY = "sk-qwen3vl-of-the-golden-files"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from installer import adopt, old_compose, old_script, old_unit, serve_flags
+from installer.adoption import adopt, old_compose, old_script, old_unit, serve_flags
+from installer.adoption.old import LARGEST, Old
+from installer.adoption.translate import Adoption, translate
 from installer.errors import Exit, InstallError, Refused
 from installer.host import Host
-from installer.old import LARGEST, Old
 from installer.settings import FIELDS
-from installer.translate import Adoption, translate
 from tests.test_cli import cli
 
 KEY = "sk-old-0123456789-abcdefghijklmnop"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin
 from installer.host import Host
+from installer.model import builtin
 from installer.report import Report
 from tests.boot.machine import Machine
 from tests.boot.snapshot import difference, snapshot

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer.redact import Redactor, harvest
+from installer.diagnosis.redact import Redactor, harvest
 from tests.boot.machine import Machine
 from tests.life import SERVICE, cli, standin
 

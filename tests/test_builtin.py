@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin
-from installer.checkpoint import check_access, check_directory
 from installer.host import Host
+from installer.model import builtin
+from installer.model.checkpoint import check_access, check_directory
 from installer.report import Report
 
 PATH = Path("/var/cache/vllm-install/builtin/tiny")

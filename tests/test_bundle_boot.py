@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin
+from installer.model import builtin
 from tests.boot.machine import Machine
 from tests.boot.snapshot import difference
 from tests.hub import Hub

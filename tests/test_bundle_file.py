@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from installer import bundle_signature, pack
-from installer.bundle_file import CHUNK, Bundle, open_bundle
-from installer.bundle_format import (
+from installer.airgap import bundle_signature, pack
+from installer.airgap.bundle_file import CHUNK, Bundle, open_bundle
+from installer.airgap.bundle_format import (
     PAGE,
     BundleError,
     EnginePart,
@@ -30,8 +30,8 @@ from installer.bundle_format import (
 )
 from installer.errors import Exit, InstallError, UsageError
 from installer.host import Host
-from installer.hub import ModelFile
 from installer.report import Report
+from installer.weights.hub import ModelFile
 
 CONTENTS = {
     "install.sh": b"#!/bin/sh\n",

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from installer import bundled, pack, wheelhouse
-from installer.bundle_file import Bundle, open_bundle
+from installer.airgap import bundled, pack, wheelhouse
+from installer.airgap.bundle_file import Bundle, open_bundle
+from installer.checks.facts import Facts, Interpreter
 from installer.errors import Exit, InstallError, Interrupted, Refused, UsageError
-from installer.facts import Facts, Interpreter
 from installer.settings import Settings
 from tests.test_bundle_file import write
 from tests.test_preflight import HEALTHY

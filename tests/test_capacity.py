@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from installer.capacity import Answer, Device, Estimate, describe, estimate, judge, table
 from installer.errors import UsageError
-from installer.flags import Flags
-from installer.kv import Cache, Kind, Layer, Rules, arrange
-from installer.kv_layers import layers_of
-from installer.overhead import batch
+from installer.memory.capacity import Answer, Device, Estimate, describe, estimate, judge, table
+from installer.memory.flags import Flags
+from installer.memory.kv import Cache, Kind, Layer, Rules, arrange
+from installer.memory.kv_layers import layers_of
+from installer.memory.overhead import batch
+from installer.memory.shape import Shape, read_shape
+from installer.memory.vllm_log import Calibration, Refusal, read_refusal, read_report
 from installer.settings import Settings
-from installer.shape import Shape, read_shape
-from installer.vllm_log import Calibration, Refusal, read_refusal, read_report
 
 CONFIGS = Path(__file__).parent / "fixtures/configs"
 GIB = 1024**3

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from installer.checkpoint import check_access, check_directory
 from installer.host import Host
+from installer.model.checkpoint import check_access, check_directory
 from tests.weights import SHARD, WANTED, checkpoint, weights
 
 

@@ -14,11 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer.client import FORMATS, PLACEHOLDER, Client, client_of
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
 from installer.keys import Key, digest
 from installer.layout import Layout
+from installer.look.client import FORMATS, PLACEHOLDER, Client, client_of
 from installer.render import unit
 from installer.report import Report
 from installer.settings import Settings

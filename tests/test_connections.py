@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from installer import models, wire
 from installer.host import Host
-from installer.hub import ModelError
-from installer.models import changes, resolve
-from installer.partial import BLOCK
 from installer.report import JsonLines, Report
+from installer.weights import models, wire
+from installer.weights.hub import ModelError
+from installer.weights.models import changes, resolve
+from installer.weights.partial import BLOCK
 from tests.bulk_hub import model
 from tests.hub import Hub
 from tests.weights import LAYOUT, REPO, Counting, blobs, refusal, settings

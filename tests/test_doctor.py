@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin, doctor
-from installer.finding import Finding
+from installer.diagnosis import doctor
+from installer.diagnosis.finding import Finding
+from installer.diagnosis.journal import Entry, entries
 from installer.host import Host
-from installer.journal import Entry, entries
 from installer.layout import Layout
+from installer.look.scene import look
+from installer.model import builtin
 from installer.ownership import fingerprint
 from installer.render import render
-from installer.scene import look
 from installer.settings import Settings
 from installer.state import State, save_state
 from tests.targets import PROBE_KEY, target

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from installer import bytecode, engines
-from installer.engines import Engine, InstallEngine
+from installer.engine import bytecode, engines
+from installer.engine.engines import Engine, InstallEngine
+from installer.engine.uv import EngineFailed, explain_uv
 from installer.errors import CommandFailed, Exit
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report
 from installer.settings import Settings
-from installer.uv import EngineFailed, explain_uv
 from tests.wheels import ENTRY, make_wheel
 
 PYTHON = Path(sys.executable).resolve()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from installer import facts
-from installer.facts import Facts
+from installer.checks import facts
+from installer.checks.facts import Facts
+from installer.checks.processes import Process, conflict
 from installer.host import Host
 from installer.layout import Layout
-from installer.processes import Process, conflict
 from installer.settings import Settings
 
 LAYOUT = Layout("qwen3vl")
@@ -388,7 +388,7 @@ def test_a_small_disk_of_its_own(machine: Machine, options: str, expected: tuple
     (machine.root / "opt/vllm-install").mkdir()
     probe = (
         "import sys; from pathlib import Path\n"
-        "from installer.host import Host; from installer.facts import probe_disk\n"
+        "from installer.host import Host; from installer.checks.facts import probe_disk\n"
         "disk = probe_disk(Host(Path(sys.argv[1])), Path('/opt/vllm-install/engines'))\n"
         "print((disk.free, disk.total, disk.read_only, disk.noexec))"
     )

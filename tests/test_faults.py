@@ -20,7 +20,7 @@ DROP_IN = f"/etc/systemd/system/{SERVICE}.service.d"
 DOWNLOADS = ("/opt", "/var/cache/vllm-install")
 HUB = """
 import sys
-from installer import builtin
+from installer.model import builtin
 from tests.hub import Hub
 with Hub() as hub:
     for name in ("org/open", "org/gated"):

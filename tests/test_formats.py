@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from installer.facts import Gpu
-from installer.formats import check, recognise
-from installer.model_about import About
-from installer.problem import Problem
+from installer.checks.facts import Gpu
+from installer.checks.problem import Problem
+from installer.model.formats import check, recognise
+from installer.model.model_about import About
 from installer.settings import Settings
 from tests.test_preflight import HEALTHY
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from installer.host import Host
-from installer.hub import ModelError
-from installer.models import Model
 from installer.report import Report
+from installer.weights.hub import ModelError
+from installer.weights.models import Model
 from tests.hub import Hub
 from tests.weights import REPO, SHARD, WANTED, checkpoint, due, pull, served
 

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from installer import fit, model_about, models, profiles
+from installer.checks.facts import Gpu
 from installer.errors import Refused
-from installer.facts import Gpu
 from installer.host import Host
-from installer.hub import ModelFile
 from installer.layout import Layout
-from installer.model_about import About
-from installer.models import ModelError
+from installer.memory import fit
+from installer.model import model_about, profiles
+from installer.model.model_about import About
 from installer.report import Report
 from installer.resolve import _known_profile, _profile
 from installer.settings import Settings
 from installer.state import State
 from installer.values import BUILTIN
+from installer.weights import models
+from installer.weights.hub import ModelFile
+from installer.weights.models import ModelError
 from tests.hub import Hub
 from tests.targets import QWEN3_VL, target
 from tests.test_capacity import CONFIGS

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin
-from installer.builtin import MakeBuiltin
-from installer.checkpoint import check_access
 from installer.errors import Exit
 from installer.host import Host
-from installer.hub import ModelError
-from installer.models import is_present, resolve
+from installer.model import builtin
+from installer.model.builtin import MakeBuiltin
+from installer.model.checkpoint import check_access
 from installer.report import Report
+from installer.weights.hub import ModelError
+from installer.weights.models import is_present, resolve
 from tests.hub import Hub
 from tests.weights import LAYOUT, REPO, SHARD, WANTED, Counting, checkpoint, due, pull, served, settings, weights
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from installer import formats, profiles, vllm_facts
-from installer.model_about import About
-from installer.profiles import Choice, Family
+from installer.model import formats, profiles, vllm_facts
+from installer.model.model_about import About
+from installer.model.profiles import Choice, Family
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/models.md"
 QUANTIZATIONS = ("fp8", "compressed-tensors", "awq", "gptq", "mxfp4", "modelopt", "modelopt_fp4", "modelopt_mxfp8")

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from installer import inventory, steps
+from installer import steps
 from installer.errors import Refused
 from installer.host import Host
-from installer.inventory import RemoveModel, plan_prune, prune
 from installer.layout import Layout
-from installer.models import Model, is_present, resolve
 from installer.render import render
 from installer.report import Report
 from installer.state import State, save_state
 from installer.target import Target
+from installer.weights import inventory
+from installer.weights.inventory import RemoveModel, plan_prune, prune
+from installer.weights.models import Model, is_present, resolve
 from tests.hub import Hub
 from tests.targets import target
 from tests.weights import LAYOUT, REPO, SHARD, WANTED, checkpoint, due, pull, settings

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from installer import builtin
+from installer.model import builtin
 from tests.boot.machine import Machine
 from tests.life import SERVICE, cli, main_pid, standin
 

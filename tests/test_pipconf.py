@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from installer.engine.pipconf import Sources, read_sources, redact
 from installer.host import Host
-from installer.pipconf import Sources, read_sources, redact
 from installer.settings import Settings
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer import preflight
+from installer.checks import preflight
+from installer.checks.facts import Disk, Facts, Gpu, Interpreter
+from installer.checks.preflight import Problem
+from installer.checks.processes import Process
 from installer.errors import Exit
-from installer.facts import Disk, Facts, Gpu, Interpreter
 from installer.layout import Layout
-from installer.preflight import Problem
-from installer.processes import Process
 from installer.settings import Settings
 
 LAYOUT = Layout("qwen3vl")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from installer import datafile, profiles, vllm_facts
+from installer import datafile
 from installer.datafile import DataError
 from installer.errors import UsageError
-from installer.model_about import About, read_directory
-from installer.profiles import Profile
+from installer.model import profiles, vllm_facts
+from installer.model.model_about import About, read_directory
+from installer.model.profiles import Profile
 from installer.settings import Settings
 
 TOOLS = "{% for tool in tools %}{{ tool }}{% endfor %}"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from installer.host import Host
-from installer.incoming import CHUNK
-from installer.models import is_present, resolve
+from installer.weights.incoming import CHUNK
+from installer.weights.models import is_present, resolve
 from tests.bulk_hub import model
 from tests.hub import Hub
 from tests.weights import LAYOUT, REPO, child, settings

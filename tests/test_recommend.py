@@ -8,12 +8,12 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from installer import profiles
-from installer.capacity import Answer, Device, judge
+from installer.checks.facts import Gpu
 from installer.cli import cli
 from installer.errors import UsageError
-from installer.facts import Gpu
-from installer.recommend import Fit, Hardware, hardware_of, notes, parse_hardware, recommend, with_gpus
+from installer.memory.capacity import Answer, Device, judge
+from installer.model import profiles
+from installer.model.recommend import Fit, Hardware, hardware_of, notes, parse_hardware, recommend, with_gpus
 from installer.settings import Settings
 from tests.test_capacity import on
 from tests.test_preflight import CUDA, HEALTHY, MI300

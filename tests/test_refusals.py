@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
-from installer import models
 from installer.host import Host
-from installer.hub import ModelError
-from installer.models import resolve
+from installer.weights import models
+from installer.weights.hub import ModelError
+from installer.weights.models import resolve
 from tests.hub import Hub
 from tests.weights import LAYOUT, REPO, SHARD, TOKEN, checkpoint, refusal, resolved_and_pulled, settings
 

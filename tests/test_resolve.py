@@ -8,9 +8,9 @@ import pytest
 
 from installer.errors import Refused
 from installer.host import Host
-from installer.hub import ModelFile
-from installer.models import Model
 from installer.resolve import _check_senses
+from installer.weights.hub import ModelFile
+from installer.weights.models import Model
 
 SEEING = Model("org/seeing", Path("/hub/seeing"), "c" * 40, "hub", (ModelFile("preprocessor_config.json", 1, "d"),))
 READING = Model("org/reading", Path("/hub/reading"), "c" * 40, "hub", (ModelFile("config.json", 1, "d"),))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer import results
+from installer.acceptance import results
+from installer.acceptance.apitest import COLOUR, FAILED, PASSED, SKIPPED, Outcome, Subject, png
 from installer.api import Answer, Api, gauge
-from installer.apitest import COLOUR, FAILED, PASSED, SKIPPED, Outcome, Subject, png
 
 SUBJECT = Subject(Api("::1", 8000, None, 1), "<model> & co", 1024, "")
 ODD = st.text(st.one_of(st.sampled_from("<>&\"']]>\0\x1b\ud800\ufffe\r\n日😀"), st.characters()), max_size=30)

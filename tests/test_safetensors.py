@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer.safetensors import LONGEST_HEADER, Damaged, read_header
+from installer.model.safetensors import LONGEST_HEADER, Damaged, read_header
 
 
 def tensor(begin: int, end: int, dtype: str = "U8", shape: object = None) -> dict[str, object]:

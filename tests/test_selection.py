@@ -6,9 +6,9 @@ import pytest
 
 from installer.errors import Refused
 from installer.host import Host
-from installer.hub import ModelError, ModelFile
-from installer.models import resolve
-from installer.selection import select
+from installer.weights.hub import ModelError, ModelFile
+from installer.weights.models import resolve
+from installer.weights.selection import select
 from tests.hub import Hub
 from tests.weights import LAYOUT, REPO, checkpoint, settings
 

@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
-from installer import signatures
-from installer.signatures import Example, Signature, recognise
+from installer.diagnosis import signatures
+from installer.diagnosis.signatures import Example, Signature, recognise
 from scripts import troubleshoot
 from tests.commands import check_ours
 

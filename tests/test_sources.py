@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from installer import hub, inventory
 from installer.host import Host
-from installer.hub import ModelError, Origin
-from installer.models import Model, changes, is_present, resolve
 from installer.report import Report
 from installer.settings import Settings
+from installer.weights import hub, inventory
+from installer.weights.hub import ModelError, Origin
+from installer.weights.models import Model, changes, is_present, resolve
 from tests.hub import File, Hub, Repo
 from tests.modelscope import ModelScope
 from tests.proxy import Proxy

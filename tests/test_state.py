@@ -16,7 +16,7 @@ from installer import keys
 from installer.errors import InstallError
 from installer.host import Host
 from installer.layout import Layout
-from installer.profiles import Profile
+from installer.model.profiles import Profile
 from installer.settings import Settings
 from installer.state import HISTORY, Event, State, event, load_state, owned_on, save_state, services, text_digest
 from tests.samples import any_settings

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin, deploy, ownership, steps
+from installer import deploy, ownership, steps
 from installer.changes import Change, Remove, Restart, Run, Write
-from installer.engines import MARKER, InstallEngine
+from installer.checks.problem import Problem
+from installer.engine.engines import MARKER, InstallEngine
 from installer.host import Host
 from installer.keys import Key, digest
 from installer.layout import Layout
-from installer.models import Download
-from installer.problem import Problem
+from installer.model import builtin
 from installer.render import render, shared_units
 from installer.report import Report
 from installer.settings import Settings
@@ -23,6 +23,7 @@ from installer.settings_file import wanted as settings_text
 from installer.state import State, load_state
 from installer.steps import STEPS, Wanted, plan, removal
 from installer.values import BUILTIN
+from installer.weights.models import Download
 from tests.targets import KEYS, PROBE_KEY, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")

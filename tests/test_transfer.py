@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from installer import hub, partial
 from installer.errors import Exit, Interrupted
 from installer.host import Host
-from installer.hub import ModelError
-from installer.models import Download, resolve
 from installer.report import Advance, Report
+from installer.weights import hub, partial
+from installer.weights.hub import ModelError
+from installer.weights.models import Download, resolve
 from tests.hub import Hub
 from tests.weights import (
     LAYOUT,

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from installer import trust
-from installer.checkpoint import check_directory
 from installer.host import Host
-from installer.hub import ModelError
-from installer.model_about import About, read_directory
-from installer.models import resolve
+from installer.model import trust
+from installer.model.checkpoint import check_directory
+from installer.model.model_about import About, read_directory
 from installer.render import serve_arguments
 from installer.report import Report
-from installer.selection import select
 from installer.settings import Settings
+from installer.weights.hub import ModelError
+from installer.weights.models import resolve
+from installer.weights.selection import select
 from tests.hub import Hub
 from tests.targets import target
 from tests.test_selection import listed

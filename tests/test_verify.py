@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin, checksums, inventory
-from installer import verify as check
 from installer.host import Host
-from installer.hub import ModelError
-from installer.models import Model
+from installer.model import builtin
+from installer.model.summary import describe
 from installer.report import Report
 from installer.settings import Settings
-from installer.summary import describe
-from installer.verify import Verified
+from installer.weights import checksums, inventory
+from installer.weights import verify as check
+from installer.weights.hub import ModelError
+from installer.weights.models import Model
+from installer.weights.verify import Verified
 from tests.hub import Hub
 from tests.test_integrity import INJURIES, blob, flip, model
 from tests.weights import REPO, SHARD, WANTED, checkpoint, pull, served, settings, weights

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from installer import load, watch
 from installer.host import Host
-from installer.load import GpuUse, quantile, read_metrics, since
+from installer.look import load, watch
+from installer.look.load import GpuUse, quantile, read_metrics, since
 
 METRICS = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.

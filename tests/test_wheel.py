@@ -23,7 +23,7 @@ RENDER = f"""
 import json, sys
 from pathlib import Path
 import installer
-from installer import profiles, vllm_facts
+from installer.model import profiles, vllm_facts
 from installer.assets import asset_dir
 from installer.render import render
 from installer.settings import Settings
@@ -120,7 +120,7 @@ def test_what_is_imported_is_declared() -> None:
                 if "extra ==" not in line}  # fmt: skip
     providers = packages_distributions()
     imported = set()
-    for path in (REPO / "installer").glob("*.py"):
+    for path in (REPO / "installer").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

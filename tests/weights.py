@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from installer import builtin
 from installer.changes import Change
 from installer.errors import Exit
 from installer.host import Host
-from installer.hub import ModelError
 from installer.layout import Layout
-from installer.models import Model, changes, resolve
+from installer.model import builtin
 from installer.report import Advance, Report
 from installer.settings import Settings
+from installer.weights.hub import ModelError
+from installer.weights.models import Model, changes, resolve
 from tests.hub import Hub
 
 REPO = "Org/Tiny"
@@ -117,7 +117,7 @@ import sys
 from pathlib import Path
 from installer.host import Host
 from installer.layout import Layout
-from installer.models import resolve, changes
+from installer.weights.models import resolve, changes
 from installer.report import Report
 from installer.settings import Settings
 from contextlib import contextmanager

@@ -28,11 +28,11 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from installer import builtin  # noqa: E402
-from installer.capacity import Device, Estimate, estimate  # noqa: E402
+from installer.memory.capacity import Device, Estimate, estimate  # noqa: E402
+from installer.memory.shape import read_shape  # noqa: E402
+from installer.memory.vllm_log import Calibration, read_refusal, read_report  # noqa: E402
+from installer.model import builtin  # noqa: E402
 from installer.settings import Settings  # noqa: E402
-from installer.shape import read_shape  # noqa: E402
-from installer.vllm_log import Calibration, read_refusal, read_report  # noqa: E402
 
 GIB = 1024**3
 FIXTURES = REPO / "tests/fixtures/configs"

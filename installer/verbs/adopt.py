@@ -11,7 +11,7 @@ from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
 if TYPE_CHECKING:
-    from installer.adopt import Proposal
+    from installer.adoption.adopt import Proposal
     from installer.changes import Change
     from installer.deploy import Deployed
 
@@ -34,9 +34,9 @@ def adopt(
     Shows what it becomes and what clients will notice; takes its place when you agree, proved or undone.
     NAME=VALUE chooses a setting yourself.
     """
-    from installer import adopt as view
     from installer import deploy as flow
     from installer import settings_file
+    from installer.adoption import adopt as view
     from installer.host import Host
     from installer.layout import Layout
     from installer.report import choose
@@ -112,7 +112,7 @@ def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
 @quiet_option
 def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Let a service go: it serves on, its unit is yours, and vllm-install forgets it."""
-    from installer import eject as flow
+    from installer.adoption import eject as flow
     from installer.host import Host
     from installer.report import choose
     from installer.settings import check_service

@@ -22,7 +22,7 @@ from installer.verbs.options import (
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
-    from installer.bundle_format import Manifest
+    from installer.airgap.bundle_format import Manifest
 
 # What decides what is in a bundle; how it is served is the other host's choice.
 CONTENTS = (
@@ -52,7 +52,7 @@ def create(
 
     What is here already is not fetched again; interrupted, the same command continues.
     """
-    from installer import pack
+    from installer.airgap import pack
     from installer.host import Host
     from installer.report import choose
 
@@ -79,7 +79,7 @@ def create(
 @json_option
 def show(path: Path, as_json: bool) -> None:
     """Say what a bundle holds, and its digest; reads its manifest alone."""
-    from installer.bundle_file import open_bundle
+    from installer.airgap.bundle_file import open_bundle
 
     found = open_bundle(path)
     if as_json:
@@ -95,7 +95,7 @@ def show(path: Path, as_json: bool) -> None:
 @quiet_option
 def verify(path: Path, as_json: bool, quiet: bool, **options: object) -> None:
     """Read a bundle to its end and check every byte; exit status 5 where one is wrong."""
-    from installer.bundle_format import BundleError
+    from installer.airgap.bundle_format import BundleError
     from installer.host import Host
     from installer.report import choose
 
@@ -135,7 +135,7 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
 
 
 def _lines(manifest: Manifest, digest: str) -> list[str]:
-    from installer.bundle_format import TOOL, WHEELS
+    from installer.airgap.bundle_format import TOOL, WHEELS
     from installer.report import size
 
     engine, model = manifest.engine, manifest.model

@@ -125,10 +125,10 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
 
 
 def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
-    from installer import capacity
     from installer import deploy as flow
     from installer.errors import Refused
     from installer.host import Host
+    from installer.memory import capacity
     from installer.report import choose
 
     host = Host()

@@ -12,7 +12,7 @@ from installer.verbs.options import json_option, service_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
-    from installer.doctor import Diagnosis
+    from installer.diagnosis.doctor import Diagnosis
 
 
 @click.command()
@@ -31,11 +31,11 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     """
     import dataclasses
 
-    from installer import bug_report
-    from installer import doctor as surgery
+    from installer.diagnosis import bug_report
+    from installer.diagnosis import doctor as surgery
     from installer.errors import Exit
     from installer.host import Host
-    from installer.scene import look
+    from installer.look.scene import look
     from installer.settings import check_service
 
     scene = look(check_service(service), Host())

@@ -18,8 +18,8 @@ from installer.verbs.output import as_plain, print_json
 @json_option
 def status(service: str, watch: bool, as_json: bool) -> None:
     """Show one service on one screen; --watch adds speed, queue and GPU use, live."""
-    from installer import status as view
     from installer.host import Host
+    from installer.look import status as view
     from installer.settings import check_service
 
     check_service(service)
@@ -38,9 +38,9 @@ def _watch(service: str, as_json: bool) -> None:
     """Live on a terminal; elsewhere one line, or one JSON object on a line, for every look."""
     import json
 
-    from installer import watch
     from installer.errors import Interrupted
     from installer.host import Host
+    from installer.look import watch
 
     frames = watch.frames(service, Host())
     try:
@@ -60,8 +60,8 @@ def _watch(service: str, as_json: bool) -> None:
 @json_option
 def list_services(as_json: bool) -> None:
     """List every service this tool manages on the host."""
-    from installer import status as view
     from installer.host import Host
+    from installer.look import status as view
 
     found = view.all_services(Host())
     if as_json:
@@ -98,10 +98,10 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
 
     Further arguments go to journalctl: -n 50, --since today, -o json, ...; without any, the last 200 lines.
     """
-    from installer import logs as journal
+    from installer.diagnosis.finding import Finding
     from installer.errors import Interrupted
-    from installer.finding import Finding
     from installer.host import Host
+    from installer.look import logs as journal
     from installer.settings import check_service
 
     words = [*(["--follow"] if follow else []), *journalctl_args]

@@ -14,9 +14,9 @@ from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
     from installer.host import Host
-    from installer.models import Model
-    from installer.recommend import Fit
+    from installer.model.recommend import Fit
     from installer.settings import Settings
+    from installer.weights.models import Model
 
 NARROWEST_TABLE = 120
 # What the settings file says about the service's own model means nothing for another one.
@@ -51,10 +51,10 @@ def pull(
     Interrupted, the same command fetches only what is missing. With --json, progress is a JSON object a line on
     standard error.
     """
-    from installer import models as weights
     from installer.host import Host
     from installer.layout import Layout
     from installer.report import choose
+    from installer.weights import models as weights
 
     host, report = Host(), choose(quiet=quiet, as_json=as_json)
     chosen = {
@@ -83,10 +83,11 @@ def pull(
 @json_option
 def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     """List models that fit this host's GPUs, with their context and how many requests fit at once."""
-    from installer import facts, values
-    from installer import recommend as advice
+    from installer import values
+    from installer.checks import facts
     from installer.host import Host
     from installer.layout import Layout
+    from installer.model import recommend as advice
     from installer.settings import Settings
 
     try:

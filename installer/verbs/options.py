@@ -13,7 +13,7 @@ import click
 from installer.errors import UsageError
 
 if TYPE_CHECKING:
-    from installer.bundle_file import Bundle
+    from installer.airgap.bundle_file import Bundle
     from installer.host import Host
     from installer.report import Report
     from installer.resolve import KeyChoice
@@ -66,7 +66,7 @@ SETTING_OPTIONS = (
 
 
 def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    from installer import vllm_facts
+    from installer.model import vllm_facts
 
     known = vllm_facts.load()
     names = known.tool_parsers if option.name == "tool_call_parser" else known.reasoning_parsers
@@ -137,8 +137,8 @@ def bundle_from(options: Mapping[str, object], host: Host, report: Report) -> Bu
 
 def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bundle, str | None]:
     """A bundle, and who signed it where that was asked for; another than is meant is refused."""
-    from installer import bundle_signature
-    from installer.bundle_file import open_bundle
+    from installer.airgap import bundle_signature
+    from installer.airgap.bundle_file import open_bundle
 
     digest, signers = options["bundle_sha256"], options["verify_with"]
     bundle = open_bundle(path)
@@ -163,7 +163,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
         assert isinstance(words, tuple)
         flags["vllm_args"] = to_text("vllm_args", words)
     if bundle:
-        from installer.bundled import fixed
+        from installer.airgap.bundled import fixed
 
         flags = fixed(bundle, flags)
     return load(service, values, os.environ, flags)

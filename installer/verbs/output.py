@@ -44,7 +44,7 @@ def print_changes(service: str, changes: list[Change], as_json: bool) -> None:
 
 def print_deployed(done: Deployed) -> None:
     """After the first deploy all that a user needs next; later, what a change came to."""
-    from installer.client import Client, base_url, curl
+    from installer.look.client import Client, base_url, curl
     from installer.prove import local_address
 
     target, service = done.want.target, done.want.layout.service

@@ -12,11 +12,11 @@ from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
-    from installer.apitest import Outcome, Subject
+    from installer.acceptance.apitest import Outcome, Subject
     from installer.host import Host
     from installer.report import Report
 
-FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.client's
+FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.look.client's
 
 
 # For a throwaway server: option, setting and help. Named as in the tool that this one replaces.
@@ -59,7 +59,7 @@ def test(
 
     With --model the same on a throwaway server, of which nothing is left afterwards, however it ends.
     """
-    from installer import results, subject
+    from installer.acceptance import results, subject
     from installer.host import Host
     from installer.report import choose
     from installer.settings import check_service, to_text
@@ -93,7 +93,7 @@ def test(
 def _run(subject: Subject, tools: bool | None, image: bool | None, report: Report) -> list[Outcome]:
     from dataclasses import replace
 
-    from installer import apitest
+    from installer.acceptance import apitest
 
     if tools is not None:
         subject = replace(subject, no_tools="" if tools else "not asked for (--no-tools)")
@@ -105,7 +105,7 @@ def _run(subject: Subject, tools: bool | None, image: bool | None, report: Repor
 def _run_trial(
     flags: dict[str, str], tools: bool | None, image: bool | None, timeout: float, host: Host, report: Report
 ) -> tuple[Subject, list[Outcome]]:
-    from installer import results, subject, trial
+    from installer.acceptance import results, subject, trial
 
     with trial.server(trial.settings_of(flags), host, report) as server:
         found = subject.of_trial(server, timeout)
@@ -124,8 +124,8 @@ def _run_trial(
 @json_option
 def client_config(form: str, service: str, far: str | None, show_key: bool, as_json: bool) -> None:
     """Print what a client needs, ready to paste: address, model and where the key goes."""
-    from installer import client as view
     from installer.host import Host
+    from installer.look import client as view
     from installer.report import choose
     from installer.settings import check_service
 

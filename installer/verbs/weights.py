@@ -13,13 +13,13 @@ from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_changes, print_json
 
 if TYPE_CHECKING:
-    from installer.inventory import Cached
-    from installer.verify import Verified
+    from installer.weights.inventory import Cached
+    from installer.weights.verify import Verified
 
 
 def _cached_names(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    from installer import inventory
     from installer.host import Host
+    from installer.weights import inventory
 
     return sorted({one.model for one in inventory.models(Host()) if one.model.startswith(incomplete)})
 
@@ -42,9 +42,9 @@ def verify(
 
     Without MODEL: what the services use, or else everything in the cache. Exit status 5 if anything is wrong.
     """
-    from installer import verify as check
     from installer.host import Host
     from installer.report import choose
+    from installer.weights import verify as check
 
     host, report = Host(), choose(quiet=quiet or as_json)
     chosen = {
@@ -69,8 +69,8 @@ def verify(
 
 
 def _print_verified(before: Verified, after: Verified) -> None:
+    from installer.model.summary import describe
     from installer.report import size
-    from installer.summary import describe
 
     at = f" at {after.commit[:12]}" if after.commit else ""
     known = f"{after.checked} files, {size(after.bytes)}" if after.checked else "no checksums known"
@@ -94,8 +94,8 @@ def _print_verified(before: Verified, after: Verified) -> None:
 @json_option
 def list_models(as_json: bool) -> None:
     """List the models in the cache: size, commit, where they came from, last use, and which services need them."""
-    from installer import inventory
     from installer.host import Host
+    from installer.weights import inventory
 
     found = inventory.models(Host())
     if as_json:
@@ -125,9 +125,9 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
 
     Engines that nobody needs go with `vllm-install prune`.
     """
-    from installer import inventory
     from installer.host import Host
     from installer.report import choose, size
+    from installer.weights import inventory
 
     host = Host()
     changes = inventory.plan_prune(host)

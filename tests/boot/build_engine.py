@@ -1,6 +1,7 @@
 """Run inside a machine: install the engine that `deploy --engine cpu` would, without deploying anything."""
 
-from installer import engines, facts, preflight
+from installer.checks import facts, preflight
+from installer.engine import engines
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import Lines

@@ -7,9 +7,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from installer import builtin
 from installer.assets import DATA
 from installer.host import Host
+from installer.model import builtin
 from installer.report import Report
 from tests.boot.machine import Machine
 from tests.boot.surroundings import REPO

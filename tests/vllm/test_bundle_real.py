@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from installer import builtin
+from installer.model import builtin
 from tests.boot.machine import Machine
 from tests.hub import Hub
 from tests.life import ask, cli, until

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from installer import builtin
+from installer.model import builtin
 from tests.boot.machine import STORE, Machine
 from tests.life import cli, main_pid, processes, serves
 from tests.vllm.test_life_real import free_port

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from installer import profiles
 from installer.assets import DATA
+from installer.model import profiles
 from installer.settings import Settings
 from tests.boot.surroundings import REPO
 from tests.vllm.source import facts

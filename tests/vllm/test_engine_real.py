@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from installer import engines
-from installer.engines import InstallEngine
+from installer.engine import engines
+from installer.engine.engines import InstallEngine
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report

@@ -1,0 +1,121 @@
+"""What is to be tested: a running service or a throwaway server, as far as the tests have to know it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+from installer import prove
+from installer.acceptance.apitest import Failed, Subject
+from installer.acceptance.trial import Trial
+from installer.api import Api
+from installer.checks.processes import listener
+from installer.errors import InstallError, Refused, UsageError
+from installer.host import Host
+from installer.layout import Layout
+from installer.look.client import KEY_VARIABLE
+from installer.render import exec_line
+from installer.report import Report
+from installer.state import managed
+from installer.steps import unit_properties
+from installer.target import Target
+
+
+def of_service(service: str, given_key: str | None, host: Host, report: Report, timeout: float) -> Subject:
+    layout = Layout(service)
+    target = managed(host, layout).proved
+    if target is None:
+        raise Refused(f"{service} has never been proved to serve", f"sudo vllm-install deploy --service {service}")
+    key = given_key or _probe_key(host, layout) or os.environ.get(KEY_VARIABLE, "")
+    if not key:
+        raise Refused(
+            f"there is no key to test {service} with",
+            f"run it as root, who may use the service's own probe key; or set {KEY_VARIABLE}, or give --key-file",
+        )
+    return _subject(
+        target, host.read(layout.unit) or "", check_key(key), timeout,
+        look=f"vllm-install logs --service {service}", is_ours=_watch_over(target, layout, host, report),
+    )  # fmt: skip
+
+
+def of_trial(trial: Trial, timeout: float) -> Subject:
+    return _subject(trial.target, trial.unit_text, trial.key, timeout, look="", is_ours=None)
+
+
+def check_key(text: str) -> str:
+    """A key as it can travel in a header; its worth is for the service to judge."""
+    key = text.strip()
+    if not re.fullmatch(r"[!-~]{1,4096}", key):
+        raise UsageError("the key given is not one line of printable ASCII characters without spaces")
+    return key
+
+
+def _subject(
+    target: Target,
+    unit_text: str,
+    key: str,
+    timeout: float,
+    *,
+    look: str,
+    is_ours: Callable[[], str] | None,
+) -> Subject:
+    settings, flags = target.settings, _flags(unit_text)
+    address = prove.local_address(settings.host)
+    api = Api(address, settings.port, key, timeout, tls="--ssl-certfile" in flags)
+    return Subject(
+        api=api,
+        model=target.model.id,
+        context=settings.max_model_len,
+        look=look,
+        no_tools="" if "--tool-call-parser" in flags else "no tool parser is set (--tool-call-parser)",
+        no_image=_why_no_image(target, flags),
+        is_ours=is_ours,
+    )
+
+
+def _flags(unit_text: str) -> set[str]:
+    """The names of the flags that vLLM is started with, those that somebody wrote into the unit included."""
+    words = exec_line(unit_text)
+    serve = words[words.index("--") :] if "--" in words else []
+    return {word.partition("=")[0].replace("_", "-") for word in serve}
+
+
+def _why_no_image(target: Target, flags: set[str]) -> str:
+    if "--language-model-only" in flags:
+        return "images are switched off (--language-model-only)"
+    return "" if target.profile.takes_images else "the model takes no images"
+
+
+def _probe_key(host: Host, layout: Layout) -> str:
+    """Empty for whoever may not read it."""
+    try:
+        return (host.read(layout.probe_key) or "").strip()
+    except PermissionError:
+        return ""
+
+
+def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> Callable[[], str]:
+    """A check that the unit runs, waiting for one that starts, and that it is the one behind the port."""
+    settings, unit = target.settings, layout.unit_name
+
+    def check() -> str:
+        state = unit_properties(host, unit, "ActiveState").get("ActiveState", "unknown")
+        if state == "activating":
+            try:
+                prove.wait_until_ready(layout, host, report)
+            except InstallError as error:
+                raise Failed(error.message, error.hint) from None
+        elif state == "failed":
+            failure = prove.failure(layout, host, f"{unit} has failed")
+            raise Failed(failure.message, failure.hint)
+        elif state not in ("active", "reloading"):
+            raise Failed(f"{unit} does not run ({state})", f"sudo systemctl start {layout.service}")
+        process = listener(host, settings.host, settings.port)
+        if process is None:
+            raise Failed(f"nothing listens on port {settings.port}", f"systemctl status {layout.service}")
+        if process.pid and process.unit != unit:
+            raise Failed(f"port {settings.port} is held by {process}", process.how_to_stop)
+        return f"{unit} on port {settings.port}"
+
+    return check

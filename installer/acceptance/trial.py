@@ -1,0 +1,200 @@
+"""A throwaway server for one model: engine, launcher, guard and sandbox of a service, and nothing of it stays.
+
+Our side holds the input of a keeper (runtime/vllm_keeper.py). Its end, which our own death brings as well, ends
+everything. Where systemd runs, the keeper is a transient unit: then the server has a service's sandbox and a user of
+its own, and not even the keeper's death leaves anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from installer import deploy, keys, prove, render, steps
+from installer.assets import RUNTIME
+from installer.checks import preflight
+from installer.diagnosis import signatures
+from installer.diagnosis.finding import FAULT
+from installer.host import Host
+from installer.layout import Layout
+from installer.memory import fit
+from installer.memory.vllm_log import read_refusal
+from installer.report import Report
+from installer.resolve import Request, Resolved, resolve
+from installer.settings import Settings, load
+from installer.state import State
+from installer.target import Target
+
+SERVICE = "vllm-install-test"  # no service can have this name's unit, because none is ever written
+MARK = "VLLM_INSTALL_TEST"
+# Code and task come by standard input: the checkout may lie where the server's user cannot look.
+BOOTSTRAP = "import json, sys; exec(json.loads(sys.stdin.buffer.raw.readline()))"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A throwaway server that has answered."""
+
+    target: Target
+    unit_text: str
+    key: str
+    keeper: Keeper
+
+    def why_ended(self) -> prove.NotProved | None:
+        """What ended the server, if it is not there any more."""
+        return self.keeper.failure() if self.keeper.process.poll() is not None else None
+
+
+class Keeper:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.home = Path()
+        self._said: list[str] = []
+
+    def messages(self) -> Iterator[Mapping[str, object]]:
+        """What it reports, until it ends; whatever else is written there comes from those who should start it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                self._said.append(line.rstrip("\n"))
+                continue
+            if isinstance(message, dict):
+                self.home = Path(str(message.get("home", self.home)))
+                yield message
+
+    def failure(self) -> prove.NotProved:
+        for message in self.messages():
+            if "ended" in message:
+                return self._explained(message)
+            if "error" in message:
+                self._said.append(str(message["error"]))
+        said = "\n".join(self._said[-8:]) or "it said nothing"
+        return prove.NotProved(f"the server's keeper ended early: {said}")
+
+    @staticmethod
+    def _explained(message: Mapping[str, object]) -> prove.NotProved:
+        log = message.get("log")
+        lines = [str(line) for line in log] if isinstance(log, list) else []
+        found = prove.explain(lines, f"the throwaway server ended with status {message['ended']}", "")
+        return prove.NotProved(found.message, _hint(lines))
+
+    def wait_until_ready(self, report: Report) -> None:
+        """However long it takes: the watcher ends a start that makes no progress."""
+        with report.waiting("starting a throwaway server") as say:
+            for message in self.messages():
+                if "status" in message:
+                    say(str(message["status"]))
+                if "ended" in message:
+                    raise self._explained(message)
+                if message.get("ready"):
+                    return
+        raise self.failure()
+
+
+def _hint(lines: list[str]) -> str:
+    """What helps; the commands for a service do not, because there is none."""
+    refusal = read_refusal(lines)
+    if refusal and refusal.estimated_max:
+        return f"ask for at most {refusal.estimated_max}: --max-len {refusal.estimated_max}"
+    faults = [finding for finding in signatures.explain(lines, SERVICE) if finding.severity == FAULT]
+    return faults[0].cause if faults else ""
+
+
+def settings_of(flags: Mapping[str, str]) -> Settings:
+    """What was typed over the environment and the defaults; on a free port of this host alone, unless one is named."""
+    given = {"host": "127.0.0.1", "port": str(_free_port()), **flags}
+    return replace(load(Settings.service, {}, os.environ, given), service=SERVICE)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
+    """A server that answers; whatever happens inside, nothing of it is left afterwards."""
+    layout = Layout(settings.service)
+    resolved = resolve(Request("test", settings), State(SERVICE), host, report, for_real=False, throwaway=True)
+    _fetch(resolved, host, report)
+    fit.check(resolved.want.target, resolved.facts, State(SERVICE), host, report)
+    key = keys.generate("test")
+    target = replace(resolved.want.target, keys=(keys.Key(keys.DEFAULT, keys.digest(key)),))
+    unit_text = render.unit(target, layout)
+    mark = f"{MARK}={secrets.token_hex(8)}"
+    command = [*_wrapper(host, unit_text), *_bootstrap(target, layout)]
+    home = Path()
+    try:
+        with host.keep(*command) as process:
+            keeper = Keeper(process)
+            _hand_over(process, _task(unit_text, layout, key, mark))
+            try:
+                keeper.wait_until_ready(report)
+                yield Trial(target, unit_text, key, keeper)
+            finally:
+                home = keeper.home
+    finally:
+        # A keeper that was killed itself left its work to us.
+        host.end_marked(mark)
+        if home.name:
+            host.remove(home)
+
+
+def _fetch(resolved: Resolved, host: Host, report: Report) -> None:
+    """Engine and weights, where they are not here yet; they stay, as those of a service would."""
+    want = resolved.want
+    changes = [*steps.engine(want, host), *steps.weights(want, host)]
+    if not changes:
+        return
+    problems = preflight.check_space(deploy.space_needed(changes, want.layout), resolved.facts)
+    if problems:
+        raise preflight.refuse(problems)
+    with host.lock(want.layout.lock, "vllm-install test"):
+        deploy.apply(changes, host, report)
+
+
+# The keeper
+
+
+def _wrapper(host: Host, unit_text: str) -> list[str]:
+    """The sandbox of a service and a user that exists no longer than it; without systemd, nothing of that."""
+    if os.geteuid() != 0 or not host.exists(Path("/run/systemd/system")):
+        return []
+    properties = ["DynamicUser=yes", "TimeoutStopSec=20", *render.sandbox(unit_text)]
+    return [
+        "systemd-run", "--quiet", "--collect", "--pipe", f"--unit={SERVICE}-{os.getpid()}", "--service-type=exec",
+        "--description=vLLM on trial", *(f"--property={line}" for line in properties),
+    ]  # fmt: skip
+
+
+def _bootstrap(target: Target, layout: Layout) -> list[str]:
+    python = layout.engines / target.engine.id / "bin/python"
+    return [str(python), "-I", "-c", BOOTSTRAP, SERVICE]
+
+
+def _task(unit_text: str, layout: Layout, key: str, mark: str) -> dict[str, object]:
+    name, _, value = mark.partition("=")
+    return {
+        "files": {name: (RUNTIME / name).read_text() for name in render.RUNTIME_FILES},
+        "command": render.exec_line(unit_text),
+        "environment": {**render.environment(unit_text), name: value},
+        "cache": str(layout.cache_dir),
+        "key": key,
+    }
+
+
+def _hand_over(process: subprocess.Popen[str], task: Mapping[str, object]) -> None:
+    assert process.stdin is not None
+    source = (RUNTIME / "vllm_keeper.py").read_text()
+    with contextlib.suppress(BrokenPipeError):  # what it says before it ended tells more
+        process.stdin.write(f"{json.dumps(source)}\n{json.dumps(task)}\n")
+        process.stdin.flush()

@@ -1,0 +1,240 @@
+"""A shell line or script that starts vLLM, read without running any of it.
+
+Plain assignments, $NAME, ${NAME:-default}, quoting, continuations and sourced files of assignments are understood.
+What only a shell could tell, such as $(cat key), is refused where the vLLM command depends on it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from installer.adoption.old import Old, read_text, serve_words
+from installer.errors import Refused
+from installer.host import Host
+
+DEPTH = 4  # of files that source files
+_SKIPPED = ("export", "readonly", "declare", "local", "then", "else", "do", "{", "!", "time", "exec", "nohup")
+_OPENS, _CLOSES = ("if", "for", "while", "until", "case"), ("fi", "done", "esac")
+_OWN = re.compile(r"[A-Za-z_]\w*(?==)")
+_CARRIED = ("VLLM_", "HF_", "CUDA_")  # a variable that vLLM itself reads must be known
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a command; `unknown` says why its text cannot be known without running the script."""
+
+    text: str
+    unknown: str = ""
+    fields: bool = False  # it came from an unquoted variable, so blanks divide it
+
+
+@dataclass
+class _Shell:
+    """What is known so far while the commands are read in order."""
+
+    host: Host
+    directory: Path
+    values: dict[str, Word]
+    texts: list[str] = field(default_factory=list)
+    found: list[tuple[list[Word], dict[str, Word]]] = field(default_factory=list)
+    depth: int = 0  # of if, for and their like
+
+
+def read(text: str, surroundings: Old, host: Host) -> Old:
+    shell = _Shell(host, surroundings.directory, {n: Word(v) for n, v in surroundings.environment.items()})
+    _follow(text, shell, 0)
+    if not shell.found:
+        raise Refused("no command in it starts vLLM", "expected a line with vllm serve MODEL, or the older api_server")
+    if len(shell.found) > 1:
+        raise Refused(f"{len(shell.found)} commands in it start vLLM", "put the one to adopt into a file of its own")
+    words, values = shell.found[0]
+    needed = [word for name, word in values.items() if name.startswith(_CARRIED)]
+    if unknown := next((word.unknown for word in (*words, *needed) if word.unknown), ""):
+        raise Refused(f"what vLLM is started with depends on {unknown}", "write the value out, and adopt that")
+    serve = serve_words(_divided(words))
+    assert serve is not None, "only such commands are kept"
+    return replace(
+        surroundings,
+        words=serve,
+        environment={name: word.text for name, word in values.items() if not word.unknown},
+        directory=shell.directory,
+        texts=(*surroundings.texts, text, *shell.texts),
+        shown=surroundings.shown or text,
+    )
+
+
+def _divided(words: list[Word]) -> list[str]:
+    return [each for word in words for each in (word.text.split() if word.fields else [word.text])]
+
+
+def _follow(text: str, shell: _Shell, level: int) -> None:
+    for words in Lexer(text.replace("\\\n", ""), shell.values).commands():
+        while words and words[0].text in (*_SKIPPED, *_OPENS, *_CLOSES):
+            word = words.pop(0).text
+            shell.depth += (word in _OPENS) - (word in _CLOSES)
+        own: dict[str, Word] = {}
+        while words and (name := _OWN.match(words[0].text)):
+            word_given = words.pop(0)
+            own[name[0]] = replace(word_given, text=word_given.text[name.end() + 1 :], fields=False)
+        if not words:
+            why = "a variable that is set under a condition" if shell.depth > 0 else ""
+            shell.values.update({name: replace(word, unknown=word.unknown or why) for name, word in own.items()})
+        elif words[0].text == "cd" and len(words) == 2:
+            shell.directory = shell.directory / words[1].text
+        elif words[0].text in (".", "source") and len(words) > 1:
+            _source(words[1], shell, level)
+        elif serve_words(_divided(words)) is not None:
+            shell.found.append((words, {**shell.values, **own}))
+
+
+def _source(word: Word, shell: _Shell, level: int) -> None:
+    """A file of assignments counts; the activation of a venv does not, for the engine is another one."""
+    path = shell.directory / word.text
+    if word.unknown or path.name == "activate" or not shell.host.exists(path):
+        return
+    if level == DEPTH:
+        raise Refused(
+            f"{path} is sourced by a file that is itself sourced, and so on", "write the values into one file"
+        )
+    shell.texts.append(read_text(path, shell.host))
+    outside, shell.depth = shell.depth, 0  # [ -f .env ] && . ./.env: it is there, so it counts
+    _follow(shell.texts[-1], shell, level + 1)
+    shell.depth = outside
+
+
+class Lexer:
+    """Words and commands, as far as starting a server needs them."""
+
+    END = " \t\n;&|()<>"
+
+    def __init__(self, text: str, values: dict[str, Word]) -> None:
+        self.text = text
+        self.at = 0
+        self.values = values
+
+    def commands(self) -> Iterator[list[Word]]:
+        words: list[Word] = []
+        while self.at < len(self.text):
+            character = self.text[self.at]
+            if character in " \t":
+                self.at += 1
+            elif character == "#":
+                self._skip_to("\n")
+            elif character in "<>" or self.text.startswith("&>", self.at):
+                self._redirection()
+            elif character in "\n;&|()":
+                self.at += 1
+                if words:
+                    yield words
+                words = []
+            else:
+                word = self._word()
+                is_descriptor = word.text.isdigit() and self.text[self.at : self.at + 1] in ("<", ">")
+                words += [] if is_descriptor else [word]
+        if words:
+            yield words
+
+    def _skip_to(self, end: str) -> str:
+        found = self.text.find(end, self.at)
+        skipped = self.text[self.at : found if found >= 0 else len(self.text)]
+        self.at += len(skipped)
+        return skipped
+
+    def _redirection(self) -> None:
+        operator = re.compile(r"&?[<>]+[&|-]?[ \t]*").match(self.text, self.at)
+        assert operator is not None
+        self.at = operator.end()
+        target = self._word().text
+        if operator[0].strip() in ("<<", "<<-") and target:
+            body_end = re.compile(rf"^\t*{re.escape(target)}$", re.MULTILINE).search(self.text, self.at)
+            self.at = body_end.end() if body_end else len(self.text)
+
+    def _word(self) -> Word:
+        parts: list[Word] = []
+        while self.at < len(self.text) and (character := self.text[self.at]) not in self.END:
+            self.at += 1
+            if character == "'":
+                parts.append(Word(self._quoted("'")))
+            elif character == '"':
+                parts += self._in_double_quotes()
+            elif character == "\\":
+                parts.append(Word(self.text[self.at : self.at + 1]))
+                self.at += 1
+            elif character in "$`":
+                parts.append(replace(self._value(character), fields=True))
+            else:
+                parts.append(Word(character))
+        return _joined(parts)
+
+    def _quoted(self, end: str) -> str:
+        text = self._skip_to(end)
+        if self.at >= len(self.text):
+            raise Refused(f"an opening {end} has no end", "mend the script (sh -n FILE says where)")
+        self.at += 1
+        return text
+
+    def _in_double_quotes(self) -> list[Word]:
+        parts: list[Word] = []
+        while (character := self.text[self.at : self.at + 1]) != '"':
+            if not character:
+                raise Refused('an opening " has no end', "mend the script (sh -n FILE says where)")
+            self.at += 1
+            if character == "\\" and self.text[self.at : self.at + 1] in ("$", "`", '"', "\\"):
+                parts.append(Word(self.text[self.at]))
+                self.at += 1
+            else:
+                parts.append(self._value(character) if character in "$`" else Word(character))
+        self.at += 1
+        return parts
+
+    def _value(self, sign: str) -> Word:
+        """What stands for $NAME and its kin; the sign itself is read already."""
+        if sign == "`":
+            self._quoted("`")
+            return Word("", "the output of a command")
+        following = self.text[self.at : self.at + 1]
+        if following == "(":
+            self._balanced("(", ")")
+            return Word("", "the output of a command")
+        if following == "{":
+            return self._braces(self._balanced("{", "}"))
+        name = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]").match(self.text, self.at)
+        if not name:
+            return Word("$")
+        self.at = name.end()
+        return self._variable(name[0])
+
+    def _braces(self, inner: str) -> Word:
+        match = re.fullmatch(r"([A-Za-z_]\w*)(?:(:?)[-=](.*))?", inner, re.DOTALL)
+        if not match:
+            return Word("", f"${{{inner[:20]}}}, which only a shell works out")
+        name, colon, default = match.groups()
+        value = self.values.get(name)
+        if default is None or (value is not None and (value.text or value.unknown or not colon)):
+            return self._variable(name)
+        return _joined(Lexer(default + '"', self.values)._in_double_quotes())
+
+    def _variable(self, name: str) -> Word:
+        known = self.values.get(name)
+        return Word(known.text, known.unknown) if known else Word("", f"${name}, which it does not set")
+
+    def _balanced(self, opening: str, closing: str) -> str:
+        """The text between a bracket, at which we stand, and its counterpart."""
+        begin, depth = self.at, 0
+        while self.at < len(self.text):
+            depth += (self.text[self.at] == opening) - (self.text[self.at] == closing)
+            self.at += 1
+            if depth == 0:
+                return self.text[begin + 1 : self.at - 1]
+        raise Refused(f"an opening {opening} has no end", "mend the script (sh -n FILE says where)")
+
+
+def _joined(parts: list[Word]) -> Word:
+    return Word(
+        "".join(part.text for part in parts),
+        next((part.unknown for part in parts if part.unknown), ""),
+        any(part.fields for part in parts),
+    )

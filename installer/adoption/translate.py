@@ -1,0 +1,284 @@
+"""From vLLM's own flags and variables to our settings: what is kept, what is dropped and why, what clients notice."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from installer import keys
+from installer.adoption import old_compose, serve_flags
+from installer.adoption.old import Old, read_text
+from installer.adoption.serve_flags import Flag
+from installer.diagnosis.redact import Redactor, harvest
+from installer.errors import Refused, UsageError
+from installer.host import Host
+from installer.render import HOMES
+from installer.resolve import HIDDEN
+from installer.settings import Settings, load
+
+VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
+SETTING_OF = {
+    "--port": "port", "--gpu-memory-utilization": "gpu_memory_utilization", "--revision": "revision",
+    "--tensor-parallel-size": "tensor_parallel_size", "--shutdown-timeout": "drain",
+    "--tool-call-parser": "tool_call_parser", "--reasoning-parser": "reasoning_parser",
+}  # fmt: skip
+READ_APART = ("--model", "--served-model-name", "--api-key", "--host", "--max-model-len", "--allowed-media-domains",
+              "--enable-auto-tool-choice", "--config")  # fmt: skip
+DROPPED = {
+    "--trust-remote-code": "it lets the model's own code run; allow it for this model with TRUST_REMOTE_CODE=MODEL",
+    "--middleware": "the guard that checks the keys is the service's middleware",
+    "--hf-token": "every local user can read a unit; put the token into a file and name it with HF_TOKEN_PATH=FILE",
+    "--download-dir": "models lie in a cache that all services share, read-only to them",
+    "--disable-log-stats": "without statistics a full queue looks like a hang",
+    "--log-config-file": "the journal keeps the log",
+    "--uds": "the service listens on TCP, where it is watched and guarded: LISTEN_HOST and PORT",
+}
+GONE = ("--disable-log-requests", "--swap-space", "--use-v2-block-manager", "--num-scheduler-steps", "--device",
+        "--worker-use-ray", "--engine-use-ray", "--disable-frontend-multiprocessing", "--max-seq-len-to-capture",
+        "--guided-decoding-backend", "--num-lookahead-slots", "--preemption-mode", "--multi-step-stream-outputs",
+        "--enable-reasoning", "--task", "--disable-async-output-proc", "--scheduler-delay-factor")  # fmt: skip
+REFUSED = {
+    "--ssl-certfile": "the proof and the watcher speak plain HTTP; let a reverse proxy do TLS",
+    "--ssl-keyfile": "the proof and the watcher speak plain HTTP; let a reverse proxy do TLS",
+    "--grpc": "a gRPC server would answer without a key",
+    "--headless": "a server without an API cannot be proved",
+    "--nnodes": "one service is one host",
+    "--node-rank": "one service is one host",
+}
+PATHS = ("--chat-template", "--tokenizer")
+CARRIED = re.compile(r"(?:CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|(?:NCCL|GLOO|OMP|PYTORCH|VLLM)_\w+")
+# Ours to set, or no business of a hardened service: code from elsewhere, debugging routes, pickles over the wire.
+NOT_CARRIED = re.compile(
+    r"VLLM_(?:API_KEY|CACHE_ROOT|CONFIG_ROOT|ASSETS_CACHE|HOST_IP|PORT|USE_RUST_FRONTEND|NO_USAGE_STATS|USE_MODELSCOPE"
+    r"|LOGGING_CONFIG_PATH|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|PLUGINS|RPC_BASE_PATH|MEDIA_URL_\w+"
+    r"|KEEP_ALIVE_ON_ENGINE_DEATH|VERSION|IMAGE\w*|SERVICE\w*)|\w*(?:KEY|TOKEN|SECRET|PASS)\w*"
+)
+FOR_VLLM = re.compile(r"(?:VLLM|HF|HUGGING_FACE|CUDA|HIP|ROCR|NCCL|TORCH|TRITON|PYTORCH|OMP|LD|PYTHON)_?\w*")
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What a hand-written deployment becomes."""
+
+    settings: Settings
+    keys: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]  # what is not carried over, and why
+    clients: tuple[str, ...]  # what clients will and will not notice
+    redact: Redactor
+
+
+@dataclass
+class _Reading:
+    """What the flags say, collected in their order."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    clients: list[str] = field(default_factory=list)
+
+
+def translate(
+    old: Old, service: str, file: Mapping[str, str | None], wishes: Mapping[str, str], host: Host, *, new_key: bool
+) -> Adoption:
+    """`wishes` are settings by field name that win over what was found."""
+    model, flags = _flags(old, host)
+    last = {flag.name: flag for flag in flags}
+    reading = _Reading(notes=list(old.notes))
+    if old.unit and old.unit != f"{service}.service":
+        reading.notes.append(f"{old.files[0]} still holds what it held, a key too; remove it when it is not needed")
+    typed = _model(old, model or (last["--model"].value if "--model" in last else ""), reading, host)
+    _known(old, last, reading)
+    for flag in flags:
+        if flag.name not in READ_APART and flag.name not in SETTING_OF:
+            _other(old, flag, reading, host)
+    if reading.others:
+        reading.fields["vllm_args"] = shlex.join(reading.others)
+    _variables(old, reading)
+    held = _keys(old, last, reading, new_key=new_key)
+    settings = load(service, file, {}, {**reading.fields, **wishes})
+    settings = _same_model_id(settings, typed, last, reading, wishes, service, file)
+    secrets = {*held, *(secret for text in old.texts for secret in harvest(text)), *_given_keys(old, last)}
+    return Adoption(
+        settings, held, tuple(_carried(old, reading)), tuple(reading.notes), tuple(reading.clients), Redactor(secrets)
+    )
+
+
+def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
+    """Those of the command line, after those of the file that it names with --config: the last one wins."""
+    model, flags = serve_flags.parse(old.words)
+    for flag in [flag for flag in flags if flag.name == "--config"]:
+        path = Path(_on_host(old, flag.value))
+        words = []
+        for name, value in old_compose.load(read_text(path, host), str(path)).items():
+            if isinstance(value, dict):
+                raise Refused(f"{path}: {name} holds a mapping", "write it on the command line, as JSON")
+            values = [str(each) for each in value] if isinstance(value, list) else [str(value)]
+            if values[0].lower() == "false":
+                continue
+            words += [f"--{name}"] if values[0].lower() in ("true", "") else [f"--{name}", *values]
+        model_there, there = serve_flags.parse(["--model" if word == "--model_tag" else word for word in words])
+        model, flags = model or model_there, [*there, *flags]
+    return model, flags
+
+
+def _on_host(old: Old, path: str) -> str:
+    """Where a path that vLLM was given lies on this host."""
+    for inside, outside in old.mounts:
+        if path == inside or path.startswith(f"{inside}/"):
+            return outside + path[len(inside) :]
+    return str(old.directory / path)
+
+
+def _model(old: Old, typed: str, reading: _Reading, host: Host) -> str:
+    if not typed:
+        raise Refused("the vLLM command names no model", "write it out: vllm serve MODEL")
+    path = _on_host(old, typed)
+    if typed.startswith(("/", ".")):
+        if (old.mounts and path == typed) or not host.exists(Path(path)):
+            raise Refused(f"the model {typed} does not lie on this host", "name it: MODEL_NAME=HUB-ID or =DIRECTORY")
+        reading.fields["model"] = os.path.normpath(path)
+    else:
+        # vLLM prefers a directory of that name to the hub.
+        reading.fields["model"] = path if host.at(Path(path)).is_dir() else typed
+    return typed
+
+
+def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
+    """Flags that are settings of ours; what is not said keeps the meaning that it has for vLLM."""
+    fields = reading.fields
+    fields |= {name: last[flag].value for flag, name in SETTING_OF.items() if flag in last}
+    fields.setdefault("gpu_memory_utilization", VLLM_SHARE)
+    if "--enable-auto-tool-choice" not in last:
+        fields["tool_call_parser"] = "none"
+    fields.setdefault("tool_call_parser", "none")
+    fields.setdefault("reasoning_parser", "none")
+    fields["max_model_len"] = _tokens(last["--max-model-len"].value) if "--max-model-len" in last else "auto"
+    if "--host" in last:
+        fields["host"] = last["--host"].value
+    if old.listens:
+        fields["host"], fields["port"] = old.listens[0], str(old.listens[1])
+    if "--allowed-media-domains" in last:
+        fields["allowed_media_domains"] = " ".join(last["--allowed-media-domains"].values)
+    else:
+        reading.notes.append(
+            "images and videos by URL are refused, so that nobody makes this host fetch any address; "
+            "name domains with ALLOWED_MEDIA_DOMAINS"
+        )
+
+
+def _tokens(text: str) -> str:
+    """vLLM's 32k are 32000 tokens and its 32K are 32768; -1 is its auto."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM])", text)
+    scale = {"k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
+    return "auto" if text == "-1" else str(int(float(match[1]) * scale[match[2]])) if match else text
+
+
+def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
+    known = serve_flags.load()
+    name = flag.name.partition(".")[0]
+    if name in REFUSED:
+        raise Refused(f"{name} cannot be carried over: {REFUSED[name]}", "take it out of the old command first")
+    if name in DROPPED:
+        reading.notes.append(f"{name} is dropped: {DROPPED[name]}")
+    elif name.removeprefix("--no-") != name and f"--{name.removeprefix('--no-')}" in (*DROPPED, *READ_APART):
+        return
+    elif not known.is_known(name) and name in GONE:
+        reading.notes.append(f"{name} is dropped: vLLM {known.version} has no such flag any more")
+    elif not known.is_known(name) and name != "-O":
+        near = known.near(name)
+        raise Refused(
+            f"vLLM {known.version} has no flag {name}" + (f"; is {near} meant?" if near else ""),
+            "mend or remove it in the old command, then adopt that",
+        )
+    elif name in PATHS and flag.value and _looks_like_path(flag.value, old, host):
+        reading.others += [name, _readable(old, flag, host)]
+    else:
+        reading.others += flag.words
+
+
+def _looks_like_path(value: str, old: Old, host: Host) -> bool:
+    return value.startswith(("/", ".")) or host.exists(Path(_on_host(old, value)))
+
+
+def _readable(old: Old, flag: Flag, host: Host) -> str:
+    path = os.path.normpath(_on_host(old, flag.value))
+    if not host.exists(Path(path)):
+        raise Refused(
+            f"{flag.name} {flag.value} does not lie on this host", "copy it here, and name it by its full path"
+        )
+    if path.startswith((*HOMES, *HIDDEN)):
+        raise Refused(f"{flag.name} {path} is hidden from the service by its sandbox", "move it, for example to /srv")
+    return path
+
+
+def _variables(old: Old, reading: _Reading) -> None:
+    if endpoint := old.environment.get("HF_ENDPOINT"):
+        reading.fields["hf_endpoint"] = endpoint
+    if old.environment.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
+        reading.fields["model_sources"] = "modelscope"
+
+
+def _given_keys(old: Old, last: Mapping[str, Flag]) -> tuple[str, ...]:
+    return (
+        last["--api-key"].values if "--api-key" in last else tuple(filter(None, [old.environment.get("VLLM_API_KEY")]))
+    )
+
+
+def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: bool) -> tuple[str, ...]:
+    given = tuple(dict.fromkeys(filter(None, _given_keys(old, last))))
+    if new_key or not given:
+        reading.clients.append(
+            "a new API key is made and shown once; "
+            + ("the old one stops working" if given else "until now everybody was answered without one")
+        )
+        return ()
+    for key in given:
+        try:
+            keys.check(key)
+        except UsageError as error:
+            raise Refused(
+                f"the key cannot be taken over: {error.message}", "let a new one be made: --new-key"
+            ) from None
+    stay = "the API key stays the same" if len(given) == 1 else f"the {len(given)} API keys stay the same"
+    reading.clients.append(f"{stay}; the unit holds no more than a digest")
+    return given
+
+
+def _same_model_id(
+    settings: Settings, typed: str, last: Mapping[str, Flag], reading: _Reading, wishes: Mapping[str, str],
+    service: str, file: Mapping[str, str | None],
+) -> Settings:  # fmt: skip
+    """Clients go on asking for the model by the name they know."""
+    names = last["--served-model-name"].values if "--served-model-name" in last else (typed,)
+    if "served_model_name" not in wishes and settings.model_id != names[0]:
+        settings = load(service, file, {}, {**reading.fields, "served_model_name": names[0], **wishes})
+    same = settings.model_id == names[0]
+    reading.clients.append(
+        f"the model id is {settings.model_id}" + (", as before" if same else f" instead of {names[0]}")
+    )
+    for name in names[1:]:
+        reading.clients.append(f"the model id {name} is answered no more: a service has one")
+    where = f"{settings.host} port {settings.port}"
+    before = (reading.fields.get("host", Settings.host), reading.fields.get("port", str(Settings.port)))
+    stays = before == (settings.host, str(settings.port)) and "--uds" not in last
+    reading.clients.append(f"it listens on {where}" + (", as before" if stays else ""))
+    reading.clients.append("every route but /health and /ping needs the key; /metrics too")
+    return settings
+
+
+def _carried(old: Old, reading: _Reading) -> list[tuple[str, str]]:
+    """Variables that vLLM's work depends on, and that are nobody's secret."""
+    carried, left = [], []
+    for name, value in sorted(old.environment.items()):
+        if CARRIED.fullmatch(name) and not NOT_CARRIED.fullmatch(name):
+            carried.append((name, value))
+        elif FOR_VLLM.fullmatch(name) and name not in ("VLLM_API_KEY", "HF_ENDPOINT", "VLLM_USE_MODELSCOPE"):
+            left.append(name)
+    if left:
+        reading.notes.append(f"not carried over from the environment: {', '.join(left)}")
+    return carried

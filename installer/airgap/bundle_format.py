@@ -1,0 +1,267 @@
+"""How a bundle is laid out: a manifest that says everything, and a tar archive that follows from it byte by byte.
+
+Whoever knows the manifest knows every header and every offset, so nothing that an archive says about itself is
+believed: it is what the manifest implies, or it is damaged. Any tar unpacks it all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+
+from installer.errors import Exit, InstallError
+from installer.values import BUILTIN, HUB_ID
+from installer.weights.hub import COMMIT, DIGEST, ModelFile, is_inside
+
+FORMAT = 1
+MANIFEST, SIGNATURE, INSTALL = "manifest.json", "manifest.json.sig", "install.sh"
+WHEELS, TOOL, MODEL = "wheels/", "tool/", "model/"
+BLOCK = 512
+# Every member's data begins on a page of the file system, so that a file system that can share blocks does.
+PAGE = 4096
+END = 2 * BLOCK
+LONGEST_MANIFEST = 64 << 20
+LONGEST_SIGNATURE = 64 << 10
+LONGEST_NAME = 400  # with it, a member's records fit into one block
+LARGEST = 1 << 50
+OCTAL_LIMIT = 8**11
+MOMENT = 946684800  # the same for every member: the same contents give the same bytes
+PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
+WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.!+-]*\.whl")
+
+
+class BundleError(InstallError):
+    """A bundle that cannot be right."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint or "copy it here again, or make it anew: vllm-install bundle create", Exit.MODEL)
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    size: int
+    sha256: str
+
+    @property
+    def mode(self) -> int:
+        return 0o755 if self.name == INSTALL else 0o644
+
+
+@dataclass(frozen=True)
+class EnginePart:
+    """An engine as a lock, and the host that its wheels are for."""
+
+    kind: str
+    vllm_version: str
+    lock: str
+    python: str  # 3.12
+    arch: str
+    glibc: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A model by its name in the settings; the built-in one has no files."""
+
+    name: str
+    revision: str | None
+    commit: str | None
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    tool: str
+    signed: bool
+    engine: EnginePart
+    model: ModelPart
+    members: tuple[Member, ...]
+
+    def below(self, folder: str) -> tuple[Member, ...]:
+        return tuple(member for member in self.members if member.name.startswith(folder))
+
+    def to_text(self) -> str:
+        files = [{"name": file.name, "digest": file.digest} for file in self.model.files]
+        data = {
+            "format": FORMAT,
+            "tool": self.tool,
+            "signed": self.signed,
+            "engine": asdict(self.engine),
+            "model": {**asdict(self.model), "files": files},
+            "members": [asdict(member) for member in self.members],
+        }
+        return json.dumps(data, indent=1) + "\n"
+
+
+# Reading a manifest: nothing in it is used before all of it was checked
+
+
+def parse_manifest(text: bytes, where: object) -> Manifest:
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else None
+            raise BundleError(
+                f"{where} has the format {found!r}, of which this vllm-install knows nothing",
+                "install the vllm-install that made it; the bundle holds it (docs/air-gap.md)",
+            )
+        members = tuple(_member(entry) for entry in _list(data["members"]))
+        manifest = Manifest(
+            _text(data["tool"]), _bool(data["signed"]), _engine(data["engine"]), _model(data["model"], members), members
+        )
+        _check_members(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{where} has a manifest that is damaged: {type(error).__name__}: {error}") from None
+    return manifest
+
+
+def _member(entry: object) -> Member:
+    data = _dict(entry)
+    name, size, digest = _text(data["name"]), data["size"], _text(data["sha256"])
+    folder, _, rest = name.rpartition("/")
+    is_wheel = folder + "/" in (WHEELS, TOOL) and WHEEL_NAME.fullmatch(rest)
+    if name != INSTALL and not is_wheel and not (name.startswith(MODEL) and is_inside(name)):
+        raise ValueError(f"{name!r} has no place in a bundle")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"the name {name[:80]!r}… is too long")
+    if type(size) is not int or not 0 <= size <= LARGEST:
+        raise ValueError(f"{name} cannot have the size {size!r}")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"{name} has no usable checksum")
+    return Member(name, size, digest)
+
+
+def _engine(value: object) -> EnginePart:
+    data = _dict(value)
+    kind, lock, python = _text(data["kind"]), _text(data["lock"]), _text(data["python"])
+    major, minor = _list(data["glibc"])
+    if kind not in ("cuda", "rocm", "cpu") or not re.fullmatch(r"3\.\d{1,2}", python):
+        raise ValueError(f"there is no engine {kind!r} for Python {python!r}")
+    if type(major) is not int or type(minor) is not int:
+        raise TypeError("glibc has no version")
+    # A lock is read by a package installer, to which a line can mean much more than a version.
+    if stranger := next((line for line in lock.splitlines() if not PACKAGE.fullmatch(line)), None):
+        raise ValueError(f"the lock holds {stranger[:80]!r}")
+    return EnginePart(kind, _text(data["vllm_version"]), lock, python, _text(data["arch"]), (major, minor))
+
+
+def _model(value: object, members: tuple[Member, ...]) -> ModelPart:
+    data = _dict(value)
+    name, revision, commit = _text(data["name"]), data["revision"], data["commit"]
+    carried = {member.name: member for member in members}
+    files = []
+    for entry in map(_dict, _list(data["files"])):
+        file, digest = _text(entry["name"]), _text(entry["digest"])
+        member = carried[MODEL + file]
+        # The digest names the file in a cache that all services share: it must be true.
+        if not DIGEST.fullmatch(digest) or (len(digest) == 64 and digest != member.sha256):
+            raise ValueError(f"{file} has a digest that is not its own")
+        files.append(ModelFile(file, member.size, digest))
+    if name == BUILTIN:
+        return ModelPart(name, None, None, ())
+    if not HUB_ID.fullmatch(name) or not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not files:
+        raise ValueError(f"{name!r} is no model with a commit and files")
+    return ModelPart(name, None if revision is None else _text(revision), commit, tuple(files))
+
+
+def _check_members(manifest: Manifest) -> None:
+    names = [member.name for member in manifest.members]
+    known = set(names)
+    if len(known) != len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+    for name in names:
+        if clash := next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in known), None):
+            raise ValueError(f"{clash} is a file and a directory")
+    if {MODEL + file.name for file in manifest.model.files} != {m.name for m in manifest.below(MODEL)}:
+        raise ValueError("its files and those of the model are not the same")
+
+
+def _dict(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:80]!r} is no object")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:80]!r} is no list")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.replace("\n", "").isprintable():
+        raise TypeError(f"{str(value)[:80]!r} is no text")
+    return value
+
+
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{str(value)[:80]!r} is neither true nor false")
+    return value
+
+
+# The archive
+
+
+def places(members: tuple[Member, ...], start: int) -> Iterator[tuple[Member, int, bytes]]:
+    """Each member with the offset of its header, and the header itself."""
+    offset = start
+    for member in members:
+        head = header(member.name, member.size, offset, member.mode)
+        yield member, offset, head
+        offset = after(offset + len(head), member.size)
+
+
+def after(data: int, size: int) -> int:
+    """Where the next header begins."""
+    return data + size + -size % BLOCK
+
+
+def header_length(offset: int) -> int:
+    """Up to the next page that leaves room for a record and the header itself."""
+    return (-(offset + 3 * BLOCK) % PAGE) + 3 * BLOCK
+
+
+def header(name: str, size: int, offset: int, mode: int = 0o644) -> bytes:
+    """A pax record and a ustar header, with a comment as long as it takes for the data to begin on a page."""
+    records = [_record("path", name)] if len(name.encode()) > 100 or not name.isascii() else []
+    records += [_record("size", str(size))] if size >= OCTAL_LIMIT else []
+    length = header_length(offset) - 2 * BLOCK
+    rest = length - sum(map(len, records))
+    comment = f"{rest} comment="
+    filled = b"".join(records) + (comment + "-" * (rest - len(comment) - 1) + "\n").encode()
+    return (
+        _ustar("././@PaxHeader", length, 0o644, b"x")
+        + filled
+        + _ustar(name, size if size < OCTAL_LIMIT else 0, mode, b"0")
+    )
+
+
+def declared_size(head: bytes) -> int:
+    """What a header says about its member's size; only for those whose size no manifest tells."""
+    field = head[-BLOCK:][124:135]
+    return int(field, 8) if re.fullmatch(rb"[0-7]{11}", field) else -1
+
+
+def _record(key: str, value: str) -> bytes:
+    body = f" {key}={value}\n".encode()
+    length = len(body) + len(str(len(body)))
+    length = len(body) + len(str(length))
+    return str(length).encode() + body
+
+
+def _ustar(name: str, size: int, mode: int, kind: bytes) -> bytes:
+    before = b"".join((
+        name.encode()[:100].ljust(100, b"\0"), b"%07o\0" % mode, b"%07o\0" % 0, b"%07o\0" % 0,
+        b"%011o\0" % size, b"%011o\0" % MOMENT,
+    ))  # fmt: skip
+    behind = b"".join((
+        kind, bytes(100), b"ustar\x0000", b"root".ljust(32, b"\0"), b"root".ljust(32, b"\0"), b"%07o\0" % 0,
+        b"%07o\0" % 0, bytes(155), bytes(12),
+    ))  # fmt: skip
+    checksum = sum(before) + 8 * ord(" ") + sum(behind)
+    return before + b"%06o\0 " % checksum + behind

@@ -1,0 +1,68 @@
+"""Who made a bundle: ssh-keygen's signatures, because every host has it and every administrator has keys for it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from installer.airgap.bundle_file import Bundle
+from installer.errors import CommandFailed, Exit, InstallError, Refused, UsageError
+from installer.host import Host
+
+NAMESPACE = "vllm-install-bundle"  # so that a signature for something else is none for a bundle
+
+
+def sign(text: str, key: Path, host: Host) -> str:
+    _need_ssh_keygen(host)
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = Path(scratch, "manifest.json")
+        manifest.write_text(text)
+        try:
+            host.run("ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE, manifest)
+        except CommandFailed as error:
+            raise UsageError(
+                f"{key} cannot sign: {error.output.strip()}",
+                "name an SSH private key (ssh-keygen -t ed25519 makes one), or a public key whose private half "
+                "is in the SSH agent",
+            ) from None
+        return manifest.with_name("manifest.json.sig").read_text()
+
+
+def check(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) -> str | None:
+    """Refuse a bundle that is not the one meant; returns who signed it, where that was asked for."""
+    if digest is not None:
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise UsageError(f"{digest!r} is no SHA-256 digest", "bundle create prints it, and bundle show")
+        if digest.lower() != bundle.digest:
+            raise _not_meant(f"{bundle.path} is another bundle: the digest of its manifest is {bundle.digest}")
+    return _check_signature(bundle, signers, host) if signers else None
+
+
+def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
+    if not signers.is_file():
+        raise UsageError(f"there is no file {signers}", "it holds a line NAME KEY for each signer (man ssh-keygen)")
+    _need_ssh_keygen(host)
+    if bundle.signature is None:
+        raise _not_meant(f"{bundle.path} is not signed")
+    with tempfile.TemporaryDirectory() as scratch:
+        signature = Path(scratch, "signature")
+        signature.write_text(bundle.signature)
+        allowed = ("-f", signers.resolve(), "-n", NAMESPACE, "-s", signature)
+        found = host.run("ssh-keygen", "-Y", "find-principals", *allowed, check=False)
+        for name in found.stdout.splitlines():
+            verify = ("ssh-keygen", "-Y", "verify", *allowed, "-I", name)
+            if host.run(*verify, stdin=bundle.text.decode(), check=False).returncode == 0:
+                return name
+    raise _not_meant(f"{bundle.path} is signed by nobody that {signers} names, or was changed since")
+
+
+def _need_ssh_keygen(host: Host) -> None:
+    if host.which("ssh-keygen") is None:
+        raise Refused(
+            "there is no ssh-keygen, which makes and checks signatures", "install OpenSSH's client, or use a digest"
+        )
+
+
+def _not_meant(why: str) -> InstallError:
+    return InstallError(why, "get the bundle again from whoever made it, and ask for its digest", Exit.MODEL)

@@ -1,0 +1,117 @@
+"""What a bundle comes to on this host: the settings it fixes, whether it fits, and the engine and model it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from installer.airgap.bundle_file import Bundle
+from installer.airgap.bundle_format import MODEL
+from installer.checks.facts import Facts, Interpreter
+from installer.checks.packages import install_command
+from installer.checks.preflight import choose_interpreter, refuse
+from installer.checks.problem import Problem
+from installer.engine import engines
+from installer.engine.engines import Engine
+from installer.errors import UsageError
+from installer.host import Host
+from installer.layout import Layout
+from installer.model import model_about
+from installer.model.model_about import About
+from installer.report import Report
+from installer.settings import FIELDS, Settings
+from installer.weights import models
+from installer.weights.models import Model
+
+
+def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
+    """The flags, with what is in the bundle; one that asks for something else cannot be meant.
+
+    Afterwards nothing asks the network: the settings file says OFFLINE=yes, unless --online was given.
+    """
+    engine, model = bundle.manifest.engine, bundle.manifest.model
+    held = {
+        "model": model.name,
+        "revision": model.revision or "",
+        "engine": engine.kind,
+        "vllm_version": engine.vllm_version,
+    }
+    for name, value in held.items():
+        if name in flags and flags[name] != value:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} {flags[name]} contradicts the bundle, which holds {value or 'no such revision'}",
+                f"leave {option} out, or make another bundle",
+            )
+    try:
+        for name, value in held.items():
+            FIELDS[name].metadata["parse"](value)
+    except ValueError as error:
+        raise UsageError(f"{bundle.path} holds {value!r}, which this vllm-install does not know: {error}") from None
+    return {"offline": "yes", **flags, **held}
+
+
+def fitting(bundle: Bundle, settings: Settings, facts: Facts) -> tuple[Settings, Facts]:
+    """The facts with only those interpreters that the bundle's wheels are for, or the refusal."""
+    kind = bundle.manifest.engine.kind
+    wanted = tuple(python for python in facts.interpreters if _version(python) == bundle.manifest.engine.python)
+    found = dataclasses.replace(facts, interpreters=wanted)
+    if problems := list(_problems(bundle, found, facts.interpreters)):
+        raise refuse(problems)
+    chosen = choose_interpreter(settings, found, kind)
+    if chosen and chosen != choose_interpreter(settings, facts, kind):
+        # Later commands have no bundle to tell them, and would look for an engine of the host's best Python.
+        settings = dataclasses.replace(settings, python=str(chosen.path))
+    return settings, found
+
+
+def _problems(bundle: Bundle, facts: Facts, interpreters: tuple[Interpreter, ...]) -> Iterator[Problem]:
+    engine = bundle.manifest.engine
+    if facts.arch != engine.arch:
+        yield Problem(
+            f"the bundle is for {engine.arch}",
+            f"this host is {facts.arch}",
+            f"make one on an {facts.arch} machine: vllm-install bundle create",
+        )
+    if facts.glibc < engine.glibc:
+        needed, found = (".".join(map(str, version)) for version in (engine.glibc, facts.glibc))
+        yield Problem(f"the bundle's wheels need glibc {needed}", f"this host has {found}", "upgrade the distribution")
+    if not facts.interpreters:
+        versions = ", ".join(sorted({_version(python) for python in interpreters})) or "none"
+        yield Problem(
+            f"the bundle is for Python {engine.python}",
+            f"this host has {versions}",
+            f"install that one ({install_command(facts, f'python{engine.python}')}), "
+            "or make a bundle for another: vllm-install bundle create --python",
+        )
+
+
+def _version(python: Interpreter) -> str:
+    return f"{python.version[0]}.{python.version[1]}"
+
+
+def engine(bundle: Bundle, settings: Settings, python: Interpreter, host: Host) -> Engine:
+    part = bundle.manifest.engine
+    return engines.carried(settings, part.kind, part.lock, python.path, host)
+
+
+def about(bundle: Bundle) -> About | None:
+    """What the model's small files say, before any of it is put anywhere; nothing about the built-in one."""
+    if not bundle.manifest.model.files:
+        return None
+    names = {MODEL + name for name in model_about.SMALL}
+    with tempfile.TemporaryDirectory() as scratch, Report().bytes("", 0) as silent:
+        for member in bundle.manifest.below(MODEL):
+            if member.name in names and member.size <= model_about.LONGEST:
+                bundle.bring(member, Path(scratch, member.name.removeprefix(MODEL)), silent)
+        found = model_about.read_directory(Path(scratch))
+    return dataclasses.replace(found, names=frozenset(file.name for file in bundle.manifest.model.files))
+
+
+def model(bundle: Bundle, settings: Settings, host: Host, layout: Layout) -> Model:
+    part = bundle.manifest.model
+    if part.commit is None:
+        return models.resolve(settings, host, layout)  # the built-in model, which is made on the spot
+    return models.carried(settings, host, layout, part.commit, part.files)

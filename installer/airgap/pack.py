@@ -1,0 +1,259 @@
+"""Making a bundle: what a deploy would fetch, as one archive, for a host that can fetch nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from installer import __version__
+from installer.airgap import bundle_signature
+from installer.airgap.bundle_format import (
+    BLOCK,
+    END,
+    INSTALL,
+    MANIFEST,
+    MODEL,
+    SIGNATURE,
+    TOOL,
+    WHEELS,
+    EnginePart,
+    Manifest,
+    Member,
+    ModelPart,
+    header,
+    places,
+)
+from installer.airgap.wheelhouse import Wheelhouse, oldest_glibc
+from installer.assets import asset_dir
+from installer.checks import facts, preflight
+from installer.checks.facts import Facts, Interpreter
+from installer.engine import engines
+from installer.engine.engines import Engine
+from installer.errors import Exit, InstallError, Refused, UsageError
+from installer.host import Host
+from installer.layout import Layout
+from installer.report import Advance, Report
+from installer.settings import Settings
+from installer.weights import models
+from installer.weights.models import Model
+
+READ = 1 << 20
+TOOL_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where the bundle goes, and what is to be in it besides engine and model."""
+
+    out: Path | None  # None: standard output
+    tool: bool = True
+    sign_key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    manifest: Manifest
+    digest: str
+    size: int
+
+
+def create(settings: Settings, wanted: Wanted, host: Host, report: Report) -> Packed:
+    """Interrupted, the same command goes on with the wheels and weights that are here by then."""
+    layout = Layout(settings.service)
+    seen = facts.gather(host, settings, layout)
+    kind = _kind(settings, seen)
+    python = preflight.choose_interpreter(settings, seen, kind)
+    if python is None:
+        raise Refused(
+            f"no Python here for which the {kind} engine has packages",
+            "install one that the other host has too, or name one with --python",
+        )
+    model = models.resolve(settings, host, layout, report=report)
+    if model.source == "local":
+        raise UsageError(
+            f"{model.path} is a directory of your own, which a bundle does not carry",
+            "copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny",
+        )
+    engine = engines.resolve(settings, kind, python.path, host, layout, report)
+    with _output(wanted.out) as (file, scratch):
+        _check_space(model, engine, wanted, seen, host, layout)
+        model = _fetched(model, settings, host, report)
+        house = Wheelhouse(scratch, python.path, engines.wheel_sources(engine, settings, host), settings, host)
+        house.collect(engine.packages, kind, report)
+        if wanted.tool:
+            house.collect_tool(kind, report)
+        files = _files(house, model, wanted, host)
+        manifest = Manifest(
+            tool=__version__,
+            signed=wanted.sign_key is not None,
+            engine=_engine_part(engine, python, seen, files),
+            model=ModelPart(settings.model, settings.revision, model.commit, model.files),
+            members=_members(model, files),
+        )
+        return write(manifest, files, wanted.sign_key, file, host, report)
+
+
+def _fetched(model: Model, settings: Settings, host: Host, report: Report) -> Model:
+    """The model with its files, which lie in this machine's own cache; the built-in one is made where it serves."""
+    if model.source == "builtin":
+        return model
+    for change in models.changes(model, host, settings):
+        report.begin(change)
+        change.apply(host, report)
+        report.done(change)
+    return replace(model, files=models.files_of(model, host))
+
+
+def _engine_part(engine: Engine, python: Interpreter, seen: Facts, files: Iterable[str]) -> EnginePart:
+    glibc = oldest_glibc([name for name in files if name.startswith(WHEELS)])
+    version = f"{python.version[0]}.{python.version[1]}"
+    return EnginePart(engine.kind, engine.vllm_version, engine.lock, version, seen.arch, glibc)
+
+
+def _kind(settings: Settings, seen: Facts) -> str:
+    """A machine with a network often has no GPU: what fits here says nothing about the other host."""
+    kind = preflight.choose_engine(settings, seen)
+    if settings.engine == "auto" and kind == "cpu":
+        raise UsageError(
+            "there is no GPU here to tell which engine the other host needs", "say it: --engine cuda, rocm or cpu"
+        )
+    return kind
+
+
+def _check_space(model: Model, engine: Engine, wanted: Wanted, seen: Facts, host: Host, layout: Layout) -> None:
+    """Before the first byte; how large the wheels are is known only when they are here."""
+    wheels = (engines.BYTES[engine.kind] // 3 if engine.has_torch else 0) + TOOL_BYTES * wanted.tool
+    needs = {layout.hub: model.bytes_missing}
+    if wanted.out:
+        needs[wanted.out.parent] = model.bytes_total + 2 * wheels
+        disk = facts.probe_disk(host, wanted.out.parent)
+        seen = replace(seen, disks={**seen.disks, wanted.out.parent: disk})
+    if problems := preflight.check_space(needs, seen):
+        raise preflight.refuse(problems)
+
+
+# The destination
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
+    """A file that appears under its name when it is whole, and a directory for what is collected meanwhile."""
+    if out is None:
+        if sys.stdout.isatty():
+            raise UsageError("a bundle is nothing to look at", "send it somewhere: … bundle create - | ssh host …")
+        with tempfile.TemporaryDirectory(prefix="vllm-install-") as scratch:
+            try:
+                yield sys.stdout.buffer, Path(scratch)
+            except BrokenPipeError:
+                # What is still in the buffer must not be tried again when the process ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise Refused(
+                    "who reads the bundle stopped before its end", "see what the other side of the pipe says"
+                ) from None
+        return
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"{out} cannot be written: " + ("it is a directory" if out.is_dir() else "no such directory"))
+    partial = out.with_name(out.name + ".partial")
+    scratch_dir = out.with_name(f".{out.name}.wheels")
+    with partial.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another process writes {out} already", "wait for it, or choose another name") from None
+        try:
+            file.truncate(0)
+            scratch_dir.mkdir(mode=0o700, exist_ok=True)
+            yield file, scratch_dir
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(out)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+    shutil.rmtree(scratch_dir)
+
+
+# The contents
+
+
+def _files(house: Wheelhouse, model: Model, wanted: Wanted, host: Host) -> dict[str, Path]:
+    """Member name -> file, in the order of the archive: what a bare host needs first comes first."""
+    files: dict[str, Path] = {}
+    if wanted.tool:
+        files[INSTALL] = asset_dir("templates") / "install-bundle.sh"
+        files |= {TOOL + wheel.name: wheel for wheel in sorted(house.tool.glob("*.whl"))}
+    files |= {WHEELS + wheel.name: wheel for wheel in sorted(house.wheels.glob("*.whl"))}
+    return files | {MODEL + file.name: host.at(model.path / file.name).resolve() for file in model.files}
+
+
+def _members(model: Model, files: dict[str, Path]) -> tuple[Member, ...]:
+    """Weights were verified when they came, and are again on their way into the archive."""
+    known = {MODEL + file.name: file for file in model.files if len(file.digest) == 64}
+    return tuple(
+        Member(name, known[name].size, known[name].digest) if name in known else _measured(name, path)
+        for name, path in files.items()
+    )
+
+
+def _measured(name: str, path: Path) -> Member:
+    checksum, length = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(READ):
+            checksum.update(piece)
+            length += len(piece)
+    return Member(name, length, checksum.hexdigest())
+
+
+# The archive
+
+
+def write(
+    manifest: Manifest, files: Mapping[str, Path], sign_key: Path | None, out: BinaryIO, host: Host, report: Report
+) -> Packed:
+    """The archive, in one pass over the files."""
+    text = manifest.to_text()
+    heads = {MANIFEST: text.encode()}
+    if sign_key:
+        heads[SIGNATURE] = bundle_signature.sign(text, sign_key, host).encode()
+    start = 0
+    for name, content in heads.items():
+        start += out.write(header(name, len(content), start) + content + bytes(-len(content) % BLOCK))
+    laid_out = list(places(manifest.members, start))
+    total = sum(member.size for member in manifest.members)
+    with report.bytes("writing the bundle", total) as advance:
+        for member, offset, head in laid_out:
+            out.write(head)
+            _append(out, member, files[member.name], advance)
+            start = offset + len(head) + member.size + -member.size % BLOCK
+    out.write(bytes(END))
+    out.flush()
+    return Packed(manifest, hashlib.sha256(text.encode()).hexdigest(), start + END)
+
+
+def _append(out: BinaryIO, member: Member, path: Path, advance: Advance) -> None:
+    """A file, checked while it passes: a damaged one must not get as far as a host where nothing can replace it."""
+    checksum, length = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(READ):
+            checksum.update(piece)
+            length += len(piece)
+            out.write(piece)
+            advance(len(piece))
+    if (length, checksum.hexdigest()) != (member.size, member.sha256):
+        raise InstallError(
+            f"{path} is damaged: it is not what {member.name} has to be",
+            f"remove it and run the command again, which fetches it anew: rm {path}",
+            Exit.MODEL,
+        )
+    out.write(bytes(-length % BLOCK))

@@ -1,0 +1,138 @@
+"""Wheels for another host: those that a lock names, and this tool itself with what it needs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from installer.assets import PACKAGE, asset_dir
+from installer.engine.pipconf import Sources
+from installer.engine.uv import EngineFailed, explain_uv
+from installer.errors import CommandFailed
+from installer.host import Host
+from installer.report import Report, size
+from installer.settings import Settings
+
+NAME = "vllm-install"
+BATCH = 8  # packages that one process fetches; an interruption loses no more
+GLIBC = re.compile(r"manylinux_(\d+)_(\d+)_")
+OLD_GLIBC = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
+OLDEST_GLIBC = (2, 5)
+MOMENT = (2000, 1, 1, 0, 0, 0)
+
+
+class Wheelhouse:
+    """A directory that wheels are collected in; run again, it fetches those that are missing."""
+
+    def __init__(self, directory: Path, python: Path, sources: Sources, settings: Settings, host: Host) -> None:
+        self.directory = directory
+        self.wheels = directory / "wheels"
+        self.tool = directory / "tool"
+        self._python, self._sources, self._settings, self._host = python, sources, settings, host
+
+    def collect(self, packages: Sequence[str], kind: str, report: Report) -> None:
+        """One wheel for each NAME==VERSION of a lock, and no other."""
+        self.wheels.mkdir(parents=True, exist_ok=True)
+        wanted = {_identity(*package.split("==")): package for package in packages}
+        for wheel, identity in self._present():
+            if identity not in wanted:
+                wheel.unlink()
+        missing = [wanted[identity] for identity in sorted(wanted.keys() - {found for _, found in self._present()})]
+        for at in range(0, len(missing), BATCH):
+            self._download(self.wheels, kind, "--no-deps", *missing[at : at + BATCH])
+            found = [wheel.stat().st_size for wheel, _ in self._present()]
+            report.note(f"{len(found)} of {len(wanted)} wheels, {size(sum(found))}")
+        if absent := wanted.keys() - {found for _, found in self._present()}:
+            raise EngineFailed(f"no wheel came for {', '.join(sorted(wanted[identity] for identity in absent))}")
+
+    def collect_tool(self, kind: str, report: Report) -> None:
+        """This tool as a wheel, and the wheels of what it depends on."""
+        self.tool.mkdir(parents=True, exist_ok=True)
+        for old in self.tool.iterdir():
+            old.unlink()
+        report.note("fetching the packages of vllm-install itself")
+        self._download(self.tool, kind, *own_requirements())
+        build_own_wheel(self.tool)
+
+    def _present(self) -> list[tuple[Path, tuple[str, str]]]:
+        wheels = sorted(self.wheels.glob("*.whl"))
+        return [(wheel, _identity(*wheel.name.split("-")[:2])) for wheel in wheels]
+
+    def _download(self, target: Path, kind: str, *arguments: str) -> None:
+        sources = replace(self._sources, no_index=True) if self._settings.offline else self._sources
+        try:
+            # pip, because uv cannot keep the wheels that it fetches.
+            self._host.run(
+                sys.executable, "-I", "-m", "pip", "--python", self._python, "--no-input", "--no-cache-dir",
+                "--disable-pip-version-check", "download", "--quiet", "--only-binary", ":all:", "--dest", target,
+                *arguments, env=sources.pip_environment(),
+            )  # fmt: skip
+        except CommandFailed as error:
+            raise explain_uv(error, kind, self._settings) from None
+
+
+def oldest_glibc(wheels: Sequence[str]) -> tuple[int, int]:
+    """The glibc below which one of the wheels would not install; of several tags the least demanding counts."""
+    needs = [OLDEST_GLIBC]
+    for name in wheels:
+        platform = name.removesuffix(".whl").rpartition("-")[2]
+        found = [(int(major), int(minor)) for major, minor in GLIBC.findall(platform)]
+        found += [version for old, version in OLD_GLIBC.items() if f"{old}_" in platform]
+        needs += [min(found)] if found else []
+    return max(needs)
+
+
+def _identity(name: str, version: str) -> tuple[str, str]:
+    """One spelling for what a lock and a file's name say differently."""
+    return re.sub(r"[-_.]+", "-", name).lower(), version.replace("_", "-").lower()
+
+
+# The tool itself
+
+
+def own_requirements() -> list[str]:
+    return [line for line in metadata.requires(NAME) or [] if "extra ==" not in line]
+
+
+def build_own_wheel(folder: Path) -> Path:
+    """Pack the running tool as the wheel that its build would make: no build, and no source, is needed."""
+    own = metadata.distribution(NAME)
+    info = f"{NAME.replace('-', '_')}-{own.version}.dist-info"
+    files = {f"installer/{name}": path.read_bytes() for name, path in _own_files()}
+    for name in ("METADATA", "entry_points.txt"):
+        files[f"{info}/{name}"] = (own.read_text(name) or "").encode()
+    for path in own.files or ():
+        if "licenses" in path.parts:
+            files[f"{info}/licenses/{path.name}"] = path.read_binary()
+        elif path.parent.name == "man8":
+            files[f"{info.removesuffix('.dist-info')}.data/data/share/man/man8/{path.name}"] = path.read_binary()
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: vllm-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = "".join(f"{name},sha256={_base64(data)},{len(data)}\n" for name, data in files.items())
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    wheel = folder / f"{NAME.replace('-', '_')}-{own.version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, MOMENT), data)
+    return wheel
+
+
+def _own_files() -> Iterator[tuple[str, Path]]:
+    assets = [(f"assets/{name}/", asset_dir(name)) for name in ("templates", "units")]
+    for prefix, top in [("", PACKAGE), *assets]:
+        for path in sorted(top.rglob("*")):
+            inside = path.relative_to(top)
+            is_cache = "__pycache__" in inside.parts
+            is_asset = top == PACKAGE and inside.parts[0] == "assets"  # they come by themselves, wherever they lie
+            if path.is_file() and not is_cache and not is_asset:
+                yield f"{prefix}{inside}", path
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

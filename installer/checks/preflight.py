@@ -1,0 +1,273 @@
+"""Whether this host can carry the service: every reason why not, at once, each with what to do about it.
+
+Pure: settings and facts in, problems out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from installer.checks.facts import Disk, Facts, Interpreter
+from installer.checks.packages import APT, install_command, packages_of
+from installer.checks.preflight_gpus import check_gpus, usable_gpus
+from installer.checks.problem import Problem as Problem
+from installer.errors import Refused
+from installer.layout import Layout
+from installer.report import size
+from installer.settings import Settings
+
+GIB = 1024**3
+MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
+MINIMUM_MEMORY = 8 * 10**9
+MINIMUM_GLIBC = {"cuda": (2, 31), "rocm": (2, 31), "cpu": (2, 28)}
+PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(10, 15)}  # minor versions with wheels
+PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
+
+
+def check(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
+    """Every problem that can be told before anything is downloaded; an empty list is a healthy host."""
+    kind = choose_engine(settings, facts)
+    return [
+        *_check_privilege(facts),
+        *_check_systemd(facts),
+        *_check_machine(facts, kind),
+        *check_gpus(settings, facts, kind, layout),
+        *_check_python(settings, facts, kind),
+        *_check_port(settings, facts, layout),
+        *_check_disks(facts, layout),
+    ]
+
+
+def refuse(problems: Sequence[Problem]) -> Refused:
+    """One error that names every fatal problem and its remedy."""
+    fatal = [problem for problem in problems if problem.fatal]
+    if len(fatal) == 1:
+        return Refused(f"{fatal[0].what}: {fatal[0].why}", fatal[0].remedy)
+    lines = [f"{len(fatal)} things on this host stand in the way; nothing was changed"]
+    for number, problem in enumerate(fatal, 1):
+        lines += [f"{number}. {problem.what}: {problem.why}", f"   -> {problem.remedy}"]
+    return Refused("\n".join(lines), "do what each -> line says, then run the same command again")
+
+
+def choose_engine(settings: Settings, facts: Facts) -> str:
+    """The build of vLLM for this host: cuda, rocm or cpu."""
+    if settings.engine != "auto":
+        return settings.engine
+    if usable_gpus(facts, "cuda"):
+        return "cuda"
+    if usable_gpus(facts, "rocm"):
+        return "rocm"
+    # A broken driver must not end in a silent and slow deploy on the processor.
+    return "cuda" if facts.nvidia_error else "cpu"
+
+
+def choose_interpreter(settings: Settings, facts: Facts, kind: str) -> Interpreter | None:
+    """The Python for the engine: the one asked for, or the best that has wheels and can be reached."""
+    usable = [found for found in _candidates(settings, facts) if not _why_rejected(found, kind)]
+    return min(usable, key=lambda i: (not i.headers, PREFERRED_PYTHONS.index(i.version[1])), default=None)
+
+
+def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
+    """Whether the bytes to be written below each directory fit, counting directories of one disk together."""
+    wanted: dict[int, list[Path]] = {}
+    disks: dict[int, Disk] = {}
+    for path, count in needs.items():
+        disk = next((facts.disks[p] for p in (path, *path.parents) if p in facts.disks), None)
+        if disk is not None and count > 0:
+            wanted.setdefault(disk.device, []).append(path)
+            disks[disk.device] = disk
+    problems = []
+    for device, paths in wanted.items():
+        bytes_needed = sum(needs[path] for path in paths)
+        head_room = max(bytes_needed // 20, GIB)
+        missing = bytes_needed + head_room - disks[device].free
+        if missing > 0:
+            parts = " and ".join(f"{size(needs[path])} in {path}" for path in paths)
+            problems.append(
+                Problem(
+                    f"the disk that holds {disks[device].path} is too small",
+                    f"{size(disks[device].free)} are free; {parts} and {size(head_room)} of head-room are needed, "
+                    f"{missing} bytes ({size(missing)}) more than there are",
+                    f"free {size(missing)} (sudo du -xh --max-depth=2 {disks[device].path} shows what is large)"
+                    f" or mount a larger disk at {paths[-1]}",
+                )
+            )
+    return problems
+
+
+# the host
+
+
+def _check_privilege(facts: Facts) -> Iterator[Problem]:
+    if not facts.is_root:
+        yield Problem(
+            "not run as root",
+            "a system service can only be set up by root",
+            "run the command with sudo",
+            id="not-root",
+        )
+
+
+def _check_systemd(facts: Facts) -> Iterator[Problem]:
+    if not facts.systemd_is_pid1:
+        yield Problem(
+            "systemd does not run this host",
+            "PID 1 is another program, as in most containers, and nothing could start the service",
+            "use a host booted by systemd; on WSL write systemd=true under [boot] in /etc/wsl.conf and restart it",
+            id="no-systemd",
+        )
+    if facts.systemd is None:
+        yield Problem(
+            "no systemctl was found",
+            "the service is a systemd unit",
+            install_command(facts, "systemd"),
+            id="no-systemd",
+        )
+    elif facts.systemd < MINIMUM_SYSTEMD:
+        yield Problem(
+            f"systemd {facts.systemd} is too old",
+            f"credentials and the sandbox need version {MINIMUM_SYSTEMD}",
+            "upgrade the distribution (Debian 11, Ubuntu 22.04 and RHEL 9 are new enough)",
+        )
+    if facts.systemd is not None and not facts.sysusers:
+        yield Problem(
+            "systemd-sysusers was not found", "it makes the service's user", install_command(facts, "systemd")
+        )
+
+
+def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
+    if facts.arch not in (("x86_64",) if kind == "rocm" else ("x86_64", "aarch64")):
+        yield Problem(
+            f"no {kind} build of vLLM for {facts.arch}",
+            "wheels exist for x86_64" + ("" if kind == "rocm" else " and aarch64"),
+            "use a host of that architecture",
+        )
+    if facts.glibc < MINIMUM_GLIBC[kind]:
+        found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else "another C library"
+        needed = ".".join(map(str, MINIMUM_GLIBC[kind]))
+        yield Problem(
+            f"glibc {needed} or newer is needed",
+            f"this host has {found}, and the wheels of the {kind} engine would not load",
+            "upgrade the distribution (Debian 11, Ubuntu 20.04 and RHEL 9 are new enough)",
+        )
+    if kind == "cpu" and facts.arch == "x86_64" and "avx2" not in facts.cpu_flags:
+        yield Problem(
+            "the processor has no AVX2",
+            f"vLLM's cpu engine dies on {facts.cpu or 'this processor'} with an illegal instruction",
+            "use a newer processor, or on a virtual machine pass the host's processor through (cpu model: host)",
+            id="illegal-instruction",
+        )
+    if facts.memory_total < MINIMUM_MEMORY:
+        yield Problem(
+            f"this host has only {size(facts.memory_total)} of memory",
+            f"loading a model takes {size(MINIMUM_MEMORY)} or more",
+            "expect the service to be ended for lack of memory unless the model is very small",
+            fatal=False,
+            id="little-memory",
+        )
+
+
+def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Problem]:
+    if settings.port < facts.unprivileged_port:
+        yield Problem(
+            f"port {settings.port} needs a privilege that the service does not have",
+            f"its user may open ports from {facts.unprivileged_port} on",
+            "choose another with --port, for example --port 8000, and let a reverse proxy take the low one",
+            id="port-privileged",
+        )
+    holder = facts.port_holder
+    if holder is None or holder.unit == layout.unit_name:
+        return
+    find = f"find it (sudo ss -ltnp 'sport = :{settings.port}') and stop it"
+    yield Problem(
+        f"port {settings.port} is taken",
+        f"{holder} listens there",
+        f"{holder.how_to_stop if holder.pid else find}, or choose another port with --port",
+        id="port-in-use",
+    )
+
+
+def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
+    for target, disk in facts.disks.items():
+        if disk.read_only:
+            yield Problem(
+                f"{target} cannot be written",
+                f"{disk.path} is on a read-only file system",
+                f'remount it (sudo mount -o remount,rw "$(findmnt -no TARGET -T {disk.path})")',
+                id="read-only",
+            )
+        # The engine's libraries lie below one, those that vLLM compiles while it runs below the other.
+        if disk.noexec and target in (layout.opt, layout.hub.parent):
+            yield Problem(
+                f"nothing below {target} can be executed",
+                f"{disk.path} is mounted with noexec, and vLLM loads libraries from there",
+                f'remount it (sudo mount -o remount,exec "$(findmnt -no TARGET -T {disk.path})")',
+                id="noexec",
+            )
+
+
+# Python and the compilers
+
+
+def _candidates(settings: Settings, facts: Facts) -> list[Interpreter]:
+    wanted = Path(settings.python) if settings.python else None
+    return [found for found in facts.interpreters if wanted in (None, found.path)]
+
+
+def _why_rejected(interpreter: Interpreter, kind: str) -> str:
+    supported = PYTHONS[kind]
+    if interpreter.version[0] != 3 or interpreter.version[1] not in supported:
+        return f"it is Python {'.'.join(map(str, interpreter.version))}"
+    return interpreter.why_unreachable
+
+
+def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
+    chosen = choose_interpreter(settings, facts, kind)
+    if chosen is not None:
+        yield from _check_compilers(facts, chosen)
+        if kind == "cpu" and not facts.libnuma:
+            package = (packages_of(facts) or APT).libnuma
+            yield Problem(
+                "no libnuma.so.1",
+                "vLLM's CPU build cannot start without it",
+                install_command(facts, package),
+                id="library-missing",
+            )
+        return
+    supported = PYTHONS[kind]
+    versions = f"3.{supported[0]}" + (f" to 3.{supported[-1]}" if len(supported) > 1 else "")
+    rejected = [f"{i.path}: {_why_rejected(i, kind)}" for i in _candidates(settings, facts)]
+    if not rejected and settings.python:
+        rejected = [f"{settings.python}: it does not exist or does not run"]
+    packages = packages_of(facts)
+    python = packages.python.format("3.12", "312") if packages else ""
+    yield Problem(
+        f"no Python for the {kind} engine",
+        f"it needs Python {versions}, which every user can reach; "
+        + ("found " + "; ".join(rejected) if rejected else "found none in /usr/bin and /usr/local/bin"),
+        (f"install one ({install_command(facts, python)})" if python else "install one")
+        + " or name one that lies outside /root and /home with --python",
+        id="no-python",
+    )
+
+
+def _check_compilers(facts: Facts, chosen: Interpreter) -> Iterator[Problem]:
+    packages = packages_of(facts) or APT
+    version = f"{chosen.version[0]}.{chosen.version[1]}"
+    missing = {
+        "C compiler": ("gcc", facts.c_compiler is None),
+        "C++ compiler": (packages.cxx, facts.cxx_compiler is None),
+        f"Python.h for {chosen.path}": (
+            packages.headers.format(version, version.replace(".", "")),
+            not chosen.headers,
+        ),
+    }
+    absent = {name: package for name, (package, is_missing) in missing.items() if is_missing}
+    if absent:
+        yield Problem(
+            "no " + ", no ".join(absent),
+            "vLLM compiles kernels for this host when it starts and cannot without",
+            install_command(facts, *dict.fromkeys(absent.values())),
+            id="compiler-missing",
+        )

@@ -1,0 +1,132 @@
+"""The part of preflight that is about GPUs: which an engine can use, and what keeps it from doing so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from installer.checks.facts import Facts, Gpu
+from installer.checks.problem import Problem
+from installer.layout import Layout
+from installer.report import size
+from installer.settings import Settings
+
+CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
+MINIMUM_CAPABILITY = (7, 5)
+# What vLLM's ROCm build has kernels for; the small GPUs inside desktop processors are not among them.
+ROCM_TARGETS = frozenset(
+    ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201")
+)
+
+
+def usable_gpus(facts: Facts, kind: str) -> list[Gpu]:
+    """The GPUs that an engine can use, fastest first, as CUDA itself counts them."""
+    if kind == "cuda":
+        found = [gpu for gpu in facts.gpus if gpu.vendor == "nvidia"]
+    else:
+        found = [gpu for gpu in facts.gpus if gpu.vendor == "amd" and gpu.arch in ROCM_TARGETS]
+    return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
+
+
+def check_gpus(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Iterator[Problem]:
+    if kind == "cpu":
+        return
+    yield from _check_nvidia(settings, facts) if kind == "cuda" else _check_amd(settings, facts)
+    yield from _check_memory(settings, facts, kind, layout)
+
+
+def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
+    gpus = usable_gpus(facts, "cuda")
+    if facts.nvidia_error:
+        yield Problem(
+            "the NVIDIA driver does not work",
+            facts.nvidia_error,
+            _remedy_for_driver(facts),
+            id="driver-broken",
+        )
+        return
+    if not gpus:
+        yield Problem(
+            "no NVIDIA GPU was found",
+            "the cuda engine needs one",
+            "choose --engine auto, or --engine cpu for a trial",
+            id="no-gpu-visible",
+        )
+        return
+    cuda_12 = "cu12" in f"{settings.index_url} {settings.find_links}"
+    needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
+    if _major(gpus[0].driver) < needed:
+        yield Problem(
+            f"NVIDIA driver {gpus[0].driver} is too old",
+            f"this build of vLLM holds CUDA {'12' if cuda_12 else '13'}, which needs driver {needed} or newer"
+            + (f"; this one goes up to CUDA {gpus[0].cuda}" if gpus[0].cuda else ""),
+            f"install driver {needed} or newer and restart the host"
+            + ("" if cuda_12 else ", or name an index of CUDA 12 builds (its name holds cu12) with --index-url"),
+            id="driver-too-old",
+        )
+    for gpu in gpus[: settings.tensor_parallel_size]:
+        if gpu.capability and gpu.capability < MINIMUM_CAPABILITY:
+            yield Problem(
+                f"{gpu.name} is too old for vLLM",
+                f"its compute capability is {gpu.capability[0]}.{gpu.capability[1]}, 7.5 is needed",
+                "use a GPU of the Turing generation or newer, or --engine cpu",
+                id="gpu-too-old",
+            )
+    yield from _check_count(settings, gpus, "NVIDIA")
+
+
+def _check_amd(settings: Settings, facts: Facts) -> Iterator[Problem]:
+    gpus = usable_gpus(facts, "rocm")
+    others = [gpu.name for gpu in facts.gpus if gpu.vendor == "amd" and gpu not in gpus]
+    if not gpus:
+        yield Problem(
+            "no AMD GPU was found that vLLM supports",
+            f"found: {', '.join(others)}" if others else "the amdgpu driver shows none",
+            "load the driver (sudo modprobe amdgpu) if there is such a GPU, or choose --engine auto",
+        )
+        return
+    yield from _check_count(settings, gpus, "AMD")
+
+
+def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterator[Problem]:
+    if settings.tensor_parallel_size > len(gpus):
+        yield Problem(
+            f"{settings.tensor_parallel_size} GPUs were asked for, but there are {len(gpus)}",
+            f"the model is to be shared by --tensor-parallel-size {settings.tensor_parallel_size} {vendor} GPUs",
+            f"choose --tensor-parallel-size {len(gpus)}",
+        )
+
+
+def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Iterator[Problem]:
+    share = settings.gpu_memory_utilization
+    for gpu in usable_gpus(facts, kind)[: settings.tensor_parallel_size]:
+        own = [holder for holder in gpu.holders if holder.unit == layout.unit_name]
+        if facts.service_runs and not (own and all(holder.memory for holder in own)):
+            continue  # what the service holds now comes free at its restart, but how much that is cannot be told
+        needed = int(share * gpu.memory_total)
+        free = gpu.memory_total - gpu.memory_used + sum(holder.memory for holder in own)
+        if free >= needed:
+            continue
+        others = [holder for holder in gpu.holders if holder not in own]
+        held = ", ".join(f"{h} holds {size(h.memory) if h.memory else 'some'}" for h in others)
+        most = int(100 * free / gpu.memory_total) / 100
+        yield Problem(
+            f"{gpu.name} ({gpu.uuid}) has too little free memory",
+            f"{size(free)} of {size(gpu.memory_total)} are free, {share:g} of all, which are {size(needed)}, was asked"
+            f" for; {held or 'no process shows who holds the rest'}",
+            ("; ".join(h.how_to_stop for h in others) or "find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)")
+            + (f", or choose --gpu-memory-utilization {most:g} or less" if most >= 0.05 else ""),
+            id="gpu-memory-held",
+        )
+
+
+def _remedy_for_driver(facts: Facts) -> str:
+    if "mismatch" in facts.nvidia_error.lower():
+        return "restart the host (sudo reboot): the driver was updated while the old one was loaded"
+    if "no driver is loaded" in facts.nvidia_error:
+        return f"install NVIDIA's driver {CUDA_13_DRIVER} or newer, or choose --engine cpu"
+    return "see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu"
+
+
+def _major(driver: str) -> int:
+    number = driver.partition(".")[0]
+    return int(number) if number.isdigit() else 0

@@ -1,0 +1,162 @@
+"""A report for a bug tracker: what a stranger needs to help, and nothing that opens anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from installer import __version__
+from installer.diagnosis import journal
+from installer.diagnosis.doctor import Diagnosis
+from installer.diagnosis.redact import MASK, Redactor, harvest
+from installer.errors import InstallError, Refused
+from installer.host import Host
+from installer.look.scene import Scene
+from installer.settings import NAMES
+
+JOURNAL_LINES = 2000
+LARGEST = 2 << 20  # bytes of one file; of a longer one the end
+# Where secrets of this host are kept; they are read to be recognised elsewhere, never packed.
+SECRET_FILES = (".netrc", ".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".pip/pip.conf",
+                ".config/pip/pip.conf", ".config/uv/uv.toml", ".docker/config.json", ".git-credentials")  # fmt: skip
+HOST_FILES = ("/etc/pip.conf", "/etc/environment", "/etc/apt/auth.conf")
+# Variables of a unit whose values may be shown.
+OPEN_VARIABLES = re.compile(
+    r"(VLLM|TRITON|TORCH|TORCHINDUCTOR|FLASHINFER|CUDA|NCCL|OMP|HF_HUB|TRANSFORMERS|PYTHON)_?\w*|HOME|PATH|LANG"
+)
+COMMANDS = (
+    ("uname", "-a"),
+    ("df", "-h"),
+    ("free", "-m"),
+    ("nvidia-smi",),
+    ("rocm-smi",),
+    ("systemctl", "--version"),
+)
+
+
+def write(scene: Scene, found: Diagnosis, path: Path) -> None:
+    """Pack what doctor found and what it looked at; readable by its owner alone."""
+    if scene.host.exists(path):
+        raise Refused(f"{path} exists already", "choose another name for the report")
+    redactor = Redactor(_secrets(scene), f"sk-{scene.service}- sk-probe- vllm-install vllm-{scene.service}")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, make in _parts(scene, found):
+            try:
+                text = make()
+            except (InstallError, OSError) as error:
+                text = f"could not be had: {error}\n"
+            _add(archive, f"{scene.service}-report/{name}", redactor(text[-LARGEST:]))
+    # Host.write takes text; bytes pass through it unharmed in this form.
+    scene.host.write(path, packed.getvalue().decode(errors="surrogateescape"), 0o600)
+
+
+def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
+    data = text.encode(errors="replace")
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = len(data), 0o600, int(time.time())
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _parts(scene: Scene, found: Diagnosis) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "versions.txt", lambda: _versions(scene)
+    yield "findings.json", lambda: _json(dataclasses.asdict(found))
+    yield "facts.json", lambda: _json(dataclasses.asdict(scene.facts))
+    yield "unit.txt", lambda: _units(scene)
+    yield "settings.txt", lambda: _settings(scene)
+    yield "state.json", lambda: scene.file(scene.layout.state_file) or "none\n"
+    yield "systemd.txt", lambda: "".join(f"{name}={value}\n" for name, value in scene.unit.items())
+    yield "journal.txt", lambda: _journal(scene.host, f"--unit={scene.layout.unit_name}")
+    yield "kernel.txt", lambda: _journal(scene.host, "_TRANSPORT=kernel", "--grep=NVRM|amdgpu|oom|Killed process")
+    for command in COMMANDS:
+        if scene.host.which(command[0]):
+            yield f"{command[0]}.txt", functools.partial(_output, scene.host, command)
+
+
+def _output(host: Host, command: tuple[str, ...]) -> str:
+    return host.run(*command, check=False, timeout=20).stdout
+
+
+def _versions(scene: Scene) -> str:
+    proved = scene.state.proved if scene.state else None
+    release = scene.host.read(Path("/etc/os-release")) or scene.host.read(Path("/usr/lib/os-release")) or ""
+    lock = f"\n{proved.engine.lock}" if proved else ""
+    engine = f"vLLM {proved.engine.vllm_version} ({proved.engine.kind}), {proved.engine.python}\n" if proved else ""
+    return f"vllm-install {__version__}\n{engine}{release}{lock}"
+
+
+def _json(value: object) -> str:
+    def other(item: object) -> object:
+        return sorted(map(str, item)) if isinstance(item, (set, frozenset)) else str(item)
+
+    return json.dumps(_with_text_keys(value), indent=1, default=other) + "\n"
+
+
+def _with_text_keys(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _journal(host: Host, *matches: str) -> str:
+    return "".join(f"{entry.text}\n" for entry in journal.entries(host, JOURNAL_LINES, *matches))
+
+
+def _unit_paths(scene: Scene) -> list[Path]:
+    return [scene.layout.unit, *map(Path, scene.unit.get("DropInPaths", "").split())]
+
+
+def _units(scene: Scene) -> str:
+    """Comments are left out, and the values of variables that we do not know."""
+    text = ""
+    for path in _unit_paths(scene):
+        shown = [_without_values(line) for line in _uncommented(scene.file(path) or "")]
+        text += "\n".join([f"# {path}", *shown, ""])
+    return text
+
+
+def _without_values(line: str) -> str:
+    name, equals, value = line.partition("=")
+    if name.strip() == "SetCredential":
+        return f"{name}={MASK}"
+    if not equals or name.strip() != "Environment":
+        return line
+    words = re.findall(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\S+", value)
+    variables = [word.strip("\"'").partition("=") for word in words]
+    return f"{name}=" + " ".join(f"{n}={v if OPEN_VARIABLES.fullmatch(n) else MASK}" for n, _, v in variables)
+
+
+def _settings(scene: Scene) -> str:
+    lines = _uncommented(scene.file(scene.layout.settings_file) or "")
+    known = [line.partition("=")[0].replace("export", "").strip() in NAMES for line in lines]
+    return "".join(f"{line if is_ours else MASK}\n" for line, is_ours in zip(lines, known, strict=True))
+
+
+def _uncommented(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith(("#", ";"))]
+
+
+def _secrets(scene: Scene) -> set[str]:
+    """Whatever is secret on this host, as far as we can find it."""
+    homes = dict.fromkeys((Path("/root"), Path(os.environ.get("HOME") or "/root")))
+    places = [home / name for home in homes for name in SECRET_FILES] + [Path(name) for name in HOST_FILES]
+    texts = [scene.file(path) or "" for path in (*places, *_unit_paths(scene), scene.layout.settings_file)]
+    found = {value for text in texts for value in harvest(text)}
+    found |= harvest("\n".join(f"{name}={value}" for name, value in os.environ.items()))
+    holders = [path for path in places if path.name == "token"]
+    holders += [Path(name) for name in (scene.settings.hf_token_file,) if name]
+    tokens = [scene.file(path) or "" for path in holders]
+    environment = re.findall(r"^Environment=(.*)$", "\n".join(texts), re.MULTILINE)
+    for word in re.findall(r"\"[^\"]*\"|'[^']*'|\S+", "\n".join(environment)):
+        name, _, value = word.strip("\"'").partition("=")
+        if not OPEN_VARIABLES.fullmatch(name):
+            found.add(value)
+    return found | {scene.probe_key or "", *(token.strip() for token in tokens)}

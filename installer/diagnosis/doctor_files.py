@@ -1,0 +1,287 @@
+"""What doctor looks at second: everything of the service that lies on disk, as it is against as it was made."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from installer import keys, settings_file, steps
+from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.engine.engines import MARKER, is_complete
+from installer.errors import InstallError, UsageError
+from installer.look.scene import Scene
+from installer.model.checkpoint import check_access, check_directory
+from installer.ownership import fingerprint
+from installer.render import RUNTIME_FILES, content_digest, render
+from installer.settings import FIELDS, load
+
+SOON = timedelta(days=7)
+ON, OFF = r"(1|yes|true|on)", r"(0|no|false|off)"
+# Directives with which the real vLLM was seen not to start, not to serve, or not to be watched.
+BREAKING = (
+    ("MemoryDenyWriteExecute", ON, "vLLM makes code while it runs"),
+    ("NoExecPaths", r".+", "vLLM loads libraries that it compiled"),
+    ("ProcSubset", r"pid", "vLLM reads /proc/meminfo"),
+    ("PrivateNetwork", ON, "nobody could reach it"),
+    ("Type", r"(?!notify).*", "systemd would not hear when it is ready"),
+    ("NotifyAccess", r"(?!all).*", "the watcher could not report"),
+    ("KillMode", r"(?!mixed).*", "a stop would cut running requests off or leave processes behind"),
+    ("RuntimeDirectory", r".*", "the keys in force lie there"),
+    ("LoadCredential", r"", "the watcher's key comes that way"),
+    ("SystemCallFilter", r"~.*@resources.*", "ZeroMQ would abort"),
+    ("RestrictAddressFamilies", r"none|~.*AF_(UNIX|INET6?|NETLINK)\b.*", "vLLM's processes talk by it"),
+    ("TimeoutStartSec", r"\d{1,2}(s|sec)?", "loading a model takes longer"),
+    ("Environment", r".*VLLM_USE_RUST_FRONTEND=[\"']?1.*", "that server takes no guard"),
+)
+WEAKENING = (
+    ("User", r"(root|0)", "the service would be root"),
+    (r"NoNewPrivileges|PrivateDevices|PrivateTmp|PrivateUsers|RestrictNamespaces|RestrictSUIDSGID|ProtectSystem"
+     r"|ProtectHome|ProtectKernel\w+|ProtectControlGroups|LockPersonality", OFF, "a part of the sandbox is off"),
+    ("CapabilityBoundingSet|AmbientCapabilities", r".+", "it would have privileges"),
+    ("SystemCallFilter|IPAddressDeny", r"", "a part of the sandbox is off"),
+)  # fmt: skip
+
+
+# The record, the account
+
+
+def check_record(scene: Scene) -> Iterator[Finding]:
+    if scene.damage:
+        yield Finding(
+            "record-damaged", scene.damage.message, str(scene.layout.state_file), (scene.damage.hint or scene.deploy,)
+        )
+    elif scene.state is None:
+        path = scene.layout.unit
+        yield Finding("record-missing", f"{path} is there, but no record of it", str(path), (scene.deploy,))
+
+
+def check_account(scene: Scene) -> Iterator[Finding]:
+    if scene.state and scene.state.proved and not steps.has_user(scene.host, scene.layout.user):
+        yield Finding(
+            "user-missing",
+            f"the service's user {scene.layout.user} does not exist",
+            f"/etc/passwd has no line {scene.layout.user}:",
+            (scene.deploy,),
+        )
+
+
+# The unit
+
+
+def check_unit(scene: Scene) -> Iterator[Finding]:
+    text, path = scene.unit_text, scene.layout.unit
+    unit = scene.layout.service
+    if text is None:
+        yield Finding("unit-missing", f"{path} is gone", f"{path}: no such file", (scene.deploy,))
+    elif text == "":
+        command = f"sudo systemctl unmask {unit} && {scene.deploy}"
+        yield Finding("unit-masked", f"{unit} is masked: somebody switched it off on purpose", str(path), (command,))
+    elif scene.unit.get("LoadState") not in (None, "", "loaded", "not-found"):
+        evidence = scene.unit.get("LoadError") or scene.unit["LoadState"]
+        yield Finding(
+            "unit-invalid", f"systemd cannot load {path}", plain(evidence), (f"{scene.deploy} --discard-edits",)
+        )
+
+
+def check_dropins(scene: Scene) -> Iterator[Finding]:
+    for path in map(Path, scene.unit.get("DropInPaths", "").split()):
+        for line in (scene.file(path) or "").splitlines():
+            yield from _dropin_line(scene, path, line.strip())
+
+
+def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if not equals or name.startswith(("#", ";")):
+        return
+    unit = scene.layout.service
+    away = f"sudo sed -i {shlex.quote(f'/^ *{name} *=/d')} {shlex.quote(str(path))} && sudo systemctl daemon-reload"
+    command = f"{away} && sudo systemctl restart {unit}"
+    evidence = plain(f"{path}: {name}=…" if name == "Environment" else f"{path}: {line}")
+    if why := _why(BREAKING, name, value):
+        yield Finding(
+            "dropin-breaks", f"a drop-in sets {name}, with which vLLM cannot work: {why}", evidence, (command,)
+        )
+    elif why := _why(WEAKENING, name, value):
+        yield Finding("dropin-weakens", f"a drop-in sets {name}: {why}", evidence, (command,), NOTE)
+    elif name == "ExecStart":
+        cause = "a drop-in replaces the command line: what runs is not what was proved"
+        flags = f"sudo vllm-install set VLLM_ARGS='...' --service {unit}"
+        yield Finding("dropin-flags", cause, f"{path}: ExecStart=…", (command, flags), NOTE)
+
+
+def _why(table: tuple[tuple[str, str, str], ...], name: str, value: str) -> str:
+    return next((why for key, bad, why in table if re.fullmatch(key, name) and re.fullmatch(bad, value, re.I)), "")
+
+
+def check_unit_edited(scene: Scene) -> Iterator[Finding]:
+    """An edit by hand is the admin's right; it is the cause only of what nothing else explains."""
+    state, path, text = scene.state, scene.layout.unit, scene.unit_text
+    if not state or not text or not state.proved:
+        return
+    if fingerprint(text, path, scene.layout) in state.owned.get(str(path), ()):
+        return
+    made = render(state.proved, scene.layout)[path].text
+    changed = [
+        line
+        for line in difflib.unified_diff(made.splitlines(), text.splitlines(), lineterm="", n=0)
+        if re.match(r"[-+](?![-+])", line) and "--api-key" not in line
+    ]
+    commands = (f"sudo systemctl edit {path.name}", f"{scene.deploy} --discard-edits")
+    severity = FAULT if scene.has_failed else NOTE
+    yield Finding(
+        "unit-edited", f"{path} was edited by hand", plain("  ".join(changed) or "its command line"), commands, severity
+    )
+
+
+def check_files(scene: Scene) -> Iterator[Finding]:
+    """Files of ours beside the unit."""
+    for name in scene.state.owned if scene.state and scene.state.proved else ():
+        if not scene.host.exists(Path(name)) and Path(name) != scene.layout.unit:
+            yield Finding("file-missing", f"{name} is gone", f"{name}: no such file", (scene.deploy,))
+
+
+# What it runs
+
+
+def check_engine(scene: Scene) -> Iterator[Finding]:
+    state, host, layout = scene.state, scene.host, scene.layout
+    if not state or not state.proved:
+        return
+    home = layout.engines / state.proved.engine.id
+    python = home / "bin/python"
+    if not is_complete(host, layout, state.proved.engine.id):
+        what = python if not host.at(python).exists() else home / MARKER
+        link = f", a link to {host.at(what).readlink()}" if host.at(what).is_symlink() else ""
+        cause = f"the engine {home} is missing or not complete"
+        yield Finding("engine-missing", cause, f"{what} is not there{link}", (scene.deploy,))
+        return
+    yield from _closed(scene, python)
+    yield from _closed(scene, Path(host.at(python).resolve()) if host.root == Path("/") else python)
+    yield from _check_runtime(scene)
+
+
+def _check_runtime(scene: Scene) -> Iterator[Finding]:
+    """The files that vLLM runs with lie in a directory that is named by their content."""
+    launcher = Path(scene.command[1]) if len(scene.command) > 1 else Path("/")
+    if scene.layout.runtimes not in launcher.parents:
+        return  # a command line that is not ours
+    texts = {name: scene.file(launcher.with_name(name)) for name in RUNTIME_FILES}
+    missing = [name for name, text in texts.items() if text is None]
+    if missing:
+        cause = f"files that vLLM runs with are gone from {launcher.parent}"
+        yield Finding("runtime-missing", cause, f"missing: {', '.join(missing)}", (scene.deploy,))
+    elif not launcher.parent.name.endswith(content_digest("".join(map(str, texts.values())).encode())):
+        cause = f"files that vLLM runs with were changed in {launcher.parent}"
+        again = f"sudo rm -r {launcher.parent} && {scene.deploy}"
+        yield Finding("runtime-changed", cause, "their digest is not the one in the directory's name", (again,))
+    else:
+        yield from _closed(scene, launcher)
+
+
+def _closed(scene: Scene, path: Path) -> Iterator[Finding]:
+    """The first directory on the way, or the file at its end, that the service's user may not use."""
+    for place in (*reversed(path.parents), path):
+        mode = scene.host.at(place).stat().st_mode
+        if not mode & (0o001 if scene.host.at(place).is_dir() else 0o004):
+            yield Finding(
+                "permission-denied",
+                f"the service's user {scene.layout.user} may not use {place}",
+                f"{place} has mode {mode & 0o7777:04o}, on the way to {path}",
+                (f"sudo chmod o+rX {shlex.quote(str(place))}",),
+            )
+            return
+
+
+def check_probe_key(scene: Scene) -> Iterator[Finding]:
+    path = scene.layout.probe_key
+    if scene.state and scene.state.proved and scene.host.exists(path.parent) and not scene.host.exists(path):
+        cause = "the key with which the service asks itself is gone"
+        yield Finding("probe-key-missing", cause, f"{path}: no such file", (scene.deploy,))
+
+
+# The model
+
+
+def check_weights(scene: Scene) -> Iterator[Finding]:
+    model = scene.state.proved.model if scene.state and scene.state.proved else None
+    if model is None:
+        return
+    problems = check_directory(scene.host.at(model.path))
+    again = (scene.deploy, f"sudo vllm-install models verify --service {scene.service}")
+    if problems:
+        yield Finding(
+            _id_of(problems[0]), f"the model in {model.path} is not complete", plain("; ".join(problems)), again
+        )
+        return
+    closed = check_access(model.path, scene.host)
+    if closed:
+        cause = f"the service's user {scene.layout.user} cannot read the model"
+        command = re.search(r"\((chmod [^)]+)\)", closed[0])
+        place = re.search(r"(?:enter|read) (\S+)", closed[0])
+        exact = f"sudo {command[1]} {shlex.quote(place[1])}" if command and place else scene.deploy
+        yield Finding("permission-denied" if command else "weights-missing", cause, plain("; ".join(closed)), (exact,))
+
+
+def _id_of(problem: str) -> str:
+    """The same name for a fault that is seen on disk as for one that vLLM reports."""
+    if "tokenizer" in problem:
+        return "tokenizer-missing"
+    if "config.json" in problem or "params.json" in problem:
+        return "model-config-damaged"
+    return "shard-damaged" if "is damaged" in problem else "weights-missing"
+
+
+# Settings and keys
+
+
+def check_settings(scene: Scene) -> Iterator[Finding]:
+    path = scene.layout.settings_file
+    edit = f"sudoedit {path}"
+    try:
+        values = settings_file.parse(scene.host.read(path) or "", path)
+        wanted = load(scene.service, values, {}, {})
+    except UsageError as error:
+        yield Finding("settings-malformed", "the settings file cannot be meant", plain(error.message), (edit,))
+        return
+    for warning in settings_file.unknown(values):
+        yield Finding("settings-unknown", f"{path}: {warning}", str(path), (edit,), NOTE)
+    proved = scene.state.proved.settings if scene.state and scene.state.proved else None
+    changed = [name for name in FIELDS if proved and getattr(wanted, name) != getattr(proved, name)]
+    if changed:
+        names = ", ".join(FIELDS[name].metadata["names"][0] for name in changed)
+        cause = f"the settings file was changed, but not put into force: {names}"
+        yield Finding("settings-not-applied", cause, str(path), (scene.deploy,), NOTE)
+
+
+def check_keys(scene: Scene) -> Iterator[Finding]:
+    unit, now = scene.layout.unit, datetime.now(timezone.utc)
+    new = f"sudo vllm-install set-apikey --service {scene.service}"
+    try:
+        held = [key for key in steps.unit_keys(scene.host, scene.layout) if key.name != keys.PROBE]
+    except InstallError as error:
+        yield Finding("key-malformed", error.message, str(unit), (f"sudoedit {unit}", scene.deploy))
+        return
+    asking = [key for key in held if key.role != "metrics"]
+    alive = [key for key in asking if not keys.is_expired(key, keys.stamp(now))]
+    if scene.unit_text and not alive:
+        cause = "every key that can ask the model has expired" if asking else "no key can ask the model"
+        yield Finding("keys-expired", cause, ", ".join(f"{k.name} until {k.expiry}" for k in asking), (new,))
+    for key in held:
+        # An old key that was kept for a while is meant to end.
+        if key.expiry and key in alive and key.expiry < keys.stamp(now + SOON) and not key.name.endswith("-old"):
+            again = f"{new} --name {key.name}"
+            yield Finding("key-expires", f"the key {key.name} expires soon", f"until {key.expiry}", (again,), NOTE)
+        if key.plain:
+            cause = f"the key {key.name} stands in the unit as it is: every local user can read it"
+            yield Finding("key-plain", cause, str(unit), (f"{new} --name {key.name}",), NOTE)
+
+
+def check_history(scene: Scene) -> Iterator[Finding]:
+    if scene.state and scene.state.pending:
+        cause = f"{scene.state.pending} was cut off"
+        severity = NOTE if scene.active == "active" else FAULT
+        yield Finding("change-cut-off", cause, str(scene.layout.state_file), (scene.deploy,), severity)

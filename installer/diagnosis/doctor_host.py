@@ -1,0 +1,200 @@
+"""What doctor looks at first: the host below the service. Drivers, device nodes, disks, firewall."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from installer.checks.facts import probe_disk
+from installer.diagnosis import journal, signatures
+from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.engine.engines import BYTES, BYTES_WITHOUT_TORCH
+from installer.errors import InstallError
+from installer.host import Completed, Host
+from installer.look.scene import Scene
+from installer.report import size
+
+ALMOST_FULL = 64 << 20
+PATIENCE = 20.0
+ELSEWHERE = {"not-root", "driver-broken", "no-systemd", "port-in-use"}  # have a check of their own
+NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm")
+
+
+def check_systemd(scene: Scene) -> Iterator[Finding]:
+    yield from _problems(scene, {"no-systemd"})
+
+
+def check_driver(scene: Scene) -> Iterator[Finding]:
+    error = scene.facts.nvidia_error
+    if not error or _kind(scene) == "cpu":
+        return
+    known = signatures.recognise(error, scene.service, signatures.DRIVER)
+    if known:
+        yield known
+    else:
+        yield from _problems(scene, {"driver-broken"})
+
+
+def check_nodes(scene: Scene) -> Iterator[Finding]:
+    """The sandbox can only hand in what exists before the service starts."""
+    if _kind(scene) != "cuda" or not scene.host.exists(Path("/proc/driver/nvidia/version")):
+        return
+    missing = [node for node in NODES if not scene.host.exists(Path(node))]
+    if missing:
+        yield Finding(
+            "device-nodes-missing",
+            "the driver is loaded, but the GPU's device nodes do not exist",
+            f"missing: {', '.join(missing)}",
+            (f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}", "sudo nvidia-modprobe -u -c 0"),
+        )
+
+
+def check_disks(scene: Scene) -> Iterator[Finding]:
+    layout = scene.layout
+    for target in (layout.cache_dir, layout.run_dir, layout.state_dir, layout.opt, layout.hub):
+        disk = probe_disk(scene.host, target)
+        if disk.free < min(ALMOST_FULL, disk.total // 50) and not disk.read_only:
+            yield Finding(
+                "disk-full",
+                f"the disk that holds {target} is full",
+                f"{size(disk.free)} of {size(disk.total)} are free",
+                (f"sudo du -xh --max-depth=2 {disk.path} | sort -h | tail", "sudo vllm-install prune"),
+            )
+            return
+
+
+def check_fitness(scene: Scene) -> Iterator[Finding]:
+    """Whatever else deploy would refuse this host for."""
+    yield from _problems(scene, {problem.id for problem in scene.problems} - ELSEWHERE)
+
+
+def check_kernel(scene: Scene) -> Iterator[Finding]:
+    """What the kernel said of GPUs and memory since the service last changed its state, or in the last day."""
+    since = scene.unit.get("ActiveEnterTimestamp") if scene.active == "active" else ""
+    words = ["_TRANSPORT=kernel", "--boot", f"--since={since or '-1d'}"]
+    lines = [entry.text for entry in _kernel(scene.host, words)]
+    for finding in signatures.explain(lines, scene.service, signatures.KERNEL):
+        if finding.id != "killed-for-memory" or re.search(r"VLLM|vllm|python", finding.evidence):
+            yield finding
+
+
+def check_space(scene: Scene) -> Iterator[Finding]:
+    """Whether the next upgrade, which puts an engine beside the present one, would find room."""
+    target = scene.state.proved.engine if scene.state and scene.state.proved else None
+    needed = BYTES.get(target.kind, 0) if target and target.has_torch else BYTES_WITHOUT_TORCH
+    disk = probe_disk(scene.host, scene.layout.opt)
+    if ALMOST_FULL <= disk.free < needed:
+        used = _run(scene.host, "journalctl", "--disk-usage")
+        yield Finding(
+            "disk-small",
+            f"the next upgrade needs {size(needed)} on the disk that holds {disk.path}",
+            f"{size(disk.free)} of {size(disk.total)} are free; {plain(used.stdout) if used else 'journal: unknown'}",
+            ("sudo vllm-install prune", "sudo journalctl --vacuum-size=1G", f"sudo du -xh --max-depth=2 {disk.path}"),
+            NOTE,
+        )
+
+
+def _problems(scene: Scene, wanted: Iterable[str]) -> Iterator[Finding]:
+    for problem in scene.problems:
+        if problem.id in wanted:
+            severity = FAULT if problem.fatal else NOTE
+            yield Finding(problem.id, problem.what, plain(problem.why), (problem.remedy,), severity)
+
+
+def _kind(scene: Scene) -> str:
+    proved = scene.state.proved if scene.state else None
+    return proved.engine.kind if proved else scene.settings.engine
+
+
+def _kernel(host: Host, words: list[str]) -> list[journal.Entry]:
+    return journal.entries(host, 2000, *words)
+
+
+def _run(host: Host, command: str, *args: str) -> Completed | None:
+    """A command's answer; None where it is absent, hangs or fails."""
+    if host.which(command) is None:
+        return None
+    try:
+        done = host.run(host.at(host.which(command) or Path(command)), *args, check=False, timeout=PATIENCE)
+    except InstallError:
+        return None
+    return done if done.returncode == 0 else None
+
+
+# The firewall: only looked at, never changed
+
+
+def check_firewall(scene: Scene) -> Iterator[Finding]:
+    settings = scene.settings
+    if settings.host in ("localhost", "::1") or settings.host.startswith("127."):
+        return
+    port = settings.port
+    verdict = _ufw(scene.host, port) or _firewalld(scene.host, port) or _nftables(scene.host, port)
+    if verdict:
+        sure, evidence, command = verdict
+        cause = (
+            f"the firewall keeps other hosts from port {port}"
+            if sure
+            else f"the firewall drops what no rule lets in, and no rule names port {port}; other hosts may not reach it"
+        )
+        yield Finding("firewall", cause, plain(evidence), (command,), NOTE)
+
+
+Verdict = tuple[bool, str, str] | None  # whether it is certain, what shows it, and what opens the port
+
+
+def _ufw(host: Host, port: int) -> Verdict:
+    shown = _run(host, "ufw", "status", "verbose")
+    if shown is None or "Status: active" not in shown.stdout:
+        return None
+    rules = [line for line in shown.stdout.splitlines() if re.match(rf"{port}(/tcp)?\s", line)]
+    default = next((line for line in shown.stdout.splitlines() if line.startswith("Default:")), "")
+    allowed = any(re.search(r"\b(ALLOW|LIMIT)\b", rule) for rule in rules)
+    denied = [rule for rule in rules if re.search(r"\b(DENY|REJECT)\b", rule)]
+    if denied or (not allowed and re.search(r"(deny|reject) \(incoming\)", default)):
+        return bool(denied or not rules), "ufw: " + (denied or [default])[0], f"sudo ufw allow {port}/tcp"
+    return None
+
+
+def _firewalld(host: Host, port: int) -> Verdict:
+    if _run(host, "firewall-cmd", "--state") is None or _run(host, "firewall-cmd", f"--query-port={port}/tcp"):
+        return None
+    shown = _run(host, "firewall-cmd", "--list-all")
+    text = shown.stdout if shown else ""
+    ranges = re.findall(r"(\d+)-(\d+)/tcp", text)
+    if "target: ACCEPT" in text or any(int(low) <= port <= int(high) for low, high in ranges):
+        return None
+    opened = f"sudo firewall-cmd --permanent --add-port={port}/tcp && sudo firewall-cmd --reload"
+    sure = not re.search(r"rich rules:\s*\S", text)
+    return sure, f"firewalld: {' '.join(text.split())[:200]}", opened
+
+
+def _nftables(host: Host, port: int) -> Verdict:
+    shown = _run(host, "nft", "--json", "list", "ruleset")
+    try:
+        items = json.loads(shown.stdout)["nftables"] if shown else []
+        chains = [item["chain"] for item in items if "chain" in item]
+        rules = [item["rule"] for item in items if "rule" in item]
+        bases = {(c["family"], c["table"], c["name"]): c for c in chains if c.get("hook") == "input"}
+        for rule in rules:
+            words = json.dumps(rule["expr"])
+            names_port = re.search(rf'"dport".*"right": (?:{port}\b|.*\b{port}\b)', words)
+            if names_port and ('"accept"' in words or '"jump"' in words or '"goto"' in words):
+                return None
+            if (
+                names_port
+                and (rule["family"], rule["table"], rule["chain"]) in bases
+                and re.search("drop|reject", words)
+            ):
+                place = f"{rule['family']} {rule['table']} {rule['chain']}"
+                command = f"sudo nft delete rule {place} handle {int(rule['handle'])}"
+                return True, f"nftables: chain {place}: {words[:200]}", command
+        closed = next((c for c in bases.values() if c.get("policy") == "drop"), None)
+    except (ValueError, KeyError, TypeError):
+        return None
+    if closed is None:
+        return None
+    place = f"{closed['family']} {closed['table']} {closed['name']}"
+    return False, f"nftables: chain {place} has policy drop", f"sudo nft insert rule {place} tcp dport {port} accept"

@@ -1,0 +1,187 @@
+"""What doctor looks at last: the service as it runs, or what its journal says of why it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from installer.api import Api, NoAnswer, gauge
+from installer.diagnosis import signatures
+from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.look.scene import Scene
+from installer.prove import root_line
+from installer.render import process_digest
+from installer.runtime.vllm_watcher import PROGRESS, QUESTIONS
+from installer.steps import running_process, wants_link
+
+BUSY = "busy"
+
+
+def check_port(scene: Scene) -> Iterator[Finding]:
+    holder, settings = scene.facts.port_holder, scene.settings
+    if holder is None or holder.unit == scene.layout.unit_name:
+        return
+    if not holder.pid and (scene.active == "active" or not scene.is_root):
+        return  # only root sees whose it is; it may be the service itself
+    find = f"sudo ss -ltnp 'sport = :{settings.port}'"
+    yield Finding(
+        "port-in-use",
+        f"port {settings.port} is taken by {holder}",
+        f"a listener on port {settings.port} that is not {scene.layout.unit_name}",
+        (holder.how_to_stop if holder.pid else find, f"{scene.deploy} --port {_next(settings.port)}"),
+    )
+
+
+def _next(port: int) -> int:
+    return port + 1 if port < 65535 else 8000
+
+
+def check_journal(scene: Scene) -> Iterator[Finding]:
+    """Why it does not serve, from the last run that says so, as far back as systemd tried by itself."""
+    if scene.active in ("active", "inactive", ""):
+        return
+    restarts = int(scene.unit.get("NRestarts") or 0)
+    for lines in scene.runs[: restarts + 1]:
+        found = [f for f in signatures.explain(lines, scene.service) if f.severity == FAULT]
+        if found:
+            yield from found
+            return
+
+
+def check_state(scene: Scene) -> Iterator[Finding]:
+    """What systemd says of the unit; the cause, if it is known, was named before."""
+    unit, look = scene.service, f"sudo journalctl -u {scene.service} -n 200"
+    said = plain(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.unit.get('StatusText', '')}")
+    if scene.has_failed:
+        root = next((line for lines in scene.runs[:1] if (line := root_line(lines))), "") if scene.is_root else ""
+        result = scene.unit.get("Result", "unknown")
+        yield Finding(
+            "service-failed",
+            f"the service failed ({result})",
+            plain(root or said),
+            (look, f"sudo systemctl restart {unit}"),
+        )
+    elif scene.active == "inactive" and scene.unit_text:
+        yield Finding("service-stopped", "the service is stopped", said, (f"sudo systemctl start {unit}",))
+    elif scene.active in ("activating", "reloading", "deactivating"):
+        yield Finding(
+            "service-changing", "the service is starting or stopping", said, (f"systemctl status {unit}",), NOTE
+        )
+    elif scene.active == "active":
+        yield from _check_answer(scene)
+
+
+def _check_answer(scene: Scene) -> Iterator[Finding]:
+    """`/health` is no witness: a hung engine answers it."""
+    restart = f"sudo systemctl restart {scene.service}"
+    api = scene.api()
+    try:
+        models = api.ask("GET", "/v1/models" if scene.probe_key else "/health")
+    except NoAnswer as error:
+        yield Finding("no-answer", "the service runs, but does not answer", plain(str(error)), (restart,))
+        return
+    if scene.probe_key and models.status == 401:
+        cause = "the running service does not know the key with which it is watched"
+        yield Finding("probe-key-refused", cause, "GET /v1/models: 401", (restart,))
+    elif models.status == 503:
+        yield Finding("engine-died", "the engine died", f"{api.url} answers 503", (restart,))
+    elif scene.probe_key and (silent := _silence(api, models.json())) and silent != BUSY:
+        look = f"sudo journalctl -u {scene.service} -n 200"
+        yield Finding("engine-hung", "the engine hangs: it answers no request", plain(silent), (restart, look))
+
+
+def _silence(api: Api, models: dict[str, object]) -> str:
+    """Why a smallest request was not answered; "" where it was, BUSY where the engine works on other ones."""
+    data = models.get("data")
+    model = data[0].get("id") if isinstance(data, list) and data and isinstance(data[0], dict) else ""
+    before = _progress(api)
+    said = ""
+    for path, question in QUESTIONS:
+        try:
+            answer = api.ask("POST", path, {"model": model, **question})
+        except NoAnswer as error:
+            after = _progress(api)
+            return BUSY if after and after != before else str(error)
+        if answer.status == 200:
+            return ""
+        said = said or f"POST {path}: {answer.status} {answer.words}"
+        if answer.status not in (400, 404, 405, 501):
+            return said
+    return said
+
+
+def _progress(api: Api) -> list[str]:
+    try:
+        answer = api.ask("GET", "/metrics")
+    except NoAnswer:
+        return []
+    return PROGRESS.findall(answer.body.decode(errors="replace")) if answer.status == 200 else []
+
+
+# Notes on a service that serves
+
+
+def check_manager(scene: Scene) -> Iterator[Finding]:
+    """What is on disk against what runs."""
+    unit = scene.service
+    if scene.unit.get("NeedDaemonReload") == "yes":
+        command = f"sudo systemctl daemon-reload && sudo systemctl restart {unit}"
+        yield Finding(
+            "unit-not-loaded", "systemd has not read the unit's changes", "NeedDaemonReload=yes", (command,), NOTE
+        )
+    proved = scene.state.proved if scene.state else None
+    if proved and scene.is_root and scene.active == "active":
+        process = running_process(scene.host, scene.layout)
+        if process and process.digest != process_digest(proved, scene.layout):
+            cause = "the running process was started from another unit than the one on disk"
+            yield Finding("restart-due", cause, f"process {process.pid}", (f"sudo systemctl restart {unit}",), NOTE)
+    if proved and scene.unit_text and not scene.host.exists(wants_link(scene.layout)):
+        yield Finding(
+            "not-enabled", "the service does not start at boot", f"{wants_link(scene.layout)}: no such file",
+            (f"sudo systemctl enable {unit}",), NOTE,
+        )  # fmt: skip
+
+
+def check_restarts(scene: Scene) -> Iterator[Finding]:
+    """It serves again, but systemd had to help: why, as far as the run before tells."""
+    restarts = int(scene.unit.get("NRestarts") or 0)
+    if scene.active != "active" or restarts == 0:
+        return
+    found = [f for lines in scene.runs[1:2] for f in signatures.explain(lines, scene.service) if f.severity == FAULT]
+    cause = f"systemd restarted the service {restarts} times by itself"
+    evidence = found[0].evidence if found else f"NRestarts={restarts}"
+    commands = found[0].commands if found else (f"sudo journalctl -u {scene.service} -n 500",)
+    yield Finding("restarted-by-itself", cause, evidence, commands, NOTE)
+
+
+def check_slowness(scene: Scene) -> Iterator[Finding]:
+    """What makes a start slow, from the log of this one."""
+    if scene.active != "active":
+        return
+    for lines in scene.runs[:1]:
+        yield from (f for f in signatures.explain(lines, scene.service) if f.severity == NOTE)
+
+
+def check_load(scene: Scene) -> Iterator[Finding]:
+    """Requests that wait: for want of cache, or only because a limit says so."""
+    if scene.active != "active" or not scene.probe_key:
+        return
+    try:
+        text = scene.api(5.0).ask("GET", "/metrics").body.decode(errors="replace")
+    except NoAnswer:
+        return
+    waiting, running = gauge(text, "vllm:num_requests_waiting"), gauge(text, "vllm:num_requests_running")
+    used = gauge(text, "vllm:kv_cache_usage_perc")
+    if not waiting or used is None or running is None:
+        return
+    evidence = f"{waiting:g} requests wait, {running:g} run, the cache is {used:.0%} full"
+    if used >= 0.9:
+        commands = (
+            f"{scene.deploy} --gpu-memory-utilization 0.95",
+            f"{scene.deploy} -- --kv-cache-dtype fp8",
+            f"{scene.deploy} --context {max(1024, (scene.settings.max_model_len or 2048) // 2)}",
+        )
+        yield Finding("cache-full", "requests wait for room in the cache", evidence, commands, NOTE)
+    elif used < 0.5 and running:
+        more = f"{scene.deploy} -- --max-num-seqs {int(2 * running)}"
+        cause = "requests wait although the cache is half empty: a limit on requests at once leaves the GPU idle"
+        yield Finding("limit-too-low", cause, evidence, (more,), NOTE)

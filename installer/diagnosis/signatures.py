@@ -1,0 +1,132 @@
+"""Lines of a log that tell why something failed: what they mean and what helps, as data in data/signatures.json.
+
+The order of the table is the order of causes: an entry further up explains those further down.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+
+TABLE = Path(__file__).parents[1] / "data" / "signatures.json"
+SERVICE, KERNEL, DRIVER = "service", "kernel", "driver"
+# What a server says in passing is no fault, whatever words it uses; a client may have chosen them.
+ASIDE = re.compile(r"(?:\([\w ]+ ?(?:pid=\d+)?\) )?(?:INFO|DEBUG|WARNING)\b")
+# A traceback quotes the program before it says what happened.
+QUOTED = re.compile(r"(?:^\s*|\]\s+)raise \w")
+
+
+@dataclass(frozen=True)
+class Example:
+    line: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    id: str
+    where: frozenset[str]  # whose lines are meant: the service's, the kernel's, or what the GPU's driver answers
+    severity: str
+    patterns: tuple[re.Pattern[str], ...]
+    cause: str
+    commands: tuple[str, ...]
+    examples: tuple[Example, ...]
+
+    def explain(self, line: str, service: str) -> Finding | None:
+        if self.severity == FAULT and (ASIDE.match(line) or QUOTED.search(line)):
+            return None
+        match = next((found for pattern in self.patterns if (found := pattern.search(line))), None)
+        if match is None:
+            return None
+        groups = [plain(group or "") for group in match.groups()]
+        cause = self.cause.format(*groups, service=service)
+        # Whatever stands in a log, in a command it is one word.
+        words = [shlex.quote(group) for group in groups]
+        commands = tuple(command.format(*words, service=service) for command in self.commands)
+        return Finding(self.id, cause, plain(line), commands, self.severity)
+
+
+def recognise(line: str, service: str, where: str = SERVICE) -> Finding | None:
+    """What one line means; None for nearly every line."""
+    # Nearly every line of a log is said in passing, for which only the notes are looked through.
+    if not _any_pattern(NOTE if ASIDE.match(line) else FAULT).search(line):
+        return None
+    candidates = (s.explain(line, service) for s in signatures() if where in s.where)
+    return next((finding for finding in candidates if finding), None)
+
+
+def explain(lines: Iterable[str], service: str, where: str = SERVICE) -> list[Finding]:
+    """What these lines mean, each meaning once with the first line that has it, root causes first."""
+    found: dict[str, Finding] = {}
+    for line in lines:
+        finding = recognise(line, service, where)
+        if finding:
+            found.setdefault(finding.id, finding)
+    return [found[signature.id] for signature in signatures() if signature.id in found]
+
+
+@functools.cache
+def signatures() -> tuple[Signature, ...]:
+    return parse(TABLE.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _any_pattern(severity: str) -> re.Pattern[str]:
+    patterns = [p.pattern for s in signatures() for p in s.patterns if severity in (FAULT, s.severity)]
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def parse(text: str) -> tuple[Signature, ...]:
+    """The table, or a ValueError that names the entry that is wrong."""
+    entries = json.loads(text)
+    if not isinstance(entries, list):
+        raise ValueError("the table is no list")
+    found = tuple(_signature(entry, number) for number, entry in enumerate(entries, 1))
+    names = [signature.id for signature in found]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"used twice: {', '.join(repeated)}")
+    return found
+
+
+def _signature(entry: object, number: int) -> Signature:
+    keys = {"id", "where", "severity", "patterns", "cause", "commands", "examples"}
+    if not isinstance(entry, dict) or set(entry) != keys:
+        raise ValueError(f"entry {number} does not have exactly the keys {', '.join(sorted(keys))}")
+    name = entry["id"]
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9-]+", name):
+        raise ValueError(f"entry {number} has no proper id")
+    where = _texts(entry["where"], name, "where")
+    if not {*where} <= {SERVICE, KERNEL, DRIVER} or entry["severity"] not in (FAULT, NOTE):
+        raise ValueError(f"{name}: where or severity is none that is known")
+    examples = entry["examples"]
+    if not isinstance(examples, list) or not examples:
+        raise ValueError(f"{name} has no examples")
+    try:
+        signature = Signature(
+            id=name,
+            where=frozenset(where),
+            severity=entry["severity"],
+            patterns=tuple(re.compile(pattern) for pattern in _texts(entry["patterns"], name, "patterns")),
+            cause=_texts([entry["cause"]], name, "cause")[0],
+            commands=_texts(entry["commands"], name, "commands"),
+            examples=tuple(Example(**example) for example in examples),
+        )
+        for pattern in signature.patterns:
+            for template in (signature.cause, *signature.commands):
+                template.format(*[""] * pattern.groups, service="")
+    except (re.error, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{name}: {error}") from None
+    return signature
+
+
+def _texts(value: object, name: str, field: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f"{name}: {field} is no list of texts")
+    return tuple(value)

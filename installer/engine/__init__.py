@@ -1,0 +1,1 @@
+"""The virtual environments that vLLM runs in."""

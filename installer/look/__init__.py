@@ -1,0 +1,1 @@
+"""Looking at a service: status, figures, journal, what its clients need."""

@@ -1,0 +1,196 @@
+"""What a client needs to use a service, in the form it can paste: address, model and key."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shlex
+import socket
+from dataclasses import dataclass
+
+from installer.checks.processes import Address
+from installer.errors import InstallError, Refused, UsageError
+from installer.host import Host
+from installer.keys import PROBE
+from installer.layout import Layout
+from installer.prove import local_address
+from installer.report import Report
+from installer.settings import Settings
+from installer.state import managed
+from installer.steps import unit_keys
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+PLACEHOLDER = "REPLACE-WITH-YOUR-KEY"
+TIMEOUT = 120  # seconds; a long answer of a busy model takes its time
+
+
+@dataclass(frozen=True)
+class Client:
+    base_url: str
+    model: str
+    key: str | None = None  # None: the client takes it from its own environment
+
+
+def client_of(service: str, host: Host, report: Report, *, far: str | None = None, show_key: bool = False) -> Client:
+    """How a service is reached from this host, or from the host `far`."""
+    layout = Layout(service)
+    state = managed(host, layout)
+    target = state.proved
+    if target is None:
+        raise Refused(f"{service} has never been proved to serve", f"sudo vllm-install deploy --service {service}")
+    address = (
+        _address_for(far, target.settings.host, report) if far is not None else local_address(target.settings.host)
+    )
+    key = _plain_key(host, layout) if show_key else None
+    return Client(base_url(target.settings, address), target.model.id, key)
+
+
+def base_url(settings: Settings, address: str) -> str:
+    scheme = "https" if any(word.partition("=")[0] == "--ssl-certfile" for word in settings.vllm_args) else "http"
+    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{settings.port}/v1"
+
+
+# The address
+
+
+def _address_for(far: str, listen: str, report: Report) -> str:
+    """The address of this host that the far one's packets come to, as far as the service listens there."""
+    wanted = ipaddress.ip_address("127.0.0.1" if listen == "localhost" else listen)
+    found = [_route(target) for target in _resolve(far, wanted)]
+    routed = next((ours for ours in found if ours), None)
+    if routed is None:
+        raise Refused(f"this host has no route to {far}", "ip route get shows what it knows")
+    ours, is_here = routed
+    if wanted.is_loopback and not is_here:
+        report.warn(
+            f"the service listens on {listen}, where {far} cannot reach it; "
+            "let it listen on every address: sudo vllm-install set LISTEN_HOST=0.0.0.0"
+        )
+    return ours if wanted.is_unspecified else local_address(listen)
+
+
+def _resolve(far: str, listen: Address) -> list[Address]:
+    """Where the far host is; a service that listens on IPv4 alone is reached by IPv4 alone."""
+    family = socket.AF_UNSPEC if listen.version == 6 else socket.AF_INET
+    try:
+        if not far:
+            raise OSError("it is empty")
+        found = socket.getaddrinfo(far, 9, family, socket.SOCK_DGRAM)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        only = "; the service listens on IPv4 alone" if family == socket.AF_INET else ""
+        raise UsageError(
+            f"--for {far!r}: {reason}{only}", "give the name or the address of the host on which the client runs"
+        ) from None
+    return [ipaddress.ip_address(str(address[0])) for _, _, _, _, address in found]
+
+
+def _route(target: Address) -> tuple[str, bool] | None:
+    """Our end of the way to the target, and whether the target is this very host; no packet is sent."""
+    with socket.socket(socket.AF_INET6 if target.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            asker.connect((str(target), 9))
+        except OSError:
+            return None
+        ours = str(asker.getsockname()[0])
+    return ours, ipaddress.ip_address(ours) == target
+
+
+# The key
+
+
+def _plain_key(host: Host, layout: Layout) -> str:
+    if os.geteuid() != 0:
+        raise Refused("only root may have a key shown", "run the command with sudo")
+    usable = (key for key in unit_keys(host, layout) if key.name != PROBE and key.role != "metrics")
+    plain = next((key.plain for key in usable if key.plain and key.expiry is None), None)
+    if plain is None:
+        raise Refused(
+            f"the keys of {layout.service} are known by their digests alone, from which no key can be shown",
+            f"use the key that was printed when it was made, or make a new one: "
+            f"sudo vllm-install set-apikey --service {layout.service}",
+        )
+    return plain
+
+
+# The formats
+
+
+def env(client: Client) -> str:
+    """For `set -a; . ./file`, and for programs that read .env files."""
+    return (
+        f"{KEY_VARIABLE}={shlex.quote(client.key or PLACEHOLDER)}\n"
+        f"OPENAI_API_BASE={shlex.quote(client.base_url)}\n"
+        f"AGENT_MODEL={shlex.quote(client.model)}\n"
+    )
+
+
+def spring(client: Client) -> str:
+    for text in (client.model, client.key or ""):
+        if "${" in text:
+            raise _unsuitable("Spring", "${")
+    key = client.key or f"${{{KEY_VARIABLE}}}"
+    return (
+        "vllm:\n"
+        f"  url: {_yaml(client.base_url)}\n"
+        f"  model: {_yaml(client.model)}\n"
+        f"  api-key: {_yaml(key)}\n"
+        f"  timeout: {TIMEOUT}s\n"
+    )
+
+
+def python(client: Client) -> str:
+    key = repr(client.key) if client.key else f'os.environ["{KEY_VARIABLE}"]'
+    return (
+        ("" if client.key else "import os\n\n")
+        + "from openai import OpenAI\n\n"
+        + f"client = OpenAI(base_url={client.base_url!r}, api_key={key}, timeout={TIMEOUT})\n"
+        + "answer = client.chat.completions.create(\n"
+        + f"    model={client.model!r},\n"
+        + '    messages=[{"role": "user", "content": "Hello"}],\n'
+        + ")\n"
+        + "print(answer.choices[0].message.content)\n"
+    )
+
+
+def curl(client: Client) -> str:
+    body = json.dumps({"model": client.model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    header = (
+        shlex.quote(f"Authorization: Bearer {client.key}") if client.key else f'"Authorization: Bearer ${KEY_VARIABLE}"'
+    )
+    return (
+        f"curl {shlex.quote(client.base_url)}/chat/completions -H {header} \\\n"
+        f"  -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+    )
+
+
+def litellm(client: Client) -> str:
+    for text in (client.model, client.key or ""):
+        if text.startswith("os.environ/"):
+            raise _unsuitable("LiteLLM", "os.environ/")
+    key = client.key or f"os.environ/{KEY_VARIABLE}"
+    return (
+        "model_list:\n"
+        f"  - model_name: {_yaml(client.model)}\n"
+        "    litellm_params:\n"
+        f"      model: {_yaml('hosted_vllm/' + client.model)}\n"
+        f"      api_base: {_yaml(client.base_url)}\n"
+        f"      api_key: {_yaml(key)}\n"
+        f"      timeout: {TIMEOUT}\n"
+    )
+
+
+FORMATS = {"env": env, "spring": spring, "python": python, "curl": curl, "litellm": litellm}
+
+
+def _yaml(text: str) -> str:
+    """A JSON string is one of YAML's; settings hold no character that would need more than JSON's escapes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _unsuitable(reader: str, words: str) -> InstallError:
+    return UsageError(
+        f"{reader} would not take the name or the key literally: it holds {words}",
+        "serve the model under another name: sudo vllm-install set SERVED_MODEL_NAME=...",
+    )

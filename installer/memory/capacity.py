@@ -1,0 +1,240 @@
+"""How long a context fits, and how many at once: said before a start, and exactly once vLLM itself has measured.
+
+What vLLM has for its cache is its share of the memory, less the weights, less what it needs to compute. The cache's
+layout is known to the block (kv.py); what it needs to compute is estimated (overhead.py) until a start has shown it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from installer.memory.kv import Cache, Kind, Rules, arrange
+from installer.memory.kv_layers import layers_of, states_per_request
+from installer.memory.overhead import GIB, MIB, Batch, batch, cpu_overhead, gpu_overhead
+from installer.memory.shape import Shape
+from installer.memory.vllm_log import Calibration
+from installer.settings import Settings
+
+# nvidia-smi counts what the driver keeps for itself; vLLM's share is of the rest.
+DRIVER_RESERVED = 450 * MIB
+BLOCK, MLA_BLOCK, CPU_BLOCK, CPU_MLA_BLOCK = 16, 64, 128, 16
+
+
+@dataclass(frozen=True)
+class Device:
+    """What vLLM runs on: the kind of engine, the memory of one GPU or of the host, and vLLM's share of it."""
+
+    kind: str
+    memory: int
+    share: float
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.kind == "cpu"
+
+    @property
+    def usable(self) -> int:
+        memory = self.memory - (DRIVER_RESERVED if self.kind == "cuda" else 0)
+        return max(0, math.ceil(memory * self.share))
+
+
+class Answer(Enum):
+    FITS = "fits"
+    CLOSE = "close"
+    CANNOT = "cannot"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a context fits on each GPU, with the numbers that say so."""
+
+    answer: Answer
+    context: int
+    needed: int
+    available: int
+    largest: int
+    limit: int
+
+    @property
+    def reason(self) -> str:
+        if self.context > self.limit:
+            return f"{self.context} tokens are more than the model's own limit of {self.limit}"
+        numbers = f"{self.context} tokens need {_gib(self.needed)} of cache and about {_gib(self.available)} is free"
+        if self.answer is Answer.FITS:
+            return numbers
+        return f"{numbers}, enough for about {self.largest}" if self.largest else numbers
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "answer": self.answer.value,
+            "context": self.context,
+            "needed_bytes": self.needed,
+            "available_bytes": self.available,
+            "largest_context": self.largest,
+            "model_limit": self.limit,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """How many requests of one context fit at once."""
+
+    context: int
+    requests: int
+    needed: int
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes are those of one GPU (of the host, for the CPU engine)."""
+
+    weights: int
+    overhead: int
+    available_kv: int
+    margin: int  # by how much available_kv may be wrong
+    kv_per_token: int
+    context: int  # the one asked for, or the largest for `auto`
+    limit: int
+    cache: Cache
+    calibrated: bool
+    certain: bool  # False for a model with layers that are not known here
+
+    @property
+    def kv_tokens(self) -> int:
+        """What vLLM will print as its cache's size."""
+        return self.cache.tokens(max(self.available_kv, 0), self.context)
+
+    @property
+    def largest_context(self) -> int:
+        return self.cache.largest(self.available_kv, self.limit)
+
+    def to_json(self) -> dict[str, object]:
+        rows = [{"context": row.context, "requests": row.requests, "answer": row.answer.value} for row in table(self)]
+        return {
+            "weights_bytes": self.weights,
+            "overhead_bytes": self.overhead,
+            "available_kv_bytes": self.available_kv,
+            "margin_bytes": self.margin,
+            "kv_bytes_per_token": self.kv_per_token,
+            "kv_tokens": self.kv_tokens,
+            "largest_context": self.largest_context,
+            "model_limit": self.limit,
+            "calibrated": self.calibrated,
+            "rows": rows,
+        }
+
+
+def estimate(shape: Shape, device: Device, settings: Settings, calibration: Calibration | None = None) -> Estimate:
+    """The estimate for the settings' context; a calibration is of the same engine, model, GPUs and flags."""
+    context = min(settings.max_model_len or shape.limit, shape.limit)
+    first = _estimate(shape, device, context, calibration)
+    if settings.max_model_len is not None:
+        return first
+    # What a step takes depends a little on the context, so `auto` is settled in two rounds.
+    return _estimate(shape, device, max(1, min(first.largest_context, context)), calibration)
+
+
+def judge(estimate: Estimate, context: int) -> Verdict:
+    """Refuse only what cannot fit: between certainly and certainly not lies the margin."""
+    needed = estimate.cache.needed(context)
+    if context > estimate.limit:
+        answer = Answer.CANNOT
+    elif needed <= estimate.available_kv - estimate.margin:
+        answer = Answer.FITS
+    elif needed <= estimate.available_kv + estimate.margin or not estimate.certain:
+        answer = Answer.CLOSE
+    else:
+        answer = Answer.CANNOT
+    available = max(estimate.available_kv, 0)
+    return Verdict(answer, context, needed, available, estimate.largest_context, estimate.limit)
+
+
+def table(estimate: Estimate) -> list[Row]:
+    """Context x concurrency, from 1024 up to the model's limit, the context asked for among them."""
+    contexts = {2**power for power in range(10, 25)} | {estimate.context, estimate.largest_context, estimate.limit}
+    rows = []
+    for context in sorted(n for n in contexts if 0 < n <= estimate.limit):
+        verdict = judge(estimate, context)
+        fits = int(estimate.cache.requests(verdict.available, context)) if verdict.needed <= verdict.available else 0
+        rows.append(Row(context, fits, verdict.needed, verdict.answer))
+    return rows
+
+
+def describe(estimate: Estimate) -> list[str]:
+    """The estimate as lines of text, for people."""
+    source = "measured at the last start" if estimate.calibrated else "estimated"
+    lines = [
+        f"weights {_gib(estimate.weights)}, computing {_gib(estimate.overhead)}, "
+        f"cache {_gib(max(estimate.available_kv, 0))} ({source})",
+        f"{estimate.kv_per_token} bytes per token, {estimate.kv_tokens} tokens in all; "
+        f"largest context {estimate.largest_context} of {estimate.limit}",
+        f"{'context':>10} {'at once':>8} {'each':>11}",
+    ]
+    notes = {Answer.FITS: "", Answer.CLOSE: "  close", Answer.CANNOT: "  does not fit"}
+    for row in table(estimate):
+        lines.append(f"{row.context:>10} {row.requests:>8} {_gib(row.needed):>11}{notes[row.answer]}")
+    return lines
+
+
+def _estimate(shape: Shape, device: Device, context: int, calibration: Calibration | None) -> Estimate:
+    flags = shape.flags
+    found = layers_of(shape.config, flags, shape.tensor_parallel, device.is_cpu)
+    stage = found.layers[: -(-len(found.layers) // flags.pipeline_parallel)]
+    step = batch(shape, device.memory, context, device.is_cpu)
+    cache = arrange(stage, _rules(shape, device, step), flags.keep_windows)
+    weights = max(0, shape.weights // shape.gpus - flags.cpu_offload)
+    overhead = _overhead(shape, device, context)
+    margin = GIB // 2 + weights // 50 + overhead // 4
+    if calibration is not None:
+        # Everything but the cache, as it was, and what another context changes about it.
+        other = _device_at(device, calibration).usable - calibration.available
+        other += overhead - _overhead(shape, device, calibration.context)
+        weights = calibration.weights or weights
+        overhead, margin = other - weights, calibration.available // 100 + 64 * MIB
+    available = device.usable - weights - overhead
+    if flags.kv_cache_memory:
+        available, margin = flags.kv_cache_memory, 0
+    return Estimate(
+        weights=weights,
+        overhead=overhead,
+        available_kv=available,
+        margin=margin,
+        kv_per_token=sum(layer.size for layer in stage if layer.kind is not Kind.STATE),
+        context=context,
+        limit=shape.limit,
+        cache=cache,
+        calibrated=calibration is not None,
+        certain=found.certain and not flags.speculative,
+    )
+
+
+def _device_at(device: Device, calibration: Calibration) -> Device:
+    """The device as it was when vLLM measured: its share may have been another."""
+    return Device(device.kind, device.memory, calibration.share or device.share)
+
+
+def _overhead(shape: Shape, device: Device, context: int) -> int:
+    step = batch(shape, device.memory, context, device.is_cpu)
+    return cpu_overhead(shape, step) if device.is_cpu else gpu_overhead(shape, step, context)
+
+
+def _rules(shape: Shape, device: Device, step: Batch) -> Rules:
+    flags, is_mla = shape.flags, shape.config.is_mla
+    if device.is_cpu:
+        own, alignment, batches = CPU_MLA_BLOCK if is_mla else CPU_BLOCK, CPU_BLOCK, 1
+    else:
+        own, alignment = (MLA_BLOCK, 128) if is_mla else (BLOCK, BLOCK)
+        batches = 2 if flags.async_scheduling else 1
+    return Rules(
+        block_size=flags.block_size or own,
+        in_flight=step.tokens * (batches + flags.pipeline_parallel - 1),
+        state_alignment=alignment,
+        states_per_request=states_per_request(shape.config, flags),
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

@@ -1,0 +1,88 @@
+"""Whether the context asked for can fit this host, said before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from installer import prove, render
+from installer.checks.facts import Facts
+from installer.checks.preflight_gpus import usable_gpus
+from installer.errors import Refused
+from installer.host import Host
+from installer.layout import Layout
+from installer.memory import capacity
+from installer.memory.capacity import Answer, Device, Estimate
+from installer.memory.shape import read_shape, shape_of
+from installer.memory.vllm_log import Calibration, read_report
+from installer.model.checkpoint import check_directory
+from installer.model.model_about import About
+from installer.report import Report
+from installer.state import State
+from installer.target import Target
+from installer.weights.models import Model
+
+JOURNAL_LINES = 4000
+
+
+def check(target: Target, facts: Facts, state: State, host: Host, report: Report, about: About | None = None) -> None:
+    """Refuse only what cannot fit, before its weights are fetched; where it is close, say so with the numbers."""
+    found = estimate(target, facts, state, host, about)
+    asked = target.settings.max_model_len
+    if found is None or asked is None:
+        return
+    verdict = capacity.judge(found, asked)
+    if verdict.answer is Answer.CANNOT:
+        most = min(verdict.largest, verdict.limit)
+        hint = f"ask for {most} at most" if most else "take a smaller model, or give the service more memory"
+        raise Refused(f"a context of {asked} does not fit: {verdict.reason}", f"{hint}; nothing was changed")
+    if verdict.answer is Answer.CLOSE:
+        report.warn(f"it will be close: {verdict.reason}; if vLLM refuses, everything goes back as it was")
+
+
+def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:
+    """None where nothing of the model is known yet, or the GPU does not say how much memory it has."""
+    path = host.at(target.model.path)
+    device = _device(target, facts)
+    if device is None:
+        return None
+    if not check_directory(path):
+        shape = read_shape(path, target.settings)
+    elif about is not None and "architectures" in about.config:
+        shape = shape_of(about.config, _listed(target.model), target.settings, about.processor)
+    else:
+        return None
+    return capacity.estimate(shape, device, target.settings, _calibration(target, state))
+
+
+def _listed(model: Model) -> int:
+    """Bytes of weights that are not here yet: of those listed, vLLM may leave out some, such as a tied head."""
+    return sum(file.size for file in model.files if file.name.endswith(".safetensors")) * 19 // 20
+
+
+def measured(target: Target, layout: Layout, host: Host) -> Calibration | None:
+    """What vLLM reported at the start that was just proved."""
+    return read_report(prove.journal(layout, host, JOURNAL_LINES))
+
+
+def _calibration(target: Target, state: State) -> Calibration | None:
+    """The last start's report, if that start differed in its context and share of the memory at most."""
+    before = state.proved
+    if before is None or state.calibration is None or _rest(before) != _rest(target):
+        return None
+    return state.calibration
+
+
+def _rest(target: Target) -> tuple[object, ...]:
+    settings = dataclasses.replace(
+        target.settings, max_model_len=None, gpu_memory_utilization=1.0, host="", port=0, drain=0
+    )
+    return (settings, target.engine.id, target.model.path)
+
+
+def _device(target: Target, facts: Facts) -> Device | None:
+    kind, share = target.engine.kind, render.memory_share(target)
+    if kind == "cpu":
+        return Device(kind, facts.memory_total, share)
+    gpus = usable_gpus(facts, kind)[: target.settings.tensor_parallel_size]
+    memory = min((gpu.memory_total for gpu in gpus), default=0)
+    return Device(kind, memory, share) if memory else None

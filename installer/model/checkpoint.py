@@ -1,0 +1,131 @@
+"""Whether a model's directory is complete: everything vLLM will open is there and readable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from installer.host import Host
+from installer.model.safetensors import Damaged, Tensor, read_header
+from installer.weights import selection
+from installer.weights.selection import GGUF, GGUF_HINT
+
+LONGEST_JSON = 64 * 1024 * 1024
+TOKENIZERS = (
+    ("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
+)  # fmt: skip
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+def check_directory(path: Path, *, with_pickles: bool = False) -> list[str]:
+    """Everything that keeps the directory from being a complete model, one sentence each."""
+    if not path.is_dir():
+        return [f"{path} is no directory"]
+    problems: list[str] = []
+    is_consolidated = not (path / "config.json").exists() and (path / "params.json").exists()
+    config = json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
+    problems += _check_tokenizer(path)
+    problems += _check_weights(path, with_pickles)
+    if "vision_config" in config and not any((path / name).is_file() for name in PROCESSORS):
+        problems.append(f"{path} is a vision model without {PROCESSORS[0]}")
+    return problems
+
+
+def check_access(path: Path, host: Host) -> list[str]:
+    """What keeps a user other than root from reading the directory. Takes a host path."""
+    problems = []
+    for directory in (path, *path.parents):
+        # The directory itself is listed, those above it are only passed through.
+        needed = 0o005 if directory == path else 0o001
+        if host.at(directory).stat().st_mode & needed != needed:
+            problems.append(f"the service's user may not enter {directory} (chmod o+{'r' * (directory == path)}x)")
+    real = host.at(path)
+    for entry in sorted(real.rglob("*")):
+        needed = 0o005 if entry.is_dir() else 0o004
+        if not entry.exists():
+            problems.append(f"{path / entry.relative_to(real)} is a link to nothing")
+        elif entry.stat().st_mode & needed != needed:
+            problems.append(f"the service's user may not read {path / entry.relative_to(real)} (chmod o+r)")
+    return problems
+
+
+def json_object(path: Path, problems: list[str]) -> dict[str, object]:
+    """The file's content; what is wrong with it is added to the problems."""
+    try:
+        if path.stat().st_size > LONGEST_JSON:
+            raise ValueError("too large")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except FileNotFoundError:
+        problems.append(f"{path} is missing")
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path} is damaged: {error}")
+    else:
+        return content
+    return {}
+
+
+def tokenizer_of(path: Path) -> str | None:
+    """The file, or the files together, that hold the tokenizer."""
+    for names in TOKENIZERS:
+        if all((path / name).is_file() for name in names):
+            return " and ".join(names)
+    others = sorted([*path.glob("*.tiktoken"), *path.glob("tokenizer.model.v*")])
+    return others[0].name if others else None
+
+
+def _check_tokenizer(path: Path) -> list[str]:
+    if tokenizer_of(path):
+        return []
+    return [f"{path} has no tokenizer (tokenizer.json, tokenizer.model or the like)"]
+
+
+def _check_weights(path: Path, with_pickles: bool) -> list[str]:
+    problems: list[str] = []
+    places: dict[str, str] = {}
+    pickles = selection.pickles([file.name for file in path.iterdir()]) if with_pickles else []
+    for index in sorted(path.glob("pytorch_model.bin.index.json" if pickles else "*.safetensors.index.json")):
+        shards = json_object(index, problems).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            problems.append(f"{index} names no weights")
+            continue
+        places |= shards
+    expected = set(places.values())
+    if any("/" in name or "\0" in name or name in ("", "..") for name in expected):
+        return [*problems, f"{path} has an index that names files outside of it"]
+    headers = read_headers(path, problems)
+    found = {file.name for file in path.glob("*.safetensors")} | set(pickles)
+    problems += [f"{path / name} is missing (named in the index)" for name in sorted(expected - found)]
+    for tensor, shard in places.items():
+        if shard in headers and tensor not in headers[shard]:
+            problems.append(f"{path / shard} has no tensor {tensor[:80]!r}, which the index places there")
+            break
+    if not found and not expected:
+        problems.append(_no_weights(path))
+    return problems
+
+
+def read_headers(path: Path, problems: list[str]) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of every weight file by its name; what is wrong with one is added to the problems."""
+    headers = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            headers[file.name] = read_header(file)
+        except Damaged as fault:
+            problems.append(f"{file} is damaged: {fault}")
+        except OSError as error:
+            problems.append(f"{file} is damaged: {error.strerror or 'it cannot be read'}")
+    return headers
+
+
+def _no_weights(path: Path) -> str:
+    pickles = selection.pickles([file.name for file in path.iterdir()])
+    if pickles:
+        return f"{path} has its weights only as Python pickles ({pickles[0]}), which can run any code when loaded"
+    if any(path.glob("*.gguf")):
+        return f"{path} has its weights only as GGUF ({GGUF}; {GGUF_HINT})"
+    return f"{path} holds no weights (*.safetensors)"

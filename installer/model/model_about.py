@@ -1,0 +1,115 @@
+"""What a model's small files say about it: its configuration and its chat template. Read before any weight is there."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from installer.host import Host
+from installer.model import builtin
+from installer.report import Report
+from installer.settings import Settings
+from installer.weights import sources
+from installer.weights.download import Blob, fetch_all
+from installer.weights.hub import Origin
+from installer.weights.models import Model
+
+LONGEST = 64 * 1024 * 1024
+CONFIGS = ("config.json", "params.json")
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+# Where a quantization may be described instead of in config.json.
+QUANTIZATIONS = ("hf_quant_config.json",)
+PROCESSOR = "preprocessor_config.json"
+SMALL = (*CONFIGS, *TEMPLATES, *QUANTIZATIONS, PROCESSOR)
+# Mistral's own form has no config.json and names no architecture.
+CONSOLIDATED = ("MistralForCausalLM",)
+
+
+@dataclass(frozen=True)
+class About:
+    config: Mapping[str, object] = field(default_factory=dict)
+    template: str = ""
+    quantization: Mapping[str, object] = field(default_factory=dict)  # of a file beside config.json
+    processor: Mapping[str, object] = field(default_factory=dict)  # of images
+    names: frozenset[str] = frozenset()  # of all files at the top
+    # files that name Python code of the repository to be run -> the class of transformers that may do instead
+    with_code: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        named = self.config.get("architectures")
+        if isinstance(named, list):
+            return tuple(str(name) for name in named)
+        return CONSOLIDATED if "config.json" not in self.names and "params.json" in self.names else ()
+
+
+def read_directory(path: Path) -> About:
+    """What lies in a directory; what is damaged there counts as missing, `models verify` names it."""
+    names = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else frozenset[str]()
+    texts = {name: _read(path / name) for name in SMALL if name in names}
+    return _about(texts, names)
+
+
+def of_model(model: Model, host: Host, settings: Settings, report: Report) -> About:
+    """The same for a model wherever it is: on disk, in the hub (its small files only, checked), or built in."""
+    path = host.at(model.path)
+    wanted = [file for file in model.files if file.name in SMALL]
+    if all((path / file.name).is_file() for file in wanted) and path.is_dir():
+        return read_directory(path)
+    if model.source == "builtin":
+        texts = {name: content.decode() for name, content in builtin.files().items() if name.endswith(".json")}
+        return _about(texts, texts)
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def fetch(origin: Origin) -> dict[str, str]:
+            blobs = [
+                Blob(f.name, origin.url(str(model.commit), f.name), Path(scratch, f.name), f.size, f.digest)
+                for f in wanted
+                if f.size <= LONGEST
+            ]
+            with Report().bytes("", 0) as silent:
+                fetch_all(blobs, origin, min(len(blobs), settings.download_connections), silent)
+            return {blob.name: _read(blob.path) for blob in blobs}
+
+        texts = sources.first(sources.of_model(settings, model.source), report, fetch)
+    return _about(texts, (file.name for file in model.files))
+
+
+def _about(texts: Mapping[str, str], names: Iterable[str]) -> About:
+    config = next((_object(texts[name]) for name in CONFIGS if name in texts), {})
+    quantization = next((_object(texts[name]) for name in QUANTIZATIONS if name in texts), {})
+    processor = _object(texts.get(PROCESSOR, ""))
+    parsed = {name: _object(text) for name, text in texts.items()}
+    with_code = {name: str(said.get("tokenizer_class")) for name, said in parsed.items() if said.get("auto_map")}
+    return About(config, _template(texts), quantization, processor, frozenset(names), with_code)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace") if path.stat().st_size <= LONGEST else ""
+    except OSError:
+        return ""
+
+
+def _object(text: str) -> Mapping[str, object]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _template(texts: Mapping[str, str]) -> str:
+    """The chat template in force; of several named ones, all of them."""
+    if texts.get("chat_template.jinja"):
+        return texts["chat_template.jinja"]
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = _object(texts.get(name, "")).get("chat_template")
+        if isinstance(found, str):
+            return found
+        if isinstance(found, list):
+            return "\n".join(str(one.get("template", "")) for one in found if isinstance(one, dict))
+    return ""

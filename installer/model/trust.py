@@ -1,0 +1,46 @@
+"""What would run code that came with a model, and whether the user allowed that for this model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from installer.checks.problem import Problem
+from installer.model import vllm_facts
+from installer.model.model_about import About
+from installer.settings import Settings
+from installer.weights import selection
+
+
+def check(about: About, settings: Settings) -> Iterator[Problem]:
+    """Every reason why serving the model would run its own code unasked."""
+    pickles = selection.pickles(about.names)
+    if pickles and settings.model not in settings.allow_pickle:
+        yield Problem(
+            f"{settings.model} has its weights only as Python pickles ({pickles[0]})",
+            "a pickle can run any code when it is loaded",
+            "choose a repository with .safetensors files; or, if you trust who made it: "
+            f"--allow-pickle {settings.model} (ALLOW_PICKLE)",
+        )
+    reasons = _code(about)
+    if reasons and settings.model not in settings.trust_remote_code:
+        yield Problem(
+            f"{settings.model} needs Python code of its own repository ({', '.join(reasons)})",
+            "it would run in the service, with all that the service may do",
+            "choose a model that vLLM supports itself; or, if you trust who made it: "
+            f"--trust-remote-code {settings.model} (TRUST_REMOTE_CODE)",
+        )
+
+
+def _code(about: About) -> list[str]:
+    """The files that name such code where nothing takes its place.
+
+    Many repositories still carry code for models that transformers has had since; that code is then never run.
+    """
+    known = vllm_facts.load()
+    family = str(about.config.get("model_type") or "")
+    return sorted(
+        name
+        for name, instead in about.with_code.items()
+        if known.own_tokenizers.isdisjoint((family, instead.removesuffix("Fast")))
+        if name == "tokenizer_config.json" or family not in known.own_model_types
+    )

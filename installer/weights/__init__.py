@@ -1,0 +1,1 @@
+"""Where weights come from, how they get here, and what lies in the cache."""

@@ -1,0 +1,247 @@
+"""Fetching files into a hub cache: by several connections, continued where they stopped, checked before use."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from installer.report import Advance
+from installer.weights.hub import Origin, explain, is_passing, no_answer, retry_after
+from installer.weights.incoming import CHUNK, Abandoned, Blob, Incoming, Lease
+from installer.weights.partial import BLOCK
+from installer.weights.wire import Answer, LineFault, Wire
+
+__all__ = ["Blob", "fetch_all"]
+
+LONGEST_LEASE = 32 * BLOCK
+# Waits before the tries that follow a failed one; a try that brought bytes starts the count anew.
+RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+REPORT_EVERY = 0.1
+GOODBYE = 2.0
+
+
+def fetch_all(blobs: Sequence[Blob], origin: Origin, connections: int, advance: Advance) -> None:
+    """Fetch every blob, or raise the first fault; what has arrived by then stays for the next try."""
+    # The largest first, so that no long file is left over at the end.
+    files = [Incoming(blob, connections) for blob in sorted(blobs, key=lambda b: -b.size)]
+    Transfer(files, origin, connections, origin.headers()).run(advance)
+
+
+class _Again(Exception):
+    """This try failed in a way that another may not."""
+
+    def __init__(self, cause: Exception, wait: float = 0.0) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.wait = wait
+
+
+class Transfer:
+    """All files of one download: who fetches what next, when to try again, and when to stop."""
+
+    def __init__(self, files: Sequence[Incoming], origin: Origin, connections: int, headers: Mapping[str, str]) -> None:
+        self.files = files
+        self.origin = origin
+        self.connections = connections
+        self.headers = {**headers, "accept-encoding": "identity"}
+        self.fault: BaseException | None = None
+        self._changed = threading.Condition()
+        self._wires: list[Wire] = []
+        self._threads: list[threading.Thread] = []
+
+    def run(self, advance: Advance) -> None:
+        reported, done = sum(file.have for file in self.files), 0
+        for _ in range(self.connections):
+            self._start(self._work)
+        try:
+            while not self._is_over():
+                with self._changed:
+                    self._changed.wait(REPORT_EVERY)
+                have, whole = sum(file.have for file in self.files), sum(file.is_done for file in self.files)
+                advance(have - reported, whole - done)
+                reported, done = have, whole
+        except BaseException as error:
+            self._end(error)
+            raise
+        finally:
+            self._goodbye()
+        if self.fault:
+            raise self.fault
+
+    def _start(self, task: Callable[[], None]) -> None:
+        """A thread whose fault is everybody's."""
+
+        def guarded() -> None:
+            try:
+                task()
+            except Abandoned:
+                pass
+            except BaseException as error:
+                self._end(error)
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _is_over(self) -> bool:
+        return self.fault is not None or all(file.is_done for file in self.files)
+
+    def _end(self, fault: BaseException) -> None:
+        with self._changed:
+            self.fault = self.fault or fault
+            self._changed.notify_all()
+
+    def _goodbye(self) -> None:
+        """Wake every thread, so that each sees that it is over, and close the files that stay unfinished."""
+        for wire in self._wires:
+            wire.abort()
+        with self._changed:
+            self._changed.notify_all()
+        for file in self.files:
+            file.wake()
+        until = time.monotonic() + GOODBYE
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
+        if not any(thread.is_alive() for thread in self._threads):
+            for file in self.files:
+                file.close()
+
+    # one connection
+
+    def _work(self) -> None:
+        wire = Wire(self.origin.url("main", "x"), self.headers)
+        self._wires.append(wire)
+        buffer = memoryview(bytearray(CHUNK))
+        while (lease := self._take()) is not None:
+            began = lease.at
+            try:
+                self._carry_out(lease, wire, buffer)
+                failure = None
+            except Abandoned:
+                failure = None
+            except LineFault as fault:
+                failure = _Again(fault)
+            except _Again as again:
+                failure = again
+            lease.file.give_back(lease)
+            self._learn(lease, began, failure)
+        wire.close()
+
+    def _take(self) -> Lease | None:
+        """The next part to fetch, as soon as there is one; None when there is none any more."""
+        with self._changed:
+            while not self._is_over():
+                now = time.monotonic()
+                lease = self._next(now)
+                if lease:
+                    return lease
+                waits = [file.not_before - now for file in self.files if file.not_before > now]
+                self._changed.wait(min(waits, default=None))
+        return None
+
+    def _next(self, now: float) -> Lease | None:
+        at_work = [file for file in self.files if file.is_open and not file.is_done]
+        unopened = next((file for file in self.files if not file.is_open and not file.is_done), None)
+        if unopened and len(at_work) < self.connections:
+            unopened.open()
+            self._start(lambda: self._follow(unopened))
+            at_work.append(unopened)
+        # Short parts towards the end, so that all connections finish together.
+        length = sum(file.missing_unasked() for file in self.files if file.is_open) // (2 * self.connections)
+        for file in sorted(at_work, key=lambda file: len(file.leases)):
+            if file.not_before <= now and (lease := file.lease(min(length, LONGEST_LEASE))):
+                return lease
+        return None
+
+    def _follow(self, file: Incoming) -> None:
+        while not file.is_done and not self._is_over():
+            file.follow(self._is_over, self.origin.server)
+            with self._changed:
+                self._changed.notify_all()
+
+    def _learn(self, lease: Lease, began: int, failure: _Again | None) -> None:
+        """What a try says about the next ones: how long to wait, and how many connections this server likes."""
+        file = lease.file
+        with self._changed, file.lock:
+            if failure is None:
+                file.limit = min(file.limit + 1, self.connections) if file.ranged else file.limit
+            elif file.have > file.best or (file.ranged and lease.at > began):
+                file.misses = 0
+            elif file.leases:
+                file.limit = len(file.leases)  # the others are served: this was one too many
+            else:
+                file.misses += 1
+            file.best = max(file.best, file.have)
+            if failure:
+                if file.misses > len(RETRY_DELAYS):
+                    raise self._explained(failure.cause) from None
+                delay = max(failure.wait, RETRY_DELAYS[max(file.misses - 1, 0)])
+                file.not_before = time.monotonic() + delay
+            self._changed.notify_all()
+
+    def _explained(self, cause: Exception) -> Exception:
+        if isinstance(cause, LineFault):
+            return no_answer(self.origin, cause)
+        return explain(cause, self.origin) or cause
+
+    # one request
+
+    def _carry_out(self, lease: Lease, wire: Wire, buffer: memoryview) -> None:
+        file, is_known = lease.file, bool(lease.file.location)
+        whole = lease.at == 0 and lease.end == file.blob.size
+        headers = {} if whole else {"Range": f"bytes={lease.at}-{lease.end - 1}"}
+        with wire.get(file.location or file.blob.url, headers) as answer:
+            if is_known and answer.status in (401, 403, 404, 410):
+                file.location = ""  # such addresses are good for a while only
+                raise _Again(ValueError("the address behind the redirect is not good any more"))
+            if answer.status >= 400 and answer.status != 416:
+                self._refused(answer)
+            self._check(answer, lease, whole)
+            file.location = answer.url
+            while lease.left > 0:
+                count = answer.fill(buffer[: min(CHUNK, file.room(lease))])
+                if self.fault:
+                    raise Abandoned
+                if not count:
+                    raise _Again(LineFault("the connection ended before the file did"))
+                file.write(lease, buffer[:count])
+
+    def _check(self, answer: Answer, lease: Lease, whole: bool) -> None:
+        """Go on only with a response whose body begins where the part does."""
+        file, size = lease.file, lease.file.blob.size
+        span = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
+        if answer.status == 416:
+            total = re.match(r"bytes \*/(\d+)", answer.headers.get("content-range", ""))
+            file.spoil(lease.round, f"{total[1] if total else 'fewer'} bytes", self.origin.server)
+            raise Abandoned
+        if answer.status == 206 and span and int(span[1]) == lease.at and not whole:
+            if span[2] not in ("*", str(size)):
+                file.spoil(lease.round, f"{span[2]} bytes", self.origin.server)
+                raise Abandoned
+            file.allow_ranges()
+            with self._changed:
+                self._changed.notify_all()
+            return
+        if answer.status != 200:
+            raise _Again(ValueError("the server answered with another range than was asked for"))
+        if answer.length not in (None, size):
+            file.spoil(lease.round, f"{answer.length} bytes", self.origin.server)
+            raise Abandoned
+        # No ranges here: the whole file comes.
+        if not whole and not file.take_whole(lease):
+            raise _Again(ValueError("the server answered with the whole file, not with the range asked for"))
+
+    def _refused(self, answer: Answer) -> None:
+        from huggingface_hub.utils import hf_raise_for_status, httpx
+
+        request = httpx.Request("GET", answer.url)
+        headers = [(name, value) for name, value in answer.headers.items() if name.lower() != "content-encoding"]
+        response = httpx.Response(answer.status, headers=headers, content=answer.text(), request=request)
+        try:
+            hf_raise_for_status(response)
+        except Exception as error:
+            if is_passing(answer.status):
+                raise _Again(error, retry_after(response.headers.get("retry-after"))) from None
+            raise explain(error, self.origin) or error from None

@@ -1,0 +1,340 @@
+"""What the hub says about a model: its commit, its files with sizes and checksums; and its refusals in plain words."""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from installer.errors import Exit, InstallError, Interrupted
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.utils import httpx
+
+T = TypeVar("T")
+
+# Or the hub client would ask the public hub for a list of coding tools before its first request, whatever mirror was
+# chosen. It reads this when it is imported, which nothing of ours does before this module.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+PROVIDERS = ("hub", "modelscope")
+TIMEOUT = 30.0
+BUSY_DELAYS = (0.5, 2.0)
+LONGEST_WAIT = 300.0
+AUTHORIZE = "run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …) or with --hf-token-file FILE"
+
+
+class ModelError(InstallError):
+    """The weights cannot be had or cannot be right."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, Exit.MODEL)
+
+
+class NotHere(ModelError):
+    """This source does not answer, or has not got it; another one may."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a checkpoint; the digest is its sha256, or git's sha1 where the hub has no other."""
+
+    name: str
+    size: int
+    digest: str
+    cached: bool = False
+    partial: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from."""
+
+    repo: str
+    revision: str | None
+    endpoint: str | None
+    provider: str = "hub"  # whose protocol the endpoint speaks: one of PROVIDERS
+    token_file: str | None = None
+
+    @property
+    def server(self) -> str:
+        """The source's address, without a password that may be part of it."""
+        from huggingface_hub import constants
+
+        from installer.weights import modelscope
+
+        own = modelscope.ENDPOINT if self.provider == "modelscope" else constants.ENDPOINT
+        parts = urlsplit(self.endpoint or own)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
+    def folder(self) -> str:
+        """The hub cache's name for the repository."""
+        return "models--" + self.repo.replace("/", "--")
+
+    @property
+    def token(self) -> str | None:
+        """What opens gated models: from the file that was named, the environment, or the hub client's own login.
+
+        That login was made at the hub, so a mirror does not get it.
+        """
+        from huggingface_hub import get_token
+
+        if self.token_file:
+            return read_token(Path(self.token_file))
+        if self.endpoint is None:
+            return get_token()
+        return os.environ.get("HF_TOKEN", "").strip() or None
+
+    def url(self, commit: str, name: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        from installer.weights import modelscope
+
+        if self.provider == "modelscope":
+            return modelscope.url(self, commit, name)
+        return hf_hub_url(self.repo, name, revision=commit, endpoint=self.endpoint)
+
+    def headers(self) -> dict[str, str]:
+        """What every request to the source carries; redirects to another host leave the secrets behind."""
+        from huggingface_hub.utils import build_hf_headers
+
+        from installer.weights import modelscope
+
+        own = modelscope.headers() if self.provider == "modelscope" else {}
+        token = False if self.provider == "modelscope" else self.token or False
+        return build_hf_headers(token=token) | own
+
+
+def read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"the token cannot be read from {path}: {getattr(error, 'strerror', None) or error}",
+            "check --hf-token-file (HF_TOKEN_PATH)",
+        ) from None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ModelError(f"{path} holds no token", "write the token alone into the file, readable by root only")
+    return token
+
+
+def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile, ...]]:
+    """The commit that a revision stands for, and every file in it: one request."""
+    from huggingface_hub import HfApi
+
+    from installer.weights import modelscope
+
+    if origin.provider == "modelscope":
+        return modelscope.listing(origin, revision)
+    api = HfApi(endpoint=origin.endpoint, token=origin.token or False)
+    with translated(origin):
+        info = patiently(lambda: api.model_info(origin.repo, revision=revision, files_metadata=True, timeout=TIMEOUT))
+        if info.gated:
+            # The list of a gated model's files is public, the files are not: better to know before the plan.
+            api.auth_check(origin.repo)
+    commit, siblings = info.sha, info.siblings
+    if not commit or not COMMIT.fullmatch(commit) or not siblings:
+        raise not_a_hub(origin)
+    if revision and COMMIT.fullmatch(revision) and commit != revision:
+        raise ModelError(
+            f"{origin.server} answers with the commit {commit} where {revision} was asked for",
+            "use another source (--hf-endpoint, --model-sources)",
+        )
+    return commit, tuple(_file(origin, entry) for entry in siblings)
+
+
+def _file(origin: Origin, entry: RepoSibling) -> ModelFile:
+    if not entry.lfs:
+        return checked(ModelFile(entry.rfilename, -1 if entry.size is None else entry.size, entry.blob_id or ""))
+    file = checked(ModelFile(entry.rfilename, entry.lfs.size, entry.lfs.sha256))
+    # What git holds in the file's place, and what the commit therefore stands for.
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.digest}\nsize {file.size}\n".encode()
+    if len(pointer) == entry.lfs.pointer_size and entry.blob_id not in (None, git_digest(pointer)):
+        raise ModelError(
+            f"{origin.server} contradicts itself: the checksum of {file.name} is not the one that its commit holds",
+            "use another source (--hf-endpoint, --model-sources)",
+        )
+    return file
+
+
+def git_digest(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 git's own
+
+
+def get(origin: Origin, address: str, timeout: float) -> httpx.Response:
+    """A request to the source, its refusals raised; for use within `translated`."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    def ask() -> httpx.Response:
+        response = get_session().get(address, headers=origin.headers(), timeout=timeout)
+        hf_raise_for_status(response)
+        return response
+
+    return patiently(ask)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask again where the hub says that it is only busy."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for delay in BUSY_DELAYS:
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if not is_passing(error.response.status_code):
+                raise
+            time.sleep(max(delay, retry_after(error.response.headers.get("retry-after"))))
+    return ask()
+
+
+def is_passing(status: int) -> bool:
+    """Whether a refusal may be over a moment later."""
+    return status in (408, 429) or status >= 500
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds that a server asks to wait: a number, or a date."""
+    if not value:
+        return 0.0
+    if value.strip().isdigit():
+        return min(float(value), LONGEST_WAIT)
+    try:
+        moment = email.utils.parsedate_to_datetime(value).timestamp()
+    except ValueError:
+        return 0.0
+    return min(max(moment - time.time(), 0.0), LONGEST_WAIT)
+
+
+def checked(file: ModelFile) -> ModelFile:
+    """The file, unless its name could leave the model's directory or its checksum is none."""
+    if not is_inside(file.name):
+        raise ModelError(
+            f"the repository holds a file with the dangerous name {file.name!r}",
+            "do not use this model; report it to the hub",
+        )
+    if not DIGEST.fullmatch(file.digest) or file.size < 0:
+        raise ModelError(f"the hub gives no usable checksum for {file.name}", "try another mirror, or the hub itself")
+    return file
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name, joined to a directory, is sure to stay in it."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts):
+        return False
+    return "\\" not in name and name.isprintable()
+
+
+@contextmanager
+def translated(origin: Origin) -> Iterator[None]:
+    """Turn what the hub client raises into a ModelError that says what to do."""
+    try:
+        yield
+    except (InstallError, Interrupted):
+        raise
+    except Exception as error:
+        fault = explain(error, origin)
+        if fault is None:
+            raise
+        raise fault from None
+
+
+def explain(error: Exception, origin: Origin) -> ModelError | None:
+    """The fault that a foreign exception amounts to, or None where it is a bug."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx
+
+    page = f"{origin.server}/{origin.repo}"
+    if isinstance(error, errors.GatedRepoError):
+        return _no_access(origin)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return NotHere(
+            f"{origin.repo} has no revision {origin.revision!r}",
+            f"choose a branch, tag or commit shown at {page}/commits/main, or leave --revision out",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return _unknown(origin)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return ModelError(f"{origin.repo} must be downloaded, but HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+    if isinstance(error, errors.EntryNotFoundError):
+        return NotHere(
+            f"{origin.server} lists a file of {origin.repo} that it does not have",
+            "try again later, or use another source (--hf-endpoint)",
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return _bad_status(error.response.status_code, origin)
+    if isinstance(error, httpx.TransportError):
+        return no_answer(origin, error)
+    if isinstance(error, errors.HFValidationError):
+        return ModelError(f"{origin.repo!r} cannot be a model on the hub", "a hub id looks like Qwen/Qwen3-8B")
+    if isinstance(error, (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError)):
+        return not_a_hub(origin)
+    return None
+
+
+def no_answer(origin: Origin, error: Exception) -> NotHere:
+    return NotHere(
+        f"no answer from {origin.server}: {error or type(error).__name__}",
+        "check the network and HTTPS_PROXY; or name another source with --hf-endpoint or --model-sources, "
+        "or a local directory with --model",
+    )
+
+
+def not_a_hub(origin: Origin) -> NotHere:
+    return NotHere(
+        f"{origin.server} does not answer as a model hub does",
+        "check --hf-endpoint (HF_ENDPOINT); leave it out to use the public hub",
+    )
+
+
+def _unknown(origin: Origin) -> NotHere:
+    return NotHere(
+        f"{origin.server} has no model {origin.repo}, or it is private",
+        f"check the name at {origin.server}/{origin.repo}; for a private model {AUTHORIZE}",
+    )
+
+
+def _bad_status(status: int, origin: Origin) -> ModelError:
+    if status == 401 and not origin.token:
+        return _unknown(origin)  # what the hub says to strangers about a name that it does not know
+    if status in (401, 403):
+        return _no_access(origin)
+    if status == 404:
+        return NotHere(
+            f"{origin.server} has no model {origin.repo}, or is no model hub",
+            "check --model, and --hf-endpoint (HF_ENDPOINT) where it is set",
+        )
+    if status == 429:
+        return NotHere(
+            f"{origin.server} refuses more requests for now (429)",
+            f"run the command again later, it continues where it stopped; a token raises the limits: {AUTHORIZE}",
+        )
+    return NotHere(
+        f"{origin.server} answered with status {status}",
+        "run the command again later: it continues where it stopped",
+    )
+
+
+def _no_access(origin: Origin) -> ModelError:
+    page = f"{origin.server}/{origin.repo}"
+    if origin.token:
+        return ModelError(
+            f"the token in use gives no access to {origin.repo}",
+            f"accept the model's terms at {page} with the token's account, and check that the token may read it",
+        )
+    return ModelError(
+        f"{origin.repo} is given out only to those who accepted its terms",
+        f"accept them at {page}, then {AUTHORIZE}",
+    )

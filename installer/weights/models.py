@@ -1,0 +1,398 @@
+"""Which model is meant, where it lies, what of it is missing, and how it gets here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from installer.changes import Change
+from installer.host import Host
+from installer.layout import Layout
+from installer.model import builtin
+from installer.model.checkpoint import check_access, check_directory
+from installer.report import Report, size
+from installer.settings import Settings
+from installer.values import BUILTIN, HUB_ID
+from installer.weights import cache, hub, sources
+from installer.weights.download import Blob, fetch_all
+from installer.weights.hub import ModelError, ModelFile, Origin
+from installer.weights.partial import arrived
+from installer.weights.selection import select
+
+if TYPE_CHECKING:
+    from installer.airgap.bundle_file import Bundle
+
+__all__ = [
+    "Download", "Model", "ModelError", "ModelFile",
+    "changes", "check_access", "check_directory", "is_present", "resolve",
+]  # fmt: skip
+
+# Left free beside the weights: a file system filled to the last byte breaks more than the download.
+HEADROOM = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is wanted, resolved to a directory and, on the hub, to one commit."""
+
+    id: str
+    path: Path
+    commit: str | None
+    source: str
+    files: tuple[ModelFile, ...] = ()
+    repo: str = ""
+    revision: str | None = None
+    endpoint: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.repo, self.revision, self.endpoint, self.source)
+
+    @property
+    def folder(self) -> Path:
+        """The repository's directory in the hub cache: blobs, refs and snapshots."""
+        return self.path.parents[1]
+
+    @property
+    def bytes_total(self) -> int:
+        return sum(file.size for file in _distinct(self.files))
+
+    @property
+    def bytes_missing(self) -> int:
+        return sum(file.size - file.partial for file in _distinct(self.files) if not file.cached)
+
+
+def resolve(
+    settings: Settings, host: Host, layout: Layout, known_commit: str | None = None, report: Report | None = None
+) -> Model:
+    """Find the model. With a known commit that is complete on disk, nothing but the disk is asked."""
+    if settings.model == BUILTIN:
+        return Model(settings.model_id, layout.builtin_models / "tiny", None, "builtin")
+    local = local_directory(settings, host)
+    if local is not None:
+        return Model(settings.model_id, local, None, "local")
+    return _resolve_on_hub(settings, host, layout, known_commit, report or Report())
+
+
+def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: tuple[ModelFile, ...]) -> Model:
+    """The model that a bundle holds; it goes where a download of the same commit would."""
+    return _as_on_disk(_at(settings, sources.origins(settings)[0], layout, commit, files), host)
+
+
+def is_present(model: Model, host: Host) -> bool:
+    """Whether everything the model needs is on disk in its full length."""
+    if model.source == "builtin":
+        return builtin.is_current(host.at(model.path))
+    if model.source == "local":
+        return host.at(model.path).is_dir()
+    files = model.files or _manifest(model, host)
+    if not files:
+        return host.at(model.path).is_dir() and not check_directory(host.at(model.path), with_pickles=True)
+    return all(cache.is_linked(model.path, file, host) for file in files)
+
+
+def changes(model: Model, host: Host, settings: Settings, bundle: Bundle | None = None) -> Iterator[Change]:
+    """What is due until the model can be served: in the cache, until every byte of it was seen to be right."""
+    present = is_present(model, host)
+    if model.source in hub.PROVIDERS:
+        model = replace(model, files=files_of(model, host))
+        odd = cache.unchecked(model.folder, model.files, host) or cache.strangers(model.path, model.files, host)
+        if not present or odd:
+            origins = () if bundle else sources.of_model(settings, model.source)
+            yield Download(_as_on_disk(model, host), settings.download_connections, origins, bundle)
+    elif present:
+        return
+    elif model.source == "builtin":
+        yield builtin.MakeBuiltin(model.path)
+    else:
+        raise _no_directory(model.path)
+
+
+def files_of(model: Model, host: Host) -> tuple[ModelFile, ...]:
+    """The files of a model in the cache: as its source listed them, or as another client linked them."""
+    known = model.files or _manifest(model, host)
+    return known or (cache.linked(model.path, host) if is_present(model, host) else ())
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch what is missing of a model into the hub cache, see that every byte is right, then show it as a snapshot.
+
+    Blobs that are there but were never summed since they were written are summed first: a wrong one counts as missing.
+    It stays where it is until the right one takes its place, because a running service may read it.
+    """
+
+    model: Model
+    connections: int
+    origins: tuple[Origin, ...]  # who may be asked, in this order; nobody offline
+    bundle: Bundle | None = None  # which has all of it
+
+    def describe(self) -> str:
+        if not self.model.bytes_missing:
+            return f"check {self.model.repo} in {self.model.path}"
+        missing = f"{self.model.repo} ({size(self.model.bytes_missing)})"
+        if self.bundle:
+            return f"import {missing} from {self.bundle.path} into {self.model.path}"
+        return f"download {missing} into {self.model.path}"
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "kind": "import" if self.bundle else "download",
+            "model": self.model.repo,
+            "commit": self.model.commit,
+            "path": str(self.model.path),
+            "bytes": self.model.bytes_missing,
+            "files": sum(not file.cached for file in _distinct(self.model.files)),
+            **({"bundle": str(self.bundle.path)} if self.bundle else {}),
+        }
+
+    def apply(self, host: Host, report: Report) -> None:
+        try:
+            self._apply(host, report)
+        except OSError as error:
+            raise cache.unwritable(error, self.model.folder.parent) or error from None
+
+    def _apply(self, host: Host, report: Report) -> None:
+        waiting = f"another process downloads {self.model.repo} already: waiting for it"
+        with cache.alone(self.model.folder, host, busy=lambda: report.note(waiting)):
+            model = self._with_files(host, report)
+            cache.write_manifest(model.folder, str(model.commit), cache.Manifest(model.origin, model.files), host)
+            self._fill(model, host, report)
+            _link(model, host)
+            for stranger in cache.strangers(model.path, model.files, host):
+                report.warn(f"{stranger} does not belong to {model.repo}; it is taken out of {model.path}")
+                host.remove(model.path / stranger)
+            _sweep(model, host)
+        problems = check_directory(host.at(model.path), with_pickles=True)
+        if problems:
+            raise ModelError(
+                f"{model.repo} is not complete on the hub itself: {'; '.join(problems)}",
+                "choose another revision or another model",
+            )
+
+    def _with_files(self, host: Host, report: Report) -> Model:
+        """The model with its list of files; one that was written down and read back has lost it."""
+        model = self.model
+        known = model.files or files_of(model, host)
+        if not known and not self.origins:
+            raise _not_here(model.repo, "it is not in the cache")
+        if not known:
+            listed = sources.find(self.origins, model.commit, report)[2]
+            known = select(model.repo, listed, with_pickles=True)  # it was judged when it was resolved
+        return replace(model, files=known)
+
+    def _fill(self, model: Model, host: Host, report: Report) -> None:
+        """Every blob there and right; where a source fails, the next one continues."""
+
+        def from_source(origin: Origin | None) -> None:
+            # Anything may have happened since the plan: another process may have fetched it all.
+            found = _without_wrong(_as_on_disk(model, host), host, report)
+            missing = [file.digest for file in found.files if not file.cached]
+            _check_space(found, host)
+            if missing and self.bundle:
+                _import(found, self.bundle, host, report)
+            elif missing:
+                if origin is None:
+                    raise _not_here(model.repo, f"{size(found.bytes_missing)} of it are missing or have wrong bytes")
+                _fetch(found, origin, self.connections, host, report)
+            cache.remember(model.folder, missing, (), host)
+
+        if self.origins:
+            sources.first(self.origins, report, from_source)
+        else:
+            from_source(None)
+
+
+# Resolving
+
+
+def is_local(path: Path) -> bool:
+    """Whether a model's directory is one of the user's own."""
+    layout = Layout("any")
+    return not any(ours in path.parents for ours in (layout.hub, layout.builtin_models, layout.opt))
+
+
+def local_directory(settings: Settings, host: Host) -> Path | None:
+    """The directory that is meant, or None where a hub id is."""
+    if settings.model.startswith(("./", "../")):
+        path = (Path.cwd() / settings.model).resolve()
+    elif settings.model.startswith("/"):
+        path = Path(settings.model)
+    elif settings.models_dir:
+        path = Path(settings.models_dir) / settings.model
+        if not host.at(path).is_dir() and HUB_ID.fullmatch(settings.model):
+            return None
+    elif HUB_ID.fullmatch(settings.model):
+        return None
+    else:
+        raise ModelError(
+            f"{settings.model} is neither a hub id nor below a models directory",
+            "a hub id looks like Qwen/Qwen3-8B; for a directory give an absolute path, or set --models-dir",
+        )
+    if not host.at(path).is_dir():
+        raise _no_directory(path)
+    return path
+
+
+def _no_directory(path: Path) -> ModelError:
+    return ModelError(f"there is no model directory {path}", "check --model and --models-dir")
+
+
+def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit: str | None, report: Report) -> Model:
+    candidates = sources.origins(settings)
+    for origin in candidates:
+        commit = known_commit or _pinned(origin, layout, host, offline=settings.offline)
+        found = _in_cache(settings, origin, layout, commit, host) if commit else None
+        if found and (is_present(found, host) or not settings.offline):
+            return found
+        if found:
+            raise _not_here(settings.model, f"{size(found.bytes_missing)} of it are missing")
+    if settings.offline:
+        raise _not_here(settings.model, "it is not in the cache")
+    origin, commit, listed = sources.find(candidates, known_commit, report)
+    folder = layout.hub / origin.folder
+    if before := cache.read_manifest(folder, commit, host):
+        who = f"{origin.server} and what {before.origin.server} listed earlier"
+        sources.refuse_contradiction(commit, before.files, listed, who)
+    chosen = select(origin.repo, listed, with_pickles=settings.model in settings.allow_pickle)
+    return _as_on_disk(_at(settings, origin, layout, commit, chosen), host)
+
+
+def _at(settings: Settings, origin: Origin, layout: Layout, commit: str, files: tuple[ModelFile, ...] = ()) -> Model:
+    path = layout.hub / origin.folder / "snapshots" / commit
+    return Model(settings.model_id, path, commit, origin.provider, files, origin.repo, origin.revision, origin.endpoint)
+
+
+def _in_cache(settings: Settings, origin: Origin, layout: Layout, commit: str, host: Host) -> Model | None:
+    """The commit as far as the cache knows it; None where only the source can tell what belongs to it."""
+    manifest = cache.read_manifest(layout.hub / origin.folder, commit, host)
+    if manifest:
+        is_from_there = manifest.origin.provider == origin.provider
+        return _as_on_disk(_at(settings, origin, layout, commit, manifest.files), host) if is_from_there else None
+    model = _at(settings, origin, layout, commit)
+    return model if is_present(model, host) else None
+
+
+def _pinned(origin: Origin, layout: Layout, host: Host, *, offline: bool) -> str | None:
+    """The commit, where it can be known without the source."""
+    if origin.revision and hub.COMMIT.fullmatch(origin.revision):
+        return origin.revision
+    ref = _ref(layout.hub / origin.folder, origin)
+    commit = (host.read(ref) or "").strip() if ref and offline else ""
+    return commit if hub.COMMIT.fullmatch(commit) else None
+
+
+def _not_here(repo: str, why: str) -> ModelError:
+    return ModelError(
+        f"{repo} cannot be used offline: {why}",
+        "run once without --offline (OFFLINE), or give a local directory with --model",
+    )
+
+
+# The cache: blobs named by their checksum, snapshots of links to them, and a list of what belongs to a commit
+
+
+def _distinct(files: Iterable[ModelFile]) -> list[ModelFile]:
+    """One file for each content: equal files share a blob."""
+    return list({file.digest: file for file in files}.values())
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _as_on_disk(model: Model, host: Host) -> Model:
+    """The model with what is known about each file's blob."""
+    blobs = host.at(model.folder / "blobs")
+    files = []
+    for file in model.files:
+        cached = _size(blobs / file.digest) == file.size
+        begun = 0 if cached else arrived(blobs / file.digest, file.size)
+        files.append(replace(file, cached=cached, partial=begun))
+    return replace(model, files=tuple(files))
+
+
+def _ref(folder: Path, origin: Origin) -> Path | None:
+    """Where the cache keeps which commit a branch or tag was: each provider has its own branches."""
+    revision = origin.revision or "main"
+    is_name = hub.is_inside(revision) and not hub.COMMIT.fullmatch(revision)
+    place = folder / "refs" if origin.provider == "hub" else folder / "refs" / origin.provider
+    return place / revision if is_name else None
+
+
+def _manifest(model: Model, host: Host) -> tuple[ModelFile, ...]:
+    """The commit's files as their source listed them; empty where that was not kept."""
+    manifest = cache.read_manifest(model.folder, str(model.commit), host)
+    return manifest.files if manifest else ()
+
+
+def _without_wrong(model: Model, host: Host, report: Report) -> Model:
+    """The model without those of its blobs whose bytes are wrong; only what nobody looked at yet is looked at."""
+    doubtful = cache.unchecked(model.folder, [file for file in model.files if file.cached], host)
+    wrong = {file.digest for file in cache.find_wrong(model.folder, doubtful, host, report)} if doubtful else set()
+    for file in doubtful:
+        if file.digest in wrong:
+            report.warn(f"{file.name} of {model.repo} has wrong bytes on the disk")
+    return replace(model, files=tuple(replace(f, cached=f.cached and f.digest not in wrong) for f in model.files))
+
+
+def _check_space(model: Model, host: Host) -> None:
+    folder = model.folder
+    host.make_dir(folder / "blobs")
+    free = shutil.disk_usage(host.at(folder)).free
+    if model.bytes_missing and free < model.bytes_missing + HEADROOM:
+        raise ModelError(
+            f"{model.repo} needs {size(model.bytes_missing + HEADROOM)} more, but {folder} has only {size(free)} left",
+            f"free some space, or put a larger file system at {folder.parent} (df -h)",
+        )
+
+
+def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: Report) -> None:
+    blobs = [_blob(model, origin, file, host) for file in _distinct(model.files) if not file.cached]
+    if blobs:
+        with report.bytes(model.repo, model.bytes_missing, len(blobs)) as advance:
+            fetch_all(blobs, origin, connections, advance)
+
+
+def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
+    missing = [file for file in _distinct(model.files) if not file.cached]
+    with report.bytes(f"{model.repo} from {bundle.path.name}", model.bytes_missing, len(missing)) as advance:
+        for file in missing:
+            bundle.bring_file(file, host.at(model.folder / "blobs" / file.digest), advance)
+            advance(0, 1)
+
+
+def _blob(model: Model, origin: Origin, file: ModelFile, host: Host) -> Blob:
+    url = origin.url(str(model.commit), file.name)
+    return Blob(file.name, url, host.at(model.folder / "blobs" / file.digest), file.size, file.digest)
+
+
+def _link(model: Model, host: Host) -> None:
+    """Show the blobs under their names. The names were checked when they came from the hub.
+
+    The reference comes first: the links are what a rerun looks at, so after a kill nothing else may be missing.
+    """
+    ref = _ref(model.folder, model.origin)
+    if ref:
+        host.write(ref, str(model.commit))
+    for file in model.files:
+        path = model.path / file.name
+        host.make_dir(path.parent)
+        target = os.path.relpath(model.folder / "blobs" / file.digest, path.parent)
+        staged = host.at(path.with_name(f".{file.digest[:16]}.link"))
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(target)
+        staged.replace(host.at(path))
+
+
+def _sweep(model: Model, host: Host) -> None:
+    """Remove beginnings that nothing will continue: of files that an older commit had, or another client left."""
+    for partial in host.at(model.folder / "blobs").glob("*.incomplete"):
+        partial.unlink()

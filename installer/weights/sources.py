@@ -1,0 +1,72 @@
+"""Where a model may be fetched from, in the order that the user chose; nobody else is ever asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from installer.report import Report
+from installer.settings import Settings
+from installer.weights import hub
+from installer.weights.hub import ModelError, ModelFile, NotHere, Origin
+
+T = TypeVar("T")
+
+
+def origins(settings: Settings) -> tuple[Origin, ...]:
+    """The sources that the settings name: `hub` is the hub itself, or the mirror that stands in for it."""
+    found = []
+    for word in settings.model_sources:
+        provider = "modelscope" if word.startswith("modelscope") else "hub"
+        address = word.removeprefix("modelscope").removeprefix("+")
+        endpoint = settings.hf_endpoint if word == "hub" else address or None
+        found.append(Origin(settings.model, settings.revision, endpoint, provider, settings.hf_token_file))
+    return tuple(found)
+
+
+def of_model(settings: Settings, provider: str) -> tuple[Origin, ...]:
+    """Who may be asked for the files of a commit, which means something to one provider only."""
+    return () if settings.offline else tuple(origin for origin in origins(settings) if origin.provider == provider)
+
+
+def first(candidates: Sequence[Origin], report: Report, ask: Callable[[Origin], T]) -> T:
+    """What the first of the sources answers that has it."""
+    for origin, following in zip(candidates, (*candidates[1:], None), strict=True):
+        try:
+            return ask(origin)
+        except NotHere as fault:
+            if following is None:
+                raise
+            report.warn(f"{fault.message}; trying {following.server}")
+    raise AssertionError("nobody to ask")
+
+
+def find(candidates: Sequence[Origin], commit: str | None, report: Report) -> tuple[Origin, str, tuple[ModelFile, ...]]:
+    """The first source that has the model, the commit, and what it lists; other mirrors of the same hub must agree."""
+    origin, (found, files) = first(
+        candidates, report, lambda origin: (origin, hub.listing(origin, commit or origin.revision))
+    )
+    for other in candidates:
+        if other != origin and other.provider == origin.provider == "hub":
+            _compare(origin, other, found, files, report)
+    return origin, found, files
+
+
+def _compare(origin: Origin, other: Origin, commit: str, files: tuple[ModelFile, ...], report: Report) -> None:
+    """Two that mirror the same hub must say the same about a commit: what one of them made up, both cannot know."""
+    try:
+        theirs = hub.listing(other, commit)[1]
+    except NotHere as fault:
+        report.warn(f"{origin.server} could not be compared with another source: {fault.message}")
+        return
+    refuse_contradiction(commit, files, theirs, f"{origin.server} and {other.server}")
+
+
+def refuse_contradiction(commit: str, ours: Iterable[ModelFile], theirs: Iterable[ModelFile], who: str) -> None:
+    known = {file.name: (file.size, file.digest) for file in theirs}
+    for file in ours:
+        if known.get(file.name, (file.size, file.digest)) != (file.size, file.digest):
+            raise ModelError(
+                f"{who} contradict each other: different checksums for {file.name} of commit {commit}",
+                "one of them is not truthful; use only a source that you trust (--hf-endpoint, --model-sources)",
+            )
