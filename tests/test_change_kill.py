@@ -20,6 +20,7 @@ from tests.test_kill import cut, points_of
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 STATE = f"/var/lib/vllm-install/{SERVICE}/state.json"
+pytestmark = pytest.mark.root
 Arguments = tuple[str, ...]
 numbers = itertools.count(1)
 

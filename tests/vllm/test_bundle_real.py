@@ -30,7 +30,7 @@ def make_bundle(place: Path) -> tuple[Path, str]:
         return Path(shutil.copy(machine.at(FILE), place)), made["bundle_sha256"]
 
 
-def test_from_one_file_to_an_answer_without_a_network(tmp_path: Path) -> None:
+def test_from_one_file_to_an_answer_without_a_network(cpu_engine: str, tmp_path: Path) -> None:
     bundle, digest = make_bundle(tmp_path)
     with Machine() as machine:
         assert machine.shell("ls /sys/class/net").stdout.split() == ["lo"], "this host is not cut off"
