@@ -281,7 +281,8 @@ def test_killed_half_way_it_is_built_anew(host: Host, tmp_path: Path, wheels: Pa
     engine = resolve(host, settings)
     code = (
         "from pathlib import Path; from installer.host import Host; from installer.layout import Layout\n"
-        "from installer import engines; from installer.report import Report; from installer.settings import Settings\n"
+        "from installer.engine import engines; from installer.report import Report\n"
+        "from installer.settings import Settings\n"
         f"host, settings = Host(Path({str(host.root)!r})), Settings(find_links={str(wheels)!r}, offline=True)\n"
         f"engine = engines.resolve(settings, 'cpu', Path({str(PYTHON)!r}), host, Layout('qwen3vl'), Report())\n"
         "engines.InstallEngine(engine, settings, Layout('qwen3vl')).apply(host, Report())\n"
