@@ -188,18 +188,24 @@ def test_a_fault_in_one_file_stops_the_others_at_once(server: Hub, host: Host) -
 
 def test_an_interruption_keeps_what_has_come(server: Hub, host: Host) -> None:
     server.add(REPO, checkpoint())
+    fault = server.fail(f"/lfs/.*{SHARD}", cut=100_000, hold=threading.Event(), times=None)
 
     class Cut(Report):
         @contextmanager
         def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
             def advance(count: int, files: int = 0) -> None:
-                if count > 50_000:
+                self.seen += count
+                if self.seen > 50_000:
                     raise Interrupted("SIGTERM")
 
+            self.seen = 0
             yield advance
 
     model = resolve(settings(server), host, LAYOUT)
     with pytest.raises(Interrupted):
         Download(model, 8, (model.origin,)).apply(host, Cut())
+    server.faults.clear()
+    assert fault.hold
+    fault.hold.set()
     assert 0 < resolve(settings(server), host, LAYOUT).bytes_missing < model.bytes_total
     resolved_and_pulled(server, host)

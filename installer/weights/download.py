@@ -56,9 +56,11 @@ class Transfer:
         for _ in range(self.connections):
             self._start(self._work)
         try:
-            while not self._is_over():
+            is_over = False
+            while not is_over:
                 with self._changed:
                     self._changed.wait(REPORT_EVERY)
+                is_over = self._is_over()
                 have, whole = sum(file.have for file in self.files), sum(file.is_done for file in self.files)
                 advance(have - reported, whole - done)
                 reported, done = have, whole

@@ -227,7 +227,8 @@ class Incoming:
         with self.lock:
             if round != self._round:
                 raise Abandoned
-            self.ranged, self.limit, self.location = False, 1, ""
+            # Twice wrong, nobody is to begin again while the fault makes its way.
+            self.ranged, self.limit, self.location = False, 0 if self._was_wrong else 1, ""
             self._begin_anew()
             if self._was_wrong:
                 raise ModelError(
