@@ -84,7 +84,7 @@ class Settings:
     offline: bool = setting(False, values.flag, "Use what is on this host already; no network.", "OFFLINE")
     hf_endpoint: str | None = setting(None, values.url, "Mirror of the model hub.", "HF_ENDPOINT")
     download_connections: int = setting(
-        8, values.whole(1, 16), "Connections to the model hub at once.", "DOWNLOAD_CONNECTIONS"
+        16, values.whole(1, 32), "Connections to the model hub at once, at most.", "DOWNLOAD_CONNECTIONS"
     )
     allow_pickle: tuple[str, ...] = setting(
         (), values.models, "Models whose weights may be pickles, which run code when loaded.", "ALLOW_PICKLE"

@@ -200,3 +200,24 @@ def test_wrong_bytes_on_every_connection_end_it(server: Hub, host: Host) -> None
     server.fail(f"/lfs/.*{BIG}", corrupt=True, times=None)
     with pytest.raises(ModelError, match="wrong bytes twice"):
         fetch(server, host)
+
+
+@pytest.mark.parametrize(
+    ("rates", "connections"),
+    [
+        ((40, 80, 160, 320), 16),  # each connection brings its share
+        ((100, 100, 100, 100), 8),  # something else is the limit
+        ((100, 90, 130, 130), 16),  # it was busy for a while
+        ((0, 0, 0, 0), 4),
+    ],
+)
+def test_there_are_more_connections_as_long_as_more_of_them_bring_more(
+    monkeypatch: pytest.MonkeyPatch, rates: tuple[int, ...], connections: int
+) -> None:
+    now, have = [100.0], 5
+    monkeypatch.setattr(download.time, "monotonic", lambda: now[0])
+    pace = download._Pace(16, have)
+    for rate in rates:
+        now[0], have = now[0] + 1, have + rate
+        pace.grows(have)
+    assert pace.connections == connections

@@ -114,7 +114,7 @@ GARBAGE = {
     "max_model_len": ["", "0", "15", "16777217", "-1", "1.5", "32m", "1e3", "k", "9" * 30, "32k\n1"],
     "gpu_memory_utilization": ["", "0", "0.01", "1.01", "95", "nan", "inf", "-0.5", "half"],
     "tensor_parallel_size": ["", "0", "65", "-1", "1.0", "two"],
-    "download_connections": ["", "0", "17", "-1", "many"],
+    "download_connections": ["", "0", "33", "-1", "many"],
     "host": ["", "example.com", "1.2.3", "1.2.3.4.5", "0.0.0.0; rm", "[::1]", "::1\n"],
     "port": ["", "0", "65536", "-1", "80a", "8" * 20],
     "drain": ["-1", "3601", "x"],

@@ -37,7 +37,7 @@ def models() -> None:
 @click.option("--model-sources", metavar="LIST", help="Where to look, in order: hub, modelscope, URLs of mirrors.")
 @click.option("--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope.")
 @click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")
-@click.option("--download-connections", metavar="N", help="Connections to the source at once [default: 8]")
+@click.option("--download-connections", metavar="N", help="Connections to the source, at most [default: 16]")
 @click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
 @json_option
 @quiet_option

@@ -57,7 +57,7 @@ SETTING_OPTIONS = (
     ("--index-url", "index_url", "URL", "Package index instead of PyPI."),
     ("--find-links", "find_links", "PLACE", "Directory or page with further wheels."),
     ("--hf-endpoint", "hf_endpoint", "URL", "Mirror of the model hub."),
-    ("--download-connections", "download_connections", "N", "Connections to the model hub at once [default: 8]"),
+    ("--download-connections", "download_connections", "N", "Connections to the model hub, at most [default: 16]"),
     ("--allow-pickle", "allow_pickle", "NAMES", "Models whose weights may be pickles, which run code when loaded."),
     ("--trust-remote-code", "trust_remote_code", "NAMES", "Models whose own Python code may run in the service."),
     ("--hf-token-file", "hf_token_file", "FILE", "File that holds the token for gated models."),

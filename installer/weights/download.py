@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from installer.report import Advance
 from installer.weights.hub import Origin, explain, is_passing, no_answer, retry_after
@@ -20,6 +21,9 @@ LONGEST_LEASE = 32 * BLOCK
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 REPORT_EVERY = 0.1
 GOODBYE = 2.0
+FIRST_CONNECTIONS = 4
+PACE_EVERY = 0.5  # seconds over which a number of connections shows what it brings
+WORTH = 1.2  # by how much more must come for more connections to be tried
 
 
 def fetch_all(blobs: Sequence[Blob], origin: Origin, connections: int, advance: Advance) -> None:
@@ -38,6 +42,30 @@ class _Again(Exception):
         self.wait = wait
 
 
+class _Pace:
+    """How many connections are worth having: more of them as long as more of them bring more.
+
+    A source that limits each of them gets all; where the source or this host is the limit, more would only cost.
+    """
+
+    def __init__(self, most: int, have: int) -> None:
+        self.most = most
+        self.connections = min(FIRST_CONNECTIONS, most)
+        self._best = 0.0
+        self._since, self._from = time.monotonic(), have
+
+    def grows(self, have: int) -> bool:
+        """Told regularly how much has come; whether there are to be more connections from now on."""
+        now, before = time.monotonic(), self.connections
+        if now - self._since < PACE_EVERY:
+            return False
+        rate = (have - self._from) / (now - self._since)
+        if rate > self._best * WORTH:
+            self._best, self.connections = rate, min(self.connections * 2, self.most)
+        self._since, self._from = now, have
+        return self.connections > before
+
+
 class Transfer:
     """All files of one download: who fetches what next, when to try again, and when to stop."""
 
@@ -47,14 +75,15 @@ class Transfer:
         self.connections = connections
         self.headers = {**headers, "accept-encoding": "identity"}
         self.fault: BaseException | None = None
+        self._pace = _Pace(connections, sum(file.have for file in files))
         self._changed = threading.Condition()
         self._wires: list[Wire] = []
         self._threads: list[threading.Thread] = []
 
     def run(self, advance: Advance) -> None:
         reported, done = sum(file.have for file in self.files), 0
-        for _ in range(self.connections):
-            self._start(self._work)
+        for number in range(self.connections):
+            self._start(partial(self._work, number))
         try:
             is_over = False
             while not is_over:
@@ -64,6 +93,9 @@ class Transfer:
                 have, whole = sum(file.have for file in self.files), sum(file.is_done for file in self.files)
                 advance(have - reported, whole - done)
                 reported, done = have, whole
+                if self._pace.grows(have):
+                    with self._changed:
+                        self._changed.notify_all()
         except BaseException as error:
             self._end(error)
             raise
@@ -112,11 +144,11 @@ class Transfer:
 
     # one connection
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         wire = Wire(self.origin.url("main", "x"), self.headers)
         self._wires.append(wire)
         buffer = memoryview(bytearray(CHUNK))
-        while (lease := self._take()) is not None:
+        while (lease := self._take(number)) is not None:
             began = lease.at
             try:
                 self._carry_out(lease, wire, buffer)
@@ -131,12 +163,12 @@ class Transfer:
             self._learn(lease, began, failure)
         wire.close()
 
-    def _take(self) -> Lease | None:
-        """The next part to fetch, as soon as there is one; None when there is none any more."""
+    def _take(self, number: int) -> Lease | None:
+        """The next part to fetch, as soon as there is one for this connection; None when there is none any more."""
         with self._changed:
             while not self._is_over():
                 now = time.monotonic()
-                lease = self._next(now)
+                lease = self._next(now) if number < self._pace.connections else None
                 if lease:
                     return lease
                 waits = [file.not_before - now for file in self.files if file.not_before > now]
@@ -146,12 +178,12 @@ class Transfer:
     def _next(self, now: float) -> Lease | None:
         at_work = [file for file in self.files if file.is_open and not file.is_done]
         unopened = next((file for file in self.files if not file.is_open and not file.is_done), None)
-        if unopened and len(at_work) < self.connections:
+        if unopened and len(at_work) < self._pace.connections:
             unopened.open()
             self._start(lambda: self._follow(unopened))
             at_work.append(unopened)
         # Short parts towards the end, so that all connections finish together.
-        length = sum(file.missing_unasked() for file in self.files if file.is_open) // (2 * self.connections)
+        length = sum(file.missing_unasked() for file in self.files if file.is_open) // (2 * self._pace.connections)
         for file in sorted(at_work, key=lambda file: len(file.leases)):
             if file.not_before <= now and (lease := file.lease(min(length, LONGEST_LEASE))):
                 return lease
@@ -209,6 +241,7 @@ class Transfer:
                 if not count:
                     raise _Again(LineFault("the connection ended before the file did"))
                 file.write(lease, buffer[:count])
+                file.write_out(lease)
 
     def _check(self, answer: Answer, lease: Lease, whole: bool) -> None:
         """Go on only with a response whose body begins where the part does."""

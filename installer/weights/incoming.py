@@ -13,8 +13,7 @@ from installer.weights.partial import BLOCK, Partial, arrived, block_size, parti
 
 CHUNK = 256 * 1024
 SUMMED_AT_ONCE = 4 * 1024 * 1024
-WRITE_OUT_SIZE = 16 * 1024 * 1024
-WRITE_OUT_EVERY = 0.2  # seconds between looks at whether so much has come
+LOOK_EVERY = 0.2  # seconds
 MODE = 0o644  # the service's user reads it
 
 
@@ -198,6 +197,11 @@ class Incoming:
         if not total.add(begin, chunk) or total.at == self.blob.size:
             self._more.set()
 
+    def write_out(self, lease: Lease) -> None:
+        """Have the disk begin with each block that is whole. A busy disk holds up this connection, and nobody else."""
+        if lease.at % BLOCK == 0 or lease.at == self.blob.size:
+            self.partial.write_out((lease.at - 1) // BLOCK * BLOCK, lease.at)
+
     def take_whole(self, lease: Lease) -> bool:
         """The server sends the file from its beginning and nothing else; False where others fetch parts of it."""
         with self.lock:
@@ -248,7 +252,6 @@ class Incoming:
         with self.lock:
             round, total = self._round, self._total
         buffer = memoryview(bytearray(SUMMED_AT_ONCE))
-        written_out = 0
         while total.at < self.blob.size:
             self._more.clear()
             with self.lock:
@@ -256,12 +259,9 @@ class Incoming:
                 if round != self._round or is_over():
                     return
             if total.at >= front:
-                self._more.wait(WRITE_OUT_EVERY)
+                self._more.wait(LOOK_EVERY)
             else:
                 total.catch_up(self.partial, front, buffer)
-            if total.at - written_out >= WRITE_OUT_SIZE:
-                self.partial.write_out(written_out, total.at)
-                written_out = total.at
         if total.checksum.hexdigest() == self.blob.digest:
             self.partial.finish(self.blob.path, MODE)
             self.is_done = True
