@@ -15,7 +15,7 @@ import pytest
 
 from installer.host import Host
 from installer.report import JsonLines, Report
-from installer.weights import models, wire
+from installer.weights import download, models, wire
 from installer.weights.hub import ModelError
 from installer.weights.models import changes, resolve
 from installer.weights.partial import BLOCK

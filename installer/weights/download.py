@@ -16,7 +16,9 @@ from installer.weights.wire import Answer, LineFault, Wire
 
 __all__ = ["Blob", "fetch_all"]
 
-LONGEST_LEASE = 32 * BLOCK
+# A part takes a connection about a second: the sum follows the file's front, which is as far back as the oldest part.
+LEASE_SECONDS = 1.0
+FIRST_LEASE, LONGEST_LEASE = 4 * BLOCK, 32 * BLOCK
 # Waits before the tries that follow a failed one; a try that brought bytes starts the count anew.
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 REPORT_EVERY = 0.1
@@ -51,6 +53,7 @@ class _Pace:
     def __init__(self, most: int, have: int) -> None:
         self.most = most
         self.connections = min(FIRST_CONNECTIONS, most)
+        self.lease = FIRST_LEASE
         self._best = 0.0
         self._since, self._from = time.monotonic(), have
 
@@ -60,6 +63,7 @@ class _Pace:
         if now - self._since < PACE_EVERY:
             return False
         rate = (have - self._from) / (now - self._since)
+        self.lease = min(max(int(rate / self.connections * LEASE_SECONDS), BLOCK), LONGEST_LEASE)
         if rate > self._best * WORTH:
             self._best, self.connections = rate, min(self.connections * 2, self.most)
         self._since, self._from = now, have
@@ -185,7 +189,7 @@ class Transfer:
         # Short parts towards the end, so that all connections finish together.
         length = sum(file.missing_unasked() for file in self.files if file.is_open) // (2 * self._pace.connections)
         for file in sorted(at_work, key=lambda file: len(file.leases)):
-            if file.not_before <= now and (lease := file.lease(min(length, LONGEST_LEASE))):
+            if file.not_before <= now and (lease := file.lease(min(length, self._pace.lease))):
                 return lease
         return None
 
