@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from installer.adoption import former
 from installer.changes import Change, Write
 from installer.checks import preflight
 from installer.engine import engines
-from installer.errors import Refused, undone
+from installer.errors import InstallError, Refused, undone
 from installer.host import Host
 from installer.layout import Layout
 from installer.memory import fit
@@ -220,10 +221,19 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
         measured = dataclasses.replace(claimed, calibration=calibration)
         remembered = _remember(measured, want.target, host, layout, "proved")
     except Exception as error:
-        raise undone(error, lambda why: put_back(claimed, settings_text, why, host, layout, report)) from error
+        failed = undone(error, lambda why: put_back(claimed, settings_text, why, host, layout, report))
+        if state.proved is None and isinstance(failed, InstallError):
+            failed.hint = _for_a_first_deploy(failed.hint)
+        raise failed from error
     show(Deployed(want, tuple(changes), new_key, first=state.proved is None))
     if not remembered.key_shown:
         save_state(host, layout, dataclasses.replace(remembered, key_shown=True))
+
+
+def _for_a_first_deploy(hint: str) -> str:
+    """`set` changes a service that is there; after a first deploy that failed, none is."""
+    again = "run the same command without those vLLM flags"
+    return re.sub(r"sudo vllm-install set VLLM_ARGS= --service \S+", again, hint)
 
 
 def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:

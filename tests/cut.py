@@ -75,7 +75,8 @@ class Screen(io.StringIO):
         self.cutter = cutter
 
     def write(self, text: str) -> int:
-        self.cutter.reach("show")
+        if text:  # click writes nothing first, to see what kind of stream this is
+            self.cutter.reach("show")
         return sys.__stderr__.write(text) if sys.__stderr__ else 0
 
 

@@ -16,6 +16,7 @@ from installer.checks.processes import Process, conflict
 from installer.host import Host
 from installer.layout import Layout
 from installer.settings import Settings
+from tests.boot.surroundings import in_own_mounts
 
 LAYOUT = Layout("qwen3vl")
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
@@ -392,18 +393,14 @@ def test_a_small_disk_of_its_own(machine: Machine, options: str, expected: tuple
         "disk = probe_disk(Host(Path(sys.argv[1])), Path('/opt/vllm-install/engines'))\n"
         "print((disk.free, disk.total, disk.read_only, disk.noexec))"
     )
-    in_own_mounts = f"""set -e; disk="$1/opt/vllm-install"
+    script = f"""disk="$1/opt/vllm-install"
         mount -t tmpfs -o size=64k none "$disk"
         head -c 16384 /dev/zero > "$disk/file"
         mount -o remount,{options} "$disk"
         exec "$2" -c "$3" "$1\""""
-    # In a plain chroot the root is no mount point, so its propagation cannot be changed.
-    mount_points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    unshare = ["unshare", "--mount", *(() if "/" in mount_points else ("--propagation", "unchanged"))]
-    unshare += [] if os.geteuid() == 0 else ["--map-root-user"]
-    done = Host().run(
-        *unshare, "sh", "-c", in_own_mounts, "sh", machine.root, sys.executable, probe, cwd=Path(__file__).parents[1]
-    )
+    command = in_own_mounts(script, machine.root, sys.executable, probe)
+    command[2:2] = [] if os.geteuid() == 0 else ["--map-root-user"]
+    done = Host().run(*command, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == str(expected)
 
 

@@ -23,6 +23,7 @@ from installer.target import Target
 from installer.weights import inventory
 from installer.weights.inventory import RemoveModel, plan_prune, prune
 from installer.weights.models import Model, is_present, resolve
+from tests.boot.surroundings import in_own_mounts
 from tests.hub import Hub
 from tests.targets import target
 from tests.weights import LAYOUT, REPO, SHARD, WANTED, checkpoint, due, pull, settings
@@ -225,7 +226,7 @@ def run(cache: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[s
         mount --bind "$1" /var/cache/vllm-install && shift && exec "$@"
     """
     ran = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", str(cache), sys.executable, "-m", "installer", "models", *args],
+        in_own_mounts(script, cache, sys.executable, "-m", "installer", "models", *args),
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
         env={"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip

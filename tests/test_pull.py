@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from installer.errors import Exit
+from tests.boot.surroundings import in_own_mounts
 from tests.hub import Hub
 from tests.weights import REPO, WANTED, checkpoint
 
@@ -35,7 +36,7 @@ def pull(cache: Path, *args: str, under: tuple[str, ...] = ()) -> subprocess.Com
     """
     command = [sys.executable, "-m", "installer", "models", "pull", *args]
     ran = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", str(cache), *under, *command],
+        in_own_mounts(script, cache, *under, *command),
         capture_output=True, text=True, timeout=120,
         env={"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -76,6 +76,8 @@ def _resolve(far: str, listen: Address) -> list[Address]:
     try:
         if not far:
             raise OSError("it is empty")
+        if far == "localhost":  # known without a resolver, which a bare host may lack
+            far = "127.0.0.1" if family == socket.AF_INET else "::1"
         found = socket.getaddrinfo(far, 9, family, socket.SOCK_DGRAM)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

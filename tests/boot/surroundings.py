@@ -32,6 +32,14 @@ def inherited_environment() -> dict[str, str]:
     }
 
 
+def in_own_mounts(script: str, *arguments: str | Path) -> list[str]:
+    """The command line of a shell script whose mounts nobody else sees."""
+    mount_points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    # In a plain chroot the root is no mount point, so its propagation cannot be changed.
+    private = () if "/" in mount_points else ("--propagation", "unchanged")
+    return ["unshare", "--mount", *private, "sh", "-euc", script, "sh", *map(str, arguments)]
+
+
 @functools.cache
 def local_wheel_folders() -> tuple[Path, ...]:
     """Directories that pip is configured to take packages from; a machine gets them bound in at the same paths."""
