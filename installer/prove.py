@@ -64,6 +64,7 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
 
 def failure(layout: Layout, host: Host, what: str) -> NotProved:
     """NotProved with the line of the journal that says why, and what helps against it."""
+    host.run("journalctl", "--sync", check=False)  # on a busy host the last words may still be on their way
     return explain(journal(layout, host, 400), what, f"journalctl -u {layout.service} -n 200", layout.service)
 
 
