@@ -86,7 +86,7 @@ def resolve(
     interpreter = preflight.choose_interpreter(settings, seen, kind)
     assert interpreter is not None, "preflight reports a missing interpreter"
     model = _model(request, settings, state, host, report)
-    _check_local(model, settings, host)
+    check_local(model, settings, host)
     _check_senses(model, kind, host)
     profile, about = None if request.new_commit else _known_profile(settings, model, kind, state), None
     if profile is None:
@@ -125,7 +125,7 @@ def _engine(
     return engines.resolve(settings, kind, python.path, host, Layout(settings.service), report, proved, anew=anew)
 
 
-def _check_local(model: models.Model, settings: Settings, host: Host) -> None:
+def check_local(model: models.Model, settings: Settings, host: Host) -> None:
     """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
     if model.source != "local":
         return

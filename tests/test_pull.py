@@ -77,3 +77,9 @@ def test_progress_for_programs_goes_to_stderr_line_by_line(server: Hub, tmp_path
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert events[-1]["event"] == "progress"
     assert events[-1]["files"] == events[-1]["files_total"] == len(WANTED)
+
+
+def test_a_directory_that_is_no_model_is_not_one_to_be_had(tmp_path: Path) -> None:
+    done = pull(tmp_path, "/etc")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "/etc/config.json is missing" in done.stderr

@@ -162,7 +162,8 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
                 ) from None
         return
     if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"{out} cannot be written: " + ("it is a directory" if out.is_dir() else "no such directory"))
+        why = "it is a directory" if out.is_dir() else f"there is no directory {out.parent}"
+        raise UsageError(f"{out} cannot be written: {why}", "name a file in a directory that is there")
     partial = out.with_name(out.name + ".partial")
     scratch_dir = out.with_name(f".{out.name}.wheels")
     with partial.open("ab") as file:

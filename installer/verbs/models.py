@@ -54,6 +54,7 @@ def pull(
     from installer.host import Host
     from installer.layout import Layout
     from installer.report import choose
+    from installer.resolve import check_local
     from installer.weights import models as weights
 
     host, report = Host(), choose(quiet=quiet, as_json=as_json)
@@ -63,6 +64,7 @@ def pull(
     }  # fmt: skip
     settings = model_settings(service, host, chosen)
     found = weights.resolve(settings, host, Layout(service), report=report)
+    check_local(found, settings, host)
     pending = list(weights.changes(found, host, settings))
     if not dry_run:
         for change in pending:
@@ -93,7 +95,7 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     try:
         tokens = values.context(context) if context else None
     except ValueError as error:
-        raise UsageError(f"--context {context!r}: {error}") from None
+        raise UsageError(f"--context {context!r}: {error}", "for example --context 32k") from None
     settings = Settings()
     seen = facts.gather(Host(), settings, Layout(settings.service))
     hardware = advice.parse_hardware(gpu) if gpu else advice.hardware_of(seen, settings)
