@@ -11,11 +11,11 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from installer.assets import DATA
 from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
 
-TABLE = Path(__file__).parents[1] / "data" / "signatures.json"
+TABLE = DATA / "signatures.json"
 SERVICE, KERNEL, DRIVER = "service", "kernel", "driver"
 # What a server says in passing is no fault, whatever words it uses; a client may have chosen them.
 ASIDE = re.compile(r"(?:\([\w ]+ ?(?:pid=\d+)?\) )?(?:INFO|DEBUG|WARNING)\b")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -14,7 +14,6 @@ from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
     from installer.apikey import Rotated
-    from installer.host import Host
     from installer.resolve import Request
 
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
@@ -121,7 +120,8 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
     if dry_run:
         _show_capacity(service, tokens, as_json)
         return
-    _change(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits, as_json, quiet)
+    request = _request(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits=discard_edits)
+    _change(request, as_json, quiet)
 
 
 def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
@@ -131,10 +131,8 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
     from installer.memory import capacity
     from installer.report import choose
 
-    host = Host()
-    found = flow.capacity_of(
-        _request(service, "set-context", {"max_model_len": tokens}, host), host, choose(quiet=True)
-    )
+    request = _request(service, "set-context", {"max_model_len": tokens})
+    found = flow.capacity_of(request, Host(), choose(quiet=True))
     if found is None:
         raise Refused("what fits cannot be told: the model or the size of the GPU's memory is unknown here")
     if as_json:
@@ -154,7 +152,8 @@ def set_values(service: str, assignments: tuple[str, ...], discard_edits: bool, 
     from installer.settings import assigned
 
     flags = assigned(assignments)
-    _change(service, f"set {' '.join(assignments)}", flags, discard_edits, as_json, quiet)
+    request = _request(service, f"set {' '.join(assignments)}", flags, discard_edits=discard_edits)
+    _change(request, as_json, quiet)
 
 
 @click.command()
@@ -176,9 +175,8 @@ def upgrade(
     of_vllm = vllm_version is not None or revision is None
     if of_vllm:
         flags["vllm_version"] = vllm_version or Settings.vllm_version
-    _change(
-        service, "upgrade", flags, discard_edits, as_json, quiet, new_commit=revision is not None, new_packages=of_vllm
-    )
+    request = _request(service, "upgrade", flags, discard_edits=discard_edits)
+    _change(replace(request, new_commit=revision is not None, new_packages=of_vllm), as_json, quiet)
 
 
 @click.command()
@@ -209,33 +207,21 @@ def prune(dry_run: bool, as_json: bool, quiet: bool) -> None:
     print_changes("all", changes, as_json)
 
 
-def _change(
-    service: str,
-    verb: str,
-    flags: dict[str, str],
-    discard_edits: bool,
-    as_json: bool,
-    quiet: bool,
-    *,
-    new_commit: bool = False,
-    new_packages: bool = False,
-) -> None:
+def _change(request: Request, as_json: bool, quiet: bool) -> None:
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
 
-    host = Host()
-    request = _request(service, verb, flags, host, discard_edits=discard_edits)
-    request = dataclasses.replace(request, new_commit=new_commit, new_packages=new_packages)
-    flow.change(request, host, choose(quiet=quiet or as_json), show_deployed(service, as_json))
+    flow.change(request, Host(), choose(quiet=quiet or as_json), show_deployed(request.settings.service, as_json))
 
 
-def _request(service: str, verb: str, flags: dict[str, str], host: Host, *, discard_edits: bool = False) -> Request:
+def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:
     from installer import settings_file
+    from installer.host import Host
     from installer.layout import Layout
     from installer.resolve import Request
     from installer.settings import check_service, load
 
     path = Layout(check_service(service)).settings_file
-    values = settings_file.parse(host.read(path) or "", path)
+    values = settings_file.parse(Host().read(path) or "", path)
     return Request(verb, load(service, values, {}, flags), discard_edits=discard_edits)
