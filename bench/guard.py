@@ -39,8 +39,8 @@ MODEL = PLACE / "model"
 HOME = PLACE / "guard"
 KEY = "sk-bench-" + secrets.token_urlsafe(32)
 CONNECTIONS = 16
-SECONDS = 1.0
-ROUNDS = 15
+SECONDS = 0.4
+ROUNDS = 60
 START_LIMIT = 300.0
 QUESTION = json.dumps({"model": str(MODEL), "prompt": "Hi", "max_tokens": 1, "temperature": 0}).encode()
 # What is asked, and the share of the requests/s behind vLLM's own check that the guard has to reach.
@@ -104,7 +104,7 @@ async def ask(server: Server, route: str) -> Slice:
     request = "\r\n".join((*lines, *more, "", "")).encode() + body
     connect = asyncio.get_running_loop().create_connection
     clients = [(await connect(lambda: Client(request), "127.0.0.1", server.port))[1] for _ in range(CONNECTIONS)]
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
     before, busy, start = sum(client.answered for client in clients), processor_time(server.pid), time.perf_counter()
     await asyncio.sleep(SECONDS)
     seconds, busy = time.perf_counter() - start, processor_time(server.pid) - busy

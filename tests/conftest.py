@@ -29,9 +29,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes share the modules. Those with a real vLLM, which takes all cores, go to one, and first."""
     for item in items:
         if NEED_ROOT & set(getattr(item, "fixturenames", ())):
             item.add_marker("root")
+        item.add_marker(pytest.mark.xdist_group("vllm" if _is_real(item) else item.path.stem))
+    items.sort(key=lambda item: not _is_real(item))
+
+
+def _is_real(item: pytest.Item) -> bool:
+    return item.path.parent.name == "vllm"
 
 
 @pytest.fixture

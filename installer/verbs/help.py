@@ -1,0 +1,46 @@
+"""The --help of every verb: in the user's language, and in lines that fit where characters are wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from installer.cells import pad, width, wrap
+from installer.language import tr
+
+WIDEST_TERM = 30
+GAP = 2
+
+
+class Formatter(click.HelpFormatter):
+    """Click's, but for how text is measured and broken into lines."""
+
+    def write_text(self, text: str) -> None:
+        indent = " " * self.current_indent
+        paragraphs = [wrap(paragraph, self.width - self.current_indent) for paragraph in text.split("\n\n")]
+        self.write("\n\n".join("\n".join(indent + line for line in lines) for lines in paragraphs) + "\n")
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = WIDEST_TERM, col_spacing: int = GAP) -> None:
+        rows = list(rows)
+        column = min(max(width(term) for term, _ in rows), col_max) + col_spacing
+        indent = " " * self.current_indent
+        for term, text in rows:
+            first, *more = wrap(text, max(self.width - column - GAP, 10)) or [""]
+            if width(term) + col_spacing > column:
+                self.write(f"{indent}{term}\n")
+                term = ""
+            for start, line in ((term, first), *(("", line) for line in more)):
+                self.write(f"{indent}{pad(start, column)}{line}".rstrip() + "\n")
+
+
+def translate(command: click.Command) -> None:
+    """Turn what the decorators of a command, and of those below it, say in English into the user's language."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.help:
+            parameter.help = tr(parameter.help)
+    if command.help:
+        command.help = tr(command.help)
+        command.short_help = command.help.partition("\n")[0].rstrip("。")
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        translate(below)
