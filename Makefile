@@ -1,6 +1,6 @@
 # Every task installs what it needs itself; the machine needs Python 3.10 or newer, make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-end test test-fast docs screens golden check bench fresh wheel clean
+.PHONY: help install demo demo-end test test-fast docs catalogue screens golden check bench fresh wheel clean
 PREFIX := /usr/local
 PYTEST := .venv/bin/python -m pytest
 
@@ -26,6 +26,9 @@ docs: .venv-ready ## Write the generated pages of docs/ anew
 	@.venv/bin/python -m scripts.troubleshoot
 	@.venv/bin/python -m scripts.modules
 	@LC_ALL=C.UTF-8 .venv/bin/python -m scripts.reference
+
+catalogue: .venv-ready ## Bring the translations in installer/locale up to date with the source
+	@.venv/bin/python -m scripts.catalogue
 
 golden: .venv-ready ## Write the golden files anew; look at the difference before you commit it
 	@GOLDEN=write $(PYTEST) -q tests/test_render.py tests/test_settings_file.py tests/test_models_doc.py -k golden

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -49,6 +51,7 @@ ROUTES = {
     "/v1/models": ("GET", "/v1/models", b"", 0.93),
 }
 PEER, ONE, MANY = CONTESTANTS = ("vLLM's --api-key", "guard, 1 key", "guard, 1000 keys")
+ORDERS = tuple(itertools.permutations(CONTESTANTS))  # who comes first, or after whom, must make no difference
 SERVE_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "256", "--disable-uvicorn-access-log")
 
 
@@ -185,7 +188,7 @@ def measure(python: Path, rounds: int) -> dict[tuple[str, str], list[Slice]]:
     slices: dict[tuple[str, str], list[Slice]] = {(route, name): [] for route in ROUTES for name in CONTESTANTS}
     with running(check, own) as peer, running(guard, guarded) as ours:
         for number in range(rounds + 1):  # the first is to warm up
-            for name in CONTESTANTS if number % 2 else CONTESTANTS[::-1]:
+            for name in ORDERS[number % len(ORDERS)]:
                 if name != PEER:
                     keys = digests(1 if name == ONE else 1000)
                     subprocess.run([*launcher, "reload", *keys], env=environment(), check=True)
@@ -201,7 +204,8 @@ def report(slices: dict[tuple[str, str], list[Slice]]) -> None:
             mine = slices[route, name]
             rates = [each.rate for each in mine]
             # Round by round: what slows the machine down for a while slows both sides of the ratio.
-            ratio = statistics.median(each.rate / peer.rate for each, peer in zip(mine, peers, strict=True))
+            pairs = [(each.rate, peer.rate) for each, peer in zip(mine, peers, strict=True)]
+            ratio = statistics.median(each / peer if peer else math.inf for each, peer in pairs)
             shown = "" if name == PEER else f"  {ratio:.3f} of it, wanted {wanted}"
             spread = f"({min(rates):.0f} to {max(rates):.0f})"
             cost = sum(each.processor for each in mine) / sum(each.requests for each in mine) * 1e6

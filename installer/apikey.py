@@ -13,6 +13,7 @@ from installer.deploy import apply, settled
 from installer.errors import Refused, undone
 from installer.host import Host
 from installer.keys import Key
+from installer.language import tr
 from installer.layout import Layout
 from installer.report import Report
 from installer.state import State, event, managed, save_state
@@ -75,8 +76,11 @@ def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
     if not text:
         again = f"vllm-install deploy --service {layout.service}"
         if text is None:
-            raise Refused(f"{layout.unit} is not there", again)
-        raise Refused(f"{layout.unit} is masked", f"systemctl unmask {layout.service} && {again}")
+            raise Refused(tr("{unit} is not there", unit=layout.unit), again)
+        raise Refused(
+            tr("{unit} is masked", unit=layout.unit),
+            f"systemctl unmask {layout.service} && {again}",
+        )
     return keys.named_apart(steps.unit_keys(host, layout))
 
 
@@ -100,7 +104,10 @@ def _change(
     """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
     what, wanted = rekeying.what, rekeying.keys
     if state.proved is None:
-        raise Refused(f"{layout.service} was never proved", f"vllm-install deploy --service {layout.service}")
+        raise Refused(
+            tr("{service} was never proved", service=layout.service),
+            f"vllm-install deploy --service {layout.service}",
+        )
     before = host.read(layout.unit) or ""
     # The unit says which keys there were, also of those pasted in since; cut off, we go back to just these.
     proved = dataclasses.replace(state.proved, keys=_held(host, layout))
@@ -131,9 +138,9 @@ def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> 
     process = steps.running_process(host, layout)
     asked = frozenset((key.name, key.digest) for key in target.keys)
     if process is None or not asked <= process.keys:
-        raise prove.NotProved(f"{layout.unit_name} did not take the new keys")
+        raise prove.NotProved(tr("{unit_name} did not take the new keys", unit_name=layout.unit_name))
     if stale := process.keys - asked:
-        raise prove.NotProved(f"the key {sorted(stale)[0][0]!r} is still in force")
+        raise prove.NotProved(tr("the key {stale!r} is still in force", stale=sorted(stale)[0][0]))
     want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
     prove.keys_in_force(want, accepted)
 

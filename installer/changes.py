@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from installer.host import Host
+from installer.language import tr
 from installer.report import Report
 
 
@@ -29,7 +30,12 @@ class Write:
     secret: bool = False
 
     def describe(self) -> str:
-        return f"write {self.path} ({self.mode:04o}, {len(self.text.encode(errors='surrogateescape'))} bytes)"
+        return tr(
+            "write {path} ({mode:04o}, {count} bytes)",
+            path=self.path,
+            mode=self.mode,
+            count=len(self.text.encode(errors="surrogateescape")),
+        )
 
     def to_json(self) -> dict[str, object]:
         shown: dict[str, object] = {"secret": True} if self.secret else {"text": self.text}
@@ -45,7 +51,7 @@ class Remove:
     only_if_empty: bool = False
 
     def describe(self) -> str:
-        return f"remove {self.path}" + (" if it is empty" if self.only_if_empty else "")
+        return tr("remove {path}", path=self.path) + (tr(" if it is empty") if self.only_if_empty else "")
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "remove", "path": str(self.path), "only_if_empty": self.only_if_empty}
@@ -80,7 +86,7 @@ class Reload:
     unit: str
 
     def describe(self) -> str:
-        return f"reload {self.unit}"
+        return tr("reload {unit}", unit=self.unit)
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "reload", "unit": self.unit}
@@ -97,7 +103,7 @@ class Restart:
     unit: str
 
     def describe(self) -> str:
-        return f"restart {self.unit}"
+        return tr("restart {unit}", unit=self.unit)
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "restart", "unit": self.unit}

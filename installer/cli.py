@@ -11,11 +11,16 @@ import click
 
 from installer import __version__
 from installer.errors import Exit, InstallError, Interrupted, UsageError, explain
+from installer.language import LANGUAGES, OPTION, speak_everywhere, tr
 from installer.verbs import adopt, bundle, change, deploy, look, models, use, weights
 from installer.verbs.doctor import doctor
+from installer.verbs.help import Formatter, translate
 from installer.verbs.output import print_json
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+click.Context.formatter_class = Formatter
 
 
 class InOrder(click.Group):
@@ -26,6 +31,7 @@ class InOrder(click.Group):
 
 
 @click.group(cls=InOrder, context_settings=CONTEXT)
+@click.option(OPTION, type=click.Choice(LANGUAGES), expose_value=False, help="Language [default: the locale's]")
 @click.version_option(__version__, prog_name="vllm-install")
 def cli() -> None:
     """Install, prove and run vLLM as a hardened systemd service."""
@@ -48,6 +54,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    speak_everywhere()
+    translate(cli)
     try:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:
@@ -82,6 +90,6 @@ def _print_error(error: InstallError) -> None:
     if _json_is_wanted():
         print_json({"error": {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}})
         return
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(tr("error: {message}", message=error.message), err=True)
     if error.hint:
-        click.echo(f"  help: {error.hint}", err=True)
+        click.echo(tr("  help: {hint}", hint=error.hint), err=True)

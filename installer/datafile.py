@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.errors import InstallError
+from installer.language import tr
 
 
 class DataError(InstallError):
@@ -28,12 +29,12 @@ class Section:
     def of(cls, where: str, value: object, required: str, optional: str = "") -> Section:
         """The object with exactly these fields, named with spaces between."""
         if not isinstance(value, dict):
-            raise DataError(where, "expected an object")
+            raise DataError(where, tr("expected an object"))
         needed, allowed = set(required.split()), set(required.split()) | set(optional.split())
         for name in sorted(needed - value.keys()):
-            raise DataError(where, f"{name} is missing")
+            raise DataError(where, tr("{name} is missing", name=name))
         for name in sorted(value.keys() - allowed):
-            raise DataError(where, f"{name} is no field of it")
+            raise DataError(where, tr("{name} is no field of it", name=name))
         return cls(where, value)
 
     def text(self, name: str) -> str:
@@ -59,7 +60,7 @@ class Section:
         if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
             raise self._expected(name, "a list of texts")
         if len(set(value)) != len(value):
-            raise DataError(self.where, f"{name} names one thing twice")
+            raise DataError(self.where, tr("{name} names one thing twice", name=name))
         return tuple(value)
 
     def mapping(self, name: str) -> Mapping[str, object]:
@@ -75,14 +76,14 @@ class Section:
         return [Section.of(f"{self.where}, {name} {i}", one, required, optional) for i, one in enumerate(value, 1)]
 
     def _expected(self, name: str, what: str) -> DataError:
-        return DataError(self.where, f"{name} should be {what}")
+        return DataError(self.where, tr("{name} should be {what}", name=name, what=what))
 
 
 def read(path: Path, required: str) -> Section:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(path.name, error.strerror or "it cannot be read") from None
+        raise DataError(path.name, error.strerror or tr("it cannot be read")) from None
     except ValueError as error:
         raise DataError(path.name, str(error)) from None
     return Section.of(path.name, content, required)

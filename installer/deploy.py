@@ -15,6 +15,7 @@ from installer.checks import preflight
 from installer.engine import engines
 from installer.errors import InstallError, Refused, undone
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.memory import fit
 from installer.memory.capacity import Estimate
@@ -65,7 +66,7 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
     with host.lock(layout.lock, f"vllm-install {request.verb} --service {layout.service}"):
         state = not_half_adopted(load_state(host, layout) or State(layout.service), host, layout, report)
         if state.pending:
-            report.warn(f"{state.pending} was cut off; this run completes it")
+            report.warn(tr("{pending} was cut off; this run completes it", pending=state.pending))
         _converge(request, state, host, report, show)
 
 
@@ -101,7 +102,13 @@ def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -
     """The state after an adoption that was cut off is undone: the old unit runs again, and nothing here is ours."""
     if state.former is None or state.proved is not None:
         return state
-    report.warn(f"{state.pending or 'adopt'} was cut off; undoing it first: {state.former.unit} comes back")
+    report.warn(
+        tr(
+            "{value} was cut off; undoing it first: {unit} comes back",
+            value=state.pending or "adopt",
+            unit=state.former.unit,
+        )
+    )
     apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
     return State(layout.service)
 
@@ -109,8 +116,11 @@ def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -
 def _refuse_managed(state: State | None, layout: Layout) -> None:
     if state is not None:
         raise Refused(
-            f"{layout.service} is managed by vllm-install already",
-            f"change it with vllm-install set --service {layout.service}, or choose another name with --service",
+            tr("{service} is managed by vllm-install already", service=layout.service),
+            tr(
+                "change it with vllm-install set --service {service}, or choose another name with --service",
+                service=layout.service,
+            ),
         )
 
 
@@ -136,7 +146,8 @@ def rollback(service: str, host: Host, report: Report, show: Show) -> None:
         state = settled(managed(host, layout), host, layout, report)
         if state.proved is None or state.previous is None:
             raise Refused(
-                f"{service} has no earlier generation to return to", f"vllm-install status --service {service}"
+                tr("{service} has no earlier generation to return to", service=service),
+                f"vllm-install status --service {service}",
             )
         want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout)
         changes = steps.plan(want, host)
@@ -150,10 +161,16 @@ def settled(state: State, host: Host, layout: Layout, report: Report) -> State:
         return state
     if state.former and state.proved is None:
         not_half_adopted(state, host, layout, report)
-        raise Refused(f"vllm-install manages no service {layout.service} on this host", "vllm-install adopt SOURCE")
+        raise Refused(
+            tr("vllm-install manages no service {service} on this host", service=layout.service),
+            "vllm-install adopt SOURCE",
+        )
     if state.proved is None:
-        raise Refused(f"{state.pending} was cut off before the service was proved", "vllm-install deploy completes it")
-    report.warn(f"{state.pending} was cut off; undoing it first")
+        raise Refused(
+            tr("{pending} was cut off before the service was proved", pending=state.pending),
+            tr("vllm-install deploy completes it"),
+        )
+    report.warn(tr("{pending} was cut off; undoing it first", pending=state.pending))
     return _converge_back(state, state.proved, host, layout, report, "undone: cut off")
 
 
@@ -316,7 +333,7 @@ def _generation(target: Target, layout: Layout) -> str:
 
 def put_back(state: State, settings_text: str | None, summary: str, host: Host, layout: Layout, report: Report) -> str:
     """Converge forwards to what was proved last; with nothing proved yet, take everything away but the downloads."""
-    report.warn(f"{summary}; putting the host back as it was")
+    report.warn(tr("{summary}; putting the host back as it was", summary=summary))
     if state.proved is None:
         apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
         if state.former:

@@ -6,6 +6,8 @@ import errno
 from collections.abc import Callable
 from enum import IntEnum
 
+from installer.language import tr
+
 
 class Exit(IntEnum):
     DONE = 0
@@ -102,22 +104,24 @@ def _explain_os_error(error: OSError) -> InstallError | None:
     where = error.filename or "a file"
     if error.errno == errno.ENOSPC:
         return InstallError(
-            f"the disk is full while writing {where}",
-            "free some space (df -h) and run the command again",
+            tr("the disk is full while writing {where}", where=where),
+            tr("free some space (df -h) and run the command again"),
             Exit.REFUSED,
         )
     if error.errno == errno.EROFS:
         return InstallError(
-            f"{where} is on a read-only file system",
-            "remount it read-write and run the command again",
+            tr("{where} is on a read-only file system", where=where),
+            tr("remount it read-write and run the command again"),
             Exit.REFUSED,
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return InstallError(f"no permission for {where}", "run the command as root (sudo)", Exit.REFUSED)
+        return InstallError(
+            tr("no permission for {where}", where=where), tr("run the command as root (sudo)"), Exit.REFUSED
+        )
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return InstallError(
-            f"{where} is not what it has to be: {error.strerror}",
-            f"move it away: mv {where} {where}.before",
+            tr("{where} is not what it has to be: {strerror}", where=where, strerror=error.strerror),
+            tr("move it away: mv {where} {where}.before", where=where),
             Exit.REFUSED,
         )
     return None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.errors import CommandFailed, InstallError, Refused
+from installer.language import tr
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a child may inherit beyond the fixed part: how to reach the network, and nothing else.
@@ -75,7 +76,7 @@ class Host:
                 env=self.environment(env or {}),
             )
         except FileNotFoundError:
-            raise InstallError(f"{args[0]}: no such command") from None
+            raise InstallError(tr("{args}: no such command", args=args[0])) from None
         try:
             stdout, stderr = self._communicate(process, args, stdin, timeout, on_line)
         except BaseException:
@@ -115,7 +116,9 @@ class Host:
             try:
                 return process.communicate(stdin, timeout=timeout)
             except subprocess.TimeoutExpired:
-                raise InstallError(f"no answer from {args[0]} within {timeout:g} s") from None
+                raise InstallError(
+                    tr("no answer from {args} within {timeout:g} s", args=args[0], timeout=timeout)
+                ) from None
         lines = []
         with tempfile.TemporaryFile("w+") as spool:
             # stdout could fill its pipe while stderr is followed, so a thread drains it into a file.
@@ -167,7 +170,7 @@ class Host:
         began = time.monotonic()
         while marked := [pid for pid in self._processes() if mark in self._variables(pid)]:
             if time.monotonic() - began > ENDS_WITHIN:
-                raise InstallError(f"these processes cannot be ended: {', '.join(map(str, marked))}")
+                raise InstallError(tr("these processes cannot be ended: {map}", map=", ".join(map(str, marked))))
             for pid in marked:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -288,7 +291,7 @@ class Host:
         try:
             held = target.open("a+")
         except PermissionError:
-            raise Refused("only root can change what this host serves", f"sudo {command}") from None
+            raise Refused(tr("only root can change what this host serves"), f"sudo {command}") from None
         with held as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,8 +299,8 @@ class Host:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise Refused(
-                    f"another change is under way on this host: {holder}",
-                    "wait until it ends, then run the command again",
+                    tr("another change is under way on this host: {holder}", holder=holder),
+                    tr("wait until it ends, then run the command again"),
                 ) from None
             file.truncate(0)
             file.write(f"{command} (pid {os.getpid()})\n")

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import count
 
 from installer.errors import UsageError
+from installer.language import tr
 
 DEFAULT = "default"
 PROBE = "probe"
@@ -47,8 +48,8 @@ def parse(argument: str) -> Key:
     match = _FORM.fullmatch(argument)
     if not match or not _exists(match["expiry"]):
         raise UsageError(
-            "an --api-key in the unit is neither [NAME[:ROLE]=]sha256:HEX[@EXPIRY] nor a key",
-            "mend the ExecStart line, or let deploy render it anew",
+            tr("an --api-key in the unit is neither [NAME[:ROLE]=]sha256:HEX[@EXPIRY] nor a key"),
+            tr("mend the ExecStart line, or let deploy render it anew"),
         )
     plain = match["plain"]
     return Key(
@@ -80,15 +81,15 @@ def check(plain: str) -> str:
     """Refuse what could be guessed from its digest, or could not travel in an HTTP header."""
     if not re.fullmatch(r"[!-9;-?A-~]+", plain):
         raise UsageError(
-            "an API key consists of printable ASCII characters without spaces, ':' or '@'",
-            "let vllm-install make one, or: openssl rand -base64 32",
+            tr("an API key consists of printable ASCII characters without spaces, ':' or '@'"),
+            tr("let vllm-install make one, or: openssl rand -base64 32"),
         )
     if len(plain) > 512:
-        raise UsageError(f"an API key has at most 512 characters, this one has {len(plain)}")
+        raise UsageError(tr("an API key has at most 512 characters, this one has {count}", count=len(plain)))
     if len(plain) < 20 or len(set(plain)) < 10:
         raise UsageError(
-            "this API key is too weak: its digest is public on this host and could be guessed back",
-            "use at least 20 characters of high variety, or let vllm-install make one",
+            tr("this API key is too weak: its digest is public on this host and could be guessed back"),
+            tr("use at least 20 characters of high variety, or let vllm-install make one"),
         )
     return plain
 
@@ -131,21 +132,23 @@ def revoke(held: Iterable[Key], name: str, now: str) -> tuple[Key, ...]:
     held = tuple(held)
     names = [key.name for key in held if key.name != PROBE]
     if name not in names:
-        raise UsageError(f"there is no key named {name!r}", f"keys: {', '.join(names)}")
+        raise UsageError(tr("there is no key named {name!r}", name=name), tr("keys: {names}", names=", ".join(names)))
     left = tuple(key for key in held if key.name != name)
     if not any(key.name != PROBE and key.role != "metrics" and not is_expired(key, now) for key in left):
         raise UsageError(
-            f"{name!r} is the last key that can ask the model; without it nobody could",
-            "rotate it instead: vllm-install set-apikey",
+            tr("{name!r} is the last key that can ask the model; without it nobody could", name=name),
+            tr("rotate it instead: vllm-install set-apikey"),
         )
     return left
 
 
 def check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
-        raise UsageError(f"{name!r} cannot be the name of a key", "use lower-case letters, digits, - and _")
+        raise UsageError(
+            tr("{name!r} cannot be the name of a key", name=name), tr("use lower-case letters, digits, - and _")
+        )
     if name == PROBE:
-        raise UsageError("the probe key is vllm-install's own", "choose another --name")
+        raise UsageError(tr("the probe key is vllm-install's own"), tr("choose another --name"))
     return name
 
 
@@ -157,10 +160,12 @@ def duration(text: str) -> timedelta:
     """10m, 36h, 7d; a bare number is seconds."""
     match = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
     if not match or int(match[1]) == 0:
-        raise UsageError(f"{text!r} is not a duration", "write 90s, 10m, 36h or 7d")
+        raise UsageError(tr("{text!r} is not a duration", text=text), tr("write 90s, 10m, 36h or 7d"))
     seconds = int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
     if seconds > 366 * 86400:
-        raise UsageError(f"{text} is longer than a year", "give the old key a name of its own instead: --name")
+        raise UsageError(
+            tr("{text} is longer than a year", text=text), tr("give the old key a name of its own instead: --name")
+        )
     return timedelta(seconds=seconds)
 
 

@@ -47,7 +47,8 @@ def speak_everywhere() -> None:
 
 def _asked(argv: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
     """Names of languages and locales, the most wanted first."""
-    for word, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+    words = [*argv[1:], ""]
+    for word, after in zip(words, words[1:], strict=False):
         name, equals, value = word.partition("=")
         if name == OPTION:
             yield value if equals else after

@@ -9,6 +9,7 @@ from pathlib import Path
 from installer.changes import Change, Write
 from installer.checks.preflight import Problem
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.render import without_keys
 from installer.state import State, owned_on, text_digest
@@ -56,16 +57,16 @@ def fingerprint(text: str, path: Path, layout: Layout) -> str:
 
 def _stranger(path: Path) -> Problem:
     return Problem(
-        f"{path} exists already",
-        "vllm-install did not make it, and never replaces what it did not make",
-        f"choose another name with --service, or move it away: mv {path} {path}.before",
+        tr("{path} exists already", path=path),
+        tr("vllm-install did not make it, and never replaces what it did not make"),
+        tr("choose another name with --service, or move it away: mv {path} {path}.before", path=path),
     )
 
 
 def _masked(layout: Layout) -> Problem:
     return Problem(
-        f"{layout.unit} is masked",
-        "somebody switched this service off on purpose",
+        tr("{unit} is masked", unit=layout.unit),
+        tr("somebody switched this service off on purpose"),
         f"systemctl unmask {layout.service} && vllm-install deploy --service {layout.service}",
     )
 
@@ -76,9 +77,12 @@ def _edited(change: Write, text: str) -> Problem:
     )
     shown = [f"    {line}" for line in difference][:DIFF_LINES]
     return Problem(
-        f"{change.path} was edited by hand",
-        "this would be lost:\n" + "\n".join(shown),
-        f"move the edit into a drop-in (systemctl edit {change.path.name}), or overwrite it with --discard-edits",
+        tr("{path} was edited by hand", path=change.path),
+        tr("this would be lost:\n") + "\n".join(shown),
+        tr(
+            "move the edit into a drop-in (systemctl edit {path}), or overwrite it with --discard-edits",
+            path=change.path.name,
+        ),
     )
 
 
@@ -87,15 +91,18 @@ def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
     found = unit_properties(host, layout.unit_name, "FragmentPath").get("FragmentPath", "")
     if found and found != str(layout.unit):
         yield Problem(
-            f"{layout.unit_name} exists already",
-            f"it is {found}, which is not ours",
-            "choose another name with --service",
+            tr("{unit_name} exists already", unit_name=layout.unit_name),
+            tr("it is {found}, which is not ours", found=found),
+            tr("choose another name with --service"),
         )
     # systemd gives these to the service's account, and they go with it: imagine a service called user, and /run/user.
     for directory in (layout.cache_dir, layout.run_dir):
         if host.exists(directory):
             yield Problem(
-                f"{directory} exists already",
-                "it would become a directory of the service, and go with it",
-                f"choose another name with --service, or move it away: mv {directory} {directory}.before",
+                tr("{directory} exists already", directory=directory),
+                tr("it would become a directory of the service, and go with it"),
+                tr(
+                    "choose another name with --service, or move it away: mv {directory} {directory}.before",
+                    directory=directory,
+                ),
             )

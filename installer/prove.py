@@ -15,6 +15,7 @@ from installer.diagnosis.finding import FAULT
 from installer.errors import Exit, InstallError
 from installer.host import Host
 from installer.keys import generate
+from installer.language import tr
 from installer.layout import Layout
 from installer.memory.vllm_log import read_refusal
 from installer.report import Report
@@ -74,14 +75,14 @@ def explain(lines: list[str], what: str, look: str, service: str = Settings.serv
     if refusal and refusal.estimated_max:
         fits = refusal.estimated_max
         hint = f"ask for at most {fits}: deploy --context {fits}, or set-context {fits} on a service that exists"
-        return NotProved(f"asked {refusal.context}; this GPU fits {fits}", hint)
+        return NotProved(tr("asked {context}; this GPU fits {fits}", context=refusal.context, fits=fits), hint)
     known = [finding for finding in signatures.explain(lines, service) if finding.severity == FAULT]
     if known:
         return NotProved(f"{what}: {known[0].evidence}", " or ".join(known[0].commands))
     if root := root_line(lines):
         return NotProved(f"{what}: {root}", look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
-    return NotProved(f"{what}; its last words:\n{tail}", look)
+    return NotProved(tr("{what}; its last words:\n{tail}", what=what, tail=tail), look)
 
 
 def root_line(lines: list[str]) -> str:
@@ -123,11 +124,19 @@ def _check_listener(want: Wanted, host: Host) -> None:
     for pid in pids:
         if f"/{unit}" not in (host.read(Path(f"/proc/{pid}/cgroup")) or ""):
             raise NotProved(
-                f"port {port} is answered by another process: {psutil.Process(pid).name()} (pid {pid})",
-                "free the port, or take another one with --port",
+                tr(
+                    "port {port} is answered by another process: {name} (pid {pid})",
+                    port=port,
+                    name=psutil.Process(pid).name(),
+                    pid=pid,
+                ),
+                tr("free the port, or take another one with --port"),
             )
     if not pids:
-        raise NotProved(f"nothing listens on port {port}", f"systemctl status {want.layout.service}")
+        raise NotProved(
+            tr("nothing listens on port {port}", port=port),
+            f"systemctl status {want.layout.service}",
+        )
 
 
 def keys_in_force(want: Wanted, accepted: str | None) -> None:
@@ -136,28 +145,38 @@ def keys_in_force(want: Wanted, accepted: str | None) -> None:
     for key in filter(None, (want.probe_key, accepted)):
         status = request(want, "GET", "/v1/models", key).status
         if status not in (200, 403):
-            raise NotProved(f"a request with a valid key was answered with {status} instead of 200")
+            raise NotProved(tr("a request with a valid key was answered with {status} instead of 200", status=status))
 
 
 def _check_keys(want: Wanted) -> None:
     for key, shown in ((None, "without a key"), (generate("wrong"), "with a wrong key")):
         status = request(want, "GET", "/v1/models", key).status
         if status != 401:
-            raise NotProved(f"a request {shown} was answered with {status} instead of 401")
+            raise NotProved(
+                tr("a request {shown} was answered with {status} instead of 401", shown=shown, status=status)
+            )
 
 
 def _check_model(want: Wanted) -> None:
     answer = request(want, "GET", "/v1/models", want.probe_key)
     if answer.status != 200:
-        raise NotProved(f"a request with the probe key was answered with {answer.status} instead of 200")
+        raise NotProved(
+            tr("a request with the probe key was answered with {status} instead of 200", status=answer.status)
+        )
     listed = answer.json().get("data")
     models = {m.get("id"): m for m in listed if isinstance(m, dict)} if isinstance(listed, list) else {}
     model = models.get(want.target.model.id)
     if model is None:
-        raise NotProved(f"it serves {', '.join(map(str, models)) or 'no model'} instead of {want.target.model.id}")
+        raise NotProved(
+            tr(
+                "it serves {value} instead of {model}",
+                value=", ".join(map(str, models)) or "no model",
+                model=want.target.model.id,
+            )
+        )
     asked, given = want.target.settings.max_model_len, model.get("max_model_len")
     if asked is not None and given != asked:
-        raise NotProved(f"its context is {given} instead of {asked}")
+        raise NotProved(tr("its context is {given} instead of {asked}", given=given, asked=asked))
 
 
 def _check_answer(want: Wanted) -> None:
@@ -170,11 +189,23 @@ def _check_answer(want: Wanted) -> None:
     plain = request(want, "POST", "/v1/completions", want.probe_key, body)
     choices = plain.json().get("choices")
     if plain.status != 200 or not choices:
-        raise NotProved(f"a one-token completion was answered with {plain.status}: {plain.body[:200]!r}")
+        raise NotProved(
+            tr(
+                "a one-token completion was answered with {status}: {body!r}",
+                status=plain.status,
+                body=plain.body[:200],
+            )
+        )
     streamed = request(want, "POST", "/v1/completions", want.probe_key, {**body, "stream": True})
     events = list(_events(streamed.body))
     if streamed.status != 200 or len(events) < 2 or events[-1] != b"[DONE]":
-        raise NotProved(f"a streamed completion was answered with {streamed.status} and {len(events)} events")
+        raise NotProved(
+            tr(
+                "a streamed completion was answered with {status} and {count} events",
+                status=streamed.status,
+                count=len(events),
+            )
+        )
 
 
 def _events(body: bytes) -> Iterator[bytes]:

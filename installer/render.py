@@ -15,6 +15,7 @@ from installer import __version__
 from installer.assets import RUNTIME, asset_dir
 from installer.errors import UsageError
 from installer.keys import Key
+from installer.language import tr
 from installer.layout import Layout
 from installer.settings import Settings
 from installer.target import Target
@@ -40,7 +41,9 @@ class File:
 def literal(text: str) -> str:
     """Text that ends a line: no specifier in it is expanded, and the line below stays a line of its own."""
     if text.endswith("\\"):
-        raise UsageError(f"{text!r} ends with a backslash, which in a systemd unit joins it with the next line")
+        raise UsageError(
+            tr("{text!r} ends with a backslash, which in a systemd unit joins it with the next line", text=text)
+        )
     return _without_specifiers(text)
 
 
@@ -56,7 +59,7 @@ def quote_path(path: str) -> str:
 
 def _without_specifiers(text: str) -> str:
     if not text.isprintable():
-        raise UsageError(f"{text!r} holds a character that cannot stand in a systemd unit")
+        raise UsageError(tr("{text!r} holds a character that cannot stand in a systemd unit", text=text))
     return text.replace("%", "%%")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from installer.language import tr
+
 if TYPE_CHECKING:
     from installer.changes import Change
 
@@ -36,7 +38,7 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Something the user should act on."""
-        print(f"warning: {text}", file=sys.stderr)
+        print(tr("warning: {text}", text=text), file=sys.stderr)
 
     @contextmanager
     def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:

@@ -14,6 +14,7 @@ from installer.checks.facts import Facts, Interpreter
 from installer.engine import engines
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.model import formats, model_about, profiles, trust
 from installer.model.model_about import About
@@ -136,8 +137,8 @@ def check_local(model: models.Model, settings: Settings, host: Host) -> None:
         problems.append(f"the service's sandbox hides {model.path.parents[-2]}; move the model, for example to /srv")
     if problems:
         raise models.ModelError(
-            f"the model in {model.path} cannot be served: {'; '.join(problems)}",
-            "complete the directory, or make it readable for the service's user, and run the command again",
+            tr("the model in {path} cannot be served: {problems}", path=model.path, problems="; ".join(problems)),
+            tr("complete the directory, or make it readable for the service's user, and run the command again"),
         )
 
 
@@ -147,8 +148,11 @@ def _check_senses(model: models.Model, kind: str, host: Host) -> None:
     known = any(file.name == preprocessor for file in model.files) or host.exists(model.path / preprocessor)
     if kind == "cpu" and known:
         raise Refused(
-            f"{model.id} takes images, video or sound, for which the packages of the CPU engine have no support",
-            "choose a model for text alone, such as --model Qwen/Qwen3-4B or builtin:tiny, or a host with a GPU",
+            tr(
+                "{model} takes images, video or sound, for which the packages of the CPU engine have no support",
+                model=model.id,
+            ),
+            tr("choose a model for text alone, such as --model Qwen/Qwen3-4B or builtin:tiny, or a host with a GPU"),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from installer import values
 from installer.errors import UsageError
+from installer.language import tr
 from installer.layout import Layout
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
@@ -138,8 +139,8 @@ def field_named(name: str) -> str:
     if attribute not in FIELDS:
         near = difflib.get_close_matches(plain.upper(), NAMES, n=1)
         raise UsageError(
-            f"{name!r} is not a setting" + (f"; did you mean {near[0]}?" if near else ""),
-            f"settings: {', '.join(NAMES)}",
+            tr("{name!r} is not a setting", name=name) + (tr("; did you mean {near}?", near=near[0]) if near else ""),
+            tr("settings: {NAMES}", NAMES=", ".join(NAMES)),
         )
     return attribute
 
@@ -150,7 +151,9 @@ def assigned(assignments: Iterable[str]) -> dict[str, str]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise UsageError(f"{assignment!r} is not NAME=VALUE", "for example: PORT=8001")
+            raise UsageError(
+                tr("{assignment!r} is not NAME=VALUE", assignment=assignment), tr("for example: PORT=8001")
+            )
         flags[field_named(name)] = value
     return flags
 
@@ -158,8 +161,8 @@ def assigned(assignments: Iterable[str]) -> dict[str, str]:
 def check_service(name: str) -> str:
     if not SERVICE_NAME.fullmatch(name) or name in RESERVED:
         raise UsageError(
-            f"{name!r} cannot be a service name",
-            "use a lower-case letter followed by up to 25 letters, digits, - or _, for example qwen3vl",
+            tr("{name!r} cannot be a service name", name=name),
+            tr("use a lower-case letter followed by up to 25 letters, digits, - or _, for example qwen3vl"),
         )
     return name
 
@@ -174,8 +177,15 @@ def _by_field(source: Mapping[str, str | None], where: str) -> dict[str, tuple[s
         if attribute in found and found[attribute][1] != value:
             first = found[attribute][0]
             raise UsageError(
-                f"{first}={found[attribute][1]!r} and {name}={value!r} in {where} contradict each other",
-                "both mean the same setting; remove one of them",
+                tr(
+                    "{first}={found!r} and {name}={value!r} in {where} contradict each other",
+                    first=first,
+                    found=found[attribute][1],
+                    name=name,
+                    value=value,
+                    where=where,
+                ),
+                tr("both mean the same setting; remove one of them"),
             )
         found.setdefault(attribute, (name, value))
     return found
@@ -188,7 +198,7 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
             changed[attribute] = FIELDS[attribute].metadata["parse"](value)
         except ValueError as error:
             place = f" in {where}" if where else ""
-            raise UsageError(f"{name}={value!r}{place}: {error}", "see: vllm-install deploy --help") from None
+            raise UsageError(f"{name}={value!r}{place}: {error}", tr("see: vllm-install deploy --help")) from None
     return replace(settings, **changed)
 
 

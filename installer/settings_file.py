@@ -11,6 +11,7 @@ from pathlib import Path
 from dotenv.parser import Binding, parse_stream
 
 from installer.errors import UsageError
+from installer.language import tr
 from installer.render import template
 from installer.settings import FIELDS, NAMES, Settings, load, to_text
 
@@ -35,8 +36,13 @@ def parse(text: str, path: Path) -> dict[str, str | None]:
             original = binding.original.string
             number = binding.original.line + len(_NEWLINE.findall(original[: -len(original.lstrip())]))
             raise UsageError(
-                f"{path}, line {number}: {original.strip()[:60]!r} is not NAME=VALUE",
-                f"mend or remove that line: sudoedit {path}",
+                tr(
+                    "{path}, line {number}: {strip!r} is not NAME=VALUE",
+                    path=path,
+                    number=number,
+                    strip=original.strip()[:60],
+                ),
+                tr("mend or remove that line: sudoedit {path}", path=path),
             )
         if binding.key is not None:
             values[binding.key] = binding.value

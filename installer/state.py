@@ -18,6 +18,7 @@ from installer.adoption.former import Former
 from installer.engine.engines import Engine
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
+from installer.language import tr
 from installer.layout import STATES, Layout
 from installer.memory.vllm_log import Calibration
 from installer.model.profiles import Profile
@@ -61,8 +62,12 @@ def load_state(host: Host, layout: Layout) -> State | None:
         data = json.loads(text)
         if data["version"] != VERSION:
             raise InstallError(
-                f"{layout.state_file} was written by another version of vllm-install (format {data['version']})",
-                "install the newer version of vllm-install again",
+                tr(
+                    "{state_file} was written by another version of vllm-install (format {data})",
+                    state_file=layout.state_file,
+                    data=data["version"],
+                ),
+                tr("install the newer version of vllm-install again"),
             )
         return State(
             service=data["service"],
@@ -79,8 +84,16 @@ def load_state(host: Host, layout: Layout) -> State | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise InstallError(
-            f"{layout.state_file} cannot be read: {type(error).__name__}: {error}",
-            f"move it away and run deploy again, which names what else is in its way: mv {layout.state_file} /root/",
+            tr(
+                "{state_file} cannot be read: {name__}: {error}",
+                state_file=layout.state_file,
+                name__=type(error).__name__,
+                error=error,
+            ),
+            tr(
+                "move it away and run deploy again, which names what else is in its way: mv {state_file} /root/",
+                state_file=layout.state_file,
+            ),
         ) from None
 
 
@@ -89,7 +102,10 @@ def managed(host: Host, layout: Layout) -> State:
     state = load_state(host, layout)
     if state is None:
         known = ", ".join(services(host)) or "none yet; make one with: sudo vllm-install deploy"
-        raise Refused(f"vllm-install manages no service {layout.service} on this host", f"services it manages: {known}")
+        raise Refused(
+            tr("vllm-install manages no service {service} on this host", service=layout.service),
+            tr("services it manages: {known}", known=known),
+        )
     return state
 
 

@@ -8,6 +8,8 @@ import re
 import shlex
 from collections.abc import Callable
 
+from installer.language import tr
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
 MINIMUM_VLLM = (0, 25, 1)
@@ -38,7 +40,7 @@ OWNED_FLAGS = {
 
 def text(value: str) -> str:
     if not value.isprintable():
-        raise ValueError("line breaks, control characters and the like are not allowed")
+        raise ValueError(tr("line breaks, control characters and the like are not allowed"))
     return value.strip()
 
 
@@ -53,10 +55,10 @@ def model(value: str) -> str:
     if value == BUILTIN:
         return value
     if value.startswith("builtin:"):
-        raise ValueError(f"the only built-in model is {BUILTIN}")
+        raise ValueError(tr("the only built-in model is {BUILTIN}", BUILTIN=BUILTIN))
     if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value:
         return value
-    raise ValueError("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny")
+    raise ValueError(tr("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny"))
 
 
 def context(value: str) -> int | None:
@@ -66,24 +68,24 @@ def context(value: str) -> int | None:
         return None
     match = re.fullmatch(r"(\d{1,9})([kK]?)", value)
     if not match:
-        raise ValueError("expected a number of tokens such as 1024, 32k or 256K, or auto")
+        raise ValueError(tr("expected a number of tokens such as 1024, 32k or 256K, or auto"))
     tokens = int(match[1]) * (1024 if match[2] else 1)
     if not 16 <= tokens <= 16 * 1024 * 1024:
-        raise ValueError("a context is between 16 and 16777216 tokens")
+        raise ValueError(tr("a context is between 16 and 16777216 tokens"))
     return tokens
 
 
 def fraction(value: str) -> float:
     number = float(text(value))
     if not 0.05 <= number <= 1.0:
-        raise ValueError("expected a fraction of the GPU's memory between 0.05 and 1.0")
+        raise ValueError(tr("expected a fraction of the GPU's memory between 0.05 and 1.0"))
     return number
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         if not re.fullmatch(r"\d{1,9}", text(value)) or not low <= int(value) <= high:
-            raise ValueError(f"expected a whole number between {low} and {high}")
+            raise ValueError(tr("expected a whole number between {low} and {high}", low=low, high=high))
         return int(value)
 
     return parse
@@ -99,7 +101,7 @@ def address(value: str) -> str:
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if text(value) not in choices:
-            raise ValueError("expected " + ", ".join(choices[:-1]) + f" or {choices[-1]}")
+            raise ValueError("expected " + ", ".join(choices[:-1]) + tr(" or {choices}", choices=choices[-1]))
         return text(value)
 
     return parse
@@ -109,19 +111,19 @@ def version(value: str) -> str:
     value = text(value)
     match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.?(post|rc)\d+)?", value)
     if not match:
-        raise ValueError("expected a vLLM version such as 0.32.0")
+        raise ValueError(tr("expected a vLLM version such as 0.32.0"))
     if tuple(int(n) for n in match.groups()[:3]) < MINIMUM_VLLM:
-        raise ValueError("the oldest vLLM that the guard and launcher work with is 0.25.1")
+        raise ValueError(tr("the oldest vLLM that the guard and launcher work with is 0.25.1"))
     return value
 
 
 def url(value: str) -> str | None:
     value = text(value).rstrip("/")
     if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
-        raise ValueError("expected a URL such as https://mirror.example/simple")
+        raise ValueError(tr("expected a URL such as https://mirror.example/simple"))
     if "@" in value.partition("://")[2].partition("/")[0]:
         raise ValueError(
-            "credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration"
+            tr("credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration")
         )
     return value or None
 
@@ -138,10 +140,13 @@ def sources(value: str) -> tuple[str, ...]:
         address = word.removeprefix("modelscope+")
         if word not in ("hub", "modelscope") and not (address.startswith("http") and url(address)):
             raise ValueError(
-                f"{word!r} is no source; expected hub, modelscope, or the URL of a mirror, with spaces between"
+                tr(
+                    "{word!r} is no source; expected hub, modelscope, or the URL of a mirror, with spaces between",
+                    word=word,
+                )
             )
     if not words:
-        raise ValueError("expected at least one source, such as hub or modelscope")
+        raise ValueError(tr("expected at least one source, such as hub or modelscope"))
     return words
 
 
@@ -153,7 +158,7 @@ def name(value: str) -> str | None:
     """A word of its own on vLLM's command line, which would take it for a flag if it looked like one."""
     value = text(value)
     if value.startswith("-"):
-        raise ValueError("a name cannot start with -")
+        raise ValueError(tr("a name cannot start with -"))
     return value or None
 
 
@@ -161,14 +166,14 @@ def parser(value: str) -> str:
     """auto, none, or the name of one of vLLM's parsers; which names there are depends on its version."""
     value = text(value)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", value):
-        raise ValueError("expected auto, none, or the name of a parser such as hermes")
+        raise ValueError(tr("expected auto, none, or the name of a parser such as hermes"))
     return value
 
 
 def path(value: str) -> str | None:
     value = text(value)
     if value and not value.startswith("/"):
-        raise ValueError("expected an absolute path")
+        raise ValueError(tr("expected an absolute path"))
     return value or None
 
 
@@ -178,14 +183,19 @@ def flag(value: str) -> bool:
         return True
     if lowered in ("", "0", "false", "no", "off"):
         return False
-    raise ValueError("expected yes or no")
+    raise ValueError(tr("expected yes or no"))
 
 
 def domains(value: str) -> tuple[str, ...]:
     domains = tuple(shlex.split(text(value)))
     for domain in domains:
         if not re.fullmatch(r"\w[\w.-]*", domain):
-            raise ValueError(f"{domain!r} is not a domain; expected names such as images.example, with spaces between")
+            raise ValueError(
+                tr(
+                    "{domain!r} is not a domain; expected names such as images.example, with spaces between",
+                    domain=domain,
+                )
+            )
     return domains
 
 
@@ -200,7 +210,13 @@ def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
         # vLLM takes abbreviations too: --api-k is --api-key, -t is -tp.
         meant = [flag for flag in OWNED_FLAGS if flag.startswith(name)] if name.strip("-") and name[0] == "-" else []
         if meant:
-            raise ValueError(f"{name} is set by vllm-install itself (use {OWNED_FLAGS[meant[0]]})")
+            raise ValueError(
+                tr(
+                    "{name} is set by vllm-install itself (use {OWNED_FLAGS})",
+                    name=name,
+                    OWNED_FLAGS=OWNED_FLAGS[meant[0]],
+                )
+            )
     if args and not args[0].startswith("-"):
-        raise ValueError(f"expected a vLLM flag, found {args[0]!r}")
+        raise ValueError(tr("expected a vLLM flag, found {args!r}", args=args[0]))
     return args

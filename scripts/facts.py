@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "PIP_CONFIG_FILE, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS": (
         "pip's configuration, these and its files, says where packages come from; INDEX_URL and FIND_LINKS go before."
     ),
+    "LANGUAGE, LC_ALL, LC_MESSAGES, LANG": "The language of what is said: English, or Simplified Chinese for zh_CN.",
     "TMPDIR": "Where temporary files go.",
     "NO_COLOR": "No colour, where it is set.",
 }

@@ -21,6 +21,7 @@ NEED_ROOT = {"boot", "machine", "cpu_engine"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["LANGUAGE"] = "en"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # as hub.py does, for tests that import the client first
     # How long an example takes says nothing about the code; nor must a run depend on the ones before it.
     hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, database=None)

@@ -127,9 +127,6 @@ class Hub:
         self._servers = {name: _server(self, name) for name in ("hub", "cdn")}
         for server in self._servers.values() if tls else ():
             server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        for server in self._servers.values() if tls else ():
-            assert tls is not None
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
 
     def __enter__(self) -> Hub:
         for server in self._servers.values():

@@ -89,8 +89,8 @@ def test_nothing_secret_is_in_the_report_also_not_in_part(machine: Machine) -> N
     machine.write("/root/lines", "\n".join(LINES) + "\n")
     machine.shell(f"""
         group=$(systemctl show {SERVICE} --property=ControlGroup --value)
-        sh -c 'echo $$ >/sys/fs/cgroup'$group'/cgroup.procs; exec systemd-cat sh -c "cat /root/lines; journalctl --sync"'
-        """)
+        sh -c 'echo $$ >/sys/fs/cgroup'$group'/cgroup.procs
+               exec systemd-cat sh -c "cat /root/lines; journalctl --sync"'""")
     assert SECRETS["dropin"] in machine.journal(f"--unit={SERVICE}"), "the seeds are not where they are looked for"
     proxy = f"http://me:{quote(SECRETS['proxy'], safe='')}@proxy.example:3128"
     env = {"HF_TOKEN": SECRETS["hf_env"], "HTTPS_PROXY": proxy, "VLLM_ARGS_TOKEN": SECRETS["vllm_args"]}

@@ -51,7 +51,7 @@ def test_the_command_line_offers_every_format() -> None:
 
 
 @given(CLIENTS)
-def test_env_sourced_by_a_shell_gives_the_values_and_runs_nothing(client: Client) -> None:
+def test_parity_row_29_env_sourced_by_a_shell_gives_the_values_and_runs_nothing(client: Client) -> None:
     script = FORMATS["env"](client) + 'printf \'%s\\0\' "$OPENAI_API_KEY" "$OPENAI_API_BASE" "$AGENT_MODEL"'
     read = subprocess.run(["sh", "-euc", script], check=True, capture_output=True).stdout.split(b"\0")[:-1]
     expected = [client.key or PLACEHOLDER, client.base_url, client.model]
@@ -68,7 +68,7 @@ def test_env_of_plain_values_has_no_quotes_which_some_readers_would_keep() -> No
 
 
 @given(CLIENTS)
-def test_spring_and_litellm_are_yaml_with_the_values(client: Client) -> None:
+def test_parity_row_23_spring_and_litellm_are_yaml_with_the_values(client: Client) -> None:
     if "${" in client.model + (client.key or ""):
         with pytest.raises(UsageError, match="Spring would not take"):
             FORMATS["spring"](client)

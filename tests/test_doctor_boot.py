@@ -156,7 +156,7 @@ def test_nothing_is_found_on_a_healthy_host(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.id for fault in FAULTS])
-def test_the_planted_fault_is_named_first(machine: Machine, fault: Fault) -> None:
+def test_parity_row_13_the_planted_fault_is_named_first(machine: Machine, fault: Fault) -> None:
     machine.shell(fault.arrange)
     try:
         if fault.id in ("restarted-by-itself", "slow-load"):

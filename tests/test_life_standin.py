@@ -55,7 +55,7 @@ def options(standin_wheels: Path) -> tuple[str, ...]:
     return standin(standin_wheels)
 
 
-def test_deployed_it_answers_to_the_printed_key_alone(machine: Machine, options: tuple[str, ...]) -> None:
+def test_parity_row_32_deployed_it_answers_to_the_printed_key_alone(machine: Machine, options: tuple[str, ...]) -> None:
     done = cli(machine, "deploy", *options)
     serves(machine, done.key)
     for path in ("/v1/models", "/v1/completions", "/invocations", "/tokenize", "/metrics", "/docs", "/nowhere"):

@@ -189,7 +189,7 @@ def test_watching_as_data_gives_an_object_on_every_line(machine: Machine) -> Non
 
 
 @pytest.mark.parametrize("columns", [20, 100])
-def test_watching_on_a_terminal(machine: Machine, columns: int) -> None:
+def test_parity_row_20_watching_on_a_terminal(machine: Machine, columns: int) -> None:
     watch = f"stty cols {columns} rows 40; exec {sys.executable} -m installer status --watch"
     command = ("timeout", "--signal=INT", "6", "script", "--quiet", "--return", "--command", watch, "/dev/null")
     done = machine.run(*command, env={"TERM": "xterm-256color"}, check=False)

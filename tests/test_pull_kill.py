@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from installer.host import Host
+from installer.settings import Settings
 from installer.weights.incoming import CHUNK
 from installer.weights.models import is_present, resolve
 from tests.bulk_hub import model
@@ -55,4 +56,5 @@ def test_killed_at_random_bytes_it_fetches_next_to_nothing_twice(
     with capsys.disabled():
         shown = ", ".join(f"{one / 1024:.0f}" for one in sorted(twice))
         print(f"\nkilled {ROUNDS} times in {total >> 20} MiB; fetched twice, KiB: {shown}")
-    assert statistics.median(twice) <= total / 100 + CHUNK
+    # A chunk in the hand of every connection is lost with the process; of a model of a real size that is nothing.
+    assert statistics.median(twice) <= total / 100 + Settings().download_connections * CHUNK

@@ -85,7 +85,9 @@ def waits_at(tool: subprocess.Popen[str], words: str) -> None:
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_it_starts_tests_and_clears_up(machine: Machine, standin_wheels: Path, around: tuple[str, ...]) -> None:
+def test_parity_row_25_it_starts_tests_and_clears_up(
+    machine: Machine, standin_wheels: Path, around: tuple[str, ...]
+) -> None:
     code, out, err = ended(start(machine, standin_wheels, "--json", "--image", around=around, faults="sees"))
     assert code == 0, err
     report: dict[str, Any] = json.loads(out)
@@ -94,7 +96,7 @@ def test_it_starts_tests_and_clears_up(machine: Machine, standin_wheels: Path, a
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", report["url"])
 
 
-def test_its_options_mean_what_they_meant(machine: Machine, standin_wheels: Path) -> None:
+def test_parity_row_26_its_options_mean_what_they_meant(machine: Machine, standin_wheels: Path) -> None:
     """Row 26 of the features: --port --gpus --max-len --gpu-util."""
     args = ("--port", "8765", "--gpus", "1", "--max-len", "2k", "--gpu-util", "0.3", "--json")
     code, out, err = ended(start(machine, standin_wheels, *args))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from installer.acceptance.apitest import FAILED, PASSED, SKIPPED, Outcome, Subject
+from installer.language import tr
 
 # What XML 1.0 cannot hold, in whatever form.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -75,7 +76,10 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(f"{service or 'throwaway server'}: {subject.model} at {subject.api.url}", soft_wrap=True)
+    console.print(
+        tr("{value}: {model} at {url}", value=service or "throwaway server", model=subject.model, url=subject.api.url),
+        soft_wrap=True,
+    )
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "left", "right"):
         table.add_column(justify=justify, no_wrap=True)
@@ -91,8 +95,12 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
         console.print(table)
     for outcome in outcomes:
         if outcome.status == FAILED:
-            console.print(f"failed: {outcome.name}: {outcome.text}", style="bold red", soft_wrap=True)
-            console.print(f"  help: {outcome.hint}" if outcome.hint else "", soft_wrap=True)
+            console.print(
+                tr("failed: {outcome}: {text}", outcome=outcome.name, text=outcome.text),
+                style=tr("bold red"),
+                soft_wrap=True,
+            )
+            console.print(tr("  help: {hint}", hint=outcome.hint) if outcome.hint else "", soft_wrap=True)
     count = Counter(outcome.status for outcome in outcomes)
     summary = f"{count[PASSED]} passed, {count[FAILED]} failed, {count[SKIPPED]} skipped in {_seconds(outcomes):.1f} s"
     console.print(summary, soft_wrap=True)

@@ -13,6 +13,7 @@ from installer.api import Api
 from installer.checks.processes import listener
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.look.client import KEY_VARIABLE
 from installer.render import exec_line
@@ -26,12 +27,18 @@ def of_service(service: str, given_key: str | None, host: Host, report: Report, 
     layout = Layout(service)
     target = managed(host, layout).proved
     if target is None:
-        raise Refused(f"{service} has never been proved to serve", f"sudo vllm-install deploy --service {service}")
+        raise Refused(
+            tr("{service} has never been proved to serve", service=service),
+            f"sudo vllm-install deploy --service {service}",
+        )
     key = given_key or _probe_key(host, layout) or os.environ.get(KEY_VARIABLE, "")
     if not key:
         raise Refused(
-            f"there is no key to test {service} with",
-            f"run it as root, who may use the service's own probe key; or set {KEY_VARIABLE}, or give --key-file",
+            tr("there is no key to test {service} with", service=service),
+            tr(
+                "run it as root, who may use the service's own probe key; or set {KEY_VARIABLE}, or give --key-file",
+                KEY_VARIABLE=KEY_VARIABLE,
+            ),
         )
     return _subject(
         target, host.read(layout.unit) or "", check_key(key), timeout,
@@ -47,7 +54,7 @@ def check_key(text: str) -> str:
     """A key as it can travel in a header; its worth is for the service to judge."""
     key = text.strip()
     if not re.fullmatch(r"[!-~]{1,4096}", key):
-        raise UsageError("the key given is not one line of printable ASCII characters without spaces")
+        raise UsageError(tr("the key given is not one line of printable ASCII characters without spaces"))
     return key
 
 

@@ -23,6 +23,7 @@ from installer.checks import preflight
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.memory import fit
 from installer.memory.vllm_log import read_refusal
@@ -78,7 +79,7 @@ class Keeper:
             if "error" in message:
                 self._said.append(str(message["error"]))
         said = "\n".join(self._said[-8:]) or "it said nothing"
-        return prove.NotProved(f"the server's keeper ended early: {said}")
+        return prove.NotProved(tr("the server's keeper ended early: {said}", said=said))
 
     @staticmethod
     def _explained(message: Mapping[str, object]) -> prove.NotProved:
@@ -89,7 +90,7 @@ class Keeper:
 
     def wait_until_ready(self, report: Report) -> None:
         """However long it takes: the watcher ends a start that makes no progress."""
-        with report.waiting("starting a throwaway server") as say:
+        with report.waiting(tr("starting a throwaway server")) as say:
             for message in self.messages():
                 if "status" in message:
                     say(str(message["status"]))

@@ -11,6 +11,7 @@ from installer.changes import Change, Remove, Run, Write
 from installer.deploy import apply, put_back, settled
 from installer.errors import Refused, undone
 from installer.host import Host
+from installer.language import tr
 from installer.layout import STATES, Layout
 from installer.render import DIGEST_VARIABLE
 from installer.report import Report
@@ -34,7 +35,10 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
     with host.lock(layout.lock, f"vllm-install eject --service {service}"):
         state = settled(managed(host, layout), host, layout, report)
         if state.proved is None:
-            raise Refused(f"{service} was never proved", f"vllm-install deploy --service {service}")
+            raise Refused(
+                tr("{service} was never proved", service=service),
+                f"vllm-install deploy --service {service}",
+            )
         changes = list(_changes(state, host, layout))
         owned = dict(state.owned)
         for change in changes:
@@ -55,7 +59,10 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
 def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
     text = host.read(layout.unit)
     if not text:
-        raise Refused(f"{layout.unit} is not there", f"vllm-install deploy --service {layout.service}")
+        raise Refused(
+            tr("{unit} is not there", unit=layout.unit),
+            f"vllm-install deploy --service {layout.service}",
+        )
     yield Write(layout.ejected_probe_key, host.read(layout.probe_key) or "", 0o600, secret=True)
     secret = any(key.plain for key in steps.unit_keys(host, layout))
     yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)

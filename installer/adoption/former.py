@@ -9,6 +9,7 @@ from pathlib import Path
 from installer.changes import Change, Remove, Run, Write
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.render import quote
 
@@ -36,11 +37,14 @@ def of(unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Hos
     for path in files:
         if host.at(path).is_symlink():
             raise Refused(
-                f"{path} is a link, which systemctl disable would remove",
-                f"make it a file first: cp --remove-destination $(readlink -f {path}) {path}",
+                tr("{path} is a link, which systemctl disable would remove", path=path),
+                tr("make it a file first: cp --remove-destination $(readlink -f {path}) {path}", path=path),
             )
     if unit == layout.unit_name and files[0] != layout.unit:
-        raise Refused(f"{unit} comes from {files[0]}, which is a package's", "choose another name with --service")
+        raise Refused(
+            tr("{unit} comes from {files}, which is a package's", unit=unit, files=files[0]),
+            tr("choose another name with --service"),
+        )
     here = files if unit == layout.unit_name else ()
     return Former(
         unit,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 
 LARGEST = 1024 * 1024  # bytes; no unit, script or compose file that a person wrote is longer
 _MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
@@ -40,14 +41,14 @@ def read_text(path: Path, host: Host) -> str:
         handle = os.open(host.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Refused(
-            f"{path} does not exist, and is no unit that systemd knows",
-            "name a systemd unit, a script, a compose file, or - for stdin",
+            tr("{path} does not exist, and is no unit that systemd knows", path=path),
+            tr("name a systemd unit, a script, a compose file, or - for stdin"),
         ) from None
     about = os.fstat(handle)
     if not stat.S_ISREG(about.st_mode):
         os.close(handle)
         kind = "a directory" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-        raise Refused(f"{path} is {kind}", "name the file itself")
+        raise Refused(tr("{path} is {kind}", path=path, kind=kind), tr("name the file itself"))
     with os.fdopen(handle, "rb") as file:
         content = file.read(LARGEST + 1)
     return as_text(content, str(path))
@@ -59,13 +60,16 @@ def read_stdin() -> str:
 
 def as_text(content: bytes, name: str) -> str:
     if len(content) > LARGEST:
-        raise Refused(f"{name} is larger than 1 MiB, so it is no unit, script or compose file", "name the right file")
+        raise Refused(
+            tr("{name} is larger than 1 MiB, so it is no unit, script or compose file", name=name),
+            tr("name the right file"),
+        )
     try:
         text = content.decode()
     except UnicodeDecodeError:
         text = "\0"
     if re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
-        raise Refused(f"{name} is not text", "name a systemd unit, a script or a compose file")
+        raise Refused(tr("{name} is not text", name=name), tr("name a systemd unit, a script or a compose file"))
     return text.replace("\r\n", "\n")
 
 

@@ -13,6 +13,7 @@ from installer.adoption.old import Old, read_text, serve_words
 from installer.adoption.old_unit import SHELLS, variables
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 
 NODES, DEPTH = 20_000, 40  # a compose file has some hundreds, with every alias written out
 _MERGE = "tag:yaml.org,2002:merge"
@@ -36,9 +37,16 @@ def load(text: str, name: str) -> dict[str, object]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise Refused(f"{name}{where} is not YAML: {getattr(error, 'problem', '') or 'it cannot be read'}") from None
+        raise Refused(
+            tr(
+                "{name}{where} is not YAML: {value}",
+                name=name,
+                where=where,
+                value=getattr(error, "problem", "") or "it cannot be read",
+            )
+        ) from None
     if not isinstance(content, dict):
-        raise Refused(f"{name} is YAML, but no mapping", "name a compose file, with services in it")
+        raise Refused(tr("{name} is YAML, but no mapping", name=name), tr("name a compose file, with services in it"))
     return content
 
 
@@ -60,14 +68,17 @@ def _measure(text: str, name: str) -> None:
                 sizes[event.anchor] = 1
             stack[-1] = (stack[-1][0], stack[-1][1] + 1)
         if len(stack) > DEPTH or stack[-1][1] > NODES:
-            raise Refused(f"{name} unfolds into more than a compose file holds", "write it out without nested aliases")
+            raise Refused(
+                tr("{name} unfolds into more than a compose file holds", name=name),
+                tr("write it out without nested aliases"),
+            )
 
 
 def read(path: Path, host: Host, wanted: str | None) -> Old:
     text = read_text(path, host)
     services = load(text, str(path)).get("services")
     if not isinstance(services, dict) or not services:
-        raise Refused(f"{path} has no services", "name a compose file, with services in it")
+        raise Refused(tr("{path} has no services", path=path), tr("name a compose file, with services in it"))
     name, service = _choose(path, services, wanted)
     outside = variables(read_text(path.parent / ".env", host)) if host.exists(path.parent / ".env") else {}
     filled = _filled(service, outside)
@@ -81,7 +92,10 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
         serve, environment = script.words, script.environment
     if serve is None:
         if filled.get("entrypoint") or "vllm" not in str(filled.get("image", "")):
-            raise Refused(f"the service {name} of {path} does not start vLLM", "choose it with --compose-service")
+            raise Refused(
+                tr("the service {name} of {path} does not start vLLM", name=name, path=path),
+                tr("choose it with --compose-service"),
+            )
         serve = tuple(words[1:] if words[:1] == ["serve"] else words)  # the image's own entry point is vllm serve
     return Old(
         words=serve,
@@ -97,12 +111,18 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
 def _choose(path: Path, services: dict[str, object], wanted: str | None) -> tuple[str, object]:
     if wanted is not None:
         if wanted not in services:
-            raise Refused(f"{path} has no service {wanted}", f"its services: {', '.join(services)}")
+            raise Refused(
+                tr("{path} has no service {wanted}", path=path, wanted=wanted),
+                tr("its services: {services}", services=", ".join(services)),
+            )
         return wanted, services[wanted]
     found = [name for name, service in services.items() if isinstance(service, dict) and _speaks_of_vllm(service)]
     if len(found) != 1:
         what = "no service that runs vLLM" if not found else f"{len(found)} services that run vLLM"
-        raise Refused(f"{path} has {what}", f"choose one with --compose-service: {', '.join(found or services)}")
+        raise Refused(
+            tr("{path} has {what}", path=path, what=what),
+            tr("choose one with --compose-service: {value}", value=", ".join(found or services)),
+        )
     return found[0], services[found[0]]
 
 
@@ -124,7 +144,10 @@ def _filled(value: object, outside: Mapping[str, str]) -> object:
         known = outside.get(name)
         absent = not known if ":" in operator else known is None
         if operator.endswith("?") and absent:
-            raise Refused(f"the compose file needs {name}, which its .env file does not set", f"set {name} there")
+            raise Refused(
+                tr("the compose file needs {name}, which its .env file does not set", name=name),
+                tr("set {name} there", name=name),
+            )
         if operator.endswith("+"):
             return "" if absent else other
         return str(_filled(other, outside)) if operator and absent else known or ""
@@ -202,7 +225,10 @@ def _listens(service: Mapping[str, object], serve: tuple[str, ...], path: Path) 
         else:
             match = re.fullmatch(r"(?:(?:\[?([0-9a-fA-F.:]+?)\]?):)?(?:(\d+):)?(\d+)(?:/tcp)?", str(entry))
             if not match:
-                raise Refused(f"{path}: the port {entry!s:.40} is a range or no port", "publish one port by its number")
+                raise Refused(
+                    tr("{path}: the port {entry!s:.40} is a range or no port", path=path, entry=entry),
+                    tr("publish one port by its number"),
+                )
             address, outside, target = match[1] or "", match[2] or "", match[3]
             if address.isdecimal():  # 8080:8000 has no address
                 address, outside = "", address

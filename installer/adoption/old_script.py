@@ -14,6 +14,7 @@ from pathlib import Path
 from installer.adoption.old import Old, read_text, serve_words
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 
 DEPTH = 4  # of files that source files
 _SKIPPED = ("export", "readonly", "declare", "local", "then", "else", "do", "{", "!", "time", "exec", "nohup")
@@ -47,13 +48,21 @@ def read(text: str, surroundings: Old, host: Host) -> Old:
     shell = _Shell(host, surroundings.directory, {n: Word(v) for n, v in surroundings.environment.items()})
     _follow(text, shell, 0)
     if not shell.found:
-        raise Refused("no command in it starts vLLM", "expected a line with vllm serve MODEL, or the older api_server")
+        raise Refused(
+            tr("no command in it starts vLLM"), tr("expected a line with vllm serve MODEL, or the older api_server")
+        )
     if len(shell.found) > 1:
-        raise Refused(f"{len(shell.found)} commands in it start vLLM", "put the one to adopt into a file of its own")
+        raise Refused(
+            tr("{count} commands in it start vLLM", count=len(shell.found)),
+            tr("put the one to adopt into a file of its own"),
+        )
     words, values = shell.found[0]
     needed = [word for name, word in values.items() if name.startswith(_CARRIED)]
     if unknown := next((word.unknown for word in (*words, *needed) if word.unknown), ""):
-        raise Refused(f"what vLLM is started with depends on {unknown}", "write the value out, and adopt that")
+        raise Refused(
+            tr("what vLLM is started with depends on {unknown}", unknown=unknown),
+            tr("write the value out, and adopt that"),
+        )
     serve = serve_words(_divided(words))
     assert serve is not None, "only such commands are kept"
     return replace(
@@ -97,7 +106,8 @@ def _source(word: Word, shell: _Shell, level: int) -> None:
         return
     if level == DEPTH:
         raise Refused(
-            f"{path} is sourced by a file that is itself sourced, and so on", "write the values into one file"
+            tr("{path} is sourced by a file that is itself sourced, and so on", path=path),
+            tr("write the values into one file"),
         )
     shell.texts.append(read_text(path, shell.host))
     outside, shell.depth = shell.depth, 0  # [ -f .env ] && . ./.env: it is there, so it counts
@@ -172,7 +182,7 @@ class Lexer:
     def _quoted(self, end: str) -> str:
         text = self._skip_to(end)
         if self.at >= len(self.text):
-            raise Refused(f"an opening {end} has no end", "mend the script (sh -n FILE says where)")
+            raise Refused(tr("an opening {end} has no end", end=end), tr("mend the script (sh -n FILE says where)"))
         self.at += 1
         return text
 
@@ -180,7 +190,7 @@ class Lexer:
         parts: list[Word] = []
         while (character := self.text[self.at : self.at + 1]) != '"':
             if not character:
-                raise Refused('an opening " has no end', "mend the script (sh -n FILE says where)")
+                raise Refused(tr('an opening " has no end'), tr("mend the script (sh -n FILE says where)"))
             self.at += 1
             if character == "\\" and self.text[self.at : self.at + 1] in ("$", "`", '"', "\\"):
                 parts.append(Word(self.text[self.at]))
@@ -229,7 +239,9 @@ class Lexer:
             self.at += 1
             if depth == 0:
                 return self.text[begin + 1 : self.at - 1]
-        raise Refused(f"an opening {opening} has no end", "mend the script (sh -n FILE says where)")
+        raise Refused(
+            tr("an opening {opening} has no end", opening=opening), tr("mend the script (sh -n FILE says where)")
+        )
 
 
 def _joined(parts: list[Word]) -> Word:

@@ -13,6 +13,7 @@ from installer.adoption import old_script
 from installer.adoption.old import Old, read_text, serve_words
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 from installer.steps import unit_properties
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}")
@@ -30,7 +31,7 @@ def installed(name: str, host: Host) -> Old | None:
         return None
     shown = unit_properties(host, unit, "LoadState", "FragmentPath", "DropInPaths")
     if shown.get("LoadState") == "masked":
-        raise Refused(f"{unit} is masked", f"unmask it first: systemctl unmask {unit}")
+        raise Refused(tr("{unit} is masked", unit=unit), tr("unmask it first: systemctl unmask {unit}", unit=unit))
     if shown.get("LoadState") != "loaded" or not shown.get("FragmentPath"):
         return None
     files = tuple(Path(path) for path in (shown["FragmentPath"], *shown.get("DropInPaths", "").split()))
@@ -50,18 +51,23 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
     starts = service.last_of("ExecStart")
     if len(starts) != 1:
         count = "no ExecStart" if not starts else f"{len(starts)} ExecStart lines"
-        raise Refused(f"{unit} has {count}, of which one can be the vLLM server", "name the unit that starts vLLM")
+        raise Refused(
+            tr("{unit} has {count}, of which one can be the vLLM server", unit=unit, count=count),
+            tr("name the unit that starts vLLM"),
+        )
     environment, environment_texts = service.environment()
     directory = Path(service.text("WorkingDirectory").lstrip("-") or "/")
     words = _command(service, starts[0], environment)
     found = Old((), environment, directory)
     serve = serve_words(words)
     if any(word.endswith("/vllm_launcher.py") for word in words):
-        raise Refused(f"{unit} was made by vllm-install", "vllm-install list says what it manages")
+        raise Refused(tr("{unit} was made by vllm-install", unit=unit), "vllm-install list says what it manages")
     if serve is None:
         inner = _script(words, found, host)
         if inner is None:
-            raise Refused(f"{unit} does not start vLLM", "name the unit whose ExecStart runs vllm serve")
+            raise Refused(
+                tr("{unit} does not start vLLM", unit=unit), tr("name the unit whose ExecStart runs vllm serve")
+            )
         serve, directory, environment = inner.words, inner.directory, dict(inner.environment)
         environment_texts += inner.texts
     return Old(
@@ -104,7 +110,10 @@ def _directives(text: str, path: Path) -> Iterator[tuple[str, str, str]]:
             continue
         name, equals, value = whole.partition("=")
         if whole and not equals:
-            raise Refused(f"{path}: {name.strip()[:20]!r}… is no line of a unit", f"systemd-analyze verify {path}")
+            raise Refused(
+                tr("{path}: {strip!r}… is no line of a unit", path=path, strip=name.strip()[:20]),
+                tr("systemd-analyze verify {path}", path=path),
+            )
         yield section, name.strip(), value.strip()
 
 
@@ -116,7 +125,10 @@ class _Service:
         self.host = host
         self.given = [(name, value) for section, name, value in directives if section == "Service"]
         if not self.given:
-            raise Refused(f"{unit} has no [Service] section, so it starts nothing", "name the unit that starts vLLM")
+            raise Refused(
+                tr("{unit} has no [Service] section, so it starts nothing", unit=unit),
+                tr("name the unit that starts vLLM"),
+            )
 
     def last_of(self, directive: str) -> list[str]:
         """A list directive; an empty value forgets what came before it."""
@@ -137,8 +149,8 @@ class _Service:
         def value(match: re.Match[str]) -> str:
             if match[1] not in known:
                 raise Refused(
-                    f"{self.unit} uses %{match[1]}, which only systemd itself can fill in",
-                    f"write the value out in the unit: systemctl edit --full {self.unit}",
+                    tr("{unit} uses %{match}, which only systemd itself can fill in", unit=self.unit, match=match[1]),
+                    tr("write the value out in the unit: systemctl edit --full {unit}", unit=self.unit),
                 )
             return known[match[1]]
 
@@ -174,7 +186,10 @@ def _command(service: _Service, line: str, environment: Mapping[str, str]) -> li
     if "@" in prefix[0]:
         del words[1:2]  # the name that the program is to see
     if ";" in words:
-        raise Refused(f"{service.unit} starts several commands in one ExecStart", "keep the one that starts vLLM")
+        raise Refused(
+            tr("{unit} starts several commands in one ExecStart", unit=service.unit),
+            tr("keep the one that starts vLLM"),
+        )
     words = [service.specifiers(word) for word in words]
     if ":" in prefix[0]:
         return words
@@ -207,7 +222,10 @@ def _words(text: str, unit: str) -> list[str]:
         else:
             word = (word or "") + character
     if quote:
-        raise Refused(f"{unit} has a line with an unbalanced {quote}", f"mend it: systemctl edit --full {unit}")
+        raise Refused(
+            tr("{unit} has a line with an unbalanced {quote}", unit=unit, quote=quote),
+            tr("mend it: systemctl edit --full {unit}", unit=unit),
+        )
     return words + ([word] if word is not None else [])
 
 
@@ -220,6 +238,7 @@ def _escape(rest: Iterator[str], unit: str) -> str:
             return chr(int(digits, 16))
         except (ValueError, OverflowError):
             raise Refused(
-                f"{unit} holds an escape that is none: \\{character}", f"systemctl edit --full {unit}"
+                tr("{unit} holds an escape that is none: \\{character}", unit=unit, character=character),
+                f"systemctl edit --full {unit}",
             ) from None
     return _ESCAPES.get(character, character)

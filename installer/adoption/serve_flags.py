@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from installer import datafile
 from installer.assets import DATA
 from installer.errors import Refused
+from installer.language import tr
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def parse(words: Sequence[str]) -> tuple[str | None, list[Flag]]:
         flags.append(Flag(name, values, (word, *words[position : position + taken])))
         position += taken
     if len(places) > 1:
-        raise Refused(f"the vLLM command names {len(places)} things by their place, of which one can be the model")
+        raise Refused(
+            tr("the vLLM command names {count} things by their place, of which one can be the model", count=len(places))
+        )
     return (places[0] if places else None), flags
 
 
@@ -106,7 +109,7 @@ def _taken(known: ServeFlags, name: str, following: Sequence[str]) -> int:
         return 0
     if base in known.one or "." in name:
         if not following:
-            raise Refused(f"{name} at the end of the vLLM command lacks its value")
+            raise Refused(tr("{name} at the end of the vLLM command lacks its value", name=name))
         return 1
     return min(free, 1) if base in known.optional else free
 

@@ -16,6 +16,7 @@ from installer.adoption.serve_flags import Flag
 from installer.diagnosis.redact import Redactor, harvest
 from installer.errors import Refused, UsageError
 from installer.host import Host
+from installer.language import tr
 from installer.render import HOMES
 from installer.resolve import HIDDEN
 from installer.settings import Settings, load
@@ -116,7 +117,10 @@ def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
         words = []
         for name, value in old_compose.load(read_text(path, host), str(path)).items():
             if isinstance(value, dict):
-                raise Refused(f"{path}: {name} holds a mapping", "write it on the command line, as JSON")
+                raise Refused(
+                    tr("{path}: {name} holds a mapping", path=path, name=name),
+                    tr("write it on the command line, as JSON"),
+                )
             values = [str(each) for each in value] if isinstance(value, list) else [str(value)]
             if values[0].lower() == "false":
                 continue
@@ -136,11 +140,14 @@ def _on_host(old: Old, path: str) -> str:
 
 def _model(old: Old, typed: str, reading: _Reading, host: Host) -> str:
     if not typed:
-        raise Refused("the vLLM command names no model", "write it out: vllm serve MODEL")
+        raise Refused(tr("the vLLM command names no model"), tr("write it out: vllm serve MODEL"))
     path = _on_host(old, typed)
     if typed.startswith(("/", ".")):
         if (old.mounts and path == typed) or not host.exists(Path(path)):
-            raise Refused(f"the model {typed} does not lie on this host", "name it: MODEL_NAME=HUB-ID or =DIRECTORY")
+            raise Refused(
+                tr("the model {typed} does not lie on this host", typed=typed),
+                tr("name it: MODEL_NAME=HUB-ID or =DIRECTORY"),
+            )
         reading.fields["model"] = os.path.normpath(path)
     else:
         # vLLM prefers a directory of that name to the hub.
@@ -182,7 +189,10 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
     known = serve_flags.load()
     name = flag.name.partition(".")[0]
     if name in REFUSED:
-        raise Refused(f"{name} cannot be carried over: {REFUSED[name]}", "take it out of the old command first")
+        raise Refused(
+            tr("{name} cannot be carried over: {REFUSED}", name=name, REFUSED=REFUSED[name]),
+            tr("take it out of the old command first"),
+        )
     if name in DROPPED:
         reading.notes.append(f"{name} is dropped: {DROPPED[name]}")
     elif name.removeprefix("--no-") != name and f"--{name.removeprefix('--no-')}" in (*DROPPED, *READ_APART):
@@ -192,8 +202,9 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
     elif not known.is_known(name) and name != "-O":
         near = known.near(name)
         raise Refused(
-            f"vLLM {known.version} has no flag {name}" + (f"; is {near} meant?" if near else ""),
-            "mend or remove it in the old command, then adopt that",
+            tr("vLLM {version} has no flag {name}", version=known.version, name=name)
+            + (tr("; is {near} meant?", near=near) if near else ""),
+            tr("mend or remove it in the old command, then adopt that"),
         )
     elif name in PATHS and flag.value and _looks_like_path(flag.value, old, host):
         reading.others += [name, _readable(old, flag, host)]
@@ -209,10 +220,14 @@ def _readable(old: Old, flag: Flag, host: Host) -> str:
     path = os.path.normpath(_on_host(old, flag.value))
     if not host.exists(Path(path)):
         raise Refused(
-            f"{flag.name} {flag.value} does not lie on this host", "copy it here, and name it by its full path"
+            tr("{flag} {value} does not lie on this host", flag=flag.name, value=flag.value),
+            tr("copy it here, and name it by its full path"),
         )
     if path.startswith((*HOMES, *HIDDEN)):
-        raise Refused(f"{flag.name} {path} is hidden from the service by its sandbox", "move it, for example to /srv")
+        raise Refused(
+            tr("{flag} {path} is hidden from the service by its sandbox", flag=flag.name, path=path),
+            tr("move it, for example to /srv"),
+        )
     return path
 
 
@@ -242,7 +257,8 @@ def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: boo
             keys.check(key)
         except UsageError as error:
             raise Refused(
-                f"the key cannot be taken over: {error.message}", "let a new one be made: --new-key"
+                tr("the key cannot be taken over: {message}", message=error.message),
+                tr("let a new one be made: --new-key"),
             ) from None
     stay = "the API key stays the same" if len(given) == 1 else f"the {len(given)} API keys stay the same"
     reading.clients.append(f"{stay}; the unit holds no more than a digest")

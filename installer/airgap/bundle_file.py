@@ -30,6 +30,7 @@ from installer.airgap.bundle_format import (
     places,
 )
 from installer.errors import UsageError
+from installer.language import tr
 from installer.report import Advance, Report
 from installer.weights.hub import ModelFile
 
@@ -81,7 +82,7 @@ class Bundle:
             raise self._damaged(member)
 
     def bring_wheels(self, directory: Path, report: Report) -> None:
-        with report.bytes(f"wheels from {self.path.name}", self.wheel_bytes) as advance:
+        with report.bytes(tr("wheels from {path}", path=self.path.name), self.wheel_bytes) as advance:
             for member in self.manifest.below(WHEELS):
                 self.bring(member, directory / member.name.removeprefix(WHEELS), advance)
 
@@ -101,7 +102,13 @@ class Bundle:
             yield handle, 0 if self.offsets is None else self.offsets[member.name]
 
     def _damaged(self, member: Member) -> BundleError:
-        return BundleError(f"{self.path} is damaged: {member.name} does not have the checksum in its manifest")
+        return BundleError(
+            tr(
+                "{path} is damaged: {member} does not have the checksum in its manifest",
+                path=self.path,
+                member=member.name,
+            )
+        )
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -111,7 +118,7 @@ def open_bundle(path: Path) -> Bundle:
         return _open_directory(path)
     with _opened(path) as handle:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UsageError(f"{path} is no file", "a bundle is what vllm-install bundle create made")
+            raise UsageError(tr("{path} is no file", path=path), tr("a bundle is what vllm-install bundle create made"))
         text, end = _read_loose(handle, path, MANIFEST, 0, LONGEST_MANIFEST)
         manifest = parse_manifest(text, path)
         signature = None
@@ -124,11 +131,20 @@ def open_bundle(path: Path) -> Bundle:
             end = after(data, member.size)
             padding = end - data - member.size
             if os.pread(handle, len(head), offset) != head or _padding(handle, end, padding) != bytes(padding):
-                raise BundleError(f"{path} is damaged: {member.name} is not where its manifest says")
+                raise BundleError(
+                    tr("{path} is damaged: {member} is not where its manifest says", path=path, member=member.name)
+                )
             offsets[member.name] = data
         size = os.fstat(handle).st_size
         if size != end + END or os.pread(handle, END, end) != bytes(END):
-            raise BundleError(f"{path} is damaged: it has {size} bytes, but its manifest makes it {end + END}")
+            raise BundleError(
+                tr(
+                    "{path} is damaged: it has {size} bytes, but its manifest makes it {end}",
+                    path=path,
+                    size=size,
+                    end=end + END,
+                )
+            )
     return Bundle(path, manifest, text, signature, offsets)
 
 
@@ -140,7 +156,14 @@ def _open_directory(path: Path) -> Bundle:
         with _opened(path / member.name) as handle:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode) or found.st_size != member.size:
-                raise BundleError(f"{path} is damaged: {member.name} is no file of {member.size} bytes")
+                raise BundleError(
+                    tr(
+                        "{path} is damaged: {member} is no file of {size} bytes",
+                        path=path,
+                        member=member.name,
+                        size=member.size,
+                    )
+                )
     return Bundle(path, manifest, text, signature)
 
 
@@ -150,12 +173,14 @@ def _read_loose(handle: int, path: Path, name: str, offset: int, most: int) -> t
     head = os.pread(handle, data - offset, offset)
     size = declared_size(head)
     if head != header(name, max(size, 0), offset):
-        raise BundleError(f"{path} is no bundle of vllm-install, or damaged: {name} is not where it belongs")
+        raise BundleError(
+            tr("{path} is no bundle of vllm-install, or damaged: {name} is not where it belongs", path=path, name=name)
+        )
     if not 0 < size <= most:
-        raise BundleError(f"{path} is damaged: {name} has {size} bytes")
+        raise BundleError(tr("{path} is damaged: {name} has {size} bytes", path=path, name=name, size=size))
     text, end = os.pread(handle, size, data), after(data, size)
     if len(text) != size or _padding(handle, end, end - data - size) != bytes(end - data - size):
-        raise BundleError(f"{path} is damaged: it ends in the middle of {name}")
+        raise BundleError(tr("{path} is damaged: it ends in the middle of {name}", path=path, name=name))
     return text, end
 
 
@@ -167,7 +192,7 @@ def _read_small(path: Path, most: int) -> bytes:
     with _opened(path) as handle:
         text = os.read(handle, most + 1)
     if len(text) > most:
-        raise BundleError(f"{path} is too long to be what it is called")
+        raise BundleError(tr("{path} is too long to be what it is called", path=path))
     return text
 
 
@@ -177,10 +202,15 @@ def _opened(path: Path) -> Iterator[int]:
         # A pipe in the place of a file must not be waited for, and a link not be followed out of a directory.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        raise UsageError(f"there is no {path}", "--bundle takes what vllm-install bundle create made") from None
+        raise UsageError(
+            tr("there is no {path}", path=path), tr("--bundle takes what vllm-install bundle create made")
+        ) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise BundleError(f"{path} is a symbolic link", f"name the file itself: {path.resolve()}") from None
+            raise BundleError(
+                tr("{path} is a symbolic link", path=path),
+                tr("name the file itself: {resolve}", resolve=path.resolve()),
+            ) from None
         raise
     try:
         yield handle
@@ -245,7 +275,7 @@ def _transfer(source: int, begin: int, target: int, to: int, count: int, member:
                 raise
             done = os.pwrite(target, os.pread(source, min(count, READ), begin), to)
         if not done:
-            raise BundleError(f"the bundle is damaged: it ends in the middle of {member.name}")
+            raise BundleError(tr("the bundle is damaged: it ends in the middle of {member}", member=member.name))
         begin, to, count = begin + done, to + done, count - done
 
 
@@ -254,7 +284,7 @@ def _pieces(handle: int, offset: int, size: int) -> Iterator[memoryview]:
     while size:
         count = os.preadv(handle, [buffer[: min(size, READ)]], offset)
         if not count:
-            raise BundleError("the bundle is damaged: it became shorter while it was read")
+            raise BundleError(tr("the bundle is damaged: it became shorter while it was read"))
         yield buffer[:count]
         offset, size = offset + count, size - count
 

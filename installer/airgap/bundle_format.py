@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
 from installer.errors import Exit, InstallError
+from installer.language import tr
 from installer.values import BUILTIN, HUB_ID
 from installer.weights.hub import COMMIT, DIGEST, ModelFile, is_inside
 
@@ -106,8 +107,12 @@ def parse_manifest(text: bytes, where: object) -> Manifest:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else None
             raise BundleError(
-                f"{where} has the format {found!r}, of which this vllm-install knows nothing",
-                "install the vllm-install that made it; the bundle holds it (docs/air-gap.md)",
+                tr(
+                    "{where} has the format {found!r}, of which this vllm-install knows nothing",
+                    where=where,
+                    found=found,
+                ),
+                tr("install the vllm-install that made it; the bundle holds it (docs/air-gap.md)"),
             )
         members = tuple(_member(entry) for entry in _list(data["members"]))
         manifest = Manifest(
@@ -115,7 +120,14 @@ def parse_manifest(text: bytes, where: object) -> Manifest:
         )
         _check_members(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{where} has a manifest that is damaged: {type(error).__name__}: {error}") from None
+        raise BundleError(
+            tr(
+                "{where} has a manifest that is damaged: {name__}: {error}",
+                where=where,
+                name__=type(error).__name__,
+                error=error,
+            )
+        ) from None
     return manifest
 
 
@@ -125,13 +137,13 @@ def _member(entry: object) -> Member:
     folder, _, rest = name.rpartition("/")
     is_wheel = folder + "/" in (WHEELS, TOOL) and WHEEL_NAME.fullmatch(rest)
     if name != INSTALL and not is_wheel and not (name.startswith(MODEL) and is_inside(name)):
-        raise ValueError(f"{name!r} has no place in a bundle")
+        raise ValueError(tr("{name!r} has no place in a bundle", name=name))
     if len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"the name {name[:80]!r}… is too long")
+        raise ValueError(tr("the name {name!r}… is too long", name=name[:80]))
     if type(size) is not int or not 0 <= size <= LARGEST:
-        raise ValueError(f"{name} cannot have the size {size!r}")
+        raise ValueError(tr("{name} cannot have the size {size!r}", name=name, size=size))
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ValueError(f"{name} has no usable checksum")
+        raise ValueError(tr("{name} has no usable checksum", name=name))
     return Member(name, size, digest)
 
 
@@ -140,12 +152,12 @@ def _engine(value: object) -> EnginePart:
     kind, lock, python = _text(data["kind"]), _text(data["lock"]), _text(data["python"])
     major, minor = _list(data["glibc"])
     if kind not in ("cuda", "rocm", "cpu") or not re.fullmatch(r"3\.\d{1,2}", python):
-        raise ValueError(f"there is no engine {kind!r} for Python {python!r}")
+        raise ValueError(tr("there is no engine {kind!r} for Python {python!r}", kind=kind, python=python))
     if type(major) is not int or type(minor) is not int:
-        raise TypeError("glibc has no version")
+        raise TypeError(tr("glibc has no version"))
     # A lock is read by a package installer, to which a line can mean much more than a version.
     if stranger := next((line for line in lock.splitlines() if not PACKAGE.fullmatch(line)), None):
-        raise ValueError(f"the lock holds {stranger[:80]!r}")
+        raise ValueError(tr("the lock holds {stranger!r}", stranger=stranger[:80]))
     return EnginePart(kind, _text(data["vllm_version"]), lock, python, _text(data["arch"]), (major, minor))
 
 
@@ -159,12 +171,12 @@ def _model(value: object, members: tuple[Member, ...]) -> ModelPart:
         member = carried[MODEL + file]
         # The digest names the file in a cache that all services share: it must be true.
         if not DIGEST.fullmatch(digest) or (len(digest) == 64 and digest != member.sha256):
-            raise ValueError(f"{file} has a digest that is not its own")
+            raise ValueError(tr("{file} has a digest that is not its own", file=file))
         files.append(ModelFile(file, member.size, digest))
     if name == BUILTIN:
         return ModelPart(name, None, None, ())
     if not HUB_ID.fullmatch(name) or not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not files:
-        raise ValueError(f"{name!r} is no model with a commit and files")
+        raise ValueError(tr("{name!r} is no model with a commit and files", name=name))
     return ModelPart(name, None if revision is None else _text(revision), commit, tuple(files))
 
 
@@ -172,35 +184,35 @@ def _check_members(manifest: Manifest) -> None:
     names = [member.name for member in manifest.members]
     known = set(names)
     if len(known) != len(names):
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+        raise ValueError(tr("{next} is there twice", next=next(name for name in names if names.count(name) > 1)))
     for name in names:
         if clash := next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in known), None):
-            raise ValueError(f"{clash} is a file and a directory")
+            raise ValueError(tr("{clash} is a file and a directory", clash=clash))
     if {MODEL + file.name for file in manifest.model.files} != {m.name for m in manifest.below(MODEL)}:
-        raise ValueError("its files and those of the model are not the same")
+        raise ValueError(tr("its files and those of the model are not the same"))
 
 
 def _dict(value: object) -> Mapping[str, object]:
     if not isinstance(value, dict):
-        raise TypeError(f"{str(value)[:80]!r} is no object")
+        raise TypeError(tr("{value!r} is no object", value=str(value)[:80]))
     return value
 
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:80]!r} is no list")
+        raise TypeError(tr("{value!r} is no list", value=str(value)[:80]))
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.replace("\n", "").isprintable():
-        raise TypeError(f"{str(value)[:80]!r} is no text")
+        raise TypeError(tr("{value!r} is no text", value=str(value)[:80]))
     return value
 
 
 def _bool(value: object) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{str(value)[:80]!r} is neither true nor false")
+        raise TypeError(tr("{value!r} is neither true nor false", value=str(value)[:80]))
     return value
 
 

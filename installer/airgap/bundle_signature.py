@@ -9,6 +9,7 @@ from pathlib import Path
 from installer.airgap.bundle_file import Bundle
 from installer.errors import CommandFailed, Exit, InstallError, Refused, UsageError
 from installer.host import Host
+from installer.language import tr
 
 NAMESPACE = "vllm-install-bundle"  # so that a signature for something else is none for a bundle
 
@@ -22,9 +23,11 @@ def sign(text: str, key: Path, host: Host) -> str:
             host.run("ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE, manifest)
         except CommandFailed as error:
             raise UsageError(
-                f"{key} cannot sign: {error.output.strip()}",
-                "name an SSH private key (ssh-keygen -t ed25519 makes one), or a public key whose private half "
-                "is in the SSH agent",
+                tr("{key} cannot sign: {strip}", key=key, strip=error.output.strip()),
+                tr(
+                    "name an SSH private key (ssh-keygen -t ed25519 makes one), or a public key whose private half "
+                    "is in the SSH agent"
+                ),
             ) from None
         return manifest.with_name("manifest.json.sig").read_text()
 
@@ -33,7 +36,9 @@ def check(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) 
     """Refuse a bundle that is not the one meant; returns who signed it, where that was asked for."""
     if digest is not None:
         if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-            raise UsageError(f"{digest!r} is no SHA-256 digest", "bundle create prints it, and bundle show")
+            raise UsageError(
+                tr("{digest!r} is no SHA-256 digest", digest=digest), tr("bundle create prints it, and bundle show")
+            )
         if digest.lower() != bundle.digest:
             raise _not_meant(f"{bundle.path} is another bundle: the digest of its manifest is {bundle.digest}")
     return _check_signature(bundle, signers, host) if signers else None
@@ -41,7 +46,10 @@ def check(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) 
 
 def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
     if not signers.is_file():
-        raise UsageError(f"there is no file {signers}", "it holds a line NAME KEY for each signer (man ssh-keygen)")
+        raise UsageError(
+            tr("there is no file {signers}", signers=signers),
+            tr("it holds a line NAME KEY for each signer (man ssh-keygen)"),
+        )
     _need_ssh_keygen(host)
     if bundle.signature is None:
         raise _not_meant(f"{bundle.path} is not signed")
@@ -60,9 +68,10 @@ def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
 def _need_ssh_keygen(host: Host) -> None:
     if host.which("ssh-keygen") is None:
         raise Refused(
-            "there is no ssh-keygen, which makes and checks signatures", "install OpenSSH's client, or use a digest"
+            tr("there is no ssh-keygen, which makes and checks signatures"),
+            tr("install OpenSSH's client, or use a digest"),
         )
 
 
 def _not_meant(why: str) -> InstallError:
-    return InstallError(why, "get the bundle again from whoever made it, and ask for its digest", Exit.MODEL)
+    return InstallError(why, tr("get the bundle again from whoever made it, and ask for its digest"), Exit.MODEL)

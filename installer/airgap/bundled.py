@@ -17,6 +17,7 @@ from installer.engine import engines
 from installer.engine.engines import Engine
 from installer.errors import UsageError
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.model import model_about
 from installer.model.model_about import About
@@ -42,14 +43,26 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
         if name in flags and flags[name] != value:
             option = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{option} {flags[name]} contradicts the bundle, which holds {value or 'no such revision'}",
-                f"leave {option} out, or make another bundle",
+                tr(
+                    "{option} {flags} contradicts the bundle, which holds {value}",
+                    option=option,
+                    flags=flags[name],
+                    value=value or "no such revision",
+                ),
+                tr("leave {option} out, or make another bundle", option=option),
             )
     try:
         for name, value in held.items():
             FIELDS[name].metadata["parse"](value)
     except ValueError as error:
-        raise UsageError(f"{bundle.path} holds {value!r}, which this vllm-install does not know: {error}") from None
+        raise UsageError(
+            tr(
+                "{path} holds {value!r}, which this vllm-install does not know: {error}",
+                path=bundle.path,
+                value=value,
+                error=error,
+            )
+        ) from None
     return {"offline": "yes", **flags, **held}
 
 
@@ -71,20 +84,27 @@ def _problems(bundle: Bundle, facts: Facts, interpreters: tuple[Interpreter, ...
     engine = bundle.manifest.engine
     if facts.arch != engine.arch:
         yield Problem(
-            f"the bundle is for {engine.arch}",
-            f"this host is {facts.arch}",
-            f"make one on an {facts.arch} machine: vllm-install bundle create",
+            tr("the bundle is for {arch}", arch=engine.arch),
+            tr("this host is {arch}", arch=facts.arch),
+            tr("make one on an {arch} machine: vllm-install bundle create", arch=facts.arch),
         )
     if facts.glibc < engine.glibc:
         needed, found = (".".join(map(str, version)) for version in (engine.glibc, facts.glibc))
-        yield Problem(f"the bundle's wheels need glibc {needed}", f"this host has {found}", "upgrade the distribution")
+        yield Problem(
+            tr("the bundle's wheels need glibc {needed}", needed=needed),
+            tr("this host has {found}", found=found),
+            tr("upgrade the distribution"),
+        )
     if not facts.interpreters:
         versions = ", ".join(sorted({_version(python) for python in interpreters})) or "none"
         yield Problem(
-            f"the bundle is for Python {engine.python}",
-            f"this host has {versions}",
-            f"install that one ({install_command(facts, f'python{engine.python}')}), "
-            "or make a bundle for another: vllm-install bundle create --python",
+            tr("the bundle is for Python {python}", python=engine.python),
+            tr("this host has {versions}", versions=versions),
+            tr(
+                "install that one ({install_command}), "
+                "or make a bundle for another: vllm-install bundle create --python",
+                install_command=install_command(facts, f"python{engine.python}"),
+            ),
         )
 
 

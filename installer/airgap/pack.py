@@ -41,6 +41,7 @@ from installer.engine import engines
 from installer.engine.engines import Engine
 from installer.errors import Exit, InstallError, Refused, UsageError
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.report import Advance, Report
 from installer.settings import Settings
@@ -75,14 +76,14 @@ def create(settings: Settings, wanted: Wanted, host: Host, report: Report) -> Pa
     python = preflight.choose_interpreter(settings, seen, kind)
     if python is None:
         raise Refused(
-            f"no Python here for which the {kind} engine has packages",
-            "install one that the other host has too, or name one with --python",
+            tr("no Python here for which the {kind} engine has packages", kind=kind),
+            tr("install one that the other host has too, or name one with --python"),
         )
     model = models.resolve(settings, host, layout, report=report)
     if model.source == "local":
         raise UsageError(
-            f"{model.path} is a directory of your own, which a bundle does not carry",
-            "copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny",
+            tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
+            tr("copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny"),
         )
     engine = engines.resolve(settings, kind, python.path, host, layout, report)
     with _output(wanted.out) as (file, scratch):
@@ -125,7 +126,8 @@ def _kind(settings: Settings, seen: Facts) -> str:
     kind = preflight.choose_engine(settings, seen)
     if settings.engine == "auto" and kind == "cpu":
         raise UsageError(
-            "there is no GPU here to tell which engine the other host needs", "say it: --engine cuda, rocm or cpu"
+            tr("there is no GPU here to tell which engine the other host needs"),
+            tr("say it: --engine cuda, rocm or cpu"),
         )
     return kind
 
@@ -150,7 +152,9 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
     """A file that appears under its name when it is whole, and a directory for what is collected meanwhile."""
     if out is None:
         if sys.stdout.isatty():
-            raise UsageError("a bundle is nothing to look at", "send it somewhere: … bundle create - | ssh host …")
+            raise UsageError(
+                tr("a bundle is nothing to look at"), tr("send it somewhere: … bundle create - | ssh host …")
+            )
         with tempfile.TemporaryDirectory(prefix="vllm-install-") as scratch:
             try:
                 yield sys.stdout.buffer, Path(scratch)
@@ -158,19 +162,23 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
                 # What is still in the buffer must not be tried again when the process ends.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise Refused(
-                    "who reads the bundle stopped before its end", "see what the other side of the pipe says"
+                    tr("who reads the bundle stopped before its end"), tr("see what the other side of the pipe says")
                 ) from None
         return
     if out.is_dir() or not out.parent.is_dir():
         why = "it is a directory" if out.is_dir() else f"there is no directory {out.parent}"
-        raise UsageError(f"{out} cannot be written: {why}", "name a file in a directory that is there")
+        raise UsageError(
+            tr("{out} cannot be written: {why}", out=out, why=why), tr("name a file in a directory that is there")
+        )
     partial = out.with_name(out.name + ".partial")
     scratch_dir = out.with_name(f".{out.name}.wheels")
     with partial.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"another process writes {out} already", "wait for it, or choose another name") from None
+            raise Refused(
+                tr("another process writes {out} already", out=out), tr("wait for it, or choose another name")
+            ) from None
         try:
             file.truncate(0)
             scratch_dir.mkdir(mode=0o700, exist_ok=True)
@@ -232,7 +240,7 @@ def write(
         start += out.write(header(name, len(content), start) + content + bytes(-len(content) % BLOCK))
     laid_out = list(places(manifest.members, start))
     total = sum(member.size for member in manifest.members)
-    with report.bytes("writing the bundle", total) as advance:
+    with report.bytes(tr("writing the bundle"), total) as advance:
         for member, offset, head in laid_out:
             out.write(head)
             _append(out, member, files[member.name], advance)
@@ -253,8 +261,8 @@ def _append(out: BinaryIO, member: Member, path: Path, advance: Advance) -> None
             advance(len(piece))
     if (length, checksum.hexdigest()) != (member.size, member.sha256):
         raise InstallError(
-            f"{path} is damaged: it is not what {member.name} has to be",
-            f"remove it and run the command again, which fetches it anew: rm {path}",
+            tr("{path} is damaged: it is not what {member} has to be", path=path, member=member.name),
+            tr("remove it and run the command again, which fetches it anew: rm {path}", path=path),
             Exit.MODEL,
         )
     out.write(bytes(-length % BLOCK))

@@ -17,6 +17,7 @@ from installer.engine.pipconf import Sources
 from installer.engine.uv import EngineFailed, explain_uv
 from installer.errors import CommandFailed
 from installer.host import Host
+from installer.language import tr
 from installer.report import Report, size
 from installer.settings import Settings
 
@@ -48,7 +49,9 @@ class Wheelhouse:
         for at in range(0, len(missing), BATCH):
             self._download(self.wheels, kind, "--no-deps", *missing[at : at + BATCH])
             found = [wheel.stat().st_size for wheel, _ in self._present()]
-            report.note(f"{len(found)} of {len(wanted)} wheels, {size(sum(found))}")
+            report.note(
+                tr("{count} of {count2} wheels, {sum}", count=len(found), count2=len(wanted), sum=size(sum(found)))
+            )
         if absent := wanted.keys() - {found for _, found in self._present()}:
             raise EngineFailed(f"no wheel came for {', '.join(sorted(wanted[identity] for identity in absent))}")
 
@@ -57,7 +60,7 @@ class Wheelhouse:
         self.tool.mkdir(parents=True, exist_ok=True)
         for old in self.tool.iterdir():
             old.unlink()
-        report.note("fetching the packages of vllm-install itself")
+        report.note(tr("fetching the packages of vllm-install itself"))
         self._download(self.tool, kind, *own_requirements())
         build_own_wheel(self.tool)
 

@@ -13,6 +13,7 @@ from installer.checks.packages import APT, install_command, packages_of
 from installer.checks.preflight_gpus import check_gpus, usable_gpus
 from installer.checks.problem import Problem as Problem
 from installer.errors import Refused
+from installer.language import tr
 from installer.layout import Layout
 from installer.report import size
 from installer.settings import Settings
@@ -47,7 +48,7 @@ def refuse(problems: Sequence[Problem]) -> Refused:
     lines = [f"{len(fatal)} things on this host stand in the way; nothing was changed"]
     for number, problem in enumerate(fatal, 1):
         lines += [f"{number}. {problem.what}: {problem.why}", f"   -> {problem.remedy}"]
-    return Refused("\n".join(lines), "do what each -> line says, then run the same command again")
+    return Refused("\n".join(lines), tr("do what each -> line says, then run the same command again"))
 
 
 def choose_engine(settings: Settings, facts: Facts) -> str:
@@ -86,11 +87,23 @@ def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
             parts = " and ".join(f"{size(needs[path])} in {path}" for path in paths)
             problems.append(
                 Problem(
-                    f"the disk that holds {disks[device].path} is too small",
-                    f"{size(disks[device].free)} are free; {parts} and {size(head_room)} of head-room are needed, "
-                    f"{missing} bytes ({size(missing)}) more than there are",
-                    f"free {size(missing)} (sudo du -xh --max-depth=2 {disks[device].path} shows what is large)"
-                    f" or mount a larger disk at {paths[-1]}",
+                    tr("the disk that holds {path} is too small", path=disks[device].path),
+                    tr(
+                        "{free} are free; {parts} and {head_room} of head-room are needed, "
+                        "{missing} bytes ({missing2}) more than there are",
+                        free=size(disks[device].free),
+                        parts=parts,
+                        head_room=size(head_room),
+                        missing=missing,
+                        missing2=size(missing),
+                    ),
+                    tr(
+                        "free {missing} (sudo du -xh --max-depth=2 {path} shows what is large)"
+                        " or mount a larger disk at {paths}",
+                        missing=size(missing),
+                        path=disks[device].path,
+                        paths=paths[-1],
+                    ),
                 )
             )
     return problems
@@ -102,9 +115,9 @@ def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
 def _check_privilege(facts: Facts) -> Iterator[Problem]:
     if not facts.is_root:
         yield Problem(
-            "not run as root",
-            "a system service can only be set up by root",
-            "run the command with sudo",
+            tr("not run as root"),
+            tr("a system service can only be set up by root"),
+            tr("run the command with sudo"),
             id="not-root",
         )
 
@@ -112,57 +125,57 @@ def _check_privilege(facts: Facts) -> Iterator[Problem]:
 def _check_systemd(facts: Facts) -> Iterator[Problem]:
     if not facts.systemd_is_pid1:
         yield Problem(
-            "systemd does not run this host",
-            "PID 1 is another program, as in most containers, and nothing could start the service",
-            "use a host booted by systemd; on WSL write systemd=true under [boot] in /etc/wsl.conf and restart it",
+            tr("systemd does not run this host"),
+            tr("PID 1 is another program, as in most containers, and nothing could start the service"),
+            tr("use a host booted by systemd; on WSL write systemd=true under [boot] in /etc/wsl.conf and restart it"),
             id="no-systemd",
         )
     if facts.systemd is None:
         yield Problem(
-            "no systemctl was found",
-            "the service is a systemd unit",
+            tr("no systemctl was found"),
+            tr("the service is a systemd unit"),
             install_command(facts, "systemd"),
             id="no-systemd",
         )
     elif facts.systemd < MINIMUM_SYSTEMD:
         yield Problem(
-            f"systemd {facts.systemd} is too old",
-            f"credentials and the sandbox need version {MINIMUM_SYSTEMD}",
-            "upgrade the distribution (Debian 11, Ubuntu 22.04 and RHEL 9 are new enough)",
+            tr("systemd {systemd} is too old", systemd=facts.systemd),
+            tr("credentials and the sandbox need version {MINIMUM_SYSTEMD}", MINIMUM_SYSTEMD=MINIMUM_SYSTEMD),
+            tr("upgrade the distribution (Debian 11, Ubuntu 22.04 and RHEL 9 are new enough)"),
         )
     if facts.systemd is not None and not facts.sysusers:
         yield Problem(
-            "systemd-sysusers was not found", "it makes the service's user", install_command(facts, "systemd")
+            tr("systemd-sysusers was not found"), tr("it makes the service's user"), install_command(facts, "systemd")
         )
 
 
 def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
     if facts.arch not in (("x86_64",) if kind == "rocm" else ("x86_64", "aarch64")):
         yield Problem(
-            f"no {kind} build of vLLM for {facts.arch}",
-            "wheels exist for x86_64" + ("" if kind == "rocm" else " and aarch64"),
-            "use a host of that architecture",
+            tr("no {kind} build of vLLM for {arch}", kind=kind, arch=facts.arch),
+            tr("wheels exist for x86_64") + ("" if kind == "rocm" else tr(" and aarch64")),
+            tr("use a host of that architecture"),
         )
     if facts.glibc < MINIMUM_GLIBC[kind]:
         found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else "another C library"
         needed = ".".join(map(str, MINIMUM_GLIBC[kind]))
         yield Problem(
-            f"glibc {needed} or newer is needed",
-            f"this host has {found}, and the wheels of the {kind} engine would not load",
-            "upgrade the distribution (Debian 11, Ubuntu 20.04 and RHEL 9 are new enough)",
+            tr("glibc {needed} or newer is needed", needed=needed),
+            tr("this host has {found}, and the wheels of the {kind} engine would not load", found=found, kind=kind),
+            tr("upgrade the distribution (Debian 11, Ubuntu 20.04 and RHEL 9 are new enough)"),
         )
     if kind == "cpu" and facts.arch == "x86_64" and "avx2" not in facts.cpu_flags:
         yield Problem(
-            "the processor has no AVX2",
-            f"vLLM's cpu engine dies on {facts.cpu or 'this processor'} with an illegal instruction",
-            "use a newer processor, or on a virtual machine pass the host's processor through (cpu model: host)",
+            tr("the processor has no AVX2"),
+            tr("vLLM's cpu engine dies on {value} with an illegal instruction", value=facts.cpu or "this processor"),
+            tr("use a newer processor, or on a virtual machine pass the host's processor through (cpu model: host)"),
             id="illegal-instruction",
         )
     if facts.memory_total < MINIMUM_MEMORY:
         yield Problem(
-            f"this host has only {size(facts.memory_total)} of memory",
-            f"loading a model takes {size(MINIMUM_MEMORY)} or more",
-            "expect the service to be ended for lack of memory unless the model is very small",
+            tr("this host has only {memory_total} of memory", memory_total=size(facts.memory_total)),
+            tr("loading a model takes {MINIMUM_MEMORY} or more", MINIMUM_MEMORY=size(MINIMUM_MEMORY)),
+            tr("expect the service to be ended for lack of memory unless the model is very small"),
             fatal=False,
             id="little-memory",
         )
@@ -171,9 +184,9 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
 def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Problem]:
     if settings.port < facts.unprivileged_port:
         yield Problem(
-            f"port {settings.port} needs a privilege that the service does not have",
-            f"its user may open ports from {facts.unprivileged_port} on",
-            "choose another with --port, for example --port 8000, and let a reverse proxy take the low one",
+            tr("port {port} needs a privilege that the service does not have", port=settings.port),
+            tr("its user may open ports from {unprivileged_port} on", unprivileged_port=facts.unprivileged_port),
+            tr("choose another with --port, for example --port 8000, and let a reverse proxy take the low one"),
             id="port-privileged",
         )
     holder = facts.port_holder
@@ -181,9 +194,9 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
         return
     find = f"find it (sudo ss -ltnp 'sport = :{settings.port}') and stop it"
     yield Problem(
-        f"port {settings.port} is taken",
-        f"{holder} listens there",
-        f"{holder.how_to_stop if holder.pid else find}, or choose another port with --port",
+        tr("port {port} is taken", port=settings.port),
+        tr("{holder} listens there", holder=holder),
+        tr("{value}, or choose another port with --port", value=holder.how_to_stop if holder.pid else find),
         id="port-in-use",
     )
 
@@ -192,17 +205,17 @@ def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
     for target, disk in facts.disks.items():
         if disk.read_only:
             yield Problem(
-                f"{target} cannot be written",
-                f"{disk.path} is on a read-only file system",
-                f'remount it (sudo mount -o remount,rw "$(findmnt -no TARGET -T {disk.path})")',
+                tr("{target} cannot be written", target=target),
+                tr("{path} is on a read-only file system", path=disk.path),
+                tr('remount it (sudo mount -o remount,rw "$(findmnt -no TARGET -T {path})")', path=disk.path),
                 id="read-only",
             )
         # The engine's libraries lie below one, those that vLLM compiles while it runs below the other.
         if disk.noexec and target in (layout.opt, layout.hub.parent):
             yield Problem(
-                f"nothing below {target} can be executed",
-                f"{disk.path} is mounted with noexec, and vLLM loads libraries from there",
-                f'remount it (sudo mount -o remount,exec "$(findmnt -no TARGET -T {disk.path})")',
+                tr("nothing below {target} can be executed", target=target),
+                tr("{path} is mounted with noexec, and vLLM loads libraries from there", path=disk.path),
+                tr('remount it (sudo mount -o remount,exec "$(findmnt -no TARGET -T {path})")', path=disk.path),
                 id="noexec",
             )
 
@@ -229,8 +242,8 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
         if kind == "cpu" and not facts.libnuma:
             package = (packages_of(facts) or APT).libnuma
             yield Problem(
-                "no libnuma.so.1",
-                "vLLM's CPU build cannot start without it",
+                tr("no libnuma.so.1"),
+                tr("vLLM's CPU build cannot start without it"),
                 install_command(facts, package),
                 id="library-missing",
             )
@@ -243,11 +256,15 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
     packages = packages_of(facts)
     python = packages.python.format("3.12", "312") if packages else ""
     yield Problem(
-        f"no Python for the {kind} engine",
-        f"it needs Python {versions}, which every user can reach; "
-        + ("found " + "; ".join(rejected) if rejected else "found none in /usr/bin and /usr/local/bin"),
-        (f"install one ({install_command(facts, python)})" if python else "install one")
-        + " or name one that lies outside /root and /home with --python",
+        tr("no Python for the {kind} engine", kind=kind),
+        tr("it needs Python {versions}, which every user can reach; ", versions=versions)
+        + ("found " + "; ".join(rejected) if rejected else tr("found none in /usr/bin and /usr/local/bin")),
+        (
+            tr("install one ({install_command})", install_command=install_command(facts, python))
+            if python
+            else tr("install one")
+        )
+        + tr(" or name one that lies outside /root and /home with --python"),
         id="no-python",
     )
 
@@ -266,8 +283,8 @@ def _check_compilers(facts: Facts, chosen: Interpreter) -> Iterator[Problem]:
     absent = {name: package for name, (package, is_missing) in missing.items() if is_missing}
     if absent:
         yield Problem(
-            "no " + ", no ".join(absent),
-            "vLLM compiles kernels for this host when it starts and cannot without",
+            "no " + tr(", no ").join(absent),
+            tr("vLLM compiles kernels for this host when it starts and cannot without"),
             install_command(facts, *dict.fromkeys(absent.values())),
             id="compiler-missing",
         )

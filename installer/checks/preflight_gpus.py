@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from installer.checks.facts import Facts, Gpu
 from installer.checks.problem import Problem
+from installer.language import tr
 from installer.layout import Layout
 from installer.report import size
 from installer.settings import Settings
@@ -38,7 +39,7 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
     gpus = usable_gpus(facts, "cuda")
     if facts.nvidia_error:
         yield Problem(
-            "the NVIDIA driver does not work",
+            tr("the NVIDIA driver does not work"),
             facts.nvidia_error,
             _remedy_for_driver(facts),
             id="driver-broken",
@@ -46,9 +47,9 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
         return
     if not gpus:
         yield Problem(
-            "no NVIDIA GPU was found",
-            "the cuda engine needs one",
-            "choose --engine auto, or --engine cpu for a trial",
+            tr("no NVIDIA GPU was found"),
+            tr("the cuda engine needs one"),
+            tr("choose --engine auto, or --engine cpu for a trial"),
             id="no-gpu-visible",
         )
         return
@@ -56,19 +57,27 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
     needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
     if _major(gpus[0].driver) < needed:
         yield Problem(
-            f"NVIDIA driver {gpus[0].driver} is too old",
-            f"this build of vLLM holds CUDA {'12' if cuda_12 else '13'}, which needs driver {needed} or newer"
-            + (f"; this one goes up to CUDA {gpus[0].cuda}" if gpus[0].cuda else ""),
-            f"install driver {needed} or newer and restart the host"
-            + ("" if cuda_12 else ", or name an index of CUDA 12 builds (its name holds cu12) with --index-url"),
+            tr("NVIDIA driver {driver} is too old", driver=gpus[0].driver),
+            tr(
+                "this build of vLLM holds CUDA {value}, which needs driver {needed} or newer",
+                value="12" if cuda_12 else "13",
+                needed=needed,
+            )
+            + (tr("; this one goes up to CUDA {cuda}", cuda=gpus[0].cuda) if gpus[0].cuda else ""),
+            tr("install driver {needed} or newer and restart the host", needed=needed)
+            + ("" if cuda_12 else tr(", or name an index of CUDA 12 builds (its name holds cu12) with --index-url")),
             id="driver-too-old",
         )
     for gpu in gpus[: settings.tensor_parallel_size]:
         if gpu.capability and gpu.capability < MINIMUM_CAPABILITY:
             yield Problem(
-                f"{gpu.name} is too old for vLLM",
-                f"its compute capability is {gpu.capability[0]}.{gpu.capability[1]}, 7.5 is needed",
-                "use a GPU of the Turing generation or newer, or --engine cpu",
+                tr("{gpu} is too old for vLLM", gpu=gpu.name),
+                tr(
+                    "its compute capability is {capability}.{capability2}, 7.5 is needed",
+                    capability=gpu.capability[0],
+                    capability2=gpu.capability[1],
+                ),
+                tr("use a GPU of the Turing generation or newer, or --engine cpu"),
                 id="gpu-too-old",
             )
     yield from _check_count(settings, gpus, "NVIDIA")
@@ -79,9 +88,9 @@ def _check_amd(settings: Settings, facts: Facts) -> Iterator[Problem]:
     others = [gpu.name for gpu in facts.gpus if gpu.vendor == "amd" and gpu not in gpus]
     if not gpus:
         yield Problem(
-            "no AMD GPU was found that vLLM supports",
-            f"found: {', '.join(others)}" if others else "the amdgpu driver shows none",
-            "load the driver (sudo modprobe amdgpu) if there is such a GPU, or choose --engine auto",
+            tr("no AMD GPU was found that vLLM supports"),
+            tr("found: {others}", others=", ".join(others)) if others else tr("the amdgpu driver shows none"),
+            tr("load the driver (sudo modprobe amdgpu) if there is such a GPU, or choose --engine auto"),
         )
         return
     yield from _check_count(settings, gpus, "AMD")
@@ -90,9 +99,17 @@ def _check_amd(settings: Settings, facts: Facts) -> Iterator[Problem]:
 def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterator[Problem]:
     if settings.tensor_parallel_size > len(gpus):
         yield Problem(
-            f"{settings.tensor_parallel_size} GPUs were asked for, but there are {len(gpus)}",
-            f"the model is to be shared by --tensor-parallel-size {settings.tensor_parallel_size} {vendor} GPUs",
-            f"choose --tensor-parallel-size {len(gpus)}",
+            tr(
+                "{tensor_parallel_size} GPUs were asked for, but there are {count}",
+                tensor_parallel_size=settings.tensor_parallel_size,
+                count=len(gpus),
+            ),
+            tr(
+                "the model is to be shared by --tensor-parallel-size {tensor_parallel_size} {vendor} GPUs",
+                tensor_parallel_size=settings.tensor_parallel_size,
+                vendor=vendor,
+            ),
+            tr("choose --tensor-parallel-size {count}", count=len(gpus)),
         )
 
 
@@ -110,11 +127,17 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
         held = ", ".join(f"{h} holds {size(h.memory) if h.memory else 'some'}" for h in others)
         most = int(100 * free / gpu.memory_total) / 100
         yield Problem(
-            f"{gpu.name} ({gpu.uuid}) has too little free memory",
-            f"{size(free)} of {size(gpu.memory_total)} are free, {share:g} of all, which are {size(needed)}, was asked"
-            f" for; {held or 'no process shows who holds the rest'}",
-            ("; ".join(h.how_to_stop for h in others) or "find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)")
-            + (f", or choose --gpu-memory-utilization {most:g} or less" if most >= 0.05 else ""),
+            tr("{gpu} ({uuid}) has too little free memory", gpu=gpu.name, uuid=gpu.uuid),
+            tr(
+                "{free} of {memory_total} are free, {share:g} of all, which are {needed}, was asked for; {value}",
+                free=size(free),
+                memory_total=size(gpu.memory_total),
+                share=share,
+                needed=size(needed),
+                value=held or "no process shows who holds the rest",
+            ),
+            ("; ".join(h.how_to_stop for h in others) or tr("find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)"))
+            + (tr(", or choose --gpu-memory-utilization {most:g} or less", most=most) if most >= 0.05 else ""),
             id="gpu-memory-held",
         )
 

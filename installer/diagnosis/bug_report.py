@@ -19,6 +19,7 @@ from installer.diagnosis.doctor import Diagnosis
 from installer.diagnosis.redact import MASK, Redactor, harvest
 from installer.errors import InstallError, Refused
 from installer.host import Host
+from installer.language import tr
 from installer.look.scene import Scene
 from installer.settings import NAMES
 
@@ -45,7 +46,7 @@ COMMANDS = (
 def write(scene: Scene, found: Diagnosis, path: Path) -> None:
     """Pack what doctor found and what it looked at; readable by its owner alone."""
     if scene.host.exists(path):
-        raise Refused(f"{path} exists already", "choose another name for the report")
+        raise Refused(tr("{path} exists already", path=path), tr("choose another name for the report"))
     redactor = Redactor(_secrets(scene), f"sk-{scene.service}- sk-probe- vllm-install vllm-{scene.service}")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:

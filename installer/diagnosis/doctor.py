@@ -14,6 +14,7 @@ from installer.diagnosis import doctor_running as running
 from installer.diagnosis.finding import FAULT, Finding
 from installer.engine import engines
 from installer.errors import InstallError
+from installer.language import tr
 from installer.look.scene import Scene
 
 Check = Callable[[Scene], Iterator[Finding]]
@@ -111,7 +112,7 @@ def _check_import(scene: Scene) -> Iterator[Finding]:
         if why:
             yield Finding(
                 "import-failed",
-                "the engine cannot be imported",
+                tr("the engine cannot be imported"),
                 why.splitlines()[-1],
                 (f"sudo rm -r {scene.layout.engines / engine.id} && {scene.deploy}",),
             )

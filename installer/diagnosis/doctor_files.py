@@ -13,6 +13,7 @@ from installer import keys, settings_file, steps
 from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
 from installer.engine.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
+from installer.language import tr
 from installer.look.scene import Scene
 from installer.model.checkpoint import check_access, check_directory
 from installer.ownership import fingerprint
@@ -56,15 +57,17 @@ def check_record(scene: Scene) -> Iterator[Finding]:
         )
     elif scene.state is None:
         path = scene.layout.unit
-        yield Finding("record-missing", f"{path} is there, but no record of it", str(path), (scene.deploy,))
+        yield Finding(
+            "record-missing", tr("{path} is there, but no record of it", path=path), str(path), (scene.deploy,)
+        )
 
 
 def check_account(scene: Scene) -> Iterator[Finding]:
     if scene.state and scene.state.proved and not steps.has_user(scene.host, scene.layout.user):
         yield Finding(
             "user-missing",
-            f"the service's user {scene.layout.user} does not exist",
-            f"/etc/passwd has no line {scene.layout.user}:",
+            tr("the service's user {user} does not exist", user=scene.layout.user),
+            tr("/etc/passwd has no line {user}:", user=scene.layout.user),
             (scene.deploy,),
         )
 
@@ -76,14 +79,21 @@ def check_unit(scene: Scene) -> Iterator[Finding]:
     text, path = scene.unit_text, scene.layout.unit
     unit = scene.layout.service
     if text is None:
-        yield Finding("unit-missing", f"{path} is gone", f"{path}: no such file", (scene.deploy,))
+        yield Finding(
+            "unit-missing", tr("{path} is gone", path=path), tr("{path}: no such file", path=path), (scene.deploy,)
+        )
     elif text == "":
         command = f"sudo systemctl unmask {unit} && {scene.deploy}"
-        yield Finding("unit-masked", f"{unit} is masked: somebody switched it off on purpose", str(path), (command,))
+        yield Finding(
+            "unit-masked", tr("{unit} is masked: somebody switched it off on purpose", unit=unit), str(path), (command,)
+        )
     elif scene.unit.get("LoadState") not in (None, "", "loaded", "not-found"):
         evidence = scene.unit.get("LoadError") or scene.unit["LoadState"]
         yield Finding(
-            "unit-invalid", f"systemd cannot load {path}", plain(evidence), (f"{scene.deploy} --discard-edits",)
+            "unit-invalid",
+            tr("systemd cannot load {path}", path=path),
+            plain(evidence),
+            (tr("{deploy} --discard-edits", deploy=scene.deploy),),
         )
 
 
@@ -103,14 +113,19 @@ def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
     evidence = plain(f"{path}: {name}=…" if name == "Environment" else f"{path}: {line}")
     if why := _why(BREAKING, name, value):
         yield Finding(
-            "dropin-breaks", f"a drop-in sets {name}, with which vLLM cannot work: {why}", evidence, (command,)
+            "dropin-breaks",
+            tr("a drop-in sets {name}, with which vLLM cannot work: {why}", name=name, why=why),
+            evidence,
+            (command,),
         )
     elif why := _why(WEAKENING, name, value):
-        yield Finding("dropin-weakens", f"a drop-in sets {name}: {why}", evidence, (command,), NOTE)
+        yield Finding(
+            "dropin-weakens", tr("a drop-in sets {name}: {why}", name=name, why=why), evidence, (command,), NOTE
+        )
     elif name == "ExecStart":
         cause = "a drop-in replaces the command line: what runs is not what was proved"
         flags = f"sudo vllm-install set VLLM_ARGS='...' --service {unit}"
-        yield Finding("dropin-flags", cause, f"{path}: ExecStart=…", (command, flags), NOTE)
+        yield Finding("dropin-flags", cause, tr("{path}: ExecStart=…", path=path), (command, flags), NOTE)
 
 
 def _why(table: tuple[tuple[str, str, str], ...], name: str, value: str) -> str:
@@ -133,7 +148,11 @@ def check_unit_edited(scene: Scene) -> Iterator[Finding]:
     commands = (f"sudo systemctl edit {path.name}", f"{scene.deploy} --discard-edits")
     severity = FAULT if scene.has_failed else NOTE
     yield Finding(
-        "unit-edited", f"{path} was edited by hand", plain("  ".join(changed) or "its command line"), commands, severity
+        "unit-edited",
+        tr("{path} was edited by hand", path=path),
+        plain("  ".join(changed) or "its command line"),
+        commands,
+        severity,
     )
 
 
@@ -141,7 +160,9 @@ def check_files(scene: Scene) -> Iterator[Finding]:
     """Files of ours beside the unit."""
     for name in scene.state.owned if scene.state and scene.state.proved else ():
         if not scene.host.exists(Path(name)) and Path(name) != scene.layout.unit:
-            yield Finding("file-missing", f"{name} is gone", f"{name}: no such file", (scene.deploy,))
+            yield Finding(
+                "file-missing", tr("{name} is gone", name=name), tr("{name}: no such file", name=name), (scene.deploy,)
+            )
 
 
 # What it runs
@@ -157,7 +178,7 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
         what = python if not host.at(python).exists() else home / MARKER
         link = f", a link to {host.at(what).readlink()}" if host.at(what).is_symlink() else ""
         cause = f"the engine {home} is missing or not complete"
-        yield Finding("engine-missing", cause, f"{what} is not there{link}", (scene.deploy,))
+        yield Finding("engine-missing", cause, tr("{what} is not there{link}", what=what, link=link), (scene.deploy,))
         return
     yield from _closed(scene, python)
     yield from _closed(scene, Path(host.at(python).resolve()) if host.root == Path("/") else python)
@@ -173,11 +194,11 @@ def _check_runtime(scene: Scene) -> Iterator[Finding]:
     missing = [name for name, text in texts.items() if text is None]
     if missing:
         cause = f"files that vLLM runs with are gone from {launcher.parent}"
-        yield Finding("runtime-missing", cause, f"missing: {', '.join(missing)}", (scene.deploy,))
+        yield Finding("runtime-missing", cause, tr("missing: {missing}", missing=", ".join(missing)), (scene.deploy,))
     elif not launcher.parent.name.endswith(content_digest("".join(map(str, texts.values())).encode())):
         cause = f"files that vLLM runs with were changed in {launcher.parent}"
         again = f"sudo rm -r {launcher.parent} && {scene.deploy}"
-        yield Finding("runtime-changed", cause, "their digest is not the one in the directory's name", (again,))
+        yield Finding("runtime-changed", cause, tr("their digest is not the one in the directory's name"), (again,))
     else:
         yield from _closed(scene, launcher)
 
@@ -189,8 +210,8 @@ def _closed(scene: Scene, path: Path) -> Iterator[Finding]:
         if not mode & (0o001 if scene.host.at(place).is_dir() else 0o004):
             yield Finding(
                 "permission-denied",
-                f"the service's user {scene.layout.user} may not use {place}",
-                f"{place} has mode {mode & 0o7777:04o}, on the way to {path}",
+                tr("the service's user {user} may not use {place}", user=scene.layout.user, place=place),
+                tr("{place} has mode {mode:04o}, on the way to {path}", place=place, mode=mode & 0o7777, path=path),
                 (f"sudo chmod o+rX {shlex.quote(str(place))}",),
             )
             return
@@ -200,7 +221,7 @@ def check_probe_key(scene: Scene) -> Iterator[Finding]:
     path = scene.layout.probe_key
     if scene.state and scene.state.proved and scene.host.exists(path.parent) and not scene.host.exists(path):
         cause = "the key with which the service asks itself is gone"
-        yield Finding("probe-key-missing", cause, f"{path}: no such file", (scene.deploy,))
+        yield Finding("probe-key-missing", cause, tr("{path}: no such file", path=path), (scene.deploy,))
 
 
 # The model
@@ -214,7 +235,10 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
     again = (scene.deploy, f"sudo vllm-install models verify --service {scene.service}")
     if problems:
         yield Finding(
-            _id_of(problems[0]), f"the model in {model.path} is not complete", plain("; ".join(problems)), again
+            _id_of(problems[0]),
+            tr("the model in {path} is not complete", path=model.path),
+            plain("; ".join(problems)),
+            again,
         )
         return
     closed = check_access(model.path, scene.host)
@@ -245,7 +269,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
         values = settings_file.parse(scene.host.read(path) or "", path)
         wanted = load(scene.service, values, {}, {})
     except UsageError as error:
-        yield Finding("settings-malformed", "the settings file cannot be meant", plain(error.message), (edit,))
+        yield Finding("settings-malformed", tr("the settings file cannot be meant"), plain(error.message), (edit,))
         return
     for warning in settings_file.unknown(values):
         yield Finding("settings-unknown", f"{path}: {warning}", str(path), (edit,), NOTE)
@@ -263,21 +287,32 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
     try:
         held = [key for key in steps.unit_keys(scene.host, scene.layout) if key.name != keys.PROBE]
     except InstallError as error:
-        yield Finding("key-malformed", error.message, str(unit), (f"sudoedit {unit}", scene.deploy))
+        yield Finding("key-malformed", error.message, str(unit), (tr("sudoedit {unit}", unit=unit), scene.deploy))
         return
     asking = [key for key in held if key.role != "metrics"]
     alive = [key for key in asking if not keys.is_expired(key, keys.stamp(now))]
     if scene.unit_text and not alive:
         cause = "every key that can ask the model has expired" if asking else "no key can ask the model"
-        yield Finding("keys-expired", cause, ", ".join(f"{k.name} until {k.expiry}" for k in asking), (new,))
+        yield Finding(
+            "keys-expired",
+            cause,
+            ", ".join(tr("{k} until {expiry}", k=k.name, expiry=k.expiry) for k in asking),
+            (new,),
+        )
     for key in held:
         # An old key that was kept for a while is meant to end.
         if key.expiry and key in alive and key.expiry < keys.stamp(now + SOON) and not key.name.endswith("-old"):
             again = f"{new} --name {key.name}"
-            yield Finding("key-expires", f"the key {key.name} expires soon", f"until {key.expiry}", (again,), NOTE)
+            yield Finding(
+                "key-expires",
+                tr("the key {key} expires soon", key=key.name),
+                tr("until {expiry}", expiry=key.expiry),
+                (again,),
+                NOTE,
+            )
         if key.plain:
             cause = f"the key {key.name} stands in the unit as it is: every local user can read it"
-            yield Finding("key-plain", cause, str(unit), (f"{new} --name {key.name}",), NOTE)
+            yield Finding("key-plain", cause, str(unit), (tr("{new} --name {key}", new=new, key=key.name),), NOTE)
 
 
 def check_history(scene: Scene) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
 from installer.engine.engines import BYTES, BYTES_WITHOUT_TORCH
 from installer.errors import InstallError
 from installer.host import Completed, Host
+from installer.language import tr
 from installer.look.scene import Scene
 from installer.report import size
 
@@ -45,9 +46,12 @@ def check_nodes(scene: Scene) -> Iterator[Finding]:
     if missing:
         yield Finding(
             "device-nodes-missing",
-            "the driver is loaded, but the GPU's device nodes do not exist",
-            f"missing: {', '.join(missing)}",
-            (f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}", "sudo nvidia-modprobe -u -c 0"),
+            tr("the driver is loaded, but the GPU's device nodes do not exist"),
+            tr("missing: {missing}", missing=", ".join(missing)),
+            (
+                f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}",
+                "sudo nvidia-modprobe -u -c 0",
+            ),
         )
 
 
@@ -58,9 +62,12 @@ def check_disks(scene: Scene) -> Iterator[Finding]:
         if disk.free < min(ALMOST_FULL, disk.total // 50) and not disk.read_only:
             yield Finding(
                 "disk-full",
-                f"the disk that holds {target} is full",
-                f"{size(disk.free)} of {size(disk.total)} are free",
-                (f"sudo du -xh --max-depth=2 {disk.path} | sort -h | tail", "sudo vllm-install prune"),
+                tr("the disk that holds {target} is full", target=target),
+                tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total)),
+                (
+                    f"sudo du -xh --max-depth=2 {disk.path} | sort -h | tail",
+                    "sudo vllm-install prune",
+                ),
             )
             return
 
@@ -89,9 +96,18 @@ def check_space(scene: Scene) -> Iterator[Finding]:
         used = _run(scene.host, "journalctl", "--disk-usage")
         yield Finding(
             "disk-small",
-            f"the next upgrade needs {size(needed)} on the disk that holds {disk.path}",
-            f"{size(disk.free)} of {size(disk.total)} are free; {plain(used.stdout) if used else 'journal: unknown'}",
-            ("sudo vllm-install prune", "sudo journalctl --vacuum-size=1G", f"sudo du -xh --max-depth=2 {disk.path}"),
+            tr("the next upgrade needs {needed} on the disk that holds {path}", needed=size(needed), path=disk.path),
+            tr(
+                "{free} of {total} are free; {value}",
+                free=size(disk.free),
+                total=size(disk.total),
+                value=plain(used.stdout) if used else "journal: unknown",
+            ),
+            (
+                "sudo vllm-install prune",
+                "sudo journalctl --vacuum-size=1G",
+                f"sudo du -xh --max-depth=2 {disk.path}",
+            ),
             NOTE,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from installer.api import Api, NoAnswer, gauge
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.language import tr
 from installer.look.scene import Scene
 from installer.prove import root_line
 from installer.render import process_digest
@@ -25,9 +26,12 @@ def check_port(scene: Scene) -> Iterator[Finding]:
     find = f"sudo ss -ltnp 'sport = :{settings.port}'"
     yield Finding(
         "port-in-use",
-        f"port {settings.port} is taken by {holder}",
-        f"a listener on port {settings.port} that is not {scene.layout.unit_name}",
-        (holder.how_to_stop if holder.pid else find, f"{scene.deploy} --port {_next(settings.port)}"),
+        tr("port {port} is taken by {holder}", port=settings.port, holder=holder),
+        tr("a listener on port {port} that is not {unit_name}", port=settings.port, unit_name=scene.layout.unit_name),
+        (
+            holder.how_to_stop if holder.pid else find,
+            tr("{deploy} --port {next}", deploy=scene.deploy, next=_next(settings.port)),
+        ),
     )
 
 
@@ -56,15 +60,19 @@ def check_state(scene: Scene) -> Iterator[Finding]:
         result = scene.unit.get("Result", "unknown")
         yield Finding(
             "service-failed",
-            f"the service failed ({result})",
+            tr("the service failed ({result})", result=result),
             plain(root or said),
             (look, f"sudo systemctl restart {unit}"),
         )
     elif scene.active == "inactive" and scene.unit_text:
-        yield Finding("service-stopped", "the service is stopped", said, (f"sudo systemctl start {unit}",))
+        yield Finding("service-stopped", tr("the service is stopped"), said, (f"sudo systemctl start {unit}",))
     elif scene.active in ("activating", "reloading", "deactivating"):
         yield Finding(
-            "service-changing", "the service is starting or stopping", said, (f"systemctl status {unit}",), NOTE
+            "service-changing",
+            tr("the service is starting or stopping"),
+            said,
+            (f"systemctl status {unit}",),
+            NOTE,
         )
     elif scene.active == "active":
         yield from _check_answer(scene)
@@ -77,16 +85,16 @@ def _check_answer(scene: Scene) -> Iterator[Finding]:
     try:
         models = api.ask("GET", "/v1/models" if scene.probe_key else "/health")
     except NoAnswer as error:
-        yield Finding("no-answer", "the service runs, but does not answer", plain(str(error)), (restart,))
+        yield Finding("no-answer", tr("the service runs, but does not answer"), plain(str(error)), (restart,))
         return
     if scene.probe_key and models.status == 401:
         cause = "the running service does not know the key with which it is watched"
-        yield Finding("probe-key-refused", cause, "GET /v1/models: 401", (restart,))
+        yield Finding("probe-key-refused", cause, tr("GET /v1/models: 401"), (restart,))
     elif models.status == 503:
-        yield Finding("engine-died", "the engine died", f"{api.url} answers 503", (restart,))
+        yield Finding("engine-died", tr("the engine died"), tr("{url} answers 503", url=api.url), (restart,))
     elif scene.probe_key and (silent := _silence(api, models.json())) and silent != BUSY:
         look = f"sudo journalctl -u {scene.service} -n 200"
-        yield Finding("engine-hung", "the engine hangs: it answers no request", plain(silent), (restart, look))
+        yield Finding("engine-hung", tr("the engine hangs: it answers no request"), plain(silent), (restart, look))
 
 
 def _silence(api: Api, models: dict[str, object]) -> str:
@@ -126,17 +134,24 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
     if scene.unit.get("NeedDaemonReload") == "yes":
         command = f"sudo systemctl daemon-reload && sudo systemctl restart {unit}"
         yield Finding(
-            "unit-not-loaded", "systemd has not read the unit's changes", "NeedDaemonReload=yes", (command,), NOTE
+            "unit-not-loaded", tr("systemd has not read the unit's changes"), "NeedDaemonReload=yes", (command,), NOTE
         )
     proved = scene.state.proved if scene.state else None
     if proved and scene.is_root and scene.active == "active":
         process = running_process(scene.host, scene.layout)
         if process and process.digest != process_digest(proved, scene.layout):
             cause = "the running process was started from another unit than the one on disk"
-            yield Finding("restart-due", cause, f"process {process.pid}", (f"sudo systemctl restart {unit}",), NOTE)
+            yield Finding(
+                "restart-due",
+                cause,
+                tr("process {pid}", pid=process.pid),
+                (f"sudo systemctl restart {unit}",),
+                NOTE,
+            )
     if proved and scene.unit_text and not scene.host.exists(wants_link(scene.layout)):
         yield Finding(
-            "not-enabled", "the service does not start at boot", f"{wants_link(scene.layout)}: no such file",
+            "not-enabled", tr("the service does not start at boot"),
+            tr("{path}: no such file", path=wants_link(scene.layout)),
             (f"sudo systemctl enable {unit}",), NOTE,
         )  # fmt: skip
 
@@ -180,7 +195,7 @@ def check_load(scene: Scene) -> Iterator[Finding]:
             f"{scene.deploy} -- --kv-cache-dtype fp8",
             f"{scene.deploy} --context {max(1024, (scene.settings.max_model_len or 2048) // 2)}",
         )
-        yield Finding("cache-full", "requests wait for room in the cache", evidence, commands, NOTE)
+        yield Finding("cache-full", tr("requests wait for room in the cache"), evidence, commands, NOTE)
     elif used < 0.5 and running:
         more = f"{scene.deploy} -- --max-num-seqs {int(2 * running)}"
         cause = "requests wait although the cache is half empty: a limit on requests at once leaves the GPU idle"

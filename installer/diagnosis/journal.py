@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from installer.errors import InstallError
 from installer.host import Host
+from installer.language import tr
 
 PATIENCE = 30.0
 FIELDS = "MESSAGE,_SYSTEMD_INVOCATION_ID,INVOCATION_ID"
@@ -24,13 +25,15 @@ def entries(host: Host, count: int, *matches: str) -> list[Entry]:
     words = ("--output=json", f"--output-fields={FIELDS}", f"--lines={count}", "--quiet", "--no-pager")
     command = host.which("journalctl")
     if command is None:
-        raise InstallError("there is no journalctl on this host")
+        raise InstallError(tr("there is no journalctl on this host"))
     done = host.run(host.at(command), *words, *matches, check=False, timeout=PATIENCE)
     if done.returncode != 0 and done.stderr.strip():
-        raise InstallError(f"the journal cannot be read: {done.stderr.strip().splitlines()[-1]}")
+        raise InstallError(
+            tr("the journal cannot be read: {splitlines}", splitlines=done.stderr.strip().splitlines()[-1])
+        )
     found = [_entry(line) for line in done.stdout.splitlines()]
     if not found and os.geteuid() != 0:
-        raise InstallError("the journal shows nothing to this user: run the command with sudo")
+        raise InstallError(tr("the journal shows nothing to this user: run the command with sudo"))
     return [entry for entry in found if entry.text]
 
 

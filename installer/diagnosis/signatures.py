@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from installer.assets import DATA
 from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.language import tr
 
 TABLE = DATA / "signatures.json"
 SERVICE, KERNEL, DRIVER = "service", "kernel", "driver"
@@ -87,27 +88,29 @@ def parse(text: str) -> tuple[Signature, ...]:
     """The table, or a ValueError that names the entry that is wrong."""
     entries = json.loads(text)
     if not isinstance(entries, list):
-        raise ValueError("the table is no list")
+        raise ValueError(tr("the table is no list"))
     found = tuple(_signature(entry, number) for number, entry in enumerate(entries, 1))
     names = [signature.id for signature in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"used twice: {', '.join(repeated)}")
+        raise ValueError(tr("used twice: {repeated}", repeated=", ".join(repeated)))
     return found
 
 
 def _signature(entry: object, number: int) -> Signature:
     keys = {"id", "where", "severity", "patterns", "cause", "commands", "examples"}
     if not isinstance(entry, dict) or set(entry) != keys:
-        raise ValueError(f"entry {number} does not have exactly the keys {', '.join(sorted(keys))}")
+        raise ValueError(
+            tr("entry {number} does not have exactly the keys {keys}", number=number, keys=", ".join(sorted(keys)))
+        )
     name = entry["id"]
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9-]+", name):
-        raise ValueError(f"entry {number} has no proper id")
+        raise ValueError(tr("entry {number} has no proper id", number=number))
     where = _texts(entry["where"], name, "where")
     if not {*where} <= {SERVICE, KERNEL, DRIVER} or entry["severity"] not in (FAULT, NOTE):
-        raise ValueError(f"{name}: where or severity is none that is known")
+        raise ValueError(tr("{name}: where or severity is none that is known", name=name))
     examples = entry["examples"]
     if not isinstance(examples, list) or not examples:
-        raise ValueError(f"{name} has no examples")
+        raise ValueError(tr("{name} has no examples", name=name))
     try:
         signature = Signature(
             id=name,
@@ -128,5 +131,5 @@ def _signature(entry: object, number: int) -> Signature:
 
 def _texts(value: object, name: str, field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
-        raise ValueError(f"{name}: {field} is no list of texts")
+        raise ValueError(tr("{name}: {field} is no list of texts", name=name, field=field))
     return tuple(value)

@@ -19,6 +19,7 @@ from installer.engine.pipconf import Sources, read_sources, redact
 from installer.engine.uv import EngineFailed, explain_uv, run_uv
 from installer.errors import CommandFailed
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.report import Report, size
 from installer.settings import Settings
@@ -95,7 +96,9 @@ def resolve(
     for known in here:
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
-    report.note(f"working out the packages of vLLM {settings.vllm_version} ({kind})")
+    report.note(
+        tr("working out the packages of vLLM {vllm_version} ({kind})", vllm_version=settings.vllm_version, kind=kind)
+    )
     identity = _interpreter_identity(host, python)
     lock, torch_backend = _compile(settings, kind, python, sources, host, layout)
     engine_id = _digest(identity, lock)[:16]
@@ -145,11 +148,15 @@ class InstallEngine:
     def describe(self) -> str:
         engine = self.engine
         count = len(engine.packages)
-        return (
-            f"install vLLM {engine.vllm_version} ({engine.kind}) in {self.path}: "
-            f"{count} {'package' if count == 1 else 'packages'}, up to {size(self.bytes_needed)}"
-            + (f", from {self.bundle.path}" if self.bundle else "")
-        )
+        return tr(
+            "install vLLM {vllm_version} ({kind}) in {path}: {count} {value}, up to {bytes_needed}",
+            vllm_version=engine.vllm_version,
+            kind=engine.kind,
+            path=self.path,
+            count=count,
+            value="package" if count == 1 else "packages",
+            bytes_needed=size(self.bytes_needed),
+        ) + (tr(", from {path}", path=self.bundle.path) if self.bundle else "")
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -173,7 +180,7 @@ class InstallEngine:
             if engine.kind == "cpu":
                 _name_vllm(host, packages, engine.vllm_version)
             bytecode.restore(host.at(store), host.at(packages))
-            report.note("checking that it imports, compiling what a start needs")
+            report.note(tr("checking that it imports, compiling what a start needs"))
             self._check(host, packages)
             bytecode.save(host.at(packages), host.at(store))
             about = asdict(engine) | {"python": str(engine.python), "lock": _digest(engine.lock)}

@@ -13,6 +13,7 @@ from installer.checks.processes import Address
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
 from installer.keys import PROBE
+from installer.language import tr
 from installer.layout import Layout
 from installer.prove import local_address
 from installer.report import Report
@@ -38,7 +39,10 @@ def client_of(service: str, host: Host, report: Report, *, far: str | None = Non
     state = managed(host, layout)
     target = state.proved
     if target is None:
-        raise Refused(f"{service} has never been proved to serve", f"sudo vllm-install deploy --service {service}")
+        raise Refused(
+            tr("{service} has never been proved to serve", service=service),
+            f"sudo vllm-install deploy --service {service}",
+        )
     address = (
         _address_for(far, target.settings.host, report) if far is not None else local_address(target.settings.host)
     )
@@ -60,12 +64,16 @@ def _address_for(far: str, listen: str, report: Report) -> str:
     found = [_route(target) for target in _resolve(far, wanted)]
     routed = next((ours for ours in found if ours), None)
     if routed is None:
-        raise Refused(f"this host has no route to {far}", "ip route get shows what it knows")
+        raise Refused(tr("this host has no route to {far}", far=far), tr("ip route get shows what it knows"))
     ours, is_here = routed
     if wanted.is_loopback and not is_here:
         report.warn(
-            f"the service listens on {listen}, where {far} cannot reach it; "
-            "let it listen on every address: sudo vllm-install set LISTEN_HOST=0.0.0.0"
+            tr(
+                "the service listens on {listen}, where {far} cannot reach it; "
+                "let it listen on every address: sudo vllm-install set LISTEN_HOST=0.0.0.0",
+                listen=listen,
+                far=far,
+            )
         )
     return ours if wanted.is_unspecified else local_address(listen)
 
@@ -75,7 +83,7 @@ def _resolve(far: str, listen: Address) -> list[Address]:
     family = socket.AF_UNSPEC if listen.version == 6 else socket.AF_INET
     try:
         if not far:
-            raise OSError("it is empty")
+            raise OSError(tr("it is empty"))
         if far == "localhost":  # known without a resolver, which a bare host may lack
             far = "127.0.0.1" if family == socket.AF_INET else "::1"
         found = socket.getaddrinfo(far, 9, family, socket.SOCK_DGRAM)
@@ -83,7 +91,8 @@ def _resolve(far: str, listen: Address) -> list[Address]:
         reason = getattr(error, "strerror", None) or error
         only = "; the service listens on IPv4 alone" if family == socket.AF_INET else ""
         raise UsageError(
-            f"--for {far!r}: {reason}{only}", "give the name or the address of the host on which the client runs"
+            tr("--for {far!r}: {reason}{only}", far=far, reason=reason, only=only),
+            tr("give the name or the address of the host on which the client runs"),
         ) from None
     return [ipaddress.ip_address(str(address[0])) for _, _, _, _, address in found]
 
@@ -104,14 +113,20 @@ def _route(target: Address) -> tuple[str, bool] | None:
 
 def _plain_key(host: Host, layout: Layout) -> str:
     if os.geteuid() != 0:
-        raise Refused("only root may have a key shown", "run the command with sudo")
+        raise Refused(tr("only root may have a key shown"), tr("run the command with sudo"))
     usable = (key for key in unit_keys(host, layout) if key.name != PROBE and key.role != "metrics")
     plain = next((key.plain for key in usable if key.plain and key.expiry is None), None)
     if plain is None:
         raise Refused(
-            f"the keys of {layout.service} are known by their digests alone, from which no key can be shown",
-            f"use the key that was printed when it was made, or make a new one: "
-            f"sudo vllm-install set-apikey --service {layout.service}",
+            tr(
+                "the keys of {service} are known by their digests alone, from which no key can be shown",
+                service=layout.service,
+            ),
+            tr(
+                "use the key that was printed when it was made, or make a new one: "
+                "sudo vllm-install set-apikey --service {service}",
+                service=layout.service,
+            ),
         )
     return plain
 
@@ -193,6 +208,6 @@ def _yaml(text: str) -> str:
 
 def _unsuitable(reader: str, words: str) -> InstallError:
     return UsageError(
-        f"{reader} would not take the name or the key literally: it holds {words}",
-        "serve the model under another name: sudo vllm-install set SERVED_MODEL_NAME=...",
+        tr("{reader} would not take the name or the key literally: it holds {words}", reader=reader, words=words),
+        tr("serve the model under another name: sudo vllm-install set SERVED_MODEL_NAME=..."),
     )

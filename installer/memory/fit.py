@@ -9,6 +9,7 @@ from installer.checks.facts import Facts
 from installer.checks.preflight_gpus import usable_gpus
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.memory import capacity
 from installer.memory.capacity import Answer, Device, Estimate
@@ -34,9 +35,14 @@ def check(target: Target, facts: Facts, state: State, host: Host, report: Report
     if verdict.answer is Answer.CANNOT:
         most = min(verdict.largest, verdict.limit)
         hint = f"ask for {most} at most" if most else "take a smaller model, or give the service more memory"
-        raise Refused(f"a context of {asked} does not fit: {verdict.reason}", f"{hint}; nothing was changed")
+        raise Refused(
+            tr("a context of {asked} does not fit: {reason}", asked=asked, reason=verdict.reason),
+            tr("{hint}; nothing was changed", hint=hint),
+        )
     if verdict.answer is Answer.CLOSE:
-        report.warn(f"it will be close: {verdict.reason}; if vLLM refuses, everything goes back as it was")
+        report.warn(
+            tr("it will be close: {reason}; if vLLM refuses, everything goes back as it was", reason=verdict.reason)
+        )
 
 
 def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from installer.errors import UsageError
+from installer.language import tr
 
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Short and long spelling of the same flag.
@@ -83,5 +84,5 @@ def _given(words: Sequence[str]) -> dict[str, str]:
 def _number(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)", text)
     if not match:
-        raise UsageError(f"{name} {text}: expected a number such as 256, 8k or 4G")
+        raise UsageError(tr("{name} {text}: expected a number such as 256, 8k or 4G", name=name, text=text))
     return int(float(match[1]) * UNITS.get(match[2], 1))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.errors import UsageError
+from installer.language import tr
 from installer.memory.flags import Flags
 from installer.model.model_config import Config
 from installer.settings import Settings
@@ -67,7 +68,7 @@ def _json(path: Path) -> Mapping[str, object]:
         reason = error.strerror or "it cannot be read"
     except (ValueError, RecursionError) as error:
         reason = str(error)
-    raise UsageError(f"{path}: {reason}", "see what else is wrong with the model: vllm-install models verify")
+    raise UsageError(f"{path}: {reason}", tr("see what else is wrong with the model: vllm-install models verify"))
 
 
 # Weights
@@ -89,7 +90,9 @@ def _stored(model_path: Path, config: Config) -> int:
     files = [file for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model_path.glob(pattern)]
     if files:
         return sum(file.stat().st_size for file in files)
-    raise UsageError(f"{model_path} holds no weights", "fetch them: vllm-install models pull")
+    raise UsageError(
+        tr("{model_path} holds no weights", model_path=model_path), tr("fetch them: vllm-install models pull")
+    )
 
 
 def _tensors(file: Path, config: Config) -> int:

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from installer.host import Host
+from installer.language import tr
 from installer.report import Report, size
 from installer.values import BUILTIN
 
@@ -50,7 +51,7 @@ class MakeBuiltin:
     path: Path
 
     def describe(self) -> str:
-        return f"make the built-in model in {self.path} ({size(_bytes())})"
+        return tr("make the built-in model in {path} ({bytes})", path=self.path, bytes=size(_bytes()))
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "make", "model": BUILTIN, "path": str(self.path), "bytes": _bytes()}

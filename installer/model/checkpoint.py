@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from installer.host import Host
+from installer.language import tr
 from installer.model.safetensors import Damaged, Tensor, read_header
 from installer.weights import selection
 from installer.weights.selection import GGUF, GGUF_HINT
@@ -54,10 +55,10 @@ def json_object(path: Path, problems: list[str]) -> dict[str, object]:
     """The file's content; what is wrong with it is added to the problems."""
     try:
         if path.stat().st_size > LONGEST_JSON:
-            raise ValueError("too large")
+            raise ValueError(tr("too large"))
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError(tr("no JSON object"))
     except FileNotFoundError:
         problems.append(f"{path} is missing")
     except OSError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from installer.checks.facts import Facts
 from installer.checks.preflight_gpus import usable_gpus
 from installer.checks.problem import Problem
+from installer.language import tr
 from installer.model import vllm_facts
 from installer.model.model_about import About
 from installer.model.model_config import Config
@@ -87,7 +88,7 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
     """What keeps the model from running here, said before its weights are fetched."""
     found = recognise(about)
     if found.method == "gguf":
-        yield Problem(f"{model} has its weights only as GGUF", GGUF, GGUF_HINT)
+        yield Problem(tr("{model} has its weights only as GGUF", model=model), GGUF, GGUF_HINT)
         return
     known = vllm_facts.load()
     if settings.vllm_version != known.version:
@@ -101,9 +102,9 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
             name for method, name in OFFERED.items() if not _why_not(Format(name, method), kind, settings, facts, known)
         ]
         yield Problem(
-            f"{model} is quantized as {found.name}, which cannot be run here",
+            tr("{model} is quantized as {found}, which cannot be run here", model=model, found=found.name),
             why,
-            f"choose another version of the model: unquantized{''.join(f', {name}' for name in works)}",
+            tr("choose another version of the model: unquantized{value}", value="".join(f", {name}" for name in works)),
         )
 
 
@@ -134,14 +135,19 @@ def _check_architecture(about: About, model: str, known: VllmFacts) -> Iterator[
     last = known.removed_architectures.get(names[0])
     if last:
         yield Problem(
-            f"vLLM {known.version} cannot run {model}",
-            f"{last} was its last version with the architecture {names[0]}",
-            "choose a newer model",
+            tr("vLLM {version} cannot run {model}", version=known.version, model=model),
+            tr("{last} was its last version with the architecture {names}", last=last, names=names[0]),
+            tr("choose a newer model"),
         )
     else:
         yield Problem(
-            f"vLLM {known.version} does not name the architecture {names[0]} of {model}",
-            "it will try code from the transformers package, which may fail or be slow",
-            "if it fails, a newer version may know it: --vllm-version",
+            tr(
+                "vLLM {version} does not name the architecture {names} of {model}",
+                version=known.version,
+                names=names[0],
+                model=model,
+            ),
+            tr("it will try code from the transformers package, which may fail or be slow"),
+            tr("if it fails, a newer version may know it: --vllm-version"),
             fatal=False,
         )

@@ -16,6 +16,7 @@ from installer import datafile
 from installer.assets import DATA
 from installer.datafile import DataError, Section
 from installer.errors import UsageError
+from installer.language import tr
 from installer.model import vllm_facts
 from installer.model.model_about import About
 from installer.settings import Settings
@@ -139,9 +140,9 @@ def check_names(settings: Settings) -> None:
             continue
         near = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
         raise UsageError(
-            f"{option} {asked}: vLLM {known.version} has no such parser"
-            + (f"; did you mean {' or '.join(near)}?" if near else ""),
-            f"auto (the default) chooses by the model, none has none; parsers: {', '.join(names)}",
+            tr("{option} {asked}: vLLM {version} has no such parser", option=option, asked=asked, version=known.version)
+            + (tr("; did you mean {near}?", near=" or ".join(near)) if near else ""),
+            tr("auto (the default) chooses by the model, none has none; parsers: {names}", names=", ".join(names)),
         )
 
 
@@ -176,7 +177,7 @@ def parse(section: Section) -> Profiles:
     for family in families:
         for name in (family.name, *family.architectures, *(model.id for model in family.models)):
             if name in seen:
-                raise DataError(section.where, f"{name} is in it twice")
+                raise DataError(section.where, tr("{name} is in it twice", name=name))
             seen.add(name)
     return Profiles(families, Family("", tools=_choices(formats, "tools"), reasoning=_choices(formats, "reasoning")))
 
@@ -194,7 +195,7 @@ def _family(section: Section) -> Family:
     for model in family.models:
         named = model.config.get("architectures")
         if not isinstance(named, list) or set(named).isdisjoint(family.architectures):
-            raise DataError(section.where, f"{model.id} has none of its architectures")
+            raise DataError(section.where, tr("{model} has none of its architectures", model=model.id))
     return family
 
 

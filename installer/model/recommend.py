@@ -12,6 +12,7 @@ from installer.checks import preflight
 from installer.checks.facts import Facts, Gpu
 from installer.checks.preflight_gpus import usable_gpus
 from installer.errors import UsageError
+from installer.language import tr
 from installer.memory import capacity
 from installer.memory.capacity import Answer, Device
 from installer.memory.shape import shape_of
@@ -39,8 +40,12 @@ class Hardware:
 
     def describe(self) -> str:
         if self.is_cpu:
-            return f"no GPU, {self.memory / GIB:.0f} GiB of memory (of which vLLM takes {render.CPU_MEMORY_SHARE:g})"
-        return f"{self.count} x {self.name}, {self.memory / GIB:.0f} GiB each"
+            return tr(
+                "no GPU, {memory:.0f} GiB of memory (of which vLLM takes {CPU_MEMORY_SHARE:g})",
+                memory=self.memory / GIB,
+                CPU_MEMORY_SHARE=render.CPU_MEMORY_SHARE,
+            )
+        return tr("{count} x {name}, {memory:.0f} GiB each", count=self.count, name=self.name, memory=self.memory / GIB)
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,14 @@ def parse_hardware(text: str) -> Hardware:
     match = re.fullmatch(r"(?:(\d{1,3})\s*x\s*)?(\d{1,5}(?:\.\d{1,3})?)\s*(?:G|GB|GiB)?", text.strip(), re.IGNORECASE)
     if not match:
         raise UsageError(
-            f"--gpu {text!r}: expected GPUs and the memory of each", "for example --gpu 24GiB or --gpu 2x80GB"
+            tr("--gpu {text!r}: expected GPUs and the memory of each", text=text),
+            tr("for example --gpu 24GiB or --gpu 2x80GB"),
         )
     count, memory = int(match[1] or 1), int(float(match[2]) * GIB)
     if not 1 <= count <= MOST_GPUS or memory < GIB:
-        raise UsageError(f"--gpu {text!r}: expected 1 to {MOST_GPUS} GPUs of at least 1 GiB")
+        raise UsageError(
+            tr("--gpu {text!r}: expected 1 to {MOST_GPUS} GPUs of at least 1 GiB", text=text, MOST_GPUS=MOST_GPUS)
+        )
     return Hardware("cuda", count, memory, "GPU")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from installer.checks.problem import Problem
+from installer.language import tr
 from installer.model import vllm_facts
 from installer.model.model_about import About
 from installer.settings import Settings
@@ -16,18 +17,28 @@ def check(about: About, settings: Settings) -> Iterator[Problem]:
     pickles = selection.pickles(about.names)
     if pickles and settings.model not in settings.allow_pickle:
         yield Problem(
-            f"{settings.model} has its weights only as Python pickles ({pickles[0]})",
-            "a pickle can run any code when it is loaded",
-            "choose a repository with .safetensors files; or, if you trust who made it: "
-            f"--allow-pickle {settings.model} (ALLOW_PICKLE)",
+            tr("{model} has its weights only as Python pickles ({pickles})", model=settings.model, pickles=pickles[0]),
+            tr("a pickle can run any code when it is loaded"),
+            tr(
+                "choose a repository with .safetensors files; or, if you trust who made it: "
+                "--allow-pickle {model} (ALLOW_PICKLE)",
+                model=settings.model,
+            ),
         )
     reasons = _code(about)
     if reasons and settings.model not in settings.trust_remote_code:
         yield Problem(
-            f"{settings.model} needs Python code of its own repository ({', '.join(reasons)})",
-            "it would run in the service, with all that the service may do",
-            "choose a model that vLLM supports itself; or, if you trust who made it: "
-            f"--trust-remote-code {settings.model} (TRUST_REMOTE_CODE)",
+            tr(
+                "{model} needs Python code of its own repository ({reasons})",
+                model=settings.model,
+                reasons=", ".join(reasons),
+            ),
+            tr("it would run in the service, with all that the service may do"),
+            tr(
+                "choose a model that vLLM supports itself; or, if you trust who made it: "
+                "--trust-remote-code {model} (TRUST_REMOTE_CODE)",
+                model=settings.model,
+            ),
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.language import tr
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
@@ -54,7 +55,7 @@ def adopt(
     if not as_json:
         click.echo(f"\n{proposal.difference(changes)}\n")
         if not yes and sys.stdin.isatty():
-            yes = click.confirm("Take it over?")
+            yes = click.confirm(tr("Take it over?"))
     if not yes:
         _print_plan(proposal, changes, as_json)
         return
@@ -73,7 +74,7 @@ def _print_proposal(proposal: Proposal) -> None:
     for name, value in proposal.settings.items():
         click.echo(f"{name}={value}")
     for name, value in proposal.adoption.environment:
-        click.echo(f"{name}={value}  (a variable of the service, in a drop-in)")
+        click.echo(tr("{name}={value}  (a variable of the service, in a drop-in)", name=name, value=value))
     for title, lines in (("For clients", proposal.adoption.clients), ("Not carried over", proposal.adoption.notes)):
         if lines:
             click.echo(f"\n{title}:")
@@ -87,7 +88,7 @@ def _print_plan(proposal: Proposal, changes: list[Change], as_json: bool) -> Non
         return
     for change in changes:
         click.echo(change.describe())
-    click.echo("nothing was changed; take it over with --yes", err=True)
+    click.echo(tr("nothing was changed; take it over with --yes"), err=True)
 
 
 def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
@@ -122,9 +123,9 @@ def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) ->
     if not dry_run:
         if not yes and sys.stdin.isatty() and not as_json:
             print_changes(service, changes, as_json)
-            click.confirm("Let it go?", abort=True)
+            click.confirm(tr("Let it go?"), abort=True)
         changes = flow.eject(service, host, choose(quiet=quiet or as_json))
     if as_json or dry_run:
         print_changes(service, changes, as_json)
     else:
-        click.echo(f"{service} serves on, and its unit is yours: systemctl cat {service}")
+        click.echo(tr("{service} serves on, and its unit is yours: systemctl cat {service}", service=service))

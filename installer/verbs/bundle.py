@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.errors import UsageError
+from installer.language import tr
 from installer.verbs.options import (
     authentic,
     json_option,
@@ -58,9 +59,9 @@ def create(
 
     to_stdout = str(out) == "-"
     if to_stdout and as_json:
-        raise UsageError("- and --json both want standard output", "name a file")
+        raise UsageError(tr("- and --json both want standard output"), tr("name a file"))
     if sign_key and not sign_key.is_file():
-        raise UsageError(f"there is no key {sign_key}", "ssh-keygen -t ed25519 makes one")
+        raise UsageError(tr("there is no key {sign_key}", sign_key=sign_key), tr("ssh-keygen -t ed25519 makes one"))
     host = Host()
     settings = settings_from(service, host, options)
     wanted = pack.Wanted(None if to_stdout else out.absolute(), not no_tool, sign_key)
@@ -71,7 +72,9 @@ def create(
     with contextlib.redirect_stdout(sys.stderr if to_stdout else sys.stdout):
         click.echo("\n".join(_lines(done.manifest, done.digest)))
         name = "FILE" if to_stdout else out.name
-        click.echo(f"\n  sudo vllm-install deploy --bundle {name} --bundle-sha256 {done.digest}")
+        click.echo(
+            tr("\n  sudo vllm-install deploy --bundle {name} --bundle-sha256 {digest}", name=name, digest=done.digest)
+        )
 
 
 @bundle.command("show")
@@ -108,11 +111,18 @@ def verify(path: Path, as_json: bool, quiet: bool, **options: object) -> None:
         shown = {"file": str(found.path), "bundle_sha256": found.digest, "signed_by": signer, "damaged": damaged}
         print_json(shown)
     if damaged:
-        raise BundleError(f"{path} is damaged: {', '.join(damaged)}")
+        raise BundleError(tr("{path} is damaged: {damaged}", path=path, damaged=", ".join(damaged)))
     if not as_json:
-        click.echo(f"{path}: {len(members)} files are what its manifest says, whose sha256 is {found.digest}")
+        click.echo(
+            tr(
+                "{path}: {count} files are what its manifest says, whose sha256 is {digest}",
+                path=path,
+                count=len(members),
+                digest=found.digest,
+            )
+        )
         if signer:
-            click.echo(f"signed by {signer}")
+            click.echo(tr("signed by {signer}", signer=signer))
 
 
 def _about(manifest: Manifest, digest: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from installer.errors import UsageError
+from installer.language import tr
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_changes, print_json, show_deployed
 
@@ -39,7 +40,9 @@ def set_apikey(
     from installer.settings import check_service
 
     if key is not None and file is not None:
-        raise UsageError("a key on the command line and one in a file contradict each other", "give one of them")
+        raise UsageError(
+            tr("a key on the command line and one in a file contradict each other"), tr("give one of them")
+        )
     text = file.read() if file is not None else sys.stdin.read() if key == "-" else key
     rotation = apikey.Rotation(
         name=keys.check_name(name),
@@ -61,13 +64,21 @@ def set_apikey(
 def _print_rotated(service: str, done: Rotated) -> None:
     if done.made:
         click.echo(done.made)
-        click.echo("this key is shown only now; keep it", err=True)
+        click.echo(tr("this key is shown only now; keep it"), err=True)
     if done.live:
-        click.echo(f"{service}: the key {done.name} is in force; nothing was restarted", err=True)
+        click.echo(
+            tr("{service}: the key {done} is in force; nothing was restarted", service=service, done=done.name),
+            err=True,
+        )
     else:
-        click.echo(f"{service} is not running; the key {done.name} works from its next start on", err=True)
+        click.echo(
+            tr(
+                "{service} is not running; the key {done} works from its next start on", service=service, done=done.name
+            ),
+            err=True,
+        )
     if done.old_until:
-        click.echo(f"the old key works until {done.old_until}", err=True)
+        click.echo(tr("the old key works until {old_until}", old_until=done.old_until), err=True)
 
 
 @click.group("keys", invoke_without_command=True)
@@ -105,7 +116,7 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 
     service = check_service(service or chosen)
     apikey.revoke_key(service, name, Host(), choose(quiet=quiet))
-    click.echo(f"{service}: the key {name} is revoked")
+    click.echo(tr("{service}: the key {name} is revoked", service=service, name=name))
 
 
 @click.command("set-context")
@@ -134,7 +145,7 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
     request = _request(service, "set-context", {"max_model_len": tokens})
     found = flow.capacity_of(request, Host(), choose(quiet=True))
     if found is None:
-        raise Refused("what fits cannot be told: the model or the size of the GPU's memory is unknown here")
+        raise Refused(tr("what fits cannot be told: the model or the size of the GPU's memory is unknown here"))
     if as_json:
         print_json(found.to_json())
     else:

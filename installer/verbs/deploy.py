@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from installer.language import tr
 from installer.verbs.options import (
     bundle_from,
     bundle_options,
@@ -84,9 +85,12 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     if not dry_run:
         if not yes and sys.stdin.isatty() and not as_json:
             print_changes(service, changes, as_json)
-            click.confirm("Remove all this?", abort=True)
+            click.confirm(tr("Remove all this?"), abort=True)
         changes = flow.uninstall(service, host, choose(quiet=quiet or as_json), purge=purge)
     if as_json or dry_run:
         print_changes(service, changes, as_json)
     else:
-        click.echo(f"{service} is removed" + ("" if purge else "; the weights stay (--purge removes them)"))
+        click.echo(
+            tr("{service} is removed", service=service)
+            + ("" if purge else tr("; the weights stay (--purge removes them)"))
+        )

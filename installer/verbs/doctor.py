@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.language import tr
 from installer.verbs.options import json_option, service_option
 from installer.verbs.output import print_json
 
@@ -42,7 +43,7 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     found = surgery.diagnose(scene)
     if bundle:
         bug_report.write(scene, found, Path(bundle).absolute())
-        click.echo(f"{bundle} is written; look through it before you give it to anybody", err=True)
+        click.echo(tr("{bundle} is written; look through it before you give it to anybody", bundle=bundle), err=True)
     if as_json:
         print_json({**dataclasses.asdict(found), "healthy": found.is_healthy})
     else:
@@ -54,10 +55,10 @@ def _print(found: Diagnosis) -> None:
     """Short lines without a table: they read the same on a terminal of any width, and in a pipe."""
     for finding in found.findings:
         click.echo(f"{finding.severity}: {finding.cause} [{finding.id}]")
-        click.echo(f"  seen: {finding.evidence}")
+        click.echo(tr("  seen: {evidence}", evidence=finding.evidence))
         for number, command in enumerate(finding.commands):
             click.echo(f"  {'or' if number else 'do'}:   {command}")
     for line in found.unseen:
-        click.echo(f"not seen: {line}", err=True)
+        click.echo(tr("not seen: {line}", line=line), err=True)
     if not found.findings:
-        click.echo(f"{found.service}: nothing is wrong")
+        click.echo(tr("{service}: nothing is wrong", service=found.service))

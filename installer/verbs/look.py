@@ -8,6 +8,7 @@ import sys
 import click
 
 from installer.errors import UsageError
+from installer.language import tr
 from installer.verbs.options import json_option, service_option
 from installer.verbs.output import as_plain, print_json
 
@@ -67,7 +68,7 @@ def list_services(as_json: bool) -> None:
     if as_json:
         print_json([as_plain(one) for one in found])
     elif not found:
-        click.echo("no services yet; make one with: sudo vllm-install deploy", err=True)
+        click.echo(tr("no services yet; make one with: sudo vllm-install deploy"), err=True)
     for one in [] if as_json else found:
         click.echo(f"{one.service:<20} {one.active:<20} {one.address or '-':<28} {one.model or '-'}")
 
@@ -136,7 +137,7 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     if found is None:
-        raise UsageError(f"no completion for {shell}")
+        raise UsageError(tr("no completion for {shell}", shell=shell))
     click.echo(
         found(click.get_current_context().find_root().command, {}, "vllm-install", "_VLLM_INSTALL_COMPLETE").source()
     )

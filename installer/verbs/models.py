@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.errors import UsageError
+from installer.language import tr
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
@@ -74,7 +75,10 @@ def pull(
     if as_json:
         print_json(_to_json(found) | {"changes": [change.to_json() for change in pending]})
     elif dry_run:
-        click.echo("\n".join(change.describe() for change in pending) or f"{found.id} is in {found.path}")
+        click.echo(
+            "\n".join(change.describe() for change in pending)
+            or tr("{found} is in {path}", found=found.id, path=found.path)
+        )
     else:
         click.echo(found.path)
 
@@ -95,7 +99,9 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     try:
         tokens = values.context(context) if context else None
     except ValueError as error:
-        raise UsageError(f"--context {context!r}: {error}", "for example --context 32k") from None
+        raise UsageError(
+            tr("--context {context!r}: {error}", context=context, error=error), tr("for example --context 32k")
+        ) from None
     settings = Settings()
     seen = facts.gather(Host(), settings, Layout(settings.service))
     hardware = advice.parse_hardware(gpu) if gpu else advice.hardware_of(seen, settings)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from installer.errors import UsageError
+from installer.language import tr
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
@@ -125,13 +126,13 @@ def bundle_from(options: Mapping[str, object], host: Host, report: Report) -> Bu
     """The bundle that is named, if it is the one that is meant."""
     if options["bundle"] is None:
         if options["bundle_sha256"] or options["verify_with"]:
-            raise UsageError("--bundle-sha256 and --verify-with are about a bundle", "name it: --bundle FILE")
+            raise UsageError(tr("--bundle-sha256 and --verify-with are about a bundle"), tr("name it: --bundle FILE"))
         return None
     bundle, signer = authentic(Path(str(options["bundle"])), options, host)
     if signer:
-        report.note(f"{bundle.path} was signed by {signer}")
+        report.note(tr("{path} was signed by {signer}", path=bundle.path, signer=signer))
     elif not options["bundle_sha256"]:
-        report.warn(f"nothing says who made {bundle.path}; --bundle-sha256 or --verify-with would")
+        report.warn(tr("nothing says who made {path}; --bundle-sha256 or --verify-with would", path=bundle.path))
     return bundle
 
 
@@ -156,7 +157,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)
     for warning in settings_file.unknown(values):
-        click.echo(f"warning: {path}: {warning}", err=True)
+        click.echo(tr("warning: {path}: {warning}", path=path, warning=warning), err=True)
     names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
     flags = {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
     if words := options.get("vllm_args"):
@@ -179,11 +180,13 @@ def key_choice(options: Mapping[str, object]) -> KeyChoice:
         try:
             text = sys.stdin.read() if source == "-" else Path(str(source)).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the API key cannot be read from {source}: {error}") from None
+            raise UsageError(
+                tr("the API key cannot be read from {source}: {error}", source=source, error=error)
+            ) from None
         given = keys.check(text.strip())
     if options["plain_api_key"]:
         click.echo(
-            "warning: the key will be readable by every local user (systemctl cat, systemctl show, ps)",
+            tr("warning: the key will be readable by every local user (systemctl cat, systemctl show, ps)"),
             err=True,
         )
     return KeyChoice(given, bool(options["plain_api_key"]))

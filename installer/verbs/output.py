@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.language import tr
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -36,7 +38,7 @@ def print_changes(service: str, changes: list[Change], as_json: bool) -> None:
     if as_json:
         print_json({"service": service, "changes": [change.to_json() for change in changes]})
     elif not changes:
-        click.echo("nothing to change")
+        click.echo(tr("nothing to change"))
     else:
         for change in changes:
             click.echo(change.describe())
@@ -50,11 +52,18 @@ def print_deployed(done: Deployed) -> None:
     target, service = done.want.target, done.want.layout.service
     url = base_url(target.settings, local_address(target.settings.host))
     if not done.changes:
-        click.echo(f"{service} is up to date and answers; nothing was changed")
+        click.echo(tr("{service} is up to date and answers; nothing was changed", service=service))
         return
-    click.echo(f"{service} serves {target.model.id} at {url}, proved by a real answer")
+    click.echo(
+        tr(
+            "{service} serves {model} at {url}, proved by a real answer",
+            service=service,
+            model=target.model.id,
+            url=url,
+        )
+    )
     if done.new_key:
-        click.echo(f"\n  API key  {done.new_key}   (shown only now; keep it)")
+        click.echo(tr("\n  API key  {new_key}   (shown only now; keep it)", new_key=done.new_key))
     if not done.first:
         return
     commands = curl(Client(url, target.model.id, done.new_key))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from installer.errors import Exit, UsageError
+from installer.language import tr
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
@@ -71,14 +72,16 @@ def test(
     if model is None:
         if given:
             raise UsageError(
-                "these options are for a throwaway server", "name its model: vllm-install test --model NAME"
+                tr("these options are for a throwaway server"), tr("name its model: vllm-install test --model NAME")
             )
         key = subject.check_key(key_file.read()) if key_file else None
         found = subject.of_service(check_service(service), key, host, report, timeout)
         outcomes = _run(found, tools, image, report)
     else:
         if key_file or context.get_parameter_source("service") is not click.core.ParameterSource.DEFAULT:
-            raise UsageError("a throwaway server has a key and a name of its own", "leave out --service and --key-file")
+            raise UsageError(
+                tr("a throwaway server has a key and a name of its own"), tr("leave out --service and --key-file")
+            )
         found, outcomes = _run_trial({**given, "model": model}, tools, image, timeout, host, report)
     name = service if model is None else None
     if junit:
@@ -142,6 +145,9 @@ def client_config(form: str, service: str, far: str | None, show_key: bool, as_j
     click.echo(text, nl=False)
     if client.key is None:
         click.echo(
-            f"the key was shown once, when it was made; a new one: sudo vllm-install set-apikey --service {service}",
+            tr(
+                "the key was shown once, when it was made; a new one: sudo vllm-install set-apikey --service {service}",
+                service=service,
+            ),
             err=True,
         )

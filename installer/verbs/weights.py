@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.errors import Exit
+from installer.language import tr
 from installer.verbs.models import model_settings
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_changes, print_json
@@ -62,7 +63,7 @@ def verify(
     if as_json:
         print_json([result.to_json() for result in results])
     elif not results:
-        click.echo("there are no models here yet", err=True)
+        click.echo(tr("there are no models here yet"), err=True)
     sys.stdout.flush()
     if not all(result.is_right for result in results):
         sys.exit(Exit.MODEL)
@@ -79,15 +80,15 @@ def _print_verified(before: Verified, after: Verified) -> None:
         click.echo(f"  {line}")
     for word, names in (("wrong bytes", before.wrong), ("missing", before.missing)):
         for name in names:
-            click.echo(f"  {word}: {name}" + ("; fetched anew" if after.is_right else ""))
+            click.echo(f"  {word}: {name}" + (tr("; fetched anew") if after.is_right else ""))
     for problem in after.problems:
         click.echo(f"  {problem}")
     if before.is_right:
         return
     if not after.is_right:
-        click.echo(f"  help: vllm-install models verify {after.model} --repair", err=True)
+        click.echo(tr("  help: vllm-install models verify {model} --repair", model=after.model), err=True)
     for user in after.used_by if after.is_right else ():
-        click.echo(f"  {user} may have read the wrong bytes; restart it when it suits you", err=True)
+        click.echo(tr("  {user} may have read the wrong bytes; restart it when it suits you", user=user), err=True)
 
 
 @click.command("list")
@@ -101,7 +102,7 @@ def list_models(as_json: bool) -> None:
     if as_json:
         print_json([one.to_json() for one in found])
     elif not found:
-        click.echo("there are no models here yet; fetch one with: sudo vllm-install models pull MODEL", err=True)
+        click.echo(tr("there are no models here yet; fetch one with: sudo vllm-install models pull MODEL"), err=True)
     for one in [] if as_json else found:
         _print_model(one)
 
@@ -136,14 +137,16 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
         print_changes("all", list(changes), as_json)
         if changes and not as_json:
             click.echo(
-                f"{freed} would be freed; nothing was removed" + ("" if dry_run else " (--yes does it)"), err=True
+                tr("{freed} would be freed; nothing was removed", freed=freed)
+                + ("" if dry_run else tr(" (--yes does it)")),
+                err=True,
             )
         return
     if not yes:
         print_changes("all", list(changes), as_json=False)
-        click.confirm(f"Remove all this and free {freed}?", abort=True, err=True)
+        click.confirm(tr("Remove all this and free {freed}?", freed=freed), abort=True, err=True)
     changes = inventory.prune(host, choose(quiet=quiet or as_json))
     if as_json:
         print_changes("all", list(changes), as_json)
     else:
-        click.echo(f"{size(sum(change.bytes for change in changes))} freed")
+        click.echo(tr("{sum} freed", sum=size(sum(change.bytes for change in changes))))

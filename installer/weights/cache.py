@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.host import Host
+from installer.language import tr
 from installer.report import Report
 from installer.weights import checksums, hub, selection
 from installer.weights.hub import ModelError, ModelFile, Origin
@@ -120,7 +121,9 @@ def find_wrong(folder: Path, files: Sequence[ModelFile], host: Host, report: Rep
     present = [file for file in files if _size(blobs / file.digest) == file.size]
     before = {file.digest: _signature(blobs / file.digest) for file in present}
     total = sum(file.size for file in present)
-    with report.bytes(f"checking {folder.name.removeprefix('models--').replace('--', '/')}", total) as advance:
+    with report.bytes(
+        tr("checking {replace}", replace=folder.name.removeprefix("models--").replace("--", "/")), total
+    ) as advance:
         wrong = {path.name for path in checksums.find_wrong([(blobs / f.digest, f.digest) for f in present], advance)}
     # What changed while it was read may have been right only before.
     wrong |= {digest for digest, signature in before.items() if _signature(blobs / digest) != signature}
@@ -162,17 +165,20 @@ def unwritable(error: OSError, cache: Path) -> ModelError | None:
     """What a fault of the disk means for the weights."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ModelError(
-            f"the disk is full: what is still missing does not fit into {cache}",
-            "free some space (df -h) and run the command again: it continues where it stopped",
+            tr("the disk is full: what is still missing does not fit into {cache}", cache=cache),
+            tr("free some space (df -h) and run the command again: it continues where it stopped"),
         )
     if error.errno == errno.EROFS:
         return ModelError(
-            f"{cache} is on a read-only file system",
-            f"mount it for writing (mount -o remount,rw …) or put another file system at {cache}",
+            tr("{cache} is on a read-only file system", cache=cache),
+            tr("mount it for writing (mount -o remount,rw …) or put another file system at {cache}", cache=cache),
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return ModelError(
-            f"no permission to write {error.filename or cache}",
-            f"run the command as root (sudo); where root was refused too, see who owns it: ls -ld {cache}",
+            tr("no permission to write {value}", value=error.filename or cache),
+            tr(
+                "run the command as root (sudo); where root was refused too, see who owns it: ls -ld {cache}",
+                cache=cache,
+            ),
         )
     return None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from installer.language import tr
 from installer.report import Advance
 from installer.weights.hub import Origin, explain, is_passing, no_answer, retry_after
 from installer.weights.incoming import CHUNK, Abandoned, Blob, Incoming, Lease
@@ -233,7 +234,7 @@ class Transfer:
         with wire.get(file.location or file.blob.url, headers) as answer:
             if is_known and answer.status in (401, 403, 404, 410):
                 file.location = ""  # such addresses are good for a while only
-                raise _Again(ValueError("the address behind the redirect is not good any more"))
+                raise _Again(ValueError(tr("the address behind the redirect is not good any more")))
             if answer.status >= 400 and answer.status != 416:
                 self._refused(answer)
             self._check(answer, lease, whole)
@@ -264,13 +265,13 @@ class Transfer:
                 self._changed.notify_all()
             return
         if answer.status != 200:
-            raise _Again(ValueError("the server answered with another range than was asked for"))
+            raise _Again(ValueError(tr("the server answered with another range than was asked for")))
         if answer.length not in (None, size):
             file.spoil(lease.round, f"{answer.length} bytes", self.origin.server)
             raise Abandoned
         # No ranges here: the whole file comes.
         if not whole and not file.take_whole(lease):
-            raise _Again(ValueError("the server answered with the whole file, not with the range asked for"))
+            raise _Again(ValueError(tr("the server answered with the whole file, not with the range asked for")))
 
     def _refused(self, answer: Answer) -> None:
         from huggingface_hub.utils import hf_raise_for_status, httpx

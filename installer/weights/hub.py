@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from installer.errors import Exit, InstallError, Interrupted
+from installer.language import tr
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -122,11 +123,17 @@ def read_token(path: Path) -> str:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"the token cannot be read from {path}: {getattr(error, 'strerror', None) or error}",
-            "check --hf-token-file (HF_TOKEN_PATH)",
+            tr(
+                "the token cannot be read from {path}: {value}",
+                path=path,
+                value=getattr(error, "strerror", None) or error,
+            ),
+            tr("check --hf-token-file (HF_TOKEN_PATH)"),
         ) from None
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ModelError(f"{path} holds no token", "write the token alone into the file, readable by root only")
+        raise ModelError(
+            tr("{path} holds no token", path=path), tr("write the token alone into the file, readable by root only")
+        )
     return token
 
 
@@ -149,8 +156,13 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
         raise not_a_hub(origin)
     if revision and COMMIT.fullmatch(revision) and commit != revision:
         raise ModelError(
-            f"{origin.server} answers with the commit {commit} where {revision} was asked for",
-            "use another source (--hf-endpoint, --model-sources)",
+            tr(
+                "{server} answers with the commit {commit} where {revision} was asked for",
+                server=origin.server,
+                commit=commit,
+                revision=revision,
+            ),
+            tr("use another source (--hf-endpoint, --model-sources)"),
         )
     return commit, tuple(_file(origin, entry) for entry in siblings)
 
@@ -163,8 +175,12 @@ def _file(origin: Origin, entry: RepoSibling) -> ModelFile:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.digest}\nsize {file.size}\n".encode()
     if len(pointer) == entry.lfs.pointer_size and entry.blob_id not in (None, git_digest(pointer)):
         raise ModelError(
-            f"{origin.server} contradicts itself: the checksum of {file.name} is not the one that its commit holds",
-            "use another source (--hf-endpoint, --model-sources)",
+            tr(
+                "{server} contradicts itself: the checksum of {file} is not the one that its commit holds",
+                server=origin.server,
+                file=file.name,
+            ),
+            tr("use another source (--hf-endpoint, --model-sources)"),
         )
     return file
 
@@ -221,11 +237,14 @@ def checked(file: ModelFile) -> ModelFile:
     """The file, unless its name could leave the model's directory or its checksum is none."""
     if not is_inside(file.name):
         raise ModelError(
-            f"the repository holds a file with the dangerous name {file.name!r}",
-            "do not use this model; report it to the hub",
+            tr("the repository holds a file with the dangerous name {file!r}", file=file.name),
+            tr("do not use this model; report it to the hub"),
         )
     if not DIGEST.fullmatch(file.digest) or file.size < 0:
-        raise ModelError(f"the hub gives no usable checksum for {file.name}", "try another mirror, or the hub itself")
+        raise ModelError(
+            tr("the hub gives no usable checksum for {file}", file=file.name),
+            tr("try another mirror, or the hub itself"),
+        )
     return file
 
 
@@ -267,7 +286,9 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     if isinstance(error, errors.RepositoryNotFoundError):
         return _unknown(origin)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ModelError(f"{origin.repo} must be downloaded, but HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+        return ModelError(
+            tr("{repo} must be downloaded, but HF_HUB_OFFLINE is set", repo=origin.repo), tr("unset HF_HUB_OFFLINE")
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return NotHere(
             f"{origin.server} lists a file of {origin.repo} that it does not have",
@@ -278,7 +299,9 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     if isinstance(error, httpx.TransportError):
         return no_answer(origin, error)
     if isinstance(error, errors.HFValidationError):
-        return ModelError(f"{origin.repo!r} cannot be a model on the hub", "a hub id looks like Qwen/Qwen3-8B")
+        return ModelError(
+            tr("{repo!r} cannot be a model on the hub", repo=origin.repo), tr("a hub id looks like Qwen/Qwen3-8B")
+        )
     if isinstance(error, (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError)):
         return not_a_hub(origin)
     return None
@@ -331,10 +354,13 @@ def _no_access(origin: Origin) -> ModelError:
     page = f"{origin.server}/{origin.repo}"
     if origin.token:
         return ModelError(
-            f"the token in use gives no access to {origin.repo}",
-            f"accept the model's terms at {page} with the token's account, and check that the token may read it",
+            tr("the token in use gives no access to {repo}", repo=origin.repo),
+            tr(
+                "accept the model's terms at {page} with the token's account, and check that the token may read it",
+                page=page,
+            ),
         )
     return ModelError(
-        f"{origin.repo} is given out only to those who accepted its terms",
-        f"accept them at {page}, then {AUTHORIZE}",
+        tr("{repo} is given out only to those who accepted its terms", repo=origin.repo),
+        tr("accept them at {page}, then {AUTHORIZE}", page=page, AUTHORIZE=AUTHORIZE),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from installer.language import tr
 from installer.weights.hub import ModelError
 from installer.weights.partial import BLOCK, Partial, arrived, block_size, partial_path
 
@@ -236,9 +237,17 @@ class Incoming:
             self._begin_anew()
             if self._was_wrong:
                 raise ModelError(
-                    f"{self.blob.name} arrived with wrong bytes twice: {found}, "
-                    f"not {self.blob.size} with {self.blob.digest}",
-                    f"run the command again later, or use another source (--hf-endpoint) than {source}",
+                    tr(
+                        "{blob} arrived with wrong bytes twice: {found}, not {size} with {digest}",
+                        blob=self.blob.name,
+                        found=found,
+                        size=self.blob.size,
+                        digest=self.blob.digest,
+                    ),
+                    tr(
+                        "run the command again later, or use another source (--hf-endpoint) than {source}",
+                        source=source,
+                    ),
                 )
             self._was_wrong = True
 

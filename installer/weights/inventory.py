@@ -14,6 +14,7 @@ from installer.checks import processes
 from installer.checks.processes import Process
 from installer.errors import Refused
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.model import builtin
 from installer.render import exec_line
@@ -155,7 +156,7 @@ class RemoveModel:
 
     def describe(self) -> str:
         at = f" at {', '.join(commit[:12] for commit in self.commits)}" if self.commits else ""
-        return f"remove {_name(self.folder)}{at} ({size(self.bytes)})"
+        return tr("remove {name}{at} ({bytes})", name=_name(self.folder), at=at, bytes=size(self.bytes))
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -175,8 +176,8 @@ class RemoveModel:
 
     def _busy(self) -> None:
         raise Refused(
-            f"{_name(self.folder)} is being downloaded or was changed just now",
-            "run the command again later: vllm-install models prune",
+            tr("{name} is being downloaded or was changed just now", name=_name(self.folder)),
+            tr("run the command again later: vllm-install models prune"),
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from installer.changes import Change
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.model import builtin
 from installer.model.checkpoint import check_access, check_directory
@@ -133,11 +134,16 @@ class Download:
 
     def describe(self) -> str:
         if not self.model.bytes_missing:
-            return f"check {self.model.repo} in {self.model.path}"
+            return tr("check {repo} in {path}", repo=self.model.repo, path=self.model.path)
         missing = f"{self.model.repo} ({size(self.model.bytes_missing)})"
         if self.bundle:
-            return f"import {missing} from {self.bundle.path} into {self.model.path}"
-        return f"download {missing} into {self.model.path}"
+            return tr(
+                "import {missing} from {path} into {path2}",
+                missing=missing,
+                path=self.bundle.path,
+                path2=self.model.path,
+            )
+        return tr("download {missing} into {path}", missing=missing, path=self.model.path)
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -164,14 +170,25 @@ class Download:
             self._fill(model, host, report)
             _link(model, host)
             for stranger in cache.strangers(model.path, model.files, host):
-                report.warn(f"{stranger} does not belong to {model.repo}; it is taken out of {model.path}")
+                report.warn(
+                    tr(
+                        "{stranger} does not belong to {repo}; it is taken out of {path}",
+                        stranger=stranger,
+                        repo=model.repo,
+                        path=model.path,
+                    )
+                )
                 host.remove(model.path / stranger)
             _sweep(model, host)
         problems = check_directory(host.at(model.path), with_pickles=True)
         if problems:
             raise ModelError(
-                f"{model.repo} is not complete on the hub itself: {'; '.join(problems)}",
-                "choose another revision or another model",
+                tr(
+                    "{repo} is not complete on the hub itself: {problems}",
+                    repo=model.repo,
+                    problems="; ".join(problems),
+                ),
+                tr("choose another revision or another model"),
             )
 
     def _with_files(self, host: Host, report: Report) -> Model:
@@ -230,8 +247,8 @@ def local_directory(settings: Settings, host: Host) -> Path | None:
         return None
     else:
         raise ModelError(
-            f"{settings.model} is neither a hub id nor below a models directory",
-            "a hub id looks like Qwen/Qwen3-8B; for a directory give an absolute path, or set --models-dir",
+            tr("{model} is neither a hub id nor below a models directory", model=settings.model),
+            tr("a hub id looks like Qwen/Qwen3-8B; for a directory give an absolute path, or set --models-dir"),
         )
     if not host.at(path).is_dir():
         raise _no_directory(path)
@@ -239,7 +256,7 @@ def local_directory(settings: Settings, host: Host) -> Path | None:
 
 
 def _no_directory(path: Path) -> ModelError:
-    return ModelError(f"there is no model directory {path}", "check --model and --models-dir")
+    return ModelError(tr("there is no model directory {path}", path=path), tr("check --model and --models-dir"))
 
 
 def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit: str | None, report: Report) -> Model:
@@ -288,8 +305,8 @@ def _pinned(origin: Origin, layout: Layout, host: Host, *, offline: bool) -> str
 
 def _not_here(repo: str, why: str) -> ModelError:
     return ModelError(
-        f"{repo} cannot be used offline: {why}",
-        "run once without --offline (OFFLINE), or give a local directory with --model",
+        tr("{repo} cannot be used offline: {why}", repo=repo, why=why),
+        tr("run once without --offline (OFFLINE), or give a local directory with --model"),
     )
 
 
@@ -339,7 +356,7 @@ def _without_wrong(model: Model, host: Host, report: Report) -> Model:
     wrong = {file.digest for file in cache.find_wrong(model.folder, doubtful, host, report)} if doubtful else set()
     for file in doubtful:
         if file.digest in wrong:
-            report.warn(f"{file.name} of {model.repo} has wrong bytes on the disk")
+            report.warn(tr("{file} of {repo} has wrong bytes on the disk", file=file.name, repo=model.repo))
     return replace(model, files=tuple(replace(f, cached=f.cached and f.digest not in wrong) for f in model.files))
 
 
@@ -349,8 +366,14 @@ def _check_space(model: Model, host: Host) -> None:
     free = shutil.disk_usage(host.at(folder)).free
     if model.bytes_missing and free < model.bytes_missing + HEADROOM:
         raise ModelError(
-            f"{model.repo} needs {size(model.bytes_missing + HEADROOM)} more, but {folder} has only {size(free)} left",
-            f"free some space, or put a larger file system at {folder.parent} (df -h)",
+            tr(
+                "{repo} needs {bytes_missing} more, but {folder} has only {free} left",
+                repo=model.repo,
+                bytes_missing=size(model.bytes_missing + HEADROOM),
+                folder=folder,
+                free=size(free),
+            ),
+            tr("free some space, or put a larger file system at {parent} (df -h)", parent=folder.parent),
         )
 
 
@@ -363,7 +386,9 @@ def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: R
 
 def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
     missing = [file for file in _distinct(model.files) if not file.cached]
-    with report.bytes(f"{model.repo} from {bundle.path.name}", model.bytes_missing, len(missing)) as advance:
+    with report.bytes(
+        tr("{repo} from {path}", repo=model.repo, path=bundle.path.name), model.bytes_missing, len(missing)
+    ) as advance:
         for file in missing:
             bundle.bring_file(file, host.at(model.folder / "blobs" / file.digest), advance)
             advance(0, 1)

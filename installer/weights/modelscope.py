@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
+from installer.language import tr
 from installer.weights.hub import COMMIT, TIMEOUT, ModelError, ModelFile, NotHere, Origin, checked, not_a_hub
 
 ENDPOINT = "https://www.modelscope.cn"
@@ -43,8 +44,13 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
         if _files(_entries(origin, commit)[0]) == files:
             return commit, files
     raise ModelError(
-        f"{origin.server} does not say which commit {revision or BRANCH} of {origin.repo} is",
-        "name the commit with --revision",
+        tr(
+            "{server} does not say which commit {value} of {repo} is",
+            server=origin.server,
+            value=revision or BRANCH,
+            repo=origin.repo,
+        ),
+        tr("name the commit with --revision"),
     )
 
 
@@ -62,7 +68,8 @@ def _entries(origin: Origin, revision: str) -> tuple[list[Mapping[str, object]],
         )
     if len(listed) >= LONGEST_LISTING:
         raise ModelError(
-            f"{origin.server} does not list all files of {origin.repo}", "use another source (--model-sources hub)"
+            tr("{server} does not list all files of {repo}", server=origin.server, repo=origin.repo),
+            tr("use another source (--model-sources hub)"),
         )
     latest = data.get("LatestCommitter")
     begin = str(latest.get("Id") or latest.get("ShortId") or "") if isinstance(latest, dict) else ""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 from installer.errors import InstallError, Refused
+from installer.language import tr
 from installer.weights.hub import ModelError, ModelFile
 
 # What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
@@ -34,7 +35,10 @@ def select(repo: str, files: Iterable[ModelFile], *, with_pickles: bool = False)
     if not weights:
         raise _unloadable(repo, names)
     if "config.json" not in names and not (consolidated and "params.json" in names):
-        raise ModelError(f"{repo} has no config.json, so it is no complete model", "choose the full model's repository")
+        raise ModelError(
+            tr("{repo} has no config.json, so it is no complete model", repo=repo),
+            tr("choose the full model's repository"),
+        )
     other_index = tuple({"pytorch", "consolidated", "model."} - _indexes(weights, consolidated))
     chosen = [
         f
@@ -94,14 +98,18 @@ def _refuse_clashes(files: Iterable[ModelFile]) -> None:
     for name in sorted(names):
         if (other := folded.setdefault(name.casefold(), name)) != name:
             raise ModelError(
-                f"the repository holds {other!r} and {name!r}, which not every file system tells apart",
-                "do not use this model; report it to the hub",
+                tr(
+                    "the repository holds {other!r} and {name!r}, which not every file system tells apart",
+                    other=other,
+                    name=name,
+                ),
+                tr("do not use this model; report it to the hub"),
             )
         for parent in PurePosixPath(name).parents:
             if str(parent) in names:
                 raise ModelError(
-                    f"the repository holds {str(parent)!r} both as a file and as a directory",
-                    "do not use this model; report it to the hub",
+                    tr("the repository holds {parent!r} both as a file and as a directory", parent=str(parent)),
+                    tr("do not use this model; report it to the hub"),
                 )
 
 
@@ -109,9 +117,14 @@ def _unloadable(repo: str, names: set[str]) -> InstallError:
     suffixes = {PurePosixPath(name).suffix.lower() for name in names}
     if suffixes & PICKLES:
         return ModelError(
-            f"{repo} has its weights only as Python pickles, which can run any code when they are loaded",
-            f"choose a repository with .safetensors files; or, if you trust who made it: --allow-pickle {repo}",
+            tr("{repo} has its weights only as Python pickles, which can run any code when they are loaded", repo=repo),
+            tr(
+                "choose a repository with .safetensors files; or, if you trust who made it: --allow-pickle {repo}",
+                repo=repo,
+            ),
         )
     if ".gguf" in suffixes:
-        return Refused(f"{repo} has its weights only as GGUF: {GGUF}", GGUF_HINT)
-    return ModelError(f"{repo} has no weights that vLLM can load (no .safetensors file)", "check the model's name")
+        return Refused(tr("{repo} has its weights only as GGUF: {GGUF}", repo=repo, GGUF=GGUF), GGUF_HINT)
+    return ModelError(
+        tr("{repo} has no weights that vLLM can load (no .safetensors file)", repo=repo), tr("check the model's name")
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from installer.language import tr
 from installer.report import Report
 from installer.settings import Settings
 from installer.weights import hub
@@ -37,8 +38,8 @@ def first(candidates: Sequence[Origin], report: Report, ask: Callable[[Origin], 
         except NotHere as fault:
             if following is None:
                 raise
-            report.warn(f"{fault.message}; trying {following.server}")
-    raise AssertionError("nobody to ask")
+            report.warn(tr("{message}; trying {server}", message=fault.message, server=following.server))
+    raise AssertionError(tr("nobody to ask"))
 
 
 def find(candidates: Sequence[Origin], commit: str | None, report: Report) -> tuple[Origin, str, tuple[ModelFile, ...]]:
@@ -57,7 +58,13 @@ def _compare(origin: Origin, other: Origin, commit: str, files: tuple[ModelFile,
     try:
         theirs = hub.listing(other, commit)[1]
     except NotHere as fault:
-        report.warn(f"{origin.server} could not be compared with another source: {fault.message}")
+        report.warn(
+            tr(
+                "{server} could not be compared with another source: {message}",
+                server=origin.server,
+                message=fault.message,
+            )
+        )
         return
     refuse_contradiction(commit, files, theirs, f"{origin.server} and {other.server}")
 
@@ -67,6 +74,11 @@ def refuse_contradiction(commit: str, ours: Iterable[ModelFile], theirs: Iterabl
     for file in ours:
         if known.get(file.name, (file.size, file.digest)) != (file.size, file.digest):
             raise ModelError(
-                f"{who} contradict each other: different checksums for {file.name} of commit {commit}",
-                "one of them is not truthful; use only a source that you trust (--hf-endpoint, --model-sources)",
+                tr(
+                    "{who} contradict each other: different checksums for {file} of commit {commit}",
+                    who=who,
+                    file=file.name,
+                    commit=commit,
+                ),
+                tr("one of them is not truthful; use only a source that you trust (--hf-endpoint, --model-sources)"),
             )

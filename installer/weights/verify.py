@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from installer.host import Host
+from installer.language import tr
 from installer.model import builtin
 from installer.model.checkpoint import check_directory
 from installer.model.summary import Summary, summarise
@@ -61,8 +62,9 @@ def targets(name: str | None, settings: Settings, host: Host) -> list[Cached | P
         found = [one for one in found if settings.revision in (one.commit, *one.revisions)]
     if not found:
         raise ModelError(
-            f"{settings.model} is not in the cache" + (f" at {settings.revision}" if settings.revision else ""),
-            f"vllm-install models pull {settings.model}; vllm-install models list shows what is there",
+            tr("{model} is not in the cache", model=settings.model)
+            + (tr(" at {revision}", revision=settings.revision) if settings.revision else ""),
+            tr("vllm-install models pull {model}; vllm-install models list shows what is there", model=settings.model),
         )
     return list(found)
 
@@ -83,8 +85,8 @@ def repair(found: Verified, settings: Settings, host: Host, report: Report) -> V
     manifest = cache.read_manifest(found.path.parents[1], str(found.commit), host) if found.commit else None
     if manifest is None:
         raise ModelError(
-            f"{found.path} cannot be repaired: nobody knows where its files came from",
-            "copy it anew from where it came, or serve the model from the hub",
+            tr("{path} cannot be repaired: nobody knows where its files came from", path=found.path),
+            tr("copy it anew from where it came, or serve the model from the hub"),
         )
     origin, (target,) = manifest.origin, inventory.at(found.path, host)
     settings = replace(settings, model=origin.repo, revision=origin.revision)
@@ -94,8 +96,10 @@ def repair(found: Verified, settings: Settings, host: Host, report: Report) -> V
     )  # fmt: skip
     if not sources.of_model(settings, origin.provider) and not settings.offline:
         raise ModelError(
-            f"{found.model} came from {origin.server}, which is no source that you chose",
-            "name it: --model-sources (MODEL_SOURCES)",
+            tr(
+                "{model} came from {server}, which is no source that you chose", model=found.model, server=origin.server
+            ),
+            tr("name it: --model-sources (MODEL_SOURCES)"),
         )
     for change in models.changes(model, host, settings):
         change.apply(host, report)
@@ -138,7 +142,7 @@ def _local(path: Path, settings: Settings, host: Host, report: Report) -> Verifi
     missing = tuple(sorted(name for name in known if not (real / name).is_file()))
     there = {real / name: (name, digest) for name, digest in known.items() if name not in missing}
     total = sum(file.stat().st_size for file in there)
-    with report.bytes(f"checking {path}", total, len(there)) as advance:
+    with report.bytes(tr("checking {path}", path=path), total, len(there)) as advance:
         bad = checksums.find_wrong([(file, digest) for file, (_, digest) in there.items()], advance)
         wrong = tuple(sorted(there[file][0] for file in bad))
     problems = check_directory(real, with_pickles=str(path) in settings.allow_pickle)

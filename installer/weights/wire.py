@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from installer.errors import Exit, InstallError
+from installer.language import tr
 
 # A stalled connection is left after this many seconds and taken up again at the byte it had reached.
 STALLED = 10.0
@@ -215,8 +216,8 @@ def _proxy_for(parts: SplitResult) -> SplitResult | None:
     proxy = urlsplit(text if "://" in text else f"http://{text}")
     if proxy.scheme != "http" or not proxy.hostname:
         raise InstallError(
-            f"downloads cannot go through a proxy of the kind {proxy.scheme}://",
-            "set HTTPS_PROXY to one that is reached by http://",
+            tr("downloads cannot go through a proxy of the kind {scheme}://", scheme=proxy.scheme),
+            tr("set HTTPS_PROXY to one that is reached by http://"),
             Exit.MODEL,
         )
     return proxy
