@@ -79,7 +79,7 @@ def updated(language: str) -> Catalog:
     after = Catalog(language, DOMAIN, header_comment=HEAD, fuzzy=False, creation_date=EPOCH, revision_date=EPOCH)
     for text, places in sorted(texts().items()):
         known = before.get(text)
-        after.add(text, known.string if known else "", locations=[(place, None) for place in sorted(places)])
+        after.add(text, known.string if known else "", locations=[(place, 0) for place in sorted(places)])
     return after
 
 
