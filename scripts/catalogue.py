@@ -27,6 +27,8 @@ from installer.language import DOMAIN, ENGLISH, FOLDER, LANGUAGES
 OURS = ("tr", "mark")
 CLICKS = ("_",)
 EPOCH = datetime.fromtimestamp(0, timezone.utc)  # the same texts make the same files
+# Lines of the head that would name people and places, or the day.
+NOBODYS = (b'"Project', b'"Report', b'"POT', b'"PO-', b'"Last', b'"Language-Team', b'"Generated')
 HEAD = "# What vllm-install says, in another language. `make catalogue` brings this up to date.\n#"
 
 
@@ -76,7 +78,10 @@ def _of_click() -> Iterator[tuple[str, str]]:
 def updated(language: str) -> Catalog:
     """The catalogue of a language with exactly today's texts, translated as far as they were before."""
     before = read(language)
-    after = Catalog(language, DOMAIN, header_comment=HEAD, fuzzy=False, creation_date=EPOCH, revision_date=EPOCH)
+    after = Catalog(
+        language, DOMAIN, header_comment=HEAD, fuzzy=False,
+        creation_date=EPOCH, revision_date=EPOCH,
+    )  # fmt: skip
     for text, places in sorted(texts().items()):
         known = before.get(text)
         after.add(text, known.string if known else "", locations=[(place, 0) for place in sorted(places)])
@@ -95,7 +100,7 @@ def po_file(language: str) -> Path:
 def as_po(catalogue: Catalog) -> bytes:
     out = io.BytesIO()
     write_po(out, catalogue, width=120, sort_output=True, include_lineno=False)
-    return out.getvalue()
+    return b"".join(line for line in out.getvalue().splitlines(keepends=True) if not line.startswith(NOBODYS))
 
 
 def as_mo(catalogue: Catalog) -> bytes:

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from installer.language import CHINESE, ENGLISH
 from scripts.terminal import picture, record, settled
 from tests.boot.machine import Machine
 from tests.boot.surroundings import REPO, inherited_environment
 
 IMAGES = REPO / "docs/images"
-LANGUAGES = {"en": "C.UTF-8"}
+LOCALES = {ENGLISH: "C.UTF-8", CHINESE: "zh_CN.UTF-8"}
 MODEL = "builtin:tiny"
 COLUMNS, LINES = 110, 50
 
@@ -38,7 +39,7 @@ SCREENS = (
     Screen("deploy", f"vllm-install deploy --model {MODEL} --engine cpu"),
     Screen("set-context", "vllm-install set-context 32k --dry-run"),
     Screen("status", "vllm-install status"),
-    Screen("status-watch", "vllm-install status --watch", until=r"tokens/s +[1-9].*\n.*first token +p50", busy=True),
+    Screen("status-watch", "vllm-install status --watch", until=r"p50 \d", busy=True),
     Screen("test", "vllm-install test"),
     Screen("doctor-healthy", "vllm-install doctor"),
     Screen(
@@ -56,14 +57,14 @@ def main() -> None:
     with Machine(network=True, store=True) as machine:
         machine.run(sys.executable, REPO / "tests/boot/build_engine.py", timeout=900)
         machine.save_store()
-    for language, locale in LANGUAGES.items():
+    for language, locale in LOCALES.items():
         with Machine(store=True) as machine:
             key = ""
             for screen in SCREENS:
                 shown = show(machine, screen, locale, key)
                 if found := re.search(r"\bsk-[\w-]{20,}", shown):
                     key = found[0]
-                suffix = "" if language == "en" else f".{language}"
+                suffix = "" if language == ENGLISH else f".{language}"
                 svg = picture("vllm-install", screen.typed, shown, COLUMNS)
                 (IMAGES / f"{screen.name}{suffix}.svg").write_text(svg)
                 print(f"== {screen.typed}\n{shown}", flush=True)
@@ -75,7 +76,7 @@ def show(machine: Machine, screen: Screen, locale: str, key: str) -> str:
         machine.shell(screen.before)
     words = [sys.executable, "-m", "installer", *shlex.split(screen.typed)[1:]]
     clients = ask_all_the_while(machine, key) if screen.busy else []
-    environment = {**inherited_environment(), "LANG": locale, "LC_ALL": locale}
+    environment = {**inherited_environment(), "LANG": locale}
     try:
         return settled(record(machine.command(*words), environment, COLUMNS, LINES, screen.until))
     finally:
