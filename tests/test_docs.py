@@ -12,10 +12,12 @@ import click
 import pytest
 
 from installer.cli import cli
+from installer.language import CHINESE
 from installer.settings import NAMES
 from scripts import modules, reference
 from scripts.facts import ENVIRONMENT, EXIT_CODES, settings
 from scripts.manpage import manpage
+from scripts.screens import SCREENS
 from scripts.verbs import verbs
 from tests.boot.surroundings import REPO
 
@@ -101,7 +103,14 @@ def understood(words: list[str], line: str) -> None:
 
 def test_both_readmes_link_to_the_same_places() -> None:
     english, chinese = ({*re.findall(r"\]\(([^)]+)\)", page.read_text())} for page in READMES)
-    assert english - {"README.zh-CN.md"} == chinese - {"README.md"}
+    of_either = {target.replace(".zh_CN.svg", ".svg") for target in chinese}
+    assert english - {"README.zh-CN.md"} == of_either - {"README.md"}
+
+
+def test_every_picture_is_on_a_page_and_in_both_languages() -> None:
+    held = {path.name for path in (REPO / "docs/images").iterdir()}
+    assert held == {f"{screen.name}{suffix}.svg" for screen in SCREENS for suffix in ("", f".{CHINESE}")}
+    assert held == set(re.findall(r"\(images/([^)]+)\)", (REPO / "docs/screens.md").read_text()))
 
 
 def test_both_readmes_show_the_same_commands_and_every_verb() -> None:

@@ -140,3 +140,7 @@ def test_what_runs_with_vllm_needs_nothing_of_ours(tmp_path: Path) -> None:
     script = f"import sys; sys.path.append({str(folder)!r}); import {', '.join(modules)}; print(*sys.modules)"
     loaded = {name.partition(".")[0] for name in run(sys.executable, "-IBSc", script, cwd=tmp_path).split()}
     assert loaded <= sys.stdlib_module_names | set(modules) | {"__main__"}
+
+
+def test_an_installed_wheel_speaks_chinese(installed: Path, tmp_path: Path) -> None:
+    assert "用法" in run(installed / "vllm-install", "--lang", "zh_CN", "--help", cwd=tmp_path)
