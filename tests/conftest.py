@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "root: needs root; tests that boot a machine have it by themselves")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that goes by the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several processes share the modules. Those with a real vLLM, which takes all cores, go to one, and first."""
     for item in items:
