@@ -66,7 +66,7 @@ def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
     yield Write(layout.ejected_probe_key, host.read(layout.probe_key) or "", 0o600, secret=True)
     secret = any(key.plain for key in steps.unit_keys(host, layout))
     yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)
-    yield Run(("systemctl", "daemon-reload"), "make systemd read the unit")
+    yield Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
     if str(layout.settings_file) in state.owned:
         yield Remove(layout.settings_file)
     yield Remove(layout.state_file)  # from here on it is nobody's but the admin's

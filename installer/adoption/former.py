@@ -42,7 +42,7 @@ def of(unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Hos
             )
     if unit == layout.unit_name and files[0] != layout.unit:
         raise Refused(
-            tr("{unit} comes from {files}, which is a package's", unit=unit, files=files[0]),
+            tr("{unit} comes from {file}, which is a package's", unit=unit, file=files[0]),
             tr("choose another name with --service"),
         )
     here = files if unit == layout.unit_name else ()
@@ -65,7 +65,10 @@ def keep(former: Former, host: Host, layout: Layout) -> None:
 
 
 def set_aside(former: Former) -> Iterator[Change]:
-    yield Run(("systemctl", "disable", "--now", former.unit), f"stop {former.unit}, whose place the service takes")
+    yield Run(
+        ("systemctl", "disable", "--now", former.unit),
+        tr("stop {unit}, whose place the service takes", unit=former.unit),
+    )
     yield from (Remove(path) for path, _ in former.files[1:])  # drop-ins of the old unit would apply to ours
 
 
@@ -83,9 +86,9 @@ def put_back(former: Former, host: Host, layout: Layout) -> Iterator[Change]:
 
 def start_again(former: Former) -> Iterator[Change]:
     if former.enabled:
-        yield Run(("systemctl", "enable", former.unit), f"start {former.unit} at every boot again")
+        yield Run(("systemctl", "enable", former.unit), tr("start {unit} at every boot again", unit=former.unit))
     if former.active:
-        yield Run(("systemctl", "start", former.unit), f"start {former.unit} again")
+        yield Run(("systemctl", "start", former.unit), tr("start {unit} again", unit=former.unit))
 
 
 def drop_in(layout: Layout, environment: tuple[tuple[str, str], ...]) -> Write:

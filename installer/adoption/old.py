@@ -47,15 +47,16 @@ def read_text(path: Path, host: Host) -> str:
     about = os.fstat(handle)
     if not stat.S_ISREG(about.st_mode):
         os.close(handle)
-        kind = "a directory" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-        raise Refused(tr("{path} is {kind}", path=path, kind=kind), tr("name the file itself"))
+        is_directory = stat.S_ISDIR(about.st_mode)
+        what = tr("{path} is a directory", path=path) if is_directory else tr("{path} is not a regular file", path=path)
+        raise Refused(what, tr("name the file itself"))
     with os.fdopen(handle, "rb") as file:
         content = file.read(LARGEST + 1)
     return as_text(content, str(path))
 
 
 def read_stdin() -> str:
-    return as_text(sys.stdin.buffer.read(LARGEST + 1), "standard input")
+    return as_text(sys.stdin.buffer.read(LARGEST + 1), tr("standard input"))
 
 
 def as_text(content: bytes, name: str) -> str:

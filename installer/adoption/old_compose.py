@@ -36,14 +36,11 @@ def load(text: str, name: str) -> dict[str, object]:
         content = yaml.load(text, _Texts)  # noqa: S506 it is the safe loader, with fewer types
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", "") or tr("it cannot be read")
         raise Refused(
-            tr(
-                "{name}{where} is not YAML: {value}",
-                name=name,
-                where=where,
-                value=getattr(error, "problem", "") or "it cannot be read",
-            )
+            tr("{name}, line {line} is not YAML: {problem}", name=name, line=mark.line + 1, problem=problem)
+            if mark
+            else tr("{name} is not YAML: {problem}", name=name, problem=problem)
         ) from None
     if not isinstance(content, dict):
         raise Refused(tr("{name} is YAML, but no mapping", name=name), tr("name a compose file, with services in it"))
@@ -104,7 +101,7 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
         shown=found.shown,
         mounts=tuple(_mounts(filled, path.parent)),
         listens=_listens(filled, serve, path),
-        notes=(f"the container is not stopped for you: docker compose -f {path} stop {name}",),
+        notes=(tr("the container is not stopped for you: docker compose -f {path} stop {name}", path=path, name=name),),
     )
 
 
@@ -118,10 +115,11 @@ def _choose(path: Path, services: dict[str, object], wanted: str | None) -> tupl
         return wanted, services[wanted]
     found = [name for name, service in services.items() if isinstance(service, dict) and _speaks_of_vllm(service)]
     if len(found) != 1:
-        what = "no service that runs vLLM" if not found else f"{len(found)} services that run vLLM"
         raise Refused(
-            tr("{path} has {what}", path=path, what=what),
-            tr("choose one with --compose-service: {value}", value=", ".join(found or services)),
+            tr("{path} has {count} services that run vLLM", path=path, count=len(found))
+            if found
+            else tr("{path} has no service that runs vLLM", path=path),
+            tr("choose one with --compose-service: {services}", services=", ".join(found or services)),
         )
     return found[0], services[found[0]]
 

@@ -89,7 +89,7 @@ def _follow(text: str, shell: _Shell, level: int) -> None:
             word_given = words.pop(0)
             own[name[0]] = replace(word_given, text=word_given.text[name.end() + 1 :], fields=False)
         if not words:
-            why = "a variable that is set under a condition" if shell.depth > 0 else ""
+            why = tr("a variable that is set under a condition") if shell.depth > 0 else ""
             shell.values.update({name: replace(word, unknown=word.unknown or why) for name, word in own.items()})
         elif words[0].text == "cd" and len(words) == 2:
             shell.directory = shell.directory / words[1].text
@@ -182,7 +182,7 @@ class Lexer:
     def _quoted(self, end: str) -> str:
         text = self._skip_to(end)
         if self.at >= len(self.text):
-            raise Refused(tr("an opening {end} has no end", end=end), tr("mend the script (sh -n FILE says where)"))
+            raise Refused(tr("an opening {sign} has no end", sign=end), tr("mend the script (sh -n FILE says where)"))
         self.at += 1
         return text
 
@@ -190,7 +190,9 @@ class Lexer:
         parts: list[Word] = []
         while (character := self.text[self.at : self.at + 1]) != '"':
             if not character:
-                raise Refused(tr('an opening " has no end'), tr("mend the script (sh -n FILE says where)"))
+                raise Refused(
+                    tr("an opening {sign} has no end", sign='"'), tr("mend the script (sh -n FILE says where)")
+                )
             self.at += 1
             if character == "\\" and self.text[self.at : self.at + 1] in ("$", "`", '"', "\\"):
                 parts.append(Word(self.text[self.at]))
@@ -204,11 +206,11 @@ class Lexer:
         """What stands for $NAME and its kin; the sign itself is read already."""
         if sign == "`":
             self._quoted("`")
-            return Word("", "the output of a command")
+            return Word("", tr("the output of a command"))
         following = self.text[self.at : self.at + 1]
         if following == "(":
             self._balanced("(", ")")
-            return Word("", "the output of a command")
+            return Word("", tr("the output of a command"))
         if following == "{":
             return self._braces(self._balanced("{", "}"))
         name = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]").match(self.text, self.at)
@@ -220,7 +222,7 @@ class Lexer:
     def _braces(self, inner: str) -> Word:
         match = re.fullmatch(r"([A-Za-z_]\w*)(?:(:?)[-=](.*))?", inner, re.DOTALL)
         if not match:
-            return Word("", f"${{{inner[:20]}}}, which only a shell works out")
+            return Word("", tr("{variable}, which only a shell works out", variable=f"${{{inner[:20]}}}"))
         name, colon, default = match.groups()
         value = self.values.get(name)
         if default is None or (value is not None and (value.text or value.unknown or not colon)):
@@ -229,7 +231,11 @@ class Lexer:
 
     def _variable(self, name: str) -> Word:
         known = self.values.get(name)
-        return Word(known.text, known.unknown) if known else Word("", f"${name}, which it does not set")
+        return (
+            Word(known.text, known.unknown)
+            if known
+            else Word("", tr("{variable}, which it does not set", variable=f"${name}"))
+        )
 
     def _balanced(self, opening: str, closing: str) -> str:
         """The text between a bracket, at which we stand, and its counterpart."""
@@ -239,9 +245,7 @@ class Lexer:
             self.at += 1
             if depth == 0:
                 return self.text[begin + 1 : self.at - 1]
-        raise Refused(
-            tr("an opening {opening} has no end", opening=opening), tr("mend the script (sh -n FILE says where)")
-        )
+        raise Refused(tr("an opening {sign} has no end", sign=opening), tr("mend the script (sh -n FILE says where)"))
 
 
 def _joined(parts: list[Word]) -> Word:

@@ -50,9 +50,10 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
     service = _Service(unit, [pair for text in texts for pair in _directives(text, files[0])], host)
     starts = service.last_of("ExecStart")
     if len(starts) != 1:
-        count = "no ExecStart" if not starts else f"{len(starts)} ExecStart lines"
         raise Refused(
-            tr("{unit} has {count}, of which one can be the vLLM server", unit=unit, count=count),
+            tr("{unit} has {count} ExecStart lines, of which one can be the vLLM server", unit=unit, count=len(starts))
+            if starts
+            else tr("{unit} has no ExecStart, of which one can be the vLLM server", unit=unit),
             tr("name the unit that starts vLLM"),
         )
     environment, environment_texts = service.environment()
@@ -61,7 +62,7 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
     found = Old((), environment, directory)
     serve = serve_words(words)
     if any(word.endswith("/vllm_launcher.py") for word in words):
-        raise Refused(tr("{unit} was made by vllm-install", unit=unit), "vllm-install list says what it manages")
+        raise Refused(tr("{unit} was made by vllm-install", unit=unit), tr("vllm-install list says what it manages"))
     if serve is None:
         inner = _script(words, found, host)
         if inner is None:
@@ -78,7 +79,9 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
         files=files if is_installed else (),
         texts=(*texts, *environment_texts),
         shown="\n".join(texts),
-        notes=() if is_installed else (f"{files[0]} is not installed, so no unit is stopped in its favour",),
+        notes=()
+        if is_installed
+        else (tr("{path} is not installed, so no unit is stopped in its favour", path=files[0]),),
     )
 
 
@@ -111,8 +114,8 @@ def _directives(text: str, path: Path) -> Iterator[tuple[str, str, str]]:
         name, equals, value = whole.partition("=")
         if whole and not equals:
             raise Refused(
-                tr("{path}: {strip!r}… is no line of a unit", path=path, strip=name.strip()[:20]),
-                tr("systemd-analyze verify {path}", path=path),
+                tr("{path}: {line!r}… is no line of a unit", path=path, line=name.strip()[:20]),
+                f"systemd-analyze verify {path}",
             )
         yield section, name.strip(), value.strip()
 
@@ -149,7 +152,11 @@ class _Service:
         def value(match: re.Match[str]) -> str:
             if match[1] not in known:
                 raise Refused(
-                    tr("{unit} uses %{match}, which only systemd itself can fill in", unit=self.unit, match=match[1]),
+                    tr(
+                        "{unit} uses {specifier}, which only systemd itself can fill in",
+                        unit=self.unit,
+                        specifier=match[0],
+                    ),
                     tr("write the value out in the unit: systemctl edit --full {unit}", unit=self.unit),
                 )
             return known[match[1]]

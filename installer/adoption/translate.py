@@ -16,7 +16,7 @@ from installer.adoption.serve_flags import Flag
 from installer.diagnosis.redact import Redactor, harvest
 from installer.errors import Refused, UsageError
 from installer.host import Host
-from installer.language import tr
+from installer.language import mark, tr
 from installer.render import HOMES
 from installer.resolve import HIDDEN
 from installer.settings import Settings, load
@@ -30,25 +30,29 @@ SETTING_OF = {
 READ_APART = ("--model", "--served-model-name", "--api-key", "--host", "--max-model-len", "--allowed-media-domains",
               "--enable-auto-tool-choice", "--config")  # fmt: skip
 DROPPED = {
-    "--trust-remote-code": "it lets the model's own code run; allow it for this model with TRUST_REMOTE_CODE=MODEL",
-    "--middleware": "the guard that checks the keys is the service's middleware",
-    "--hf-token": "every local user can read a unit; put the token into a file and name it with HF_TOKEN_PATH=FILE",
-    "--download-dir": "models lie in a cache that all services share, read-only to them",
-    "--disable-log-stats": "without statistics a full queue looks like a hang",
-    "--log-config-file": "the journal keeps the log",
-    "--uds": "the service listens on TCP, where it is watched and guarded: LISTEN_HOST and PORT",
+    "--trust-remote-code": mark(
+        "it lets the model's own code run; allow it for this model with TRUST_REMOTE_CODE=MODEL"
+    ),
+    "--middleware": mark("the guard that checks the keys is the service's middleware"),
+    "--hf-token": mark(
+        "every local user can read a unit; put the token into a file and name it with HF_TOKEN_PATH=FILE"
+    ),
+    "--download-dir": mark("models lie in a cache that all services share, read-only to them"),
+    "--disable-log-stats": mark("without statistics a full queue looks like a hang"),
+    "--log-config-file": mark("the journal keeps the log"),
+    "--uds": mark("the service listens on TCP, where it is watched and guarded: LISTEN_HOST and PORT"),
 }
 GONE = ("--disable-log-requests", "--swap-space", "--use-v2-block-manager", "--num-scheduler-steps", "--device",
         "--worker-use-ray", "--engine-use-ray", "--disable-frontend-multiprocessing", "--max-seq-len-to-capture",
         "--guided-decoding-backend", "--num-lookahead-slots", "--preemption-mode", "--multi-step-stream-outputs",
         "--enable-reasoning", "--task", "--disable-async-output-proc", "--scheduler-delay-factor")  # fmt: skip
 REFUSED = {
-    "--ssl-certfile": "the proof and the watcher speak plain HTTP; let a reverse proxy do TLS",
-    "--ssl-keyfile": "the proof and the watcher speak plain HTTP; let a reverse proxy do TLS",
-    "--grpc": "a gRPC server would answer without a key",
-    "--headless": "a server without an API cannot be proved",
-    "--nnodes": "one service is one host",
-    "--node-rank": "one service is one host",
+    "--ssl-certfile": mark("the proof and the watcher speak plain HTTP; let a reverse proxy do TLS"),
+    "--ssl-keyfile": mark("the proof and the watcher speak plain HTTP; let a reverse proxy do TLS"),
+    "--grpc": mark("a gRPC server would answer without a key"),
+    "--headless": mark("a server without an API cannot be proved"),
+    "--nnodes": mark("one service is one host"),
+    "--node-rank": mark("one service is one host"),
 }
 PATHS = ("--chat-template", "--tokenizer")
 CARRIED = re.compile(r"(?:CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|(?:NCCL|GLOO|OMP|PYTORCH|VLLM)_\w+")
@@ -91,7 +95,9 @@ def translate(
     last = {flag.name: flag for flag in flags}
     reading = _Reading(notes=list(old.notes))
     if old.unit and old.unit != f"{service}.service":
-        reading.notes.append(f"{old.files[0]} still holds what it held, a key too; remove it when it is not needed")
+        reading.notes.append(
+            tr("{path} still holds what it held, a key too; remove it when it is not needed", path=old.files[0])
+        )
     typed = _model(old, model or (last["--model"].value if "--model" in last else ""), reading, host)
     _known(old, last, reading)
     for flag in flags:
@@ -173,8 +179,10 @@ def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
         fields["allowed_media_domains"] = " ".join(last["--allowed-media-domains"].values)
     else:
         reading.notes.append(
-            "images and videos by URL are refused, so that nobody makes this host fetch any address; "
-            "name domains with ALLOWED_MEDIA_DOMAINS"
+            tr(
+                "images and videos by URL are refused, so that nobody makes this host fetch any address; "
+                "name domains with ALLOWED_MEDIA_DOMAINS"
+            )
         )
 
 
@@ -190,15 +198,17 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
     name = flag.name.partition(".")[0]
     if name in REFUSED:
         raise Refused(
-            tr("{name} cannot be carried over: {REFUSED}", name=name, REFUSED=REFUSED[name]),
+            tr("{name} cannot be carried over: {reason}", name=name, reason=tr(REFUSED[name])),
             tr("take it out of the old command first"),
         )
     if name in DROPPED:
-        reading.notes.append(f"{name} is dropped: {DROPPED[name]}")
+        reading.notes.append(tr("{name} is dropped: {reason}", name=name, reason=tr(DROPPED[name])))
     elif name.removeprefix("--no-") != name and f"--{name.removeprefix('--no-')}" in (*DROPPED, *READ_APART):
         return
     elif not known.is_known(name) and name in GONE:
-        reading.notes.append(f"{name} is dropped: vLLM {known.version} has no such flag any more")
+        reading.notes.append(
+            tr("{name} is dropped: vLLM {version} has no such flag any more", name=name, version=known.version)
+        )
     elif not known.is_known(name) and name != "-O":
         near = known.near(name)
         raise Refused(
@@ -248,8 +258,9 @@ def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: boo
     given = tuple(dict.fromkeys(filter(None, _given_keys(old, last))))
     if new_key or not given:
         reading.clients.append(
-            "a new API key is made and shown once; "
-            + ("the old one stops working" if given else "until now everybody was answered without one")
+            tr("a new API key is made and shown once; the old one stops working")
+            if given
+            else tr("a new API key is made and shown once; until now everybody was answered without one")
         )
         return ()
     for key in given:
@@ -260,8 +271,11 @@ def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: boo
                 tr("the key cannot be taken over: {message}", message=error.message),
                 tr("let a new one be made: --new-key"),
             ) from None
-    stay = "the API key stays the same" if len(given) == 1 else f"the {len(given)} API keys stay the same"
-    reading.clients.append(f"{stay}; the unit holds no more than a digest")
+    reading.clients.append(
+        tr("the API key stays the same; the unit holds no more than a digest")
+        if len(given) == 1
+        else tr("the {count} API keys stay the same; the unit holds no more than a digest", count=len(given))
+    )
     return given
 
 
@@ -275,15 +289,20 @@ def _same_model_id(
         settings = load(service, file, {}, {**reading.fields, "served_model_name": names[0], **wishes})
     same = settings.model_id == names[0]
     reading.clients.append(
-        f"the model id is {settings.model_id}" + (", as before" if same else f" instead of {names[0]}")
+        tr("the model id is {name}, as before", name=settings.model_id)
+        if same
+        else tr("the model id is {name} instead of {before}", name=settings.model_id, before=names[0])
     )
     for name in names[1:]:
-        reading.clients.append(f"the model id {name} is answered no more: a service has one")
-    where = f"{settings.host} port {settings.port}"
+        reading.clients.append(tr("the model id {name} is answered no more: a service has one", name=name))
     before = (reading.fields.get("host", Settings.host), reading.fields.get("port", str(Settings.port)))
     stays = before == (settings.host, str(settings.port)) and "--uds" not in last
-    reading.clients.append(f"it listens on {where}" + (", as before" if stays else ""))
-    reading.clients.append("every route but /health and /ping needs the key; /metrics too")
+    reading.clients.append(
+        tr("it listens on {host} port {port}, as before", host=settings.host, port=settings.port)
+        if stays
+        else tr("it listens on {host} port {port}", host=settings.host, port=settings.port)
+    )
+    reading.clients.append(tr("every route but /health and /ping needs the key; /metrics too"))
     return settings
 
 
@@ -296,5 +315,5 @@ def _carried(old: Old, reading: _Reading) -> list[tuple[str, str]]:
         elif FOR_VLLM.fullmatch(name) and name not in ("VLLM_API_KEY", "HF_ENDPOINT", "VLLM_USE_MODELSCOPE"):
             left.append(name)
     if left:
-        reading.notes.append(f"not carried over from the environment: {', '.join(left)}")
+        reading.notes.append(tr("not carried over from the environment: {names}", names=", ".join(left)))
     return carried

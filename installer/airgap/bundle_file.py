@@ -139,10 +139,10 @@ def open_bundle(path: Path) -> Bundle:
         if size != end + END or os.pread(handle, END, end) != bytes(END):
             raise BundleError(
                 tr(
-                    "{path} is damaged: it has {size} bytes, but its manifest makes it {end}",
+                    "{path} is damaged: it has {size} bytes, but its manifest makes it {expected}",
                     path=path,
                     size=size,
-                    end=end + END,
+                    expected=end + END,
                 )
             )
     return Bundle(path, manifest, text, signature, offsets)
@@ -209,7 +209,7 @@ def _opened(path: Path) -> Iterator[int]:
         if error.errno == errno.ELOOP:
             raise BundleError(
                 tr("{path} is a symbolic link", path=path),
-                tr("name the file itself: {resolve}", resolve=path.resolve()),
+                tr("name the file itself: {target}", target=path.resolve()),
             ) from None
         raise
     try:

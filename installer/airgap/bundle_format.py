@@ -38,7 +38,9 @@ class BundleError(InstallError):
     """A bundle that cannot be right."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint or "copy it here again, or make it anew: vllm-install bundle create", Exit.MODEL)
+        super().__init__(
+            message, hint or tr("copy it here again, or make it anew: vllm-install bundle create"), Exit.MODEL
+        )
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,9 @@ def parse_manifest(text: bytes, where: object) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
             tr(
-                "{where} has a manifest that is damaged: {name__}: {error}",
+                "{where} has a manifest that is damaged: {kind}: {error}",
                 where=where,
-                name__=type(error).__name__,
+                kind=type(error).__name__,
                 error=error,
             )
         ) from None
@@ -157,7 +159,7 @@ def _engine(value: object) -> EnginePart:
         raise TypeError(tr("glibc has no version"))
     # A lock is read by a package installer, to which a line can mean much more than a version.
     if stranger := next((line for line in lock.splitlines() if not PACKAGE.fullmatch(line)), None):
-        raise ValueError(tr("the lock holds {stranger!r}", stranger=stranger[:80]))
+        raise ValueError(tr("the lock holds {line!r}", line=stranger[:80]))
     return EnginePart(kind, _text(data["vllm_version"]), lock, python, _text(data["arch"]), (major, minor))
 
 
@@ -184,7 +186,7 @@ def _check_members(manifest: Manifest) -> None:
     names = [member.name for member in manifest.members]
     known = set(names)
     if len(known) != len(names):
-        raise ValueError(tr("{next} is there twice", next=next(name for name in names if names.count(name) > 1)))
+        raise ValueError(tr("{name} is there twice", name=next(name for name in names if names.count(name) > 1)))
     for name in names:
         if clash := next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in known), None):
             raise ValueError(tr("{clash} is a file and a directory", clash=clash))

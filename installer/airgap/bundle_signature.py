@@ -23,7 +23,7 @@ def sign(text: str, key: Path, host: Host) -> str:
             host.run("ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE, manifest)
         except CommandFailed as error:
             raise UsageError(
-                tr("{key} cannot sign: {strip}", key=key, strip=error.output.strip()),
+                tr("{key} cannot sign: {reason}", key=key, reason=error.output.strip()),
                 tr(
                     "name an SSH private key (ssh-keygen -t ed25519 makes one), or a public key whose private half "
                     "is in the SSH agent"
@@ -40,7 +40,13 @@ def check(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) 
                 tr("{digest!r} is no SHA-256 digest", digest=digest), tr("bundle create prints it, and bundle show")
             )
         if digest.lower() != bundle.digest:
-            raise _not_meant(f"{bundle.path} is another bundle: the digest of its manifest is {bundle.digest}")
+            raise _not_meant(
+                tr(
+                    "{path} is another bundle: the digest of its manifest is {digest}",
+                    path=bundle.path,
+                    digest=bundle.digest,
+                )
+            )
     return _check_signature(bundle, signers, host) if signers else None
 
 
@@ -52,7 +58,7 @@ def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
         )
     _need_ssh_keygen(host)
     if bundle.signature is None:
-        raise _not_meant(f"{bundle.path} is not signed")
+        raise _not_meant(tr("{path} is not signed", path=bundle.path))
     with tempfile.TemporaryDirectory() as scratch:
         signature = Path(scratch, "signature")
         signature.write_text(bundle.signature)
@@ -62,7 +68,9 @@ def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
             verify = ("ssh-keygen", "-Y", "verify", *allowed, "-I", name)
             if host.run(*verify, stdin=bundle.text.decode(), check=False).returncode == 0:
                 return name
-    raise _not_meant(f"{bundle.path} is signed by nobody that {signers} names, or was changed since")
+    raise _not_meant(
+        tr("{path} is signed by nobody that {signers} names, or was changed since", path=bundle.path, signers=signers)
+    )
 
 
 def _need_ssh_keygen(host: Host) -> None:

@@ -44,10 +44,10 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
             option = "--" + name.replace("_", "-")
             raise UsageError(
                 tr(
-                    "{option} {flags} contradicts the bundle, which holds {value}",
+                    "{option} {given} contradicts the bundle, which holds {held}",
                     option=option,
-                    flags=flags[name],
-                    value=value or "no such revision",
+                    given=flags[name],
+                    held=value or tr("no such revision"),
                 ),
                 tr("leave {option} out, or make another bundle", option=option),
             )
@@ -96,14 +96,13 @@ def _problems(bundle: Bundle, facts: Facts, interpreters: tuple[Interpreter, ...
             tr("upgrade the distribution"),
         )
     if not facts.interpreters:
-        versions = ", ".join(sorted({_version(python) for python in interpreters})) or "none"
+        versions = ", ".join(sorted({_version(python) for python in interpreters}))
         yield Problem(
             tr("the bundle is for Python {python}", python=engine.python),
-            tr("this host has {versions}", versions=versions),
+            tr("this host has {found}", found=versions) if versions else tr("this host has none"),
             tr(
-                "install that one ({install_command}), "
-                "or make a bundle for another: vllm-install bundle create --python",
-                install_command=install_command(facts, f"python{engine.python}"),
+                "install that one ({command}), or make a bundle for another: vllm-install bundle create --python",
+                command=install_command(facts, f"python{engine.python}"),
             ),
         )
 

@@ -166,7 +166,7 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
                 ) from None
         return
     if out.is_dir() or not out.parent.is_dir():
-        why = "it is a directory" if out.is_dir() else f"there is no directory {out.parent}"
+        why = tr("it is a directory") if out.is_dir() else tr("there is no directory {path}", path=out.parent)
         raise UsageError(
             tr("{out} cannot be written: {why}", out=out, why=why), tr("name a file in a directory that is there")
         )

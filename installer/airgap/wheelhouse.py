@@ -50,10 +50,11 @@ class Wheelhouse:
             self._download(self.wheels, kind, "--no-deps", *missing[at : at + BATCH])
             found = [wheel.stat().st_size for wheel, _ in self._present()]
             report.note(
-                tr("{count} of {count2} wheels, {sum}", count=len(found), count2=len(wanted), sum=size(sum(found)))
+                tr("{have} of {wanted} wheels, {size}", have=len(found), wanted=len(wanted), size=size(sum(found)))
             )
         if absent := wanted.keys() - {found for _, found in self._present()}:
-            raise EngineFailed(f"no wheel came for {', '.join(sorted(wanted[identity] for identity in absent))}")
+            packages = ", ".join(sorted(wanted[identity] for identity in absent))
+            raise EngineFailed(tr("no wheel came for {packages}", packages=packages))
 
     def collect_tool(self, kind: str, report: Report) -> None:
         """This tool as a wheel, and the wheels of what it depends on."""
