@@ -10,6 +10,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from installer.host import Host
 from tests.boot.machine import Machine
@@ -17,6 +19,7 @@ from tests.boot.surroundings import REPO
 from tests.hub import Hub
 from tests.standin.wheel import build_wheel
 
+REAL = "tests/vllm/"
 NEED_ROOT = {"boot", "machine", "cpu_engine"}
 
 
@@ -29,18 +32,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "root: needs root; tests that boot a machine have it by themselves")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that goes by the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes share the modules. Those with a real vLLM, which takes all cores, go to one, and first."""
     for item in items:
         if NEED_ROOT & set(getattr(item, "fixturenames", ())):
             item.add_marker("root")
-        item.add_marker(pytest.mark.xdist_group("vllm" if _is_real(item) else item.path.stem))
-    items.sort(key=lambda item: not _is_real(item))
+    items.sort(key=lambda item: not item.nodeid.startswith(REAL))  # what takes longest begins first
 
 
-def _is_real(item: pytest.Item) -> bool:
-    return item.path.parent.name == "vllm"
+class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+    """Several processes share the modules; those with a real vLLM, which takes all cores, go to one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return REAL if nodeid.startswith(REAL) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    return ByModule(config, log)
 
 
 @pytest.fixture
