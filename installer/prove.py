@@ -12,6 +12,7 @@ import psutil
 from installer.api import Answer, Api, NoAnswer
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
+from installer.diagnosis.said import translated
 from installer.errors import Exit, InstallError
 from installer.host import Host
 from installer.keys import generate
@@ -59,7 +60,7 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
         restarts = int(now.get("NRestarts") or 0)
         if now["StatusText"] and now["StatusText"] != said:
             said = now["StatusText"]
-            report.note(said)
+            report.note(translated(said))
         time.sleep(POLL)
 
 

@@ -14,9 +14,10 @@ from itertools import islice
 
 from installer.api import Answer, Api, Body, Event, NoAnswer, Stream, gauge
 from installer.keys import generate
+from installer.language import mark, tr
 from installer.report import Report
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+PASSED, FAILED, SKIPPED = mark("passed"), mark("failed"), mark("skipped")
 MOST_EVENTS = 1000  # of a short answer; a server that sends more has gone astray
 LONGEST_STREAM = 4096  # tokens of the answer that is broken off
 FREED_WITHIN = 10.0  # seconds in which the engine has to drop a request whose client is gone
@@ -80,13 +81,13 @@ def run(subject: Subject, report: Report) -> list[Outcome]:
     for name, test, needs in TESTS if subject.is_ours else TESTS[1:]:
         before = done.get(needs)
         if before is not None and before.status == FAILED:
-            done[name] = Outcome(name, SKIPPED, text=f"not run, because {needs} failed")
+            done[name] = Outcome(name, SKIPPED, text=tr("not run, because {test} failed", test=tr(needs)))
         elif before is not None and before.status == SKIPPED:
             done[name] = Outcome(name, SKIPPED, text=before.text)
         else:
-            with report.waiting(name) as say:
+            with report.waiting(tr(name)) as say:
                 done[name] = _attempt(name, test, subject)
-                say(done[name].status)
+                say(tr(done[name].status))
     return list(done.values())
 
 
@@ -119,44 +120,52 @@ def models(subject: Subject) -> Seen:
     card = _card(subject)
     context = card.get("max_model_len")
     if subject.context is not None and context != subject.context:
-        raise Failed(f"its context is {context} instead of {subject.context}")
-    return Seen(f"{subject.model}, context {context}", {"context": _number(context)})
+        raise Failed(tr("its context is {given} instead of {asked}", given=context, asked=subject.context))
+    return Seen(tr("{model}, context {context}", model=subject.model, context=context), {"context": _number(context)})
 
 
 def _card(subject: Subject) -> Mapping[str, object]:
     answer = subject.api.ask("GET", "/v1/models")
     if answer.status in (401, 403):
         raise Failed(
-            f"the key was refused: {answer.status} {answer.words}",
-            "ask with a key of the service (--key-file, OPENAI_API_KEY), or make one: vllm-install set-apikey",
+            tr("the key was refused: {status} {words}", status=answer.status, words=answer.words),
+            tr("ask with a key of the service (--key-file, OPENAI_API_KEY), or make one: vllm-install set-apikey"),
         )
     listed = _good(answer).get("data")
     cards = {card.get("id"): card for card in listed if isinstance(card, dict)} if isinstance(listed, list) else {}
     if subject.model not in cards:
-        served = ", ".join(map(str, cards)) or "no model"
-        raise Failed(f"it serves {served} instead of {subject.model}", "vllm-install deploy puts the unit right")
+        served = ", ".join(map(str, cards)) or tr("no model")
+        raise Failed(
+            tr("it serves {served} instead of {model}", served=served, model=subject.model),
+            tr("vllm-install deploy puts the unit right"),
+        )
     return cards[subject.model]
 
 
 def _context(subject: Subject) -> int:
     context = int(_number(_card(subject).get("max_model_len")))
     if context <= 0:
-        raise DoesNotApply("the server does not tell its context")
+        raise DoesNotApply(tr("the server does not tell its context"))
     return context
 
 
 def no_key(subject: Subject) -> Seen:
-    return _refused(subject.api.with_key(None), "without a key")
+    return _refused(
+        subject.api.with_key(None), mark("a request without a key was answered with {status} instead of 401")
+    )
 
 
 def wrong_key(subject: Subject) -> Seen:
-    return _refused(subject.api.with_key(generate("wrong")), "with a wrong key")
+    return _refused(
+        subject.api.with_key(generate("wrong")),
+        mark("a request with a wrong key was answered with {status} instead of 401"),
+    )
 
 
-def _refused(api: Api, how: str) -> Seen:
+def _refused(api: Api, otherwise: str) -> Seen:
     status = api.ask("GET", "/v1/models").status
     if status != 401:
-        raise Failed(f"a request {how} was answered with {status} instead of 401", "vllm-install keys")
+        raise Failed(tr(otherwise, status=status), "vllm-install keys")
     return Seen("401")
 
 
@@ -167,21 +176,23 @@ def completion(subject: Subject) -> Seen:
     body: Body = {"model": subject.model, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
     answer = subject.api.ask("POST", "/v1/completions", body)
     if answer.status in (404, 405, 501) and "does not exist" not in answer.words:
-        raise DoesNotApply(f"the model completes no text: {answer.status} {answer.words}")
+        raise DoesNotApply(
+            tr("the model completes no text: {status} {words}", status=answer.status, words=answer.words)
+        )
     reply = _good(answer)
     if not _text(_choice(reply), "text"):
-        raise Failed(f"the answer holds no text: {_shown(answer.body)}")
-    return Seen(f"{_tokens(reply)} tokens", {"tokens": _tokens(reply)})
+        raise Failed(tr("the answer holds no text: {body}", body=_shown(answer.body)))
+    return Seen(tr("{count} tokens", count=_tokens(reply)), {"tokens": _tokens(reply)})
 
 
 def chat(subject: Subject) -> Seen:
     answer = _chat(subject, [{"role": "user", "content": "Hello"}], max_tokens=16)
     if answer.status == 400 and "chat template" in answer.words:
-        raise DoesNotApply("the model has no chat template")
+        raise DoesNotApply(tr("the model has no chat template"))
     reply = _good(answer)
     if not _said(reply):
-        raise Failed(f"the answer holds no text: {_shown(answer.body)}")
-    return Seen(f"{_tokens(reply)} tokens", {"tokens": _tokens(reply)})
+        raise Failed(tr("the answer holds no text: {body}", body=_shown(answer.body)))
+    return Seen(tr("{count} tokens", count=_tokens(reply)), {"tokens": _tokens(reply)})
 
 
 def streaming(subject: Subject) -> Seen:
@@ -194,27 +205,42 @@ def streaming(subject: Subject) -> Seen:
         _check_stream(stream)
         *events, last = [*islice(stream.events(), MOST_EVENTS)] or [Event(0, b"")]
     if last.data != b"[DONE]":
-        raise Failed(f"the stream broke off after {len(events) + bool(last.data)} events, without [DONE]")
+        count = len(events) + bool(last.data)
+        raise Failed(tr("the stream broke off after {count} events, without [DONE]", count=count))
     replies = [(event.at, _event(event)) for event in events]
     texts = [at for at, reply in replies if _text(_choice(reply), "text")]
     tokens = max((_tokens(reply) for _, reply in replies), default=0)
     if len(texts) < 2:
-        raise Failed(f"the answer of {tokens:.0f} tokens came in {len(texts)} pieces: it is not streamed")
+        raise Failed(
+            tr(
+                "the answer of {tokens:.0f} tokens came in {count} pieces: it is not streamed",
+                tokens=tokens,
+                count=len(texts),
+            )
+        )
     rate = (tokens - 1) / (texts[-1] - texts[0]) if tokens > 1 and texts[-1] > texts[0] else 0.0
     figures = {
         "first_token_seconds": round(texts[0], 4), "tokens_per_second": round(rate, 1),
         "chunks": len(texts), "tokens": tokens,
     }  # fmt: skip
-    return Seen(f"first token after {texts[0] * 1000:.0f} ms, {rate:.0f} tokens/s, {len(texts)} chunks", figures)
+    said = tr(
+        "first token after {wait:.0f} ms, {rate:.0f} tokens/s, {count} chunks",
+        wait=texts[0] * 1000,
+        rate=rate,
+        count=len(texts),
+    )
+    return Seen(said, figures)
 
 
 def cancel(subject: Subject) -> Seen:
     """A client that goes away must not leave its request to the engine."""
     before = _requests(subject)
     if before is None:
-        raise Failed("/metrics does not tell how many requests run")
+        raise Failed(tr("/metrics does not tell how many requests run"))
     if before:
-        raise DoesNotApply(f"others use the service now ({before:.0f} requests), so it could not be told")
+        raise DoesNotApply(
+            tr("others use the service now ({count:.0f} requests), so it could not be told", count=before)
+        )
     wanted = min(LONGEST_STREAM, _context(subject) - 8)
     body: Body = {"model": subject.model, "prompt": "Hello", "max_tokens": wanted, "ignore_eos": True}
     with subject.api.stream("/v1/completions", body) as stream:
@@ -225,10 +251,17 @@ def cancel(subject: Subject) -> Seen:
     began = time.monotonic()
     while (left := _requests(subject)) != 0:
         if time.monotonic() - began > FREED_WITHIN:
-            raise Failed(f"{FREED_WITHIN:.0f} s after the client went away {left or 0:.0f} requests still run")
+            raise Failed(
+                tr(
+                    "{seconds:.0f} s after the client went away {count:.0f} requests still run",
+                    seconds=FREED_WITHIN,
+                    count=left or 0,
+                )
+            )
         time.sleep(POLL)
     freed = time.monotonic() - began
-    return Seen(f"no request runs {freed:.1f} s after the client went away", {"freed_seconds": round(freed, 3)})
+    said = tr("no request runs {seconds:.1f} s after the client went away", seconds=freed)
+    return Seen(said, {"freed_seconds": round(freed, 3)})
 
 
 def _requests(subject: Subject) -> float | None:
@@ -242,9 +275,21 @@ def long_prompt(subject: Subject) -> Seen:
     body: Body = {"model": subject.model, "prompt": [1] * (context + 1), "max_tokens": 1}
     answer = subject.api.ask("POST", "/v1/completions", body)
     if answer.status != 400:
-        raise Failed(f"a prompt of {context + 1} tokens was answered with {answer.status} instead of 400")
+        raise Failed(
+            tr(
+                "a prompt of {count} tokens was answered with {status} instead of 400",
+                count=context + 1,
+                status=answer.status,
+            )
+        )
     if not WORDS_ON_LENGTH.search(answer.words):
-        raise Failed(f"a prompt of {context + 1} tokens was refused without saying why: {answer.words}")
+        raise Failed(
+            tr(
+                "a prompt of {count} tokens was refused without saying why: {words}",
+                count=context + 1,
+                words=answer.words,
+            )
+        )
     return Seen(f"400: {answer.words}")
 
 
@@ -262,8 +307,8 @@ def tools(subject: Subject) -> Seen:
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
         raise Failed(
-            f"the model answered in text instead of calling the tool: {_said(first)[:200]!r}",
-            "check that --tool-call-parser is the one of this model's family",
+            tr("the model answered in text instead of calling the tool: {words!r}", words=_said(first)[:200]),
+            tr("check that --tool-call-parser is the one of this model's family"),
         )
     call = calls[0] if isinstance(calls[0], dict) else {}
     function = call.get("function")
@@ -271,13 +316,14 @@ def tools(subject: Subject) -> Seen:
     text = function.get("arguments") if isinstance(function, dict) else None
     arguments = Answer(200, str(text).encode()).json()
     if name != "get_weather" or not isinstance(arguments.get("city"), str):
-        raise Failed(f"the call of the tool is not one that can be made: {_shown(json.dumps(call).encode())}")
+        shown = _shown(json.dumps(call).encode())
+        raise Failed(tr("the call of the tool is not one that can be made: {call}", call=shown))
     result: Body = {"role": "tool", "tool_call_id": call.get("id"), "content": '{"weather": "sunny", "celsius": 21}'}
     asked: Body = {"role": "assistant", "content": message.get("content") or "", "tool_calls": calls}
     second = _good(_chat(subject, [question, asked, result], max_tokens=length, tools=[WEATHER]))
     if not _said(second):
-        raise Failed("told the result of the tool, the model said nothing")
-    return Seen(f"called {name}({text}), then said {_said(second)[:60]!r}")
+        raise Failed(tr("told the result of the tool, the model said nothing"))
+    return Seen(tr("called {call}, then said {words!r}", call=f"{name}({text})", words=_said(second)[:60]))
 
 
 def image(subject: Subject) -> Seen:
@@ -290,8 +336,8 @@ def image(subject: Subject) -> Seen:
     ]
     reply = _good(_chat(subject, [{"role": "user", "content": parts}], max_tokens=64))
     if not _said(reply):
-        raise Failed("shown a picture, the model said nothing")
-    return Seen(f"shown a red picture, it said {_said(reply)[:60]!r}")
+        raise Failed(tr("shown a picture, the model said nothing"))
+    return Seen(tr("shown a red picture, it said {words!r}", words=_said(reply)[:60]))
 
 
 def png(side: int, colour: tuple[int, int, int]) -> bytes:
@@ -307,17 +353,17 @@ def png(side: int, colour: tuple[int, int, int]) -> bytes:
 
 # name, test, the test that must have passed before
 TESTS: tuple[tuple[str, Callable[[Subject], Seen], str], ...] = (
-    ("listens", listens, ""),
-    ("models", models, "listens"),
-    ("no-key", no_key, "models"),
-    ("wrong-key", wrong_key, "models"),
-    ("completion", completion, "models"),
-    ("chat", chat, "completion"),
-    ("streaming", streaming, "completion"),
-    ("cancel", cancel, "streaming"),
-    ("long-prompt", long_prompt, "completion"),
-    ("tools", tools, "chat"),
-    ("image", image, "chat"),
+    (mark("listens"), listens, ""),
+    (mark("models"), models, "listens"),
+    (mark("no-key"), no_key, "models"),
+    (mark("wrong-key"), wrong_key, "models"),
+    (mark("completion"), completion, "models"),
+    (mark("chat"), chat, "completion"),
+    (mark("streaming"), streaming, "completion"),
+    (mark("cancel"), cancel, "streaming"),
+    (mark("long-prompt"), long_prompt, "completion"),
+    (mark("tools"), tools, "chat"),
+    (mark("image"), image, "chat"),
 )
 
 
@@ -338,7 +384,7 @@ def _checked(answer: Answer) -> Answer:
 def _good(answer: Answer) -> Body:
     reply = _checked(answer).json()
     if not reply:
-        raise Failed(f"the answer is no JSON object: {_shown(answer.body)}")
+        raise Failed(tr("the answer is no JSON object: {body}", body=_shown(answer.body)))
     return reply
 
 
@@ -346,15 +392,15 @@ def _check_stream(stream: Stream) -> None:
     if stream.status != 200:
         _checked(Answer(stream.status, stream.rest()))
     if stream.kind != "text/event-stream":
-        raise Failed(f"the stream is of type {stream.kind or 'none'} instead of text/event-stream")
+        raise Failed(tr("the stream is of type {kind} instead of text/event-stream", kind=stream.kind or tr("none")))
 
 
 def _event(event: Event) -> Body:
     reply = event.json()
     if "error" in reply:
-        raise Failed(f"the stream ended in an error: {Answer(200, event.data).words}")
+        raise Failed(tr("the stream ended in an error: {words}", words=Answer(200, event.data).words))
     if not reply:
-        raise Failed(f"an event of the stream is no JSON object: {_shown(event.data)}")
+        raise Failed(tr("an event of the stream is no JSON object: {body}", body=_shown(event.data)))
     return reply
 
 

@@ -77,7 +77,12 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
     if not console.is_terminal:
         console.width = 160
     console.print(
-        tr("{value}: {model} at {url}", value=service or "throwaway server", model=subject.model, url=subject.api.url),
+        tr(
+            "{server}: {model} at {url}",
+            server=service or tr("throwaway server"),
+            model=subject.model,
+            url=subject.api.url,
+        ),
         soft_wrap=True,
     )
     table = Table.grid(padding=(0, 2))
@@ -86,23 +91,29 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
     colours = {PASSED: "green", FAILED: "bold red", SKIPPED: "dim"}
     for outcome in outcomes:
         seconds = f"{outcome.seconds:.2f} s" if outcome.status != SKIPPED else ""
-        status = Text(outcome.status, colours[outcome.status])
+        name, status = tr(outcome.name), Text(tr(outcome.status), colours[outcome.status])
         if console.width < NARROW:
-            console.print(Text(f"{outcome.name}: ").append(status), outcome.text, soft_wrap=True)
+            console.print(Text(f"{name}: ").append(status), outcome.text, soft_wrap=True)
         else:
-            table.add_row(outcome.name, status, seconds, Text(outcome.text))
+            table.add_row(name, status, seconds, Text(outcome.text))
     if table.rows:
         console.print(table)
     for outcome in outcomes:
         if outcome.status == FAILED:
             console.print(
-                tr("failed: {outcome}: {text}", outcome=outcome.name, text=outcome.text),
-                style=tr("bold red"),
+                tr("failed: {test}: {text}", test=tr(outcome.name), text=outcome.text),
+                style="bold red",
                 soft_wrap=True,
             )
             console.print(tr("  help: {hint}", hint=outcome.hint) if outcome.hint else "", soft_wrap=True)
     count = Counter(outcome.status for outcome in outcomes)
-    summary = f"{count[PASSED]} passed, {count[FAILED]} failed, {count[SKIPPED]} skipped in {_seconds(outcomes):.1f} s"
+    summary = tr(
+        "{passed} passed, {failed} failed, {skipped} skipped in {seconds:.1f} s",
+        passed=count[PASSED],
+        failed=count[FAILED],
+        skipped=count[SKIPPED],
+        seconds=_seconds(outcomes),
+    )
     console.print(summary, soft_wrap=True)
 
 

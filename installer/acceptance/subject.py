@@ -36,8 +36,8 @@ def of_service(service: str, given_key: str | None, host: Host, report: Report, 
         raise Refused(
             tr("there is no key to test {service} with", service=service),
             tr(
-                "run it as root, who may use the service's own probe key; or set {KEY_VARIABLE}, or give --key-file",
-                KEY_VARIABLE=KEY_VARIABLE,
+                "run it as root, who may use the service's own probe key; or set {variable}, or give --key-file",
+                variable=KEY_VARIABLE,
             ),
         )
     return _subject(
@@ -75,7 +75,7 @@ def _subject(
         model=target.model.id,
         context=settings.max_model_len,
         look=look,
-        no_tools="" if "--tool-call-parser" in flags else "no tool parser is set (--tool-call-parser)",
+        no_tools="" if "--tool-call-parser" in flags else tr("no tool parser is set (--tool-call-parser)"),
         no_image=_why_no_image(target, flags),
         is_ours=is_ours,
     )
@@ -90,8 +90,8 @@ def _flags(unit_text: str) -> set[str]:
 
 def _why_no_image(target: Target, flags: set[str]) -> str:
     if "--language-model-only" in flags:
-        return "images are switched off (--language-model-only)"
-    return "" if target.profile.takes_images else "the model takes no images"
+        return tr("images are switched off (--language-model-only)")
+    return "" if target.profile.takes_images else tr("the model takes no images")
 
 
 def _probe_key(host: Host, layout: Layout) -> str:
@@ -114,15 +114,20 @@ def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> C
             except InstallError as error:
                 raise Failed(error.message, error.hint) from None
         elif state == "failed":
-            failure = prove.failure(layout, host, f"{unit} has failed")
+            failure = prove.failure(layout, host, tr("{unit} has failed", unit=unit))
             raise Failed(failure.message, failure.hint)
         elif state not in ("active", "reloading"):
-            raise Failed(f"{unit} does not run ({state})", f"sudo systemctl start {layout.service}")
+            raise Failed(
+                tr("{unit} does not run ({state})", unit=unit, state=state), f"sudo systemctl start {layout.service}"
+            )
         process = listener(host, settings.host, settings.port)
         if process is None:
-            raise Failed(f"nothing listens on port {settings.port}", f"systemctl status {layout.service}")
+            raise Failed(
+                tr("nothing listens on port {port}", port=settings.port),
+                f"systemctl status {layout.service}",
+            )
         if process.pid and process.unit != unit:
-            raise Failed(f"port {settings.port} is held by {process}", process.how_to_stop)
-        return f"{unit} on port {settings.port}"
+            raise Failed(tr("port {port} is held by {holder}", port=settings.port, holder=process), process.how_to_stop)
+        return tr("{unit} on port {port}", unit=unit, port=settings.port)
 
     return check

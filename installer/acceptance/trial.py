@@ -22,6 +22,7 @@ from installer.assets import RUNTIME
 from installer.checks import preflight
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
+from installer.diagnosis.said import translated
 from installer.host import Host
 from installer.language import tr
 from installer.layout import Layout
@@ -78,14 +79,15 @@ class Keeper:
                 return self._explained(message)
             if "error" in message:
                 self._said.append(str(message["error"]))
-        said = "\n".join(self._said[-8:]) or "it said nothing"
+        said = "\n".join(self._said[-8:]) or tr("it said nothing")
         return prove.NotProved(tr("the server's keeper ended early: {said}", said=said))
 
     @staticmethod
     def _explained(message: Mapping[str, object]) -> prove.NotProved:
         log = message.get("log")
         lines = [str(line) for line in log] if isinstance(log, list) else []
-        found = prove.explain(lines, f"the throwaway server ended with status {message['ended']}", "")
+        what = tr("the throwaway server ended with status {status}", status=message["ended"])
+        found = prove.explain(lines, what, "")
         return prove.NotProved(found.message, _hint(lines))
 
     def wait_until_ready(self, report: Report) -> None:
@@ -93,7 +95,7 @@ class Keeper:
         with report.waiting(tr("starting a throwaway server")) as say:
             for message in self.messages():
                 if "status" in message:
-                    say(str(message["status"]))
+                    say(translated(str(message["status"])))
                 if "ended" in message:
                     raise self._explained(message)
                 if message.get("ready"):
@@ -105,7 +107,7 @@ def _hint(lines: list[str]) -> str:
     """What helps; the commands for a service do not, because there is none."""
     refusal = read_refusal(lines)
     if refusal and refusal.estimated_max:
-        return f"ask for at most {refusal.estimated_max}: --max-len {refusal.estimated_max}"
+        return tr("ask for at most {fits}: --max-len {fits}", fits=refusal.estimated_max)
     faults = [finding for finding in signatures.explain(lines, SERVICE) if finding.severity == FAULT]
     return faults[0].cause if faults else ""
 

@@ -14,41 +14,41 @@ from installer.diagnosis import doctor_running as running
 from installer.diagnosis.finding import FAULT, Finding
 from installer.engine import engines
 from installer.errors import InstallError
-from installer.language import tr
+from installer.language import mark, tr
 from installer.look.scene import Scene
 
 Check = Callable[[Scene], Iterator[Finding]]
 
 CHECKS: tuple[tuple[str, Check], ...] = (
-    ("systemd", below.check_systemd),
-    ("the GPU's driver", below.check_driver),
-    ("device nodes", below.check_nodes),
-    ("disks", below.check_disks),
-    ("the record of the service", files.check_record),
-    ("the service's user", files.check_account),
-    ("the unit", files.check_unit),
-    ("drop-ins", files.check_dropins),
-    ("the engine", files.check_engine),
-    ("the probe key", files.check_probe_key),
-    ("settings", files.check_settings),
-    ("the model", files.check_weights),
-    ("keys", files.check_keys),
-    ("the port", running.check_port),
-    ("the kernel's log", below.check_kernel),
-    ("the journal", running.check_journal),
-    ("the host", below.check_fitness),
-    ("changes to the unit", files.check_unit_edited),
-    ("unfinished changes", files.check_history),
-    ("files beside the unit", files.check_files),
+    (mark("systemd"), below.check_systemd),
+    (mark("the GPU's driver"), below.check_driver),
+    (mark("device nodes"), below.check_nodes),
+    (mark("disks"), below.check_disks),
+    (mark("the record of the service"), files.check_record),
+    (mark("the service's user"), files.check_account),
+    (mark("the unit"), files.check_unit),
+    (mark("drop-ins"), files.check_dropins),
+    (mark("the engine"), files.check_engine),
+    (mark("the probe key"), files.check_probe_key),
+    (mark("settings"), files.check_settings),
+    (mark("the model"), files.check_weights),
+    (mark("keys"), files.check_keys),
+    (mark("the port"), running.check_port),
+    (mark("the kernel's log"), below.check_kernel),
+    (mark("the journal"), running.check_journal),
+    (mark("the host"), below.check_fitness),
+    (mark("changes to the unit"), files.check_unit_edited),
+    (mark("unfinished changes"), files.check_history),
+    (mark("files beside the unit"), files.check_files),
 )
-AFTERWARDS: tuple[tuple[str, Check], ...] = (("the service", running.check_state),)
+AFTERWARDS: tuple[tuple[str, Check], ...] = ((mark("the service"), running.check_state),)
 NOTES: tuple[tuple[str, Check], ...] = (
-    ("what systemd has loaded", running.check_manager),
-    ("restarts", running.check_restarts),
-    ("slowness", running.check_slowness),
-    ("load", running.check_load),
-    ("the firewall", below.check_firewall),
-    ("room for upgrades", below.check_space),
+    (mark("what systemd has loaded"), running.check_manager),
+    (mark("restarts"), running.check_restarts),
+    (mark("slowness"), running.check_slowness),
+    (mark("load"), running.check_load),
+    (mark("the firewall"), below.check_firewall),
+    (mark("room for upgrades"), below.check_space),
 )
 
 
@@ -67,7 +67,7 @@ def diagnose(scene: Scene) -> Diagnosis:
     found = _run((*CHECKS, *AFTERWARDS, *NOTES), scene)
     if [finding.id for finding in found.findings if finding.severity == FAULT] != ["service-failed"]:
         return found
-    deeper = _run((("the engine's packages", _check_import),), scene)
+    deeper = _run(((mark("the engine's packages"), _check_import),), scene)
     return replace(found, findings=_in_order((*deeper.findings, *found.findings)))
 
 
@@ -80,14 +80,16 @@ def cause(scene: Scene) -> Finding | None:
 def _run(checks: tuple[tuple[str, Check], ...], scene: Scene) -> Diagnosis:
     """What cannot be looked at is said, and keeps nothing else from being looked at."""
     found: list[Finding] = []
-    unseen = [] if scene.is_root else ["not run as root: keys in force, other users' processes, answers of the model"]
+    unseen: list[str] = []
+    if not scene.is_root:
+        unseen.append(tr("not run as root: keys in force, other users' processes, answers of the model"))
     for name, check in checks:
         try:
             found.extend(check(scene))
         except InstallError as error:
-            unseen.append(f"{name}: {error.message}")
+            unseen.append(f"{tr(name)}: {error.message}")
         except OSError as error:
-            unseen.append(f"{name}: {error.strerror or error} {error.filename or ''}".rstrip())
+            unseen.append(f"{tr(name)}: {error.strerror or error} {error.filename or ''}".rstrip())
     return Diagnosis(scene.service, _in_order(found), tuple(dict.fromkeys(unseen)))
 
 

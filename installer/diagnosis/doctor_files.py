@@ -13,7 +13,7 @@ from installer import keys, settings_file, steps
 from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
 from installer.engine.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
-from installer.language import tr
+from installer.language import mark, tr
 from installer.look.scene import Scene
 from installer.model.checkpoint import check_access, check_directory
 from installer.ownership import fingerprint
@@ -24,26 +24,26 @@ SOON = timedelta(days=7)
 ON, OFF = r"(1|yes|true|on)", r"(0|no|false|off)"
 # Directives with which the real vLLM was seen not to start, not to serve, or not to be watched.
 BREAKING = (
-    ("MemoryDenyWriteExecute", ON, "vLLM makes code while it runs"),
-    ("NoExecPaths", r".+", "vLLM loads libraries that it compiled"),
-    ("ProcSubset", r"pid", "vLLM reads /proc/meminfo"),
-    ("PrivateNetwork", ON, "nobody could reach it"),
-    ("Type", r"(?!notify).*", "systemd would not hear when it is ready"),
-    ("NotifyAccess", r"(?!all).*", "the watcher could not report"),
-    ("KillMode", r"(?!mixed).*", "a stop would cut running requests off or leave processes behind"),
-    ("RuntimeDirectory", r".*", "the keys in force lie there"),
-    ("LoadCredential", r"", "the watcher's key comes that way"),
-    ("SystemCallFilter", r"~.*@resources.*", "ZeroMQ would abort"),
-    ("RestrictAddressFamilies", r"none|~.*AF_(UNIX|INET6?|NETLINK)\b.*", "vLLM's processes talk by it"),
-    ("TimeoutStartSec", r"\d{1,2}(s|sec)?", "loading a model takes longer"),
-    ("Environment", r".*VLLM_USE_RUST_FRONTEND=[\"']?1.*", "that server takes no guard"),
+    ("MemoryDenyWriteExecute", ON, mark("vLLM makes code while it runs")),
+    ("NoExecPaths", r".+", mark("vLLM loads libraries that it compiled")),
+    ("ProcSubset", r"pid", mark("vLLM reads /proc/meminfo")),
+    ("PrivateNetwork", ON, mark("nobody could reach it")),
+    ("Type", r"(?!notify).*", mark("systemd would not hear when it is ready")),
+    ("NotifyAccess", r"(?!all).*", mark("the watcher could not report")),
+    ("KillMode", r"(?!mixed).*", mark("a stop would cut running requests off or leave processes behind")),
+    ("RuntimeDirectory", r".*", mark("the keys in force lie there")),
+    ("LoadCredential", r"", mark("the watcher's key comes that way")),
+    ("SystemCallFilter", r"~.*@resources.*", mark("ZeroMQ would abort")),
+    ("RestrictAddressFamilies", r"none|~.*AF_(UNIX|INET6?|NETLINK)\b.*", mark("vLLM's processes talk by it")),
+    ("TimeoutStartSec", r"\d{1,2}(s|sec)?", mark("loading a model takes longer")),
+    ("Environment", r".*VLLM_USE_RUST_FRONTEND=[\"']?1.*", mark("that server takes no guard")),
 )
 WEAKENING = (
-    ("User", r"(root|0)", "the service would be root"),
+    ("User", r"(root|0)", mark("the service would be root")),
     (r"NoNewPrivileges|PrivateDevices|PrivateTmp|PrivateUsers|RestrictNamespaces|RestrictSUIDSGID|ProtectSystem"
-     r"|ProtectHome|ProtectKernel\w+|ProtectControlGroups|LockPersonality", OFF, "a part of the sandbox is off"),
-    ("CapabilityBoundingSet|AmbientCapabilities", r".+", "it would have privileges"),
-    ("SystemCallFilter|IPAddressDeny", r"", "a part of the sandbox is off"),
+     r"|ProtectHome|ProtectKernel\w+|ProtectControlGroups|LockPersonality", OFF, mark("a part of the sandbox is off")),
+    ("CapabilityBoundingSet|AmbientCapabilities", r".+", mark("it would have privileges")),
+    ("SystemCallFilter|IPAddressDeny", r"", mark("a part of the sandbox is off")),
 )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def check_unit(scene: Scene) -> Iterator[Finding]:
             "unit-invalid",
             tr("systemd cannot load {path}", path=path),
             plain(evidence),
-            (tr("{deploy} --discard-edits", deploy=scene.deploy),),
+            (f"{scene.deploy} --discard-edits",),
         )
 
 
@@ -123,13 +123,13 @@ def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
             "dropin-weakens", tr("a drop-in sets {name}: {why}", name=name, why=why), evidence, (command,), NOTE
         )
     elif name == "ExecStart":
-        cause = "a drop-in replaces the command line: what runs is not what was proved"
+        cause = tr("a drop-in replaces the command line: what runs is not what was proved")
         flags = f"sudo vllm-install set VLLM_ARGS='...' --service {unit}"
-        yield Finding("dropin-flags", cause, tr("{path}: ExecStart=…", path=path), (command, flags), NOTE)
+        yield Finding("dropin-flags", cause, f"{path}: ExecStart=…", (command, flags), NOTE)
 
 
 def _why(table: tuple[tuple[str, str, str], ...], name: str, value: str) -> str:
-    return next((why for key, bad, why in table if re.fullmatch(key, name) and re.fullmatch(bad, value, re.I)), "")
+    return next((tr(why) for key, bad, why in table if re.fullmatch(key, name) and re.fullmatch(bad, value, re.I)), "")
 
 
 def check_unit_edited(scene: Scene) -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def check_unit_edited(scene: Scene) -> Iterator[Finding]:
     yield Finding(
         "unit-edited",
         tr("{path} was edited by hand", path=path),
-        plain("  ".join(changed) or "its command line"),
+        plain("  ".join(changed) or tr("its command line")),
         commands,
         severity,
     )
@@ -176,9 +176,9 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
     python = home / "bin/python"
     if not is_complete(host, layout, state.proved.engine.id):
         what = python if not host.at(python).exists() else home / MARKER
-        link = f", a link to {host.at(what).readlink()}" if host.at(what).is_symlink() else ""
-        cause = f"the engine {home} is missing or not complete"
-        yield Finding("engine-missing", cause, tr("{what} is not there{link}", what=what, link=link), (scene.deploy,))
+        link = tr(", a link to {target}", target=host.at(what).readlink()) if host.at(what).is_symlink() else ""
+        cause = tr("the engine {path} is missing or not complete", path=home)
+        yield Finding("engine-missing", cause, tr("{path} is not there", path=what) + link, (scene.deploy,))
         return
     yield from _closed(scene, python)
     yield from _closed(scene, Path(host.at(python).resolve()) if host.root == Path("/") else python)
@@ -193,10 +193,10 @@ def _check_runtime(scene: Scene) -> Iterator[Finding]:
     texts = {name: scene.file(launcher.with_name(name)) for name in RUNTIME_FILES}
     missing = [name for name, text in texts.items() if text is None]
     if missing:
-        cause = f"files that vLLM runs with are gone from {launcher.parent}"
-        yield Finding("runtime-missing", cause, tr("missing: {missing}", missing=", ".join(missing)), (scene.deploy,))
+        cause = tr("files that vLLM runs with are gone from {path}", path=launcher.parent)
+        yield Finding("runtime-missing", cause, tr("missing: {names}", names=", ".join(missing)), (scene.deploy,))
     elif not launcher.parent.name.endswith(content_digest("".join(map(str, texts.values())).encode())):
-        cause = f"files that vLLM runs with were changed in {launcher.parent}"
+        cause = tr("files that vLLM runs with were changed in {path}", path=launcher.parent)
         again = f"sudo rm -r {launcher.parent} && {scene.deploy}"
         yield Finding("runtime-changed", cause, tr("their digest is not the one in the directory's name"), (again,))
     else:
@@ -220,7 +220,7 @@ def _closed(scene: Scene, path: Path) -> Iterator[Finding]:
 def check_probe_key(scene: Scene) -> Iterator[Finding]:
     path = scene.layout.probe_key
     if scene.state and scene.state.proved and scene.host.exists(path.parent) and not scene.host.exists(path):
-        cause = "the key with which the service asks itself is gone"
+        cause = tr("the key with which the service asks itself is gone")
         yield Finding("probe-key-missing", cause, tr("{path}: no such file", path=path), (scene.deploy,))
 
 
@@ -243,7 +243,7 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
         return
     closed = check_access(model.path, scene.host)
     if closed:
-        cause = f"the service's user {scene.layout.user} cannot read the model"
+        cause = tr("the service's user {user} cannot read the model", user=scene.layout.user)
         command = re.search(r"\((chmod [^)]+)\)", closed[0])
         place = re.search(r"(?:enter|read) (\S+)", closed[0])
         exact = f"sudo {command[1]} {shlex.quote(place[1])}" if command and place else scene.deploy
@@ -277,7 +277,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
     changed = [name for name in FIELDS if proved and getattr(wanted, name) != getattr(proved, name)]
     if changed:
         names = ", ".join(FIELDS[name].metadata["names"][0] for name in changed)
-        cause = f"the settings file was changed, but not put into force: {names}"
+        cause = tr("the settings file was changed, but not put into force: {names}", names=names)
         yield Finding("settings-not-applied", cause, str(path), (scene.deploy,), NOTE)
 
 
@@ -287,16 +287,16 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
     try:
         held = [key for key in steps.unit_keys(scene.host, scene.layout) if key.name != keys.PROBE]
     except InstallError as error:
-        yield Finding("key-malformed", error.message, str(unit), (tr("sudoedit {unit}", unit=unit), scene.deploy))
+        yield Finding("key-malformed", error.message, str(unit), (f"sudoedit {unit}", scene.deploy))
         return
     asking = [key for key in held if key.role != "metrics"]
     alive = [key for key in asking if not keys.is_expired(key, keys.stamp(now))]
     if scene.unit_text and not alive:
-        cause = "every key that can ask the model has expired" if asking else "no key can ask the model"
+        cause = tr("every key that can ask the model has expired") if asking else tr("no key can ask the model")
         yield Finding(
             "keys-expired",
             cause,
-            ", ".join(tr("{k} until {expiry}", k=k.name, expiry=k.expiry) for k in asking),
+            ", ".join(tr("{name} until {expiry}", name=k.name, expiry=k.expiry) for k in asking),
             (new,),
         )
     for key in held:
@@ -305,18 +305,18 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
             again = f"{new} --name {key.name}"
             yield Finding(
                 "key-expires",
-                tr("the key {key} expires soon", key=key.name),
+                tr("the key {name} expires soon", name=key.name),
                 tr("until {expiry}", expiry=key.expiry),
                 (again,),
                 NOTE,
             )
         if key.plain:
-            cause = f"the key {key.name} stands in the unit as it is: every local user can read it"
-            yield Finding("key-plain", cause, str(unit), (tr("{new} --name {key}", new=new, key=key.name),), NOTE)
+            cause = tr("the key {name} stands in the unit as it is: every local user can read it", name=key.name)
+            yield Finding("key-plain", cause, str(unit), (f"{new} --name {key.name}",), NOTE)
 
 
 def check_history(scene: Scene) -> Iterator[Finding]:
     if scene.state and scene.state.pending:
-        cause = f"{scene.state.pending} was cut off"
+        cause = tr("{what} was cut off", what=scene.state.pending)
         severity = NOTE if scene.active == "active" else FAULT
         yield Finding("change-cut-off", cause, str(scene.layout.state_file), (scene.deploy,), severity)

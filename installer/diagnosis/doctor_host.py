@@ -47,7 +47,7 @@ def check_nodes(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "device-nodes-missing",
             tr("the driver is loaded, but the GPU's device nodes do not exist"),
-            tr("missing: {missing}", missing=", ".join(missing)),
+            tr("missing: {names}", names=", ".join(missing)),
             (
                 f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}",
                 "sudo nvidia-modprobe -u -c 0",
@@ -97,12 +97,9 @@ def check_space(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "disk-small",
             tr("the next upgrade needs {needed} on the disk that holds {path}", needed=size(needed), path=disk.path),
-            tr(
-                "{free} of {total} are free; {value}",
-                free=size(disk.free),
-                total=size(disk.total),
-                value=plain(used.stdout) if used else "journal: unknown",
-            ),
+            tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total))
+            + "; "
+            + (plain(used.stdout) if used else tr("journal: unknown")),
             (
                 "sudo vllm-install prune",
                 "sudo journalctl --vacuum-size=1G",
@@ -151,9 +148,12 @@ def check_firewall(scene: Scene) -> Iterator[Finding]:
     if verdict:
         sure, evidence, command = verdict
         cause = (
-            f"the firewall keeps other hosts from port {port}"
+            tr("the firewall keeps other hosts from port {port}", port=port)
             if sure
-            else f"the firewall drops what no rule lets in, and no rule names port {port}; other hosts may not reach it"
+            else tr(
+                "the firewall drops what no rule lets in, and no rule names port {port}; other hosts may not reach it",
+                port=port,
+            )
         )
         yield Finding("firewall", cause, plain(evidence), (command,), NOTE)
 
@@ -213,4 +213,8 @@ def _nftables(host: Host, port: int) -> Verdict:
     if closed is None:
         return None
     place = f"{closed['family']} {closed['table']} {closed['name']}"
-    return False, f"nftables: chain {place} has policy drop", f"sudo nft insert rule {place} tcp dport {port} accept"
+    return (
+        False,
+        tr("nftables: chain {place} has policy drop", place=place),
+        f"sudo nft insert rule {place} tcp dport {port} accept",
+    )

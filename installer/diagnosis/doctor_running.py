@@ -27,10 +27,10 @@ def check_port(scene: Scene) -> Iterator[Finding]:
     yield Finding(
         "port-in-use",
         tr("port {port} is taken by {holder}", port=settings.port, holder=holder),
-        tr("a listener on port {port} that is not {unit_name}", port=settings.port, unit_name=scene.layout.unit_name),
+        tr("a listener on port {port} that is not {unit}", port=settings.port, unit=scene.layout.unit_name),
         (
             holder.how_to_stop if holder.pid else find,
-            tr("{deploy} --port {next}", deploy=scene.deploy, next=_next(settings.port)),
+            f"{scene.deploy} --port {_next(settings.port)}",
         ),
     )
 
@@ -88,8 +88,8 @@ def _check_answer(scene: Scene) -> Iterator[Finding]:
         yield Finding("no-answer", tr("the service runs, but does not answer"), plain(str(error)), (restart,))
         return
     if scene.probe_key and models.status == 401:
-        cause = "the running service does not know the key with which it is watched"
-        yield Finding("probe-key-refused", cause, tr("GET /v1/models: 401"), (restart,))
+        cause = tr("the running service does not know the key with which it is watched")
+        yield Finding("probe-key-refused", cause, "GET /v1/models: 401", (restart,))
     elif models.status == 503:
         yield Finding("engine-died", tr("the engine died"), tr("{url} answers 503", url=api.url), (restart,))
     elif scene.probe_key and (silent := _silence(api, models.json())) and silent != BUSY:
@@ -140,7 +140,7 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
     if proved and scene.is_root and scene.active == "active":
         process = running_process(scene.host, scene.layout)
         if process and process.digest != process_digest(proved, scene.layout):
-            cause = "the running process was started from another unit than the one on disk"
+            cause = tr("the running process was started from another unit than the one on disk")
             yield Finding(
                 "restart-due",
                 cause,
@@ -162,7 +162,7 @@ def check_restarts(scene: Scene) -> Iterator[Finding]:
     if scene.active != "active" or restarts == 0:
         return
     found = [f for lines in scene.runs[1:2] for f in signatures.explain(lines, scene.service) if f.severity == FAULT]
-    cause = f"systemd restarted the service {restarts} times by itself"
+    cause = tr("systemd restarted the service {count} times by itself", count=restarts)
     evidence = found[0].evidence if found else f"NRestarts={restarts}"
     commands = found[0].commands if found else (f"sudo journalctl -u {scene.service} -n 500",)
     yield Finding("restarted-by-itself", cause, evidence, commands, NOTE)
@@ -188,7 +188,12 @@ def check_load(scene: Scene) -> Iterator[Finding]:
     used = gauge(text, "vllm:kv_cache_usage_perc")
     if not waiting or used is None or running is None:
         return
-    evidence = f"{waiting:g} requests wait, {running:g} run, the cache is {used:.0%} full"
+    evidence = tr(
+        "{waiting:g} requests wait, {running:g} run, the cache is {share:.0%} full",
+        waiting=waiting,
+        running=running,
+        share=used,
+    )
     if used >= 0.9:
         commands = (
             f"{scene.deploy} --gpu-memory-utilization 0.95",
@@ -198,5 +203,5 @@ def check_load(scene: Scene) -> Iterator[Finding]:
         yield Finding("cache-full", tr("requests wait for room in the cache"), evidence, commands, NOTE)
     elif used < 0.5 and running:
         more = f"{scene.deploy} -- --max-num-seqs {int(2 * running)}"
-        cause = "requests wait although the cache is half empty: a limit on requests at once leaves the GPU idle"
+        cause = tr("requests wait although the cache is half empty: a limit on requests at once leaves the GPU idle")
         yield Finding("limit-too-low", cause, evidence, (more,), NOTE)

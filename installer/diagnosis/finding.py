@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAULT, NOTE = "fault", "note"
+from installer.language import mark
+
+FAULT, NOTE = mark("fault"), mark("note")
 LONGEST = 400
 
 

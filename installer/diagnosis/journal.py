@@ -28,9 +28,7 @@ def entries(host: Host, count: int, *matches: str) -> list[Entry]:
         raise InstallError(tr("there is no journalctl on this host"))
     done = host.run(host.at(command), *words, *matches, check=False, timeout=PATIENCE)
     if done.returncode != 0 and done.stderr.strip():
-        raise InstallError(
-            tr("the journal cannot be read: {splitlines}", splitlines=done.stderr.strip().splitlines()[-1])
-        )
+        raise InstallError(tr("the journal cannot be read: {error}", error=done.stderr.strip().splitlines()[-1]))
     found = [_entry(line) for line in done.stdout.splitlines()]
     if not found and os.geteuid() != 0:
         raise InstallError(tr("the journal shows nothing to this user: run the command with sudo"))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from installer.assets import DATA
 from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.diagnosis.said import translated
 from installer.language import tr
 
 TABLE = DATA / "signatures.json"
@@ -47,7 +48,7 @@ class Signature:
         if match is None:
             return None
         groups = [plain(group or "") for group in match.groups()]
-        cause = self.cause.format(*groups, service=service)
+        cause = tr(self.cause).format(*map(translated, groups), service=service)
         # Whatever stands in a log, in a command it is one word.
         words = [shlex.quote(group) for group in groups]
         commands = tuple(command.format(*words, service=service) for command in self.commands)
@@ -88,29 +89,27 @@ def parse(text: str) -> tuple[Signature, ...]:
     """The table, or a ValueError that names the entry that is wrong."""
     entries = json.loads(text)
     if not isinstance(entries, list):
-        raise ValueError(tr("the table is no list"))
+        raise ValueError("the table is no list")
     found = tuple(_signature(entry, number) for number, entry in enumerate(entries, 1))
     names = [signature.id for signature in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(tr("used twice: {repeated}", repeated=", ".join(repeated)))
+        raise ValueError(f"used twice: {', '.join(repeated)}")
     return found
 
 
 def _signature(entry: object, number: int) -> Signature:
     keys = {"id", "where", "severity", "patterns", "cause", "commands", "examples"}
     if not isinstance(entry, dict) or set(entry) != keys:
-        raise ValueError(
-            tr("entry {number} does not have exactly the keys {keys}", number=number, keys=", ".join(sorted(keys)))
-        )
+        raise ValueError(f"entry {number} does not have exactly the keys {', '.join(sorted(keys))}")
     name = entry["id"]
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9-]+", name):
-        raise ValueError(tr("entry {number} has no proper id", number=number))
+        raise ValueError(f"entry {number} has no proper id")
     where = _texts(entry["where"], name, "where")
     if not {*where} <= {SERVICE, KERNEL, DRIVER} or entry["severity"] not in (FAULT, NOTE):
-        raise ValueError(tr("{name}: where or severity is none that is known", name=name))
+        raise ValueError(f"{name}: where or severity is none that is known")
     examples = entry["examples"]
     if not isinstance(examples, list) or not examples:
-        raise ValueError(tr("{name} has no examples", name=name))
+        raise ValueError(f"{name} has no examples")
     try:
         signature = Signature(
             id=name,
@@ -131,5 +130,5 @@ def _signature(entry: object, number: int) -> Signature:
 
 def _texts(value: object, name: str, field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
-        raise ValueError(tr("{name}: {field} is no list of texts", name=name, field=field))
+        raise ValueError(f"{name}: {field} is no list of texts")
     return tuple(value)

@@ -89,7 +89,7 @@ def _resolve(far: str, listen: Address) -> list[Address]:
         found = socket.getaddrinfo(far, 9, family, socket.SOCK_DGRAM)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        only = "; the service listens on IPv4 alone" if family == socket.AF_INET else ""
+        only = tr("; the service listens on IPv4 alone") if family == socket.AF_INET else ""
         raise UsageError(
             tr("--for {far!r}: {reason}{only}", far=far, reason=reason, only=only),
             tr("give the name or the address of the host on which the client runs"),

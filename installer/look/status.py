@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from installer.diagnosis import doctor
 from installer.diagnosis.finding import Finding
+from installer.diagnosis.said import translated
 from installer.errors import InstallError
 from installer.host import Host
+from installer.language import tr
 from installer.look import load, scene
 from installer.look.load import GpuUse, Sample
 from installer.look.scene import Scene
@@ -104,45 +106,70 @@ def _keys(scene: Scene) -> tuple[str, ...]:
         held = unit_keys(scene.host, scene.layout)
     except InstallError as error:
         return (error.message,)
-    return tuple(f"{k.name} ({k.digest[:8]}…)" + (f" until {k.expiry}" if k.expiry else "") for k in held)
+    return tuple(
+        f"{k.name} ({k.digest[:8]}…)" + (tr(" until {expiry}", expiry=k.expiry) if k.expiry else "") for k in held
+    )
 
 
 def lines(status: Status) -> list[tuple[str, str]]:
     """The screen, as label and text."""
-    problem = status.problem
     return [
-        ("service", f"{status.service}: {status.active}" + (f", {status.stage}" if status.stage else "")),
-        *([("because", problem.cause), ("seen", problem.evidence), ("do", problem.commands[0])] if problem else []),
-        ("since", f"{status.since or '-'}; restarts by systemd: {status.restarts}; pid {status.pid or '-'}"),
-        ("at boot", "started" if status.enabled else "not started"),
-        ("model", f"{status.model or '-'}" + (f" at {status.commit[:12]}" if status.commit else "")),
-        ("engine", f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
-        ("context", f"{status.context} tokens" if status.context else "chosen by vLLM"),
-        ("KV cache", f"{status.kv_tokens} tokens" if status.kv_tokens else "-"),
-        ("listens on", f"{status.address or '-'}" + ("" if status.listening else " (nobody listens)")),
-        ("memory", size(status.memory) if status.memory else "-"),
+        (
+            tr("service"),
+            f"{status.service}: {status.active}" + (f", {translated(status.stage)}" if status.stage else ""),
+        ),
+        *_problem_lines(status.problem),
+        (
+            tr("since"),
+            tr(
+                "{time}; restarts by systemd: {restarts}; pid {pid}",
+                time=status.since or "-",
+                restarts=status.restarts,
+                pid=status.pid or "-",
+            ),
+        ),
+        (tr("at boot"), tr("started") if status.enabled else tr("not started")),
+        (tr("model"), _model(status)),
+        (tr("engine"), f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
+        (tr("context"), tr("{count} tokens", count=status.context) if status.context else tr("chosen by vLLM")),
+        (tr("KV cache"), tr("{count} tokens", count=status.kv_tokens) if status.kv_tokens else "-"),
+        (tr("listens on"), f"{status.address or '-'}" + ("" if status.listening else tr(" (nobody listens)"))),
+        (tr("memory"), size(status.memory) if status.memory else "-"),
         *((f"GPU {number}", gpu_line(gpu)) for number, gpu in enumerate(status.gpus)),
-        *([("load", load_line(status.load))] if status.load else []),
-        ("keys", ", ".join(status.keys) or "-"),
+        *([(tr("load"), load_line(status.load))] if status.load else []),
+        (tr("keys"), ", ".join(status.keys) or "-"),
         *_change_lines(status.last_changes),
-        *([("unfinished", f"{status.pending} was cut off; run it again")] if status.pending else []),
+        *([(tr("unfinished"), tr("{what} was cut off; run it again", what=status.pending))] if status.pending else []),
     ]
 
 
+def _problem_lines(problem: Finding | None) -> list[tuple[str, str]]:
+    if problem is None:
+        return []
+    return [(tr("because"), problem.cause), (tr("seen"), problem.evidence), (tr("do"), problem.commands[0])]
+
+
+def _model(status: Status) -> str:
+    if not status.commit:
+        return status.model or "-"
+    return tr("{model} at {commit}", model=status.model, commit=status.commit[:12])
+
+
 def _change_lines(changes: tuple[Event, ...]) -> list[tuple[str, str]]:
-    shown = [f"{change.when} {change.who}: {change.what}: {change.outcome}" for change in changes]
-    return [("" if number else "changes", line) for number, line in enumerate(shown or ["-"])]
+    shown = [f"{change.when} {change.who}: {change.what}: {translated(change.outcome)}" for change in changes]
+    return [("" if number else tr("changes"), line) for number, line in enumerate(shown or ["-"])]
 
 
 def gpu_line(gpu: GpuUse) -> str:
-    busy = f", {gpu.busy} % busy" if gpu.busy is not None else ""
-    return f"{gpu.name}: {size(gpu.memory_used)} of {size(gpu.memory_total)}{busy}"
+    busy = tr(", {busy} % busy", busy=gpu.busy) if gpu.busy is not None else ""
+    used, total = size(gpu.memory_used), size(gpu.memory_total)
+    return tr("{name}: {used} of {total}", name=gpu.name, used=used, total=total) + busy
 
 
 def load_line(load: Sample) -> str:
     figures = [
-        f"{load.running:g} running" if load.running is not None else "",
-        f"{load.waiting:g} waiting" if load.waiting is not None else "",
-        f"cache {load.cache_used:.0%} full" if load.cache_used is not None else "",
+        tr("{count:g} running", count=load.running) if load.running is not None else "",
+        tr("{count:g} waiting", count=load.waiting) if load.waiting is not None else "",
+        tr("cache {share:.0%} full", share=load.cache_used) if load.cache_used is not None else "",
     ]
     return ", ".join(filter(None, figures)) or "-"

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from installer.diagnosis.said import translated
 from installer.host import Host
+from installer.language import tr
 from installer.look import load, scene, status
 from installer.look.load import GpuUse, Sample
 from installer.report import size
@@ -81,14 +83,16 @@ def _rate(before: Sample | None, after: Sample | None, seconds: float, name: str
 
 def rows(frame: Frame) -> list[tuple[str, str]]:
     speeds = [f"{name} {_seconds(value)}" for name, value in frame.first_token.items() if value is not None]
+    running, waiting = _number(frame.running), _number(frame.waiting)
+    out, into = _number(frame.tokens_per_second), _number(frame.prompt_tokens_per_second)
     return [
-        ("service", f"{frame.service}: {frame.active}" + (f", {frame.stage}" if frame.stage else "")),
-        *([("because", frame.because)] if frame.because else []),
-        ("model", frame.model or "-"),
-        ("requests", f"{_number(frame.running)} running, {_number(frame.waiting)} waiting"),
-        ("tokens/s", f"{_number(frame.tokens_per_second)} out, {_number(frame.prompt_tokens_per_second)} in"),
-        ("first token", ", ".join(speeds) or "-"),
-        ("KV cache", f"{frame.cache_used:.1%} full" if frame.cache_used is not None else "-"),
+        (tr("service"), f"{frame.service}: {frame.active}" + (f", {translated(frame.stage)}" if frame.stage else "")),
+        *([(tr("because"), frame.because)] if frame.because else []),
+        (tr("model"), frame.model or "-"),
+        (tr("requests"), tr("{running} running, {waiting} waiting", running=running, waiting=waiting)),
+        (tr("tokens/s"), tr("{out} out, {into} in", out=out, into=into)),
+        (tr("first token"), ", ".join(speeds) or "-"),
+        (tr("KV cache"), tr("{share:.1%} full", share=frame.cache_used) if frame.cache_used is not None else "-"),
         *((f"GPU {number}", status.gpu_line(gpu)) for number, gpu in enumerate(frame.gpus)),
     ]
 
@@ -119,7 +123,7 @@ def screen(frame: Frame) -> Table:
     for label, text in rows(frame):
         table.add_row(Text(label), Text(text))
     if not frame.has_metrics:
-        table.add_row("", Text("no figures: /metrics needs root, and a service that serves", style="dim"))
+        table.add_row("", Text(tr("no figures: /metrics needs root, and a service that serves"), style="dim"))
     return table
 
 

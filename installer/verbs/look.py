@@ -19,6 +19,7 @@ from installer.verbs.output import as_plain, print_json
 @json_option
 def status(service: str, watch: bool, as_json: bool) -> None:
     """Show one service on one screen; --watch adds speed, queue and GPU use, live."""
+    from installer.cells import pad
     from installer.host import Host
     from installer.look import status as view
     from installer.settings import check_service
@@ -32,7 +33,7 @@ def status(service: str, watch: bool, as_json: bool) -> None:
         print_json(as_plain(found))
     else:
         for label, text in view.lines(found):
-            click.echo(f"{label:>12}  {text}")
+            click.echo(f"{pad(label, -12)}  {text}")
 
 
 def _watch(service: str, as_json: bool) -> None:

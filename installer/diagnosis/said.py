@@ -1,0 +1,90 @@
+"""What lies on the host in English, shown in the user's language.
+
+The launcher and the watcher of a service speak to systemd and the journal, and our record tells how each change ended.
+Such a text is known by its form, and put into the user's words where it is shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from string import Formatter
+
+from installer.language import mark, tr
+
+# What holds another text stands before what that one could be taken for.
+TEXTS = (
+    mark("{why}; stage: {stage}; {queues}"),
+    mark("failed while {stage}: {text}"),
+    mark("refused: {why}"),
+    mark("cannot launch: {error}"),
+    mark("cannot reload: {error}"),
+    mark("cannot check: {error}"),
+    # The stages of a start
+    mark("starting"),
+    mark("starting the engine"),
+    mark("loading weights"),
+    mark("weights loaded"),
+    mark("measuring memory"),
+    mark("compiling"),
+    mark("warming up"),
+    mark("capturing graphs"),
+    mark("starting the server"),
+    mark("waiting for the first answer"),
+    mark("serving"),
+    mark("serving {model}"),
+    # How it ends
+    mark("the start made no progress for {seconds} s"),
+    mark("port {port} answers without a key: the guard is not in place"),
+    mark("the model refuses the smallest request: {words}"),
+    mark("the engine died of its first request"),
+    mark("the first request was not answered within {seconds} s"),
+    mark("the engine died: ending vLLM, to be started anew"),
+    mark("the engine died (process {pid}): ending vLLM, to be started anew"),
+    mark("the engine makes no progress and answers no request"),
+    # Why it does not begin
+    mark("argument {number} before the -- is not --api-key"),
+    mark("--api-key number {number} is malformed: {form}"),
+    mark("--api-key number {number} expires on a day that does not exist: {expiry}"),
+    mark("no inference key among the --api-key arguments: a server that nobody may ask is a mistake"),
+    mark("RUNTIME_DIRECTORY is not set: the unit needs RuntimeDirectory="),
+    mark("no probe key: the unit needs LoadCredential=probe-key:PATH (systemd 247 or newer)"),
+    mark("the service does not run: there are no keys to replace"),
+    mark("expected `-- serve MODEL` after the keys"),
+    mark("{flag} cannot be used: {why}"),
+    mark("VLLM_USE_RUST_FRONTEND is set: vLLM's Rust front end takes no guard, so it is refused"),
+    mark("--port {port} is not a port"),
+    mark("port {port} is not open to this user: take one above 1023"),
+    mark("port {port} is held by {holder}"),
+    mark("cannot listen on {host} port {port}: {error}"),
+    mark("expected one of {verbs}"),
+    mark("vLLM's own key covers only some routes; keys belong before the --"),
+    mark("the readiness probe needs TCP: use --host and --port"),
+    mark("a gRPC server would answer without a key"),
+    mark("a server without an API cannot be watched"),
+    mark("without statistics a full queue looks like a hang"),
+    # How a change ended
+    mark("proved"),
+    mark("written; the service is not running"),
+    mark("undone: {why}"),
+    mark("cut off"),
+)
+
+
+def translated(text: str) -> str:
+    """The text as it is, where it is none of these."""
+    for template, form in _forms():
+        match = form.fullmatch(text)
+        if match:
+            return tr(template, **{name: translated(value) for name, value in match.groupdict().items()})
+    return text
+
+
+@functools.cache
+def _forms() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    return tuple((template, re.compile(_form(template), re.DOTALL)) for template in TEXTS)
+
+
+def _form(template: str) -> str:
+    parts = Formatter().parse(template)
+    return "".join(re.escape(words) + (f"(?P<{name}>.+?)" if name else "") for words, name, _, _ in parts)
