@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from installer.language import tr
+
 Body = dict[str, object]
 LONGEST = 16 << 20  # bytes of an answer that are worth reading
 
@@ -102,10 +104,12 @@ class Api:
         try:
             yield
         except TimeoutError:
-            raise NoAnswer(f"no answer from {self.url}{path} within {self.timeout:g} s") from None
+            raise NoAnswer(
+                tr("no answer from {url} within {seconds:g} s", url=self.url + path, seconds=self.timeout)
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise NoAnswer(f"no answer from {self.url}{path}: {reason}") from None
+            raise NoAnswer(tr("no answer from {url}: {reason}", url=self.url + path, reason=reason)) from None
 
 
 class Stream:

@@ -13,7 +13,7 @@ from installer.deploy import apply, settled
 from installer.errors import Refused, undone
 from installer.host import Host
 from installer.keys import Key
-from installer.language import tr
+from installer.language import mark, tr
 from installer.layout import Layout
 from installer.report import Report
 from installer.state import State, event, managed, save_state
@@ -122,7 +122,7 @@ def _change(
         if live:
             _prove(target, layout, host, rekeying.accepted)
         hand_over(live)
-        outcome = event(what, "proved" if live else "written; the service is not running")
+        outcome = event(what, mark("proved") if live else mark("written; the service is not running"))
         save_state(host, layout, dataclasses.replace(state, proved=target, history=(*state.history, outcome)))
     except Exception as error:
         raise undone(error, lambda why: _put_back(state, what, before, why, host, layout, report)) from error
@@ -131,16 +131,16 @@ def _change(
 def _changes(text: str, live: bool, host: Host, layout: Layout) -> Iterator[Change]:
     if host.read(layout.unit) != text:
         yield Write(layout.unit, text, host.mode(layout.unit) or 0o644)
-    yield Reload(layout.unit_name) if live else Run(("systemctl", "daemon-reload"), "make systemd read the unit")
+    yield Reload(layout.unit_name) if live else Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
 
 
 def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> None:
     process = steps.running_process(host, layout)
     asked = frozenset((key.name, key.digest) for key in target.keys)
     if process is None or not asked <= process.keys:
-        raise prove.NotProved(tr("{unit_name} did not take the new keys", unit_name=layout.unit_name))
+        raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
     if stale := process.keys - asked:
-        raise prove.NotProved(tr("the key {stale!r} is still in force", stale=sorted(stale)[0][0]))
+        raise prove.NotProved(tr("the key {name!r} is still in force", name=sorted(stale)[0][0]))
     want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
     prove.keys_in_force(want, accepted)
 
@@ -152,7 +152,7 @@ def _put_back(state: State, what: str, before: str, why: str, host: Host, layout
     told = process is not None and process.keys != frozenset((key.name, key.digest) for key in state.proved.keys)
     apply(_changes(before, told, host, layout), host, report)
     save_state(host, layout, dataclasses.replace(state, history=(*state.history, event(what, f"undone: {why}"))))
-    return "the keys are as they were"
+    return tr("the keys are as they were")
 
 
 def _from_now(span: timedelta) -> str:

@@ -31,10 +31,10 @@ class Write:
 
     def describe(self) -> str:
         return tr(
-            "write {path} ({mode:04o}, {count} bytes)",
+            "write {path} ({mode:04o}, {bytes} bytes)",
             path=self.path,
             mode=self.mode,
-            count=len(self.text.encode(errors="surrogateescape")),
+            bytes=len(self.text.encode(errors="surrogateescape")),
         )
 
     def to_json(self) -> dict[str, object]:

@@ -15,7 +15,7 @@ class DataError(InstallError):
     """A file that is shipped with this tool is not as its reader expects."""
 
     def __init__(self, where: str, problem: str) -> None:
-        super().__init__(f"{where}: {problem}", "install vllm-install again; its files were changed")
+        super().__init__(f"{where}: {problem}", tr("install vllm-install again; its files were changed"))
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class Section:
     def text(self, name: str) -> str:
         value = self.content.get(name, "")
         if not isinstance(value, str) or (name in self.content and not value.strip()):
-            raise self._expected(name, "a text")
+            raise self._expected(name, tr("a text"))
         return value
 
     def number(self, name: str) -> int:
         value = self.content.get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self._expected(name, "a whole number")
+            raise self._expected(name, tr("a whole number"))
         return value
 
     def flag(self, name: str) -> bool:
         value = self.content.get(name, False)
         if not isinstance(value, bool):
-            raise self._expected(name, "true or false")
+            raise self._expected(name, tr("true or false"))
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self.content.get(name, [])
         if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
-            raise self._expected(name, "a list of texts")
+            raise self._expected(name, tr("a list of texts"))
         if len(set(value)) != len(value):
             raise DataError(self.where, tr("{name} names one thing twice", name=name))
         return tuple(value)
@@ -66,13 +66,13 @@ class Section:
     def mapping(self, name: str) -> Mapping[str, object]:
         value = self.content.get(name, {})
         if not isinstance(value, dict):
-            raise self._expected(name, "an object")
+            raise self._expected(name, tr("an object"))
         return value
 
     def sections(self, name: str, required: str, optional: str = "") -> list[Section]:
         value = self.content.get(name, [])
         if not isinstance(value, list):
-            raise self._expected(name, "a list of objects")
+            raise self._expected(name, tr("a list of objects"))
         return [Section.of(f"{self.where}, {name} {i}", one, required, optional) for i, one in enumerate(value, 1)]
 
     def _expected(self, name: str, what: str) -> DataError:

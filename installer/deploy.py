@@ -104,8 +104,8 @@ def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -
         return state
     report.warn(
         tr(
-            "{value} was cut off; undoing it first: {unit} comes back",
-            value=state.pending or "adopt",
+            "{pending} was cut off; undoing it first: {unit} comes back",
+            pending=state.pending or "adopt",
             unit=state.former.unit,
         )
     )
@@ -249,8 +249,8 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
 
 def _for_a_first_deploy(hint: str) -> str:
     """`set` changes a service that is there; after a first deploy that failed, none is."""
-    again = "run the same command without those vLLM flags"
-    return re.sub(r"sudo vllm-install set VLLM_ARGS= --service \S+", again, hint)
+    again = tr("run the same command without those vLLM flags")
+    return re.sub(r"sudo vllm-install set VLLM_ARGS= --service [a-z0-9_-]+", lambda _: again, hint)
 
 
 def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:
@@ -337,15 +337,17 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
     if state.proved is None:
         apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
         if state.former:
-            return f"{state.former.unit} is back as it was; the engine and the weights stay for the next try"
-        return "nothing of the service is left; the engine and the weights stay for the next try"
+            return tr(
+                "{unit} is back as it was; the engine and the weights stay for the next try", unit=state.former.unit
+            )
+        return tr("nothing of the service is left; the engine and the weights stay for the next try")
     # Converging would give back the values, but not every byte.
     if settings_text is not None and host.read(layout.settings_file) != settings_text:
         host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
     _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
     if (state.pending or "").startswith("set-context"):
-        return f"the service is back at {state.proved.settings.max_model_len or 'auto'}"
-    return f"{layout.unit_name} is back as it was"
+        return tr("the service is back at {context}", context=state.proved.settings.max_model_len or "auto")
+    return tr("{unit} is back as it was", unit=layout.unit_name)
 
 
 def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:

@@ -51,7 +51,8 @@ class CommandFailed(InstallError):
 
     def __init__(self, argv: tuple[str, ...], returncode: int, output: str) -> None:
         tail = "\n".join(output.strip().splitlines()[-12:])
-        super().__init__(f"{argv[0]} failed with exit status {returncode}" + (f":\n{tail}" if tail else ""))
+        failed = tr("{command} failed with exit status {status}", command=argv[0], status=returncode)
+        super().__init__(failed + (f":\n{tail}" if tail else ""))
         self.argv = argv
         self.returncode = returncode
         self.output = output
@@ -66,7 +67,7 @@ class Interrupted(Exception):
     exit_code = Exit.INTERRUPTED
 
     def __init__(self, signal_name: str) -> None:
-        super().__init__(f"interrupted by {signal_name}")
+        super().__init__(tr("interrupted by {signal}", signal=signal_name))
 
 
 def explain(error: BaseException) -> InstallError | None:
@@ -76,7 +77,7 @@ def explain(error: BaseException) -> InstallError | None:
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("SIGINT")
     if isinstance(error, Interrupted):
-        hint = "run the same command again: it continues where this one stopped"
+        hint = tr("run the same command again: it continues where this one stopped")
         return InstallError(str(error), hint, error.exit_code)
     if isinstance(error, OSError):
         return _explain_os_error(error)
@@ -91,7 +92,11 @@ def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
         outcome = put_back(summary)
     except (InstallError, Interrupted, OSError) as raised:
         second = explain(raised)
-        message = f"{summary}\nand the host could not be put back: {second.message if second else raised}"
+        message = tr(
+            "{summary}\nand the host could not be put back: {reason}",
+            summary=summary,
+            reason=second.message if second else raised,
+        )
         return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
     if cause is None:
         return error
@@ -101,7 +106,7 @@ def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
 
 
 def _explain_os_error(error: OSError) -> InstallError | None:
-    where = error.filename or "a file"
+    where = error.filename or tr("a file")
     if error.errno == errno.ENOSPC:
         return InstallError(
             tr("the disk is full while writing {where}", where=where),
@@ -120,7 +125,7 @@ def _explain_os_error(error: OSError) -> InstallError | None:
         )
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return InstallError(
-            tr("{where} is not what it has to be: {strerror}", where=where, strerror=error.strerror),
+            tr("{where} is not what it has to be: {reason}", where=where, reason=error.strerror),
             tr("move it away: mv {where} {where}.before", where=where),
             Exit.REFUSED,
         )

@@ -76,7 +76,7 @@ class Host:
                 env=self.environment(env or {}),
             )
         except FileNotFoundError:
-            raise InstallError(tr("{args}: no such command", args=args[0])) from None
+            raise InstallError(tr("{command}: no such command", command=args[0])) from None
         try:
             stdout, stderr = self._communicate(process, args, stdin, timeout, on_line)
         except BaseException:
@@ -117,7 +117,7 @@ class Host:
                 return process.communicate(stdin, timeout=timeout)
             except subprocess.TimeoutExpired:
                 raise InstallError(
-                    tr("no answer from {args} within {timeout:g} s", args=args[0], timeout=timeout)
+                    tr("no answer from {command} within {seconds:g} s", command=args[0], seconds=timeout)
                 ) from None
         lines = []
         with tempfile.TemporaryFile("w+") as spool:
@@ -170,7 +170,7 @@ class Host:
         began = time.monotonic()
         while marked := [pid for pid in self._processes() if mark in self._variables(pid)]:
             if time.monotonic() - began > ENDS_WITHIN:
-                raise InstallError(tr("these processes cannot be ended: {map}", map=", ".join(map(str, marked))))
+                raise InstallError(tr("these processes cannot be ended: {pids}", pids=", ".join(map(str, marked))))
             for pid in marked:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -297,7 +297,7 @@ class Host:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read().strip() or tr("another process")
                 raise Refused(
                     tr("another change is under way on this host: {holder}", holder=holder),
                     tr("wait until it ends, then run the command again"),

@@ -85,7 +85,7 @@ def check(plain: str) -> str:
             tr("let vllm-install make one, or: openssl rand -base64 32"),
         )
     if len(plain) > 512:
-        raise UsageError(tr("an API key has at most 512 characters, this one has {count}", count=len(plain)))
+        raise UsageError(tr("an API key has at most 512 characters, this one has {length}", length=len(plain)))
     if len(plain) < 20 or len(set(plain)) < 10:
         raise UsageError(
             tr("this API key is too weak: its digest is public on this host and could be guessed back"),

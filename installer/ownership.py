@@ -73,15 +73,15 @@ def _masked(layout: Layout) -> Problem:
 
 def _edited(change: Write, text: str) -> Problem:
     difference = difflib.unified_diff(
-        change.text.splitlines(), text.splitlines(), "as vllm-install writes it", "as it is now", lineterm=""
+        change.text.splitlines(), text.splitlines(), tr("as vllm-install writes it"), tr("as it is now"), lineterm=""
     )
     shown = [f"    {line}" for line in difference][:DIFF_LINES]
     return Problem(
         tr("{path} was edited by hand", path=change.path),
-        tr("this would be lost:\n") + "\n".join(shown),
+        tr("this would be lost:") + "\n" + "\n".join(shown),
         tr(
-            "move the edit into a drop-in (systemctl edit {path}), or overwrite it with --discard-edits",
-            path=change.path.name,
+            "move the edit into a drop-in (systemctl edit {unit}), or overwrite it with --discard-edits",
+            unit=change.path.name,
         ),
     )
 
@@ -91,7 +91,7 @@ def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
     found = unit_properties(host, layout.unit_name, "FragmentPath").get("FragmentPath", "")
     if found and found != str(layout.unit):
         yield Problem(
-            tr("{unit_name} exists already", unit_name=layout.unit_name),
+            tr("{path} exists already", path=layout.unit_name),
             tr("it is {found}, which is not ours", found=found),
             tr("choose another name with --service"),
         )
@@ -99,10 +99,7 @@ def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
     for directory in (layout.cache_dir, layout.run_dir):
         if host.exists(directory):
             yield Problem(
-                tr("{directory} exists already", directory=directory),
+                tr("{path} exists already", path=directory),
                 tr("it would become a directory of the service, and go with it"),
-                tr(
-                    "choose another name with --service, or move it away: mv {directory} {directory}.before",
-                    directory=directory,
-                ),
+                tr("choose another name with --service, or move it away: mv {path} {path}.before", path=directory),
             )

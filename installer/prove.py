@@ -56,7 +56,9 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
             return
         crashed = restarts is not None and int(now.get("NRestarts") or 0) > restarts
         if not now.get("Job") or crashed or now["SubState"] == "auto-restart":
-            raise failure(layout, host, f"{layout.unit_name} did not come up ({now.get('Result', 'unknown')})")
+            result = now.get("Result", "unknown")
+            what = tr("{unit} did not come up ({result})", unit=layout.unit_name, result=result)
+            raise failure(layout, host, what)
         restarts = int(now.get("NRestarts") or 0)
         if now["StatusText"] and now["StatusText"] != said:
             said = now["StatusText"]
@@ -75,11 +77,13 @@ def explain(lines: list[str], what: str, look: str, service: str = Settings.serv
     refusal = read_refusal(lines)
     if refusal and refusal.estimated_max:
         fits = refusal.estimated_max
-        hint = f"ask for at most {fits}: deploy --context {fits}, or set-context {fits} on a service that exists"
+        hint = tr(
+            "ask for at most {fits}: deploy --context {fits}, or set-context {fits} on a service that exists", fits=fits
+        )
         return NotProved(tr("asked {context}; this GPU fits {fits}", context=refusal.context, fits=fits), hint)
     known = [finding for finding in signatures.explain(lines, service) if finding.severity == FAULT]
     if known:
-        return NotProved(f"{what}: {known[0].evidence}", " or ".join(known[0].commands))
+        return NotProved(f"{what}: {known[0].evidence}", tr(" or ").join(known[0].commands))
     if root := root_line(lines):
         return NotProved(f"{what}: {root}", look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
@@ -150,7 +154,7 @@ def keys_in_force(want: Wanted, accepted: str | None) -> None:
 
 
 def _check_keys(want: Wanted) -> None:
-    for key, shown in ((None, "without a key"), (generate("wrong"), "with a wrong key")):
+    for key, shown in ((None, tr("without a key")), (generate("wrong"), tr("with a wrong key"))):
         status = request(want, "GET", "/v1/models", key).status
         if status != 401:
             raise NotProved(
@@ -170,8 +174,8 @@ def _check_model(want: Wanted) -> None:
     if model is None:
         raise NotProved(
             tr(
-                "it serves {value} instead of {model}",
-                value=", ".join(map(str, models)) or "no model",
+                "it serves {served} instead of {model}",
+                served=", ".join(map(str, models)) or tr("no model"),
                 model=want.target.model.id,
             )
         )
@@ -202,9 +206,9 @@ def _check_answer(want: Wanted) -> None:
     if streamed.status != 200 or len(events) < 2 or events[-1] != b"[DONE]":
         raise NotProved(
             tr(
-                "a streamed completion was answered with {status} and {count} events",
+                "a streamed completion was answered with {status} and {events} events",
                 status=streamed.status,
-                count=len(events),
+                events=len(events),
             )
         )
 

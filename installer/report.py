@@ -49,7 +49,12 @@ class Report:
     def waiting(self, what: str) -> Iterator[Say]:
         """Something takes its time; call the yielded function with the stage that it is in."""
         began = time.monotonic()
-        yield lambda stage: self.note(f"{what}: {stage} ({time.monotonic() - began:.0f} s)")
+
+        def say(stage: str) -> None:
+            took = time.monotonic() - began
+            self.note(tr("{what}: {stage} ({seconds:.0f} s)", what=what, stage=stage, seconds=took))
+
+        yield say
 
 
 class Lines(Report):
@@ -141,17 +146,31 @@ class Pace:
 
     def __str__(self) -> str:
         share = 100 * self.done // max(self.total, 1)
-        left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
-        return f"{size(self.done)} of {size(self.total)} ({share} %){self._of_files}, {size(int(self.rate))}/s{left}"
+        so_far = tr(
+            "{done} of {total} ({share} %){of_files}, {rate}/s",
+            done=size(self.done),
+            total=size(self.total),
+            share=share,
+            of_files=self._of_files,
+            rate=size(int(self.rate)),
+        )
+        left = self.seconds_left
+        return so_far + (tr(", {time} left", time=duration(left)) if left is not None else "")
 
     @property
     def ending(self) -> str:
         took = time.monotonic() - self._began
-        return f"{size(self.done)}{self._of_files} in {duration(took)} ({size(int(self.done / max(took, 0.001)))}/s)"
+        return tr(
+            "{done}{of_files} in {time} ({rate}/s)",
+            done=size(self.done),
+            of_files=self._of_files,
+            time=duration(took),
+            rate=size(int(self.done / max(took, 0.001))),
+        )
 
     @property
     def _of_files(self) -> str:
-        return f", {self.files_done} of {self.files} files" if self.files else ""
+        return tr(", {done} of {total} files", done=self.files_done, total=self.files) if self.files else ""
 
     def to_json(self) -> dict[str, object]:
         left = self.seconds_left
@@ -176,7 +195,7 @@ class Bars(Lines):
             TransferSpeedColumn,
         )  # fmt: skip
 
-        of_files = (TextColumn("{task.fields[files_done]}/{task.fields[files]} files"),) if files else ()
+        of_files = (TextColumn(tr("{task.fields[files_done]}/{task.fields[files]} files")),) if files else ()
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),

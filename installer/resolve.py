@@ -134,7 +134,8 @@ def check_local(model: models.Model, settings: Settings, host: Host) -> None:
     problems = models.check_directory(host.at(model.path), with_pickles=with_pickles)
     problems += models.check_access(model.path, host)
     if str(model.path).startswith(HIDDEN):
-        problems.append(f"the service's sandbox hides {model.path.parents[-2]}; move the model, for example to /srv")
+        hidden = model.path.parents[-2]
+        problems.append(tr("the service's sandbox hides {path}; move the model, for example to /srv", path=hidden))
     if problems:
         raise models.ModelError(
             tr("the model in {path} cannot be served: {problems}", path=model.path, problems="; ".join(problems)),

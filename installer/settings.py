@@ -121,8 +121,9 @@ def load(
     settings = Settings(service=check_service(service))
     settings_file = str(Layout(service).settings_file)
     settings = _apply(settings, _by_field(file, settings_file), settings_file)
+    variables = tr("the environment")
     set_variables = {name: value for name, value in environment.items() if value}
-    settings = _apply(settings, _by_field(set_variables, "the environment"), "the environment")
+    settings = _apply(settings, _by_field(set_variables, variables), variables)
     return _apply(settings, {name: (_option(name), value) for name, value in flags.items()}, "")
 
 
@@ -140,7 +141,7 @@ def field_named(name: str) -> str:
         near = difflib.get_close_matches(plain.upper(), NAMES, n=1)
         raise UsageError(
             tr("{name!r} is not a setting", name=name) + (tr("; did you mean {near}?", near=near[0]) if near else ""),
-            tr("settings: {NAMES}", NAMES=", ".join(NAMES)),
+            tr("settings: {names}", names=", ".join(NAMES)),
         )
     return attribute
 
@@ -197,8 +198,9 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
         try:
             changed[attribute] = FIELDS[attribute].metadata["parse"](value)
         except ValueError as error:
-            place = f" in {where}" if where else ""
-            raise UsageError(f"{name}={value!r}{place}: {error}", tr("see: vllm-install deploy --help")) from None
+            said = f"{name}={value!r}"
+            place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
+            raise UsageError(f"{place}: {error}", tr("see: vllm-install deploy --help")) from None
     return replace(settings, **changed)
 
 

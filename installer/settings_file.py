@@ -37,10 +37,10 @@ def parse(text: str, path: Path) -> dict[str, str | None]:
             number = binding.original.line + len(_NEWLINE.findall(original[: -len(original.lstrip())]))
             raise UsageError(
                 tr(
-                    "{path}, line {number}: {strip!r} is not NAME=VALUE",
+                    "{path}, line {number}: {line!r} is not NAME=VALUE",
                     path=path,
                     number=number,
-                    strip=original.strip()[:60],
+                    line=original.strip()[:60],
                 ),
                 tr("mend or remove that line: sudoedit {path}", path=path),
             )
@@ -56,7 +56,9 @@ def unknown(values: Mapping[str, str | None]) -> list[str]:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
             warnings.append(
-                f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else " and has no effect")
+                tr("{name} is not a setting; did you mean {near}?", name=name, near=near[0])
+                if near
+                else tr("{name} is not a setting and has no effect", name=name)
             )
     return warnings
 

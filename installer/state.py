@@ -63,9 +63,9 @@ def load_state(host: Host, layout: Layout) -> State | None:
         if data["version"] != VERSION:
             raise InstallError(
                 tr(
-                    "{state_file} was written by another version of vllm-install (format {data})",
-                    state_file=layout.state_file,
-                    data=data["version"],
+                    "{path} was written by another version of vllm-install (format {format})",
+                    path=layout.state_file,
+                    format=data["version"],
                 ),
                 tr("install the newer version of vllm-install again"),
             )
@@ -85,14 +85,14 @@ def load_state(host: Host, layout: Layout) -> State | None:
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise InstallError(
             tr(
-                "{state_file} cannot be read: {name__}: {error}",
-                state_file=layout.state_file,
-                name__=type(error).__name__,
+                "{path} cannot be read: {kind}: {error}",
+                path=layout.state_file,
+                kind=type(error).__name__,
                 error=error,
             ),
             tr(
-                "move it away and run deploy again, which names what else is in its way: mv {state_file} /root/",
-                state_file=layout.state_file,
+                "move it away and run deploy again, which names what else is in its way: mv {path} /root/",
+                path=layout.state_file,
             ),
         ) from None
 
@@ -101,7 +101,7 @@ def managed(host: Host, layout: Layout) -> State:
     """The state of a service that is ours, or the refusal that names those that are."""
     state = load_state(host, layout)
     if state is None:
-        known = ", ".join(services(host)) or "none yet; make one with: sudo vllm-install deploy"
+        known = ", ".join(services(host)) or tr("none yet; make one with: sudo vllm-install deploy")
         raise Refused(
             tr("vllm-install manages no service {service} on this host", service=layout.service),
             tr("services it manages: {known}", known=known),

@@ -13,6 +13,7 @@ from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.engine import engines
 from installer.host import Host
 from installer.keys import PROBE, Key, parse
+from installer.language import tr
 from installer.layout import STATES, Layout
 from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
 from installer.settings_file import wanted
@@ -46,7 +47,7 @@ def account(want: Wanted, host: Host) -> Iterator[Change]:
     path = want.layout.sysusers
     yield from _files(want, host, only=[path])
     if not has_user(host, want.layout.user):
-        yield Run(("systemd-sysusers", str(path)), f"create the user {want.layout.user}")
+        yield Run(("systemd-sysusers", str(path)), tr("create the user {user}", user=want.layout.user))
 
 
 def settings_file(want: Wanted, host: Host) -> Iterator[Change]:
@@ -79,7 +80,7 @@ def ejection(want: Wanted, host: Host) -> Iterator[Change]:
 def enabled(want: Wanted, host: Host) -> Iterator[Change]:
     link = wants_link(want.layout)
     if want.former or not host.exists(link):  # the link there may be the old unit's, and goes with it
-        yield Run(("systemctl", "enable", want.layout.unit_name), "start the service at every boot")
+        yield Run(("systemctl", "enable", want.layout.unit_name), tr("start the service at every boot"))
 
 
 def running(want: Wanted, host: Host) -> Iterator[Change]:
@@ -173,7 +174,7 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     before = state.former
     kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
     if host.exists(layout.unit) and layout.unit not in kept:
-        yield Run(("systemctl", "disable", "--now", layout.unit_name), "stop the service")
+        yield Run(("systemctl", "disable", "--now", layout.unit_name), tr("stop the service"))
     for path in (Path(name) for name in state.owned):
         if host.exists(path) and path not in kept and (path not in shared or not (others or let_go)):
             yield Remove(path)
@@ -181,15 +182,15 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
         yield from former.put_back(before, host, layout)
     if host.exists(layout.drop_ins):
         yield Remove(layout.drop_ins, only_if_empty=True)
-    yield Run(("systemctl", "daemon-reload"), "make systemd forget the unit")
+    yield Run(("systemctl", "daemon-reload"), tr("make systemd forget the unit"))
     # As a pattern, so that a unit that did not fail is no error; with no name at all, every unit would be cleared.
-    yield Run(("systemctl", "reset-failed", f"{layout.service}.servic[e]"), "clear its failed state")
+    yield Run(("systemctl", "reset-failed", f"{layout.service}.servic[e]"), tr("clear its failed state"))
     if before and not state.proved:
         yield from former.start_again(before)
     if state.owns_user and has_user(host, layout.user):
-        yield Run(("userdel", layout.user), f"remove the user {layout.user}")
+        yield Run(("userdel", layout.user), tr("remove the user {user}", user=layout.user))
         # Whether userdel takes the group along is the distribution's choice.
-        yield Run(("groupdel", layout.user), f"remove the group {layout.user}", may_fail=True)
+        yield Run(("groupdel", layout.user), tr("remove the group {group}", group=layout.user), may_fail=True)
     if host.exists(layout.cache_dir):
         yield Remove(layout.cache_dir)
     if engine:

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable
 
-from installer.language import tr
+from installer.language import mark, tr
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
@@ -26,15 +26,15 @@ OWNED_FLAGS = {
     "-tp": "--tensor-parallel-size",
     "--shutdown-timeout": "--drain",
     "--api-key": "set-apikey",
-    "--middleware": "none: the guard is the middleware",
-    "--uds": "--host and --port",
+    "--middleware": mark("none: the guard is the middleware"),
+    "--uds": mark("--host and --port"),
     "--served-model-name": "--served-model-name",
     "--allowed-media-domains": "--allowed-media-domains",
     "--enable-auto-tool-choice": "--tool-call-parser",
     "--tool-call-parser": "--tool-call-parser",
     "--reasoning-parser": "--reasoning-parser",
-    "--trust-remote-code": "--trust-remote-code NAME before the --",
-    "--hf-token": "HF_TOKEN in the environment: a unit is readable by everybody",
+    "--trust-remote-code": mark("--trust-remote-code NAME before the --"),
+    "--hf-token": mark("HF_TOKEN in the environment: a unit is readable by everybody"),
 }
 
 
@@ -55,7 +55,7 @@ def model(value: str) -> str:
     if value == BUILTIN:
         return value
     if value.startswith("builtin:"):
-        raise ValueError(tr("the only built-in model is {BUILTIN}", BUILTIN=BUILTIN))
+        raise ValueError(tr("the only built-in model is {name}", name=BUILTIN))
     if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value:
         return value
     raise ValueError(tr("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny"))
@@ -101,7 +101,7 @@ def address(value: str) -> str:
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if text(value) not in choices:
-            raise ValueError("expected " + ", ".join(choices[:-1]) + tr(" or {choices}", choices=choices[-1]))
+            raise ValueError(tr("expected {choices} or {last}", choices=", ".join(choices[:-1]), last=choices[-1]))
         return text(value)
 
     return parse
@@ -212,11 +212,11 @@ def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
         if meant:
             raise ValueError(
                 tr(
-                    "{name} is set by vllm-install itself (use {OWNED_FLAGS})",
+                    "{name} is set by vllm-install itself (use {instead})",
                     name=name,
-                    OWNED_FLAGS=OWNED_FLAGS[meant[0]],
+                    instead=tr(OWNED_FLAGS[meant[0]]),
                 )
             )
     if args and not args[0].startswith("-"):
-        raise ValueError(tr("expected a vLLM flag, found {args!r}", args=args[0]))
+        raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
     return args

@@ -14,11 +14,13 @@ from pathlib import Path
 from installer.checks.processes import Process, describe, listener
 from installer.errors import InstallError
 from installer.host import Host
+from installer.language import mark, tr
 from installer.layout import Layout
 from installer.settings import Settings
 
 ANSWER_WITHIN = 20.0  # seconds; a wedged GPU driver never answers
 GPU_QUERY = "driver_version,compute_cap,memory.total,memory.used,uuid,name"
+NO_DRIVER = mark("no driver is loaded")  # what nvidia_error then holds
 CSV = "--format=csv,noheader,nounits"
 # The sandbox hides these whatever their modes are.
 HIDDEN = frozenset(map(Path, ("/root", "/home", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
@@ -214,7 +216,8 @@ def _nvidia(host: Host) -> tuple[tuple[Gpu, ...], str]:
         present = _nvidia_cards(host) or _nvidia_without_smi(host)[0]
         # The tool without a card is what some images ship; it is no fault then.
         said = " ".join((done.stdout.strip() or done.stderr.strip()).split())
-        return (), f"nvidia-smi failed with exit status {done.returncode}: {said}" if present else ""
+        failed = tr("{command} failed with exit status {status}", command="nvidia-smi", status=done.returncode)
+        return (), f"{failed}: {said}" if present else ""
     match = re.search(r"CUDA Version\s*:\s*([\d.]+)", _output(host, "nvidia-smi", "--version"))
     holders = _nvidia_holders(host)
     gpus = []
@@ -257,7 +260,12 @@ def _nvidia_without_smi(host: Host) -> tuple[tuple[Gpu, ...], str]:
     version = re.search(r"Module.*?\s(\d+\.\d[\d.]*)\s", host.read(Path("/proc/driver/nvidia/version")) or "")
     if version is None:
         cards = _nvidia_cards(host)
-        return (), f"no driver is loaded for the NVIDIA card at {', '.join(cards)}" if cards else ""
+        without = tr(
+            "{no_driver_is_loaded} for the NVIDIA card at {addresses}",
+            no_driver_is_loaded=tr(NO_DRIVER),
+            addresses=", ".join(cards),
+        )
+        return (), without if cards else ""
     gpus = []
     for file in _glob(host, "/proc/driver/nvidia/gpus/*/information"):
         values = dict(re.findall(r"^([\w ]+):[ \t]*(.*)$", host.read(file) or "", re.MULTILINE))
@@ -350,8 +358,8 @@ def _why_unreachable(host: Host, path: Path) -> str:
     """Why the service's user, in its sandbox, cannot get at a path; empty where it can."""
     for parent in reversed(path.parents[:-1]):
         if parent in HIDDEN:
-            return f"a service sees nothing below {parent}"
+            return tr("a service sees nothing below {path}", path=parent)
         mode = host.at(parent).stat().st_mode & 0o7777
         if not mode & 0o001:
-            return f"{parent} is closed to other users (mode {mode:04o})"
+            return tr("{path} is closed to other users (mode {mode:04o})", path=parent, mode=mode)
     return ""

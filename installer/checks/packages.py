@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from installer.checks.facts import Facts
+from installer.language import tr
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,5 @@ def packages_of(facts: Facts) -> Packages | None:
 def install_command(facts: Facts, *names: str) -> str:
     packages = packages_of(facts)
     if packages is None:
-        return f"install {' '.join(names)} with this distribution's package manager"
+        return tr("install {names} with this distribution's package manager", names=" ".join(names))
     return f"sudo {packages.install} {' '.join(names)}"

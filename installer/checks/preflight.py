@@ -45,7 +45,7 @@ def refuse(problems: Sequence[Problem]) -> Refused:
     fatal = [problem for problem in problems if problem.fatal]
     if len(fatal) == 1:
         return Refused(f"{fatal[0].what}: {fatal[0].why}", fatal[0].remedy)
-    lines = [f"{len(fatal)} things on this host stand in the way; nothing was changed"]
+    lines = [tr("{number} things on this host stand in the way; nothing was changed", number=len(fatal))]
     for number, problem in enumerate(fatal, 1):
         lines += [f"{number}. {problem.what}: {problem.why}", f"   -> {problem.remedy}"]
     return Refused("\n".join(lines), tr("do what each -> line says, then run the same command again"))
@@ -84,25 +84,25 @@ def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
         head_room = max(bytes_needed // 20, GIB)
         missing = bytes_needed + head_room - disks[device].free
         if missing > 0:
-            parts = " and ".join(f"{size(needs[path])} in {path}" for path in paths)
+            parts = tr(" and ").join(tr("{size} in {path}", size=size(needs[path]), path=path) for path in paths)
             problems.append(
                 Problem(
                     tr("the disk that holds {path} is too small", path=disks[device].path),
                     tr(
                         "{free} are free; {parts} and {head_room} of head-room are needed, "
-                        "{missing} bytes ({missing2}) more than there are",
+                        "{bytes} bytes ({missing}) more than there are",
                         free=size(disks[device].free),
                         parts=parts,
                         head_room=size(head_room),
-                        missing=missing,
-                        missing2=size(missing),
+                        bytes=missing,
+                        missing=size(missing),
                     ),
                     tr(
                         "free {missing} (sudo du -xh --max-depth=2 {path} shows what is large)"
-                        " or mount a larger disk at {paths}",
+                        " or mount a larger disk at {mount_point}",
                         missing=size(missing),
                         path=disks[device].path,
-                        paths=paths[-1],
+                        mount_point=paths[-1],
                     ),
                 )
             )
@@ -139,8 +139,8 @@ def _check_systemd(facts: Facts) -> Iterator[Problem]:
         )
     elif facts.systemd < MINIMUM_SYSTEMD:
         yield Problem(
-            tr("systemd {systemd} is too old", systemd=facts.systemd),
-            tr("credentials and the sandbox need version {MINIMUM_SYSTEMD}", MINIMUM_SYSTEMD=MINIMUM_SYSTEMD),
+            tr("systemd {version} is too old", version=facts.systemd),
+            tr("credentials and the sandbox need version {needed}", needed=MINIMUM_SYSTEMD),
             tr("upgrade the distribution (Debian 11, Ubuntu 22.04 and RHEL 9 are new enough)"),
         )
     if facts.systemd is not None and not facts.sysusers:
@@ -153,11 +153,11 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
     if facts.arch not in (("x86_64",) if kind == "rocm" else ("x86_64", "aarch64")):
         yield Problem(
             tr("no {kind} build of vLLM for {arch}", kind=kind, arch=facts.arch),
-            tr("wheels exist for x86_64") + ("" if kind == "rocm" else tr(" and aarch64")),
+            tr("wheels exist for x86_64") if kind == "rocm" else tr("wheels exist for x86_64 and aarch64"),
             tr("use a host of that architecture"),
         )
     if facts.glibc < MINIMUM_GLIBC[kind]:
-        found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else "another C library"
+        found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else tr("another C library")
         needed = ".".join(map(str, MINIMUM_GLIBC[kind]))
         yield Problem(
             tr("glibc {needed} or newer is needed", needed=needed),
@@ -167,14 +167,17 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
     if kind == "cpu" and facts.arch == "x86_64" and "avx2" not in facts.cpu_flags:
         yield Problem(
             tr("the processor has no AVX2"),
-            tr("vLLM's cpu engine dies on {value} with an illegal instruction", value=facts.cpu or "this processor"),
+            tr(
+                "vLLM's cpu engine dies on {processor} with an illegal instruction",
+                processor=facts.cpu or tr("this processor"),
+            ),
             tr("use a newer processor, or on a virtual machine pass the host's processor through (cpu model: host)"),
             id="illegal-instruction",
         )
     if facts.memory_total < MINIMUM_MEMORY:
         yield Problem(
-            tr("this host has only {memory_total} of memory", memory_total=size(facts.memory_total)),
-            tr("loading a model takes {MINIMUM_MEMORY} or more", MINIMUM_MEMORY=size(MINIMUM_MEMORY)),
+            tr("this host has only {memory} of memory", memory=size(facts.memory_total)),
+            tr("loading a model takes {needed} or more", needed=size(MINIMUM_MEMORY)),
             tr("expect the service to be ended for lack of memory unless the model is very small"),
             fatal=False,
             id="little-memory",
@@ -185,18 +188,18 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
     if settings.port < facts.unprivileged_port:
         yield Problem(
             tr("port {port} needs a privilege that the service does not have", port=settings.port),
-            tr("its user may open ports from {unprivileged_port} on", unprivileged_port=facts.unprivileged_port),
+            tr("its user may open ports from {port} on", port=facts.unprivileged_port),
             tr("choose another with --port, for example --port 8000, and let a reverse proxy take the low one"),
             id="port-privileged",
         )
     holder = facts.port_holder
     if holder is None or holder.unit == layout.unit_name:
         return
-    find = f"find it (sudo ss -ltnp 'sport = :{settings.port}') and stop it"
+    find = tr("find it (sudo ss -ltnp 'sport = :{port}') and stop it", port=settings.port)
     yield Problem(
         tr("port {port} is taken", port=settings.port),
-        tr("{holder} listens there", holder=holder),
-        tr("{value}, or choose another port with --port", value=holder.how_to_stop if holder.pid else find),
+        tr("{process} listens there", process=holder),
+        tr("{stop}, or choose another port with --port", stop=holder.how_to_stop if holder.pid else find),
         id="port-in-use",
     )
 
@@ -205,7 +208,7 @@ def _check_disks(facts: Facts, layout: Layout) -> Iterator[Problem]:
     for target, disk in facts.disks.items():
         if disk.read_only:
             yield Problem(
-                tr("{target} cannot be written", target=target),
+                tr("{path} cannot be written", path=target),
                 tr("{path} is on a read-only file system", path=disk.path),
                 tr('remount it (sudo mount -o remount,rw "$(findmnt -no TARGET -T {path})")', path=disk.path),
                 id="read-only",
@@ -231,7 +234,7 @@ def _candidates(settings: Settings, facts: Facts) -> list[Interpreter]:
 def _why_rejected(interpreter: Interpreter, kind: str) -> str:
     supported = PYTHONS[kind]
     if interpreter.version[0] != 3 or interpreter.version[1] not in supported:
-        return f"it is Python {'.'.join(map(str, interpreter.version))}"
+        return tr("it is Python {version}", version=".".join(map(str, interpreter.version)))
     return interpreter.why_unreachable
 
 
@@ -249,22 +252,27 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
             )
         return
     supported = PYTHONS[kind]
-    versions = f"3.{supported[0]}" + (f" to 3.{supported[-1]}" if len(supported) > 1 else "")
+    versions = f"3.{supported[0]}"
+    if len(supported) > 1:
+        versions = tr("{first} to {last}", first=versions, last=f"3.{supported[-1]}")
     rejected = [f"{i.path}: {_why_rejected(i, kind)}" for i in _candidates(settings, facts)]
     if not rejected and settings.python:
-        rejected = [f"{settings.python}: it does not exist or does not run"]
+        rejected = [tr("{path}: it does not exist or does not run", path=settings.python)]
     packages = packages_of(facts)
     python = packages.python.format("3.12", "312") if packages else ""
     yield Problem(
         tr("no Python for the {kind} engine", kind=kind),
-        tr("it needs Python {versions}, which every user can reach; ", versions=versions)
-        + ("found " + "; ".join(rejected) if rejected else tr("found none in /usr/bin and /usr/local/bin")),
-        (
-            tr("install one ({install_command})", install_command=install_command(facts, python))
-            if python
-            else tr("install one")
+        tr(
+            "it needs Python {versions}, which every user can reach; found {found}",
+            versions=versions,
+            found="; ".join(rejected) or tr("none in /usr/bin and /usr/local/bin"),
+        ),
+        tr(
+            "install one ({command}) or name one that lies outside /root and /home with --python",
+            command=install_command(facts, python),
         )
-        + tr(" or name one that lies outside /root and /home with --python"),
+        if python
+        else tr("install one or name one that lies outside /root and /home with --python"),
         id="no-python",
     )
 
@@ -273,9 +281,9 @@ def _check_compilers(facts: Facts, chosen: Interpreter) -> Iterator[Problem]:
     packages = packages_of(facts) or APT
     version = f"{chosen.version[0]}.{chosen.version[1]}"
     missing = {
-        "C compiler": ("gcc", facts.c_compiler is None),
-        "C++ compiler": (packages.cxx, facts.cxx_compiler is None),
-        f"Python.h for {chosen.path}": (
+        tr("no C compiler"): ("gcc", facts.c_compiler is None),
+        tr("no C++ compiler"): (packages.cxx, facts.cxx_compiler is None),
+        tr("no Python.h for {python}", python=chosen.path): (
             packages.headers.format(version, version.replace(".", "")),
             not chosen.headers,
         ),
@@ -283,7 +291,7 @@ def _check_compilers(facts: Facts, chosen: Interpreter) -> Iterator[Problem]:
     absent = {name: package for name, (package, is_missing) in missing.items() if is_missing}
     if absent:
         yield Problem(
-            "no " + tr(", no ").join(absent),
+            ", ".join(absent),
             tr("vLLM compiles kernels for this host when it starts and cannot without"),
             install_command(facts, *dict.fromkeys(absent.values())),
             id="compiler-missing",

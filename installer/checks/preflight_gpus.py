@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from installer.checks.facts import Facts, Gpu
+from installer.checks.facts import NO_DRIVER, Facts, Gpu
 from installer.checks.problem import Problem
 from installer.language import tr
 from installer.layout import Layout
@@ -59,8 +59,8 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
         yield Problem(
             tr("NVIDIA driver {driver} is too old", driver=gpus[0].driver),
             tr(
-                "this build of vLLM holds CUDA {value}, which needs driver {needed} or newer",
-                value="12" if cuda_12 else "13",
+                "this build of vLLM holds CUDA {cuda}, which needs driver {needed} or newer",
+                cuda="12" if cuda_12 else "13",
                 needed=needed,
             )
             + (tr("; this one goes up to CUDA {cuda}", cuda=gpus[0].cuda) if gpus[0].cuda else ""),
@@ -73,9 +73,8 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
             yield Problem(
                 tr("{gpu} is too old for vLLM", gpu=gpu.name),
                 tr(
-                    "its compute capability is {capability}.{capability2}, 7.5 is needed",
-                    capability=gpu.capability[0],
-                    capability2=gpu.capability[1],
+                    "its compute capability is {capability}, 7.5 is needed",
+                    capability=".".join(map(str, gpu.capability)),
                 ),
                 tr("use a GPU of the Turing generation or newer, or --engine cpu"),
                 id="gpu-too-old",
@@ -100,16 +99,16 @@ def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterat
     if settings.tensor_parallel_size > len(gpus):
         yield Problem(
             tr(
-                "{tensor_parallel_size} GPUs were asked for, but there are {count}",
-                tensor_parallel_size=settings.tensor_parallel_size,
-                count=len(gpus),
+                "{asked} GPUs were asked for, but there are {present}",
+                asked=settings.tensor_parallel_size,
+                present=len(gpus),
             ),
             tr(
-                "the model is to be shared by --tensor-parallel-size {tensor_parallel_size} {vendor} GPUs",
-                tensor_parallel_size=settings.tensor_parallel_size,
+                "the model is to be shared by --tensor-parallel-size {asked} {vendor} GPUs",
+                asked=settings.tensor_parallel_size,
                 vendor=vendor,
             ),
-            tr("choose --tensor-parallel-size {count}", count=len(gpus)),
+            tr("choose --tensor-parallel-size {present}", present=len(gpus)),
         )
 
 
@@ -124,17 +123,19 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
         if free >= needed:
             continue
         others = [holder for holder in gpu.holders if holder not in own]
-        held = ", ".join(f"{h} holds {size(h.memory) if h.memory else 'some'}" for h in others)
+        held = ", ".join(
+            tr("{process} holds {memory}", process=h, memory=size(h.memory) if h.memory else tr("some")) for h in others
+        )
         most = int(100 * free / gpu.memory_total) / 100
         yield Problem(
             tr("{gpu} ({uuid}) has too little free memory", gpu=gpu.name, uuid=gpu.uuid),
             tr(
-                "{free} of {memory_total} are free, {share:g} of all, which are {needed}, was asked for; {value}",
+                "{free} of {total} are free, {share:g} of all, which are {needed}, was asked for; {held}",
                 free=size(free),
-                memory_total=size(gpu.memory_total),
+                total=size(gpu.memory_total),
                 share=share,
                 needed=size(needed),
-                value=held or "no process shows who holds the rest",
+                held=held or tr("no process shows who holds the rest"),
             ),
             ("; ".join(h.how_to_stop for h in others) or tr("find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)"))
             + (tr(", or choose --gpu-memory-utilization {most:g} or less", most=most) if most >= 0.05 else ""),
@@ -144,10 +145,10 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
 
 def _remedy_for_driver(facts: Facts) -> str:
     if "mismatch" in facts.nvidia_error.lower():
-        return "restart the host (sudo reboot): the driver was updated while the old one was loaded"
-    if "no driver is loaded" in facts.nvidia_error:
-        return f"install NVIDIA's driver {CUDA_13_DRIVER} or newer, or choose --engine cpu"
-    return "see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu"
+        return tr("restart the host (sudo reboot): the driver was updated while the old one was loaded")
+    if tr(NO_DRIVER) in facts.nvidia_error:
+        return tr("install NVIDIA's driver {needed} or newer, or choose --engine cpu", needed=CUDA_13_DRIVER)
+    return tr("see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu")
 
 
 def _major(driver: str) -> int:

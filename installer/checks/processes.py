@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.host import Host
+from installer.language import tr
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LISTEN = "0A"  # a TCP state in /proc/net/tcp
@@ -25,14 +26,15 @@ class Process:
 
     def __str__(self) -> str:
         if not self.pid:
-            return "a process of another user"
-        return f"pid {self.pid} ({self.command})" + (f" of {self.unit}" if self.unit else "")
+            return tr("a process of another user")
+        shown = f"pid {self.pid} ({self.command})"
+        return tr("{process} of {unit}", process=shown, unit=self.unit) if self.unit else shown
 
     @property
     def how_to_stop(self) -> str:
         if self.unit:
             return f"sudo systemctl stop {self.unit}"
-        return f"stop pid {self.pid} yourself (it is never ended for you)"
+        return tr("stop pid {pid} yourself (it is never ended for you)", pid=self.pid)
 
 
 def listener(host: Host, address: str, port: int) -> Process | None:

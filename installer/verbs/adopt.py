@@ -75,7 +75,10 @@ def _print_proposal(proposal: Proposal) -> None:
         click.echo(f"{name}={value}")
     for name, value in proposal.adoption.environment:
         click.echo(tr("{name}={value}  (a variable of the service, in a drop-in)", name=name, value=value))
-    for title, lines in (("For clients", proposal.adoption.clients), ("Not carried over", proposal.adoption.notes)):
+    for title, lines in (
+        (tr("For clients"), proposal.adoption.clients),
+        (tr("Not carried over"), proposal.adoption.notes),
+    ):
         if lines:
             click.echo(f"\n{title}:")
         for line in lines:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.cells import pad
 from installer.errors import UsageError
 from installer.language import tr
 from installer.verbs.options import (
@@ -31,6 +32,7 @@ CONTENTS = (
     "model_sources", "hf_token_file", "download_connections", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 FILE = click.Path(path_type=Path)
+LABEL = 9  # columns of the words before what `show` says
 
 
 @click.group("bundle")
@@ -72,9 +74,8 @@ def create(
     with contextlib.redirect_stdout(sys.stderr if to_stdout else sys.stdout):
         click.echo("\n".join(_lines(done.manifest, done.digest)))
         name = "FILE" if to_stdout else out.name
-        click.echo(
-            tr("\n  sudo vllm-install deploy --bundle {name} --bundle-sha256 {digest}", name=name, digest=done.digest)
-        )
+        command = f"sudo vllm-install deploy --bundle {name} --bundle-sha256 {done.digest}"
+        click.echo(f"\n  {command}")
 
 
 @bundle.command("show")
@@ -115,9 +116,9 @@ def verify(path: Path, as_json: bool, quiet: bool, **options: object) -> None:
     if not as_json:
         click.echo(
             tr(
-                "{path}: {count} files are what its manifest says, whose sha256 is {digest}",
+                "{path}: {files} files are what its manifest says, whose sha256 is {digest}",
                 path=path,
-                count=len(members),
+                files=len(members),
                 digest=found.digest,
             )
         )
@@ -151,13 +152,34 @@ def _lines(manifest: Manifest, digest: str) -> list[str]:
     engine, model = manifest.engine, manifest.model
     wheels = manifest.below(WHEELS)
     weights = sum(file.size for file in model.files)
-    return [
-        f"engine   vLLM {engine.vllm_version} ({engine.kind}), {len(wheels)} wheel{'s' * (len(wheels) != 1)}, "
-        f"{size(sum(wheel.size for wheel in wheels))}",
-        f"for      {engine.arch}, Python {engine.python}, glibc {'.'.join(map(str, engine.glibc))} or newer",
-        f"model    {model.name}" + (f" at {model.commit}, {size(weights)}" if model.commit else ", made on the spot"),
-        f"tool     vllm-install {manifest.tool}" + ("" if manifest.below(TOOL) else ", not in the bundle"),
-        f"signed   {'yes' if manifest.signed else 'no'}",
-        f"holds    {size(sum(member.size for member in manifest.members))}",
-        f"sha256   {digest} (of its manifest, for --bundle-sha256)",
-    ]
+    release = f"vLLM {engine.vllm_version} ({engine.kind})"
+    packages = {"wheels": len(wheels), "size": size(sum(wheel.size for wheel in wheels))}
+    tool = f"vllm-install {manifest.tool}"
+    rows = (
+        (
+            tr("engine"),
+            tr("{engine}, {wheels} wheel, {size}", engine=release, **packages)
+            if len(wheels) == 1
+            else tr("{engine}, {wheels} wheels, {size}", engine=release, **packages),
+        ),
+        (
+            tr("for"),
+            tr(
+                "{arch}, Python {python}, glibc {glibc} or newer",
+                arch=engine.arch,
+                python=engine.python,
+                glibc=".".join(map(str, engine.glibc)),
+            ),
+        ),
+        (
+            tr("model"),
+            tr("{model} at {commit}, {size}", model=model.name, commit=model.commit, size=size(weights))
+            if model.commit
+            else tr("{model}, made on the spot", model=model.name),
+        ),
+        (tr("tool"), tool if manifest.below(TOOL) else tr("{tool}, not in the bundle", tool=tool)),
+        (tr("signed"), tr("yes") if manifest.signed else tr("no")),
+        (tr("holds"), size(sum(member.size for member in manifest.members))),
+        ("sha256", tr("{digest} (of its manifest, for --bundle-sha256)", digest=digest)),
+    )
+    return [pad(label, LABEL) + text for label, text in rows]

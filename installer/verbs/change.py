@@ -67,18 +67,18 @@ def _print_rotated(service: str, done: Rotated) -> None:
         click.echo(tr("this key is shown only now; keep it"), err=True)
     if done.live:
         click.echo(
-            tr("{service}: the key {done} is in force; nothing was restarted", service=service, done=done.name),
+            tr("{service}: the key {name} is in force; nothing was restarted", service=service, name=done.name),
             err=True,
         )
     else:
         click.echo(
             tr(
-                "{service} is not running; the key {done} works from its next start on", service=service, done=done.name
+                "{service} is not running; the key {name} works from its next start on", service=service, name=done.name
             ),
             err=True,
         )
     if done.old_until:
-        click.echo(tr("the old key works until {old_until}", old_until=done.old_until), err=True)
+        click.echo(tr("the old key works until {time}", time=done.old_until), err=True)
 
 
 @click.group("keys", invoke_without_command=True)
@@ -99,7 +99,7 @@ def keys(context: click.Context, service: str, as_json: bool) -> None:
         print_json([{"name": k.name, "role": k.role, "digest": k.digest[:8], "expiry": k.expiry} for k in found])
         return
     for key in found:
-        click.echo(f"{key.name:<20} {key.role:<10} {key.digest[:8]}  {key.expiry or 'no expiry'}")
+        click.echo(f"{key.name:<20} {key.role:<10} {key.digest[:8]}  {key.expiry or tr('no expiry')}")
 
 
 @keys.command("revoke")

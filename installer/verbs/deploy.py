@@ -92,5 +92,6 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     else:
         click.echo(
             tr("{service} is removed", service=service)
-            + ("" if purge else tr("; the weights stay (--purge removes them)"))
+            if purge
+            else tr("{service} is removed; the weights stay (--purge removes them)", service=service)
         )

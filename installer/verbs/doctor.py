@@ -43,7 +43,7 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     found = surgery.diagnose(scene)
     if bundle:
         bug_report.write(scene, found, Path(bundle).absolute())
-        click.echo(tr("{bundle} is written; look through it before you give it to anybody", bundle=bundle), err=True)
+        click.echo(tr("{file} is written; look through it before you give it to anybody", file=bundle), err=True)
     if as_json:
         print_json({**dataclasses.asdict(found), "healthy": found.is_healthy})
     else:
@@ -54,10 +54,10 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
 def _print(found: Diagnosis) -> None:
     """Short lines without a table: they read the same on a terminal of any width, and in a pipe."""
     for finding in found.findings:
-        click.echo(f"{finding.severity}: {finding.cause} [{finding.id}]")
+        click.echo(f"{tr(finding.severity)}: {finding.cause} [{finding.id}]")
         click.echo(tr("  seen: {evidence}", evidence=finding.evidence))
         for number, command in enumerate(finding.commands):
-            click.echo(f"  {'or' if number else 'do'}:   {command}")
+            click.echo(tr("  or:   {command}", command=command) if number else tr("  do:   {command}", command=command))
     for line in found.unseen:
         click.echo(tr("not seen: {line}", line=line), err=True)
     if not found.findings:

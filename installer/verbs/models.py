@@ -77,7 +77,7 @@ def pull(
     elif dry_run:
         click.echo(
             "\n".join(change.describe() for change in pending)
-            or tr("{found} is in {path}", found=found.id, path=found.path)
+            or tr("{model} is in {path}", model=found.id, path=found.path)
         )
     else:
         click.echo(found.path)
@@ -115,7 +115,7 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     click.echo(hardware.describe(), err=True)
     _print_fits([fit for fit in fits if fit.runs])
     left = [fit.model.id for fit in fits if not fit.runs]
-    for line in (*said, *([f"do not fit: {', '.join(left)}"] if left else [])):
+    for line in (*said, *([tr("do not fit: {models}", models=", ".join(left))] if left else [])):
         click.echo(line, err=True)
     if fits and fits[0].runs:
         click.echo(f"  {fits[0].command()}", err=True)
@@ -126,13 +126,13 @@ def _print_fits(fits: list[Fit]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("model", "format", "images"):
+    for title in (tr("model"), tr("format"), tr("images")):
         table.add_column(title, overflow="fold")
-    for title in ("weights", "GPUs", "context", "at once", "largest context"):
+    for title in (tr("weights"), tr("GPUs"), tr("context"), tr("at once"), tr("largest context")):
         table.add_column(title, justify="right", overflow="fold")
     for fit in fits:
-        sight, weights = "yes" if fit.takes_images else "", f"{fit.model.bytes / 2**30:.1f} GiB"
-        at_once = f"{fit.requests} (close)" if fit.is_close else str(fit.requests)
+        sight, weights = tr("yes") if fit.takes_images else "", f"{fit.model.bytes / 2**30:.1f} GiB"
+        at_once = tr("{requests} (close)", requests=fit.requests) if fit.is_close else str(fit.requests)
         table.add_row(
             fit.model.id, fit.format, sight, weights, str(fit.gpus), str(fit.context), at_once, str(fit.largest)
         )

@@ -63,7 +63,7 @@ def print_deployed(done: Deployed) -> None:
         )
     )
     if done.new_key:
-        click.echo(tr("\n  API key  {new_key}   (shown only now; keep it)", new_key=done.new_key))
+        click.echo(tr("\n  API key  {key}   (shown only now; keep it)", key=done.new_key))
     if not done.first:
         return
     commands = curl(Client(url, target.model.id, done.new_key))

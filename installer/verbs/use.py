@@ -99,9 +99,9 @@ def _run(subject: Subject, tools: bool | None, image: bool | None, report: Repor
     from installer.acceptance import apitest
 
     if tools is not None:
-        subject = replace(subject, no_tools="" if tools else "not asked for (--no-tools)")
+        subject = replace(subject, no_tools="" if tools else tr("not asked for (--no-tools)"))
     if image is not None:
-        subject = replace(subject, no_image="" if image else "not asked for (--no-image)")
+        subject = replace(subject, no_image="" if image else tr("not asked for (--no-image)"))
     return apitest.run(subject, report)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.cells import pad
 from installer.errors import Exit
 from installer.language import tr
 from installer.verbs.models import model_settings
@@ -73,12 +74,15 @@ def _print_verified(before: Verified, after: Verified) -> None:
     from installer.model.summary import describe
     from installer.report import size
 
-    at = f" at {after.commit[:12]}" if after.commit else ""
-    known = f"{after.checked} files, {size(after.bytes)}" if after.checked else "no checksums known"
-    click.echo(f"{after.model}{at} ({after.source}; {known}): {'right' if after.is_right else 'NOT right'}")
+    name, known = after.model, tr("no checksums known")
+    if after.commit:
+        name = tr("{model} at {commit}", model=after.model, commit=after.commit[:12])
+    if after.checked:
+        known = tr("{files} files, {size}", files=after.checked, size=size(after.bytes))
+    click.echo(f"{name} ({after.source}; {known}): {tr('right') if after.is_right else tr('NOT right')}")
     for line in describe(after.summary):
         click.echo(f"  {line}")
-    for word, names in (("wrong bytes", before.wrong), ("missing", before.missing)):
+    for word, names in ((tr("wrong bytes"), before.wrong), (tr("missing"), before.missing)):
         for name in names:
             click.echo(f"  {word}: {name}" + (tr("; fetched anew") if after.is_right else ""))
     for problem in after.problems:
@@ -88,7 +92,9 @@ def _print_verified(before: Verified, after: Verified) -> None:
     if not after.is_right:
         click.echo(tr("  help: vllm-install models verify {model} --repair", model=after.model), err=True)
     for user in after.used_by if after.is_right else ():
-        click.echo(tr("  {user} may have read the wrong bytes; restart it when it suits you", user=user), err=True)
+        click.echo(
+            tr("  {service} may have read the wrong bytes; restart it when it suits you", service=user), err=True
+        )
 
 
 @click.command("list")
@@ -110,10 +116,13 @@ def list_models(as_json: bool) -> None:
 def _print_model(one: Cached) -> None:
     from installer.report import size
 
-    held = size(one.bytes) + (f" of {size(one.bytes + one.missing)}" if one.missing else "")
+    held = size(one.bytes)
+    if one.missing:
+        held = tr("{done} of {total}", done=held, total=size(one.bytes + one.missing))
     at = f"{(one.commit or '-')[:12]}" + (f" ({', '.join(one.revisions)})" if one.revisions else "")
-    users = ", ".join(one.used_by) or "no service"
-    click.echo(f"{one.model:<44} {held:>22}  {at:<22} {(one.last_used or '-')[:10]}  {one.source}  {users}")
+    users = ", ".join(one.used_by) or tr("no service")
+    used = (one.last_used or "-")[:10]
+    click.echo(f"{pad(one.model, 44)} {pad(held, -22)}  {pad(at, 22)} {used}  {one.source}  {users}")
 
 
 @click.command("prune")
@@ -138,7 +147,8 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
         if changes and not as_json:
             click.echo(
                 tr("{freed} would be freed; nothing was removed", freed=freed)
-                + ("" if dry_run else tr(" (--yes does it)")),
+                if dry_run
+                else tr("{freed} would be freed; nothing was removed (--yes does it)", freed=freed),
                 err=True,
             )
         return
@@ -149,4 +159,4 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_changes("all", list(changes), as_json)
     else:
-        click.echo(tr("{sum} freed", sum=size(sum(change.bytes for change in changes))))
+        click.echo(tr("{freed} freed", freed=size(sum(change.bytes for change in changes))))
