@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.resources
+import inspect
 import io
 import json
 import sys
@@ -55,7 +56,7 @@ def _of_source(folder: Path, functions: tuple[str, ...]) -> Iterator[tuple[str, 
 def _of_help(command: click.Command) -> Iterator[tuple[str, str]]:
     place = "--help"
     if command.help:
-        yield command.help, place
+        yield inspect.cleandoc(command.help), place
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.help and not parameter.hidden:
             yield parameter.help, place

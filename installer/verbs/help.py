@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 
 import click
@@ -40,7 +41,7 @@ def translate(command: click.Command) -> None:
         if isinstance(parameter, click.Option) and parameter.help:
             parameter.help = tr(parameter.help)
     if command.help:
-        command.help = tr(command.help)
+        command.help = tr(inspect.cleandoc(command.help))  # some versions of Python have done this already
         command.short_help = command.help.partition("\n")[0].rstrip("。")
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         translate(below)
