@@ -187,7 +187,7 @@ def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, ab
         report.warn(f"{problem.what}: {problem.why}; {problem.remedy}")
     found = profiles.of(about, settings.vllm_args)
     for need in found.needs:
-        report.note(need)
+        report.note(tr(need))
     return profiles.chosen(found, settings.tool_call_parser, settings.reasoning_parser)
 
 

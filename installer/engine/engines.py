@@ -96,9 +96,7 @@ def resolve(
     for known in here:
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
-    report.note(
-        tr("working out the packages of vLLM {vllm_version} ({kind})", vllm_version=settings.vllm_version, kind=kind)
-    )
+    report.note(tr("working out the packages of vLLM {version} ({kind})", version=settings.vllm_version, kind=kind))
     identity = _interpreter_identity(host, python)
     lock, torch_backend = _compile(settings, kind, python, sources, host, layout)
     engine_id = _digest(identity, lock)[:16]
@@ -149,13 +147,12 @@ class InstallEngine:
         engine = self.engine
         count = len(engine.packages)
         return tr(
-            "install vLLM {vllm_version} ({kind}) in {path}: {count} {value}, up to {bytes_needed}",
-            vllm_version=engine.vllm_version,
+            "install vLLM {version} ({kind}) in {path}: {packages}, up to {size}",
+            version=engine.vllm_version,
             kind=engine.kind,
             path=self.path,
-            count=count,
-            value="package" if count == 1 else "packages",
-            bytes_needed=size(self.bytes_needed),
+            packages=tr("1 package") if count == 1 else tr("{count} packages", count=count),
+            size=size(self.bytes_needed),
         ) + (tr(", from {path}", path=self.bundle.path) if self.bundle else "")
 
     def to_json(self) -> dict[str, object]:
@@ -237,9 +234,16 @@ class InstallEngine:
             why = import_error(self.engine, host, self.layout)
             if why:
                 raise EngineFailed(
-                    f"the installed vLLM {self.engine.vllm_version} ({self.engine.kind}) cannot be imported:\n{why}",
-                    "if the last line names a library, install it and run the command again; "
-                    "else try another build with --engine or --vllm-version",
+                    tr(
+                        "the installed vLLM {version} ({kind}) cannot be imported:\n{why}",
+                        version=self.engine.vllm_version,
+                        kind=self.engine.kind,
+                        why=why,
+                    ),
+                    tr(
+                        "if the last line names a library, install it and run the command again; "
+                        "else try another build with --engine or --vllm-version"
+                    ),
                 )
             compiled.result()
 
@@ -295,9 +299,14 @@ def _refuse_wrong_build(lock: str, kind: str, settings: Settings) -> None:
     """Where no ROCm wheel fits this Python, the index quietly gives the CUDA one."""
     if kind == "rocm" and not any(line.startswith("vllm==") and "+rocm" in line for line in lock.splitlines()):
         raise EngineFailed(
-            f"there is no ROCm build of vLLM {settings.vllm_version} for this host, only the CUDA build",
-            "ROCm builds need Python 3.12 (--python /usr/bin/python3.12) and exist for some versions only "
-            "(--vllm-version)",
+            tr(
+                "there is no ROCm build of vLLM {version} for this host, only the CUDA build",
+                version=settings.vllm_version,
+            ),
+            tr(
+                "ROCm builds need Python 3.12 (--python /usr/bin/python3.12) and exist for some versions only "
+                "(--vllm-version)"
+            ),
         )
 
 
@@ -321,7 +330,10 @@ def _interpreter_identity(host: Host, python: Path) -> str:
     try:
         shown = host.run(python, "-I", "-S", "-c", "import sys; print(sys.implementation.cache_tag)")
     except CommandFailed as error:
-        raise EngineFailed(f"{python} does not work: {error.message}", "name another interpreter: --python") from None
+        raise EngineFailed(
+            tr("{python} does not work: {reason}", python=python, reason=error.message),
+            tr("name another interpreter: --python"),
+        ) from None
     return f"{shown.stdout.strip()} {python}"
 
 

@@ -9,34 +9,38 @@ from pathlib import Path
 from installer.engine.pipconf import Sources, redact
 from installer.errors import CommandFailed, Exit, InstallError
 from installer.host import Host
+from installer.language import mark, tr
 from installer.settings import Settings
 
-MIRROR = "name a mirror with --index-url URL, or a folder of wheels with --find-links DIR"
+MIRROR = mark("name a mirror with --index-url URL, or a folder of wheels with --find-links DIR")
 
-# What uv says, what it means, what helps; the first that matches. {vllm} stands for the version and build asked for.
+# What uv says, what it means, what helps; the first that matches. {vllm} stands for the version and build asked for,
+# {mirror} for the advice above.
 MEANINGS = (
     (r"No space left on device|os error 28\b",
-     "the disk is full", "free some space (df -h) and run the command again: what was downloaded is kept"),
+     mark("the disk is full"),
+     mark("free some space (df -h) and run the command again: what was downloaded is kept")),
     (r"find-links.*(directory|No such file)",
-     "a --find-links folder cannot be read", "correct --find-links, or pip's find-links setting"),
+     mark("a --find-links folder cannot be read"), mark("correct --find-links, or pip's find-links setting")),
     (r"network was disabled|network is disabled|--offline",
-     "{vllm} needs packages that are not on this host, and --offline forbids fetching them",
-     "run without --offline once, or give a folder with the wheels: --find-links DIR"),
+     mark("{vllm} needs packages that are not on this host, and --offline forbids fetching them"),
+     mark("run without --offline once, or give a folder with the wheels: --find-links DIR")),
     (r"no wheels with a matching|no wheels are available|requires? Python|current Python version|platform tag",
-     "there is no build of {vllm} for this host's Python or system",
-     "name another interpreter with --python (3.11 to 3.13), or another version with --vllm-version"),
+     mark("there is no build of {vllm} for this host's Python or system"),
+     mark("name another interpreter with --python (3.11 to 3.13), or another version with --vllm-version")),
     (r"(401|403|407) |authentication credentials|Unauthorized|Forbidden",
-     "the package index refused us", "check user and password in --index-url or in pip's configuration"),
+     mark("the package index refused us"),
+     mark("check user and password in --index-url or in pip's configuration")),
     (r"certificate|UnknownIssuer|\btls\b",
-     "the package index's certificate is not trusted here",
-     "add its authority to the system's certificates, or name the file in SSL_CERT_FILE or pip's cert setting"),
+     mark("the package index's certificate is not trusted here"),
+     mark("add its authority to the system's certificates, or name the file in SSL_CERT_FILE or pip's cert setting")),
     (r"dns error|tcp connect|Connection (refused|reset)|timed? ?out|error sending request|client error",
-     "the package index cannot be reached",
-     "check the network (for a proxy set HTTPS_PROXY), or " + MIRROR),
+     mark("the package index cannot be reached"),
+     mark("check the network (for a proxy set HTTPS_PROXY), or {mirror}")),
     (r"no version of vllm|vllm(-cpu)? was not found|no versions? of vllm",
-     "there is no {vllm} in the package index", "choose another with --vllm-version, or " + MIRROR),
+     mark("there is no {vllm} in the package index"), mark("choose another with --vllm-version, or {mirror}")),
     (r"404 Not Found|was not found in the package registry",
-     "the package index lacks what {vllm} needs", MIRROR),
+     mark("the package index lacks what {vllm} needs"), MIRROR),
 )  # fmt: skip
 
 
@@ -72,5 +76,8 @@ def explain_uv(error: CommandFailed, kind: str, settings: Settings) -> EngineFai
     tail = "\n".join(said.splitlines()[-6:])
     for pattern, what, hint in MEANINGS:
         if re.search(pattern, said, re.IGNORECASE):
-            return EngineFailed(f"{what.format(vllm=vllm)}:\n{tail}", hint)
-    return EngineFailed(f"{vllm} could not be installed:\n{tail}", "run the command again, or " + MIRROR)
+            return EngineFailed(f"{tr(what, vllm=vllm)}:\n{tail}", tr(hint, mirror=tr(MIRROR)))
+    return EngineFailed(
+        tr("{vllm} could not be installed:\n{said}", vllm=vllm, said=tail),
+        tr("run the command again, or {mirror}", mirror=tr(MIRROR)),
+    )

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from installer.cells import pad
+from installer.language import tr
 from installer.memory.kv import Cache, Kind, Rules, arrange
 from installer.memory.kv_layers import layers_of, states_per_request
 from installer.memory.overhead import GIB, MIB, Batch, batch, cpu_overhead, gpu_overhead
@@ -60,11 +62,20 @@ class Verdict:
     @property
     def reason(self) -> str:
         if self.context > self.limit:
-            return f"{self.context} tokens are more than the model's own limit of {self.limit}"
-        numbers = f"{self.context} tokens need {_gib(self.needed)} of cache and about {_gib(self.available)} is free"
-        if self.answer is Answer.FITS:
+            return tr(
+                "{context} tokens are more than the model's own limit of {limit}",
+                context=self.context,
+                limit=self.limit,
+            )
+        numbers = tr(
+            "{context} tokens need {needed} of cache and about {available} is free",
+            context=self.context,
+            needed=_gib(self.needed),
+            available=_gib(self.available),
+        )
+        if self.answer is Answer.FITS or not self.largest:
             return numbers
-        return f"{numbers}, enough for about {self.largest}" if self.largest else numbers
+        return numbers + tr(", enough for about {largest}", largest=self.largest)
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -165,17 +176,27 @@ def table(estimate: Estimate) -> list[Row]:
 
 def describe(estimate: Estimate) -> list[str]:
     """The estimate as lines of text, for people."""
-    source = "measured at the last start" if estimate.calibrated else "estimated"
     lines = [
-        f"weights {_gib(estimate.weights)}, computing {_gib(estimate.overhead)}, "
-        f"cache {_gib(max(estimate.available_kv, 0))} ({source})",
-        f"{estimate.kv_per_token} bytes per token, {estimate.kv_tokens} tokens in all; "
-        f"largest context {estimate.largest_context} of {estimate.limit}",
-        f"{'context':>10} {'at once':>8} {'each':>11}",
+        tr(
+            "weights {weights}, computing {computing}, cache {cache} ({source})",
+            weights=_gib(estimate.weights),
+            computing=_gib(estimate.overhead),
+            cache=_gib(max(estimate.available_kv, 0)),
+            source=tr("measured at the last start") if estimate.calibrated else tr("estimated"),
+        ),
+        tr(
+            "{bytes} bytes per token, {tokens} tokens in all; largest context {largest} of {limit}",
+            bytes=estimate.kv_per_token,
+            tokens=estimate.kv_tokens,
+            largest=estimate.largest_context,
+            limit=estimate.limit,
+        ),
+        f"{pad(tr('context'), -10)} {pad(tr('at once'), -8)} {pad(tr('each'), -11)}",
     ]
-    notes = {Answer.FITS: "", Answer.CLOSE: "  close", Answer.CANNOT: "  does not fit"}
+    notes = {Answer.FITS: "", Answer.CLOSE: tr("close"), Answer.CANNOT: tr("does not fit")}
     for row in table(estimate):
-        lines.append(f"{row.context:>10} {row.requests:>8} {_gib(row.needed):>11}{notes[row.answer]}")
+        line = f"{row.context:>10} {row.requests:>8} {_gib(row.needed):>11}  {notes[row.answer]}"
+        lines.append(line.rstrip())
     return lines
 
 

@@ -34,10 +34,11 @@ def check(target: Target, facts: Facts, state: State, host: Host, report: Report
     verdict = capacity.judge(found, asked)
     if verdict.answer is Answer.CANNOT:
         most = min(verdict.largest, verdict.limit)
-        hint = f"ask for {most} at most" if most else "take a smaller model, or give the service more memory"
         raise Refused(
             tr("a context of {asked} does not fit: {reason}", asked=asked, reason=verdict.reason),
-            tr("{hint}; nothing was changed", hint=hint),
+            tr("ask for {most} at most; nothing was changed", most=most)
+            if most
+            else tr("take a smaller model, or give the service more memory; nothing was changed"),
         )
     if verdict.answer is Answer.CLOSE:
         report.warn(

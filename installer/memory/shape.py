@@ -63,9 +63,9 @@ def _json(path: Path) -> Mapping[str, object]:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict):
             return content
-        reason = "it holds no JSON object"
+        reason = tr("it holds no JSON object")
     except OSError as error:
-        reason = error.strerror or "it cannot be read"
+        reason = error.strerror or tr("it cannot be read")
     except (ValueError, RecursionError) as error:
         reason = str(error)
     raise UsageError(f"{path}: {reason}", tr("see what else is wrong with the model: vllm-install models verify"))
@@ -90,9 +90,7 @@ def _stored(model_path: Path, config: Config) -> int:
     files = [file for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model_path.glob(pattern)]
     if files:
         return sum(file.stat().st_size for file in files)
-    raise UsageError(
-        tr("{model_path} holds no weights", model_path=model_path), tr("fetch them: vllm-install models pull")
-    )
+    raise UsageError(tr("{path} holds no weights", path=model_path), tr("fetch them: vllm-install models pull"))
 
 
 def _tensors(file: Path, config: Config) -> int:

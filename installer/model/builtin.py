@@ -51,7 +51,7 @@ class MakeBuiltin:
     path: Path
 
     def describe(self) -> str:
-        return tr("make the built-in model in {path} ({bytes})", path=self.path, bytes=size(_bytes()))
+        return tr("make the built-in model in {path} ({size})", path=self.path, size=size(_bytes()))
 
     def to_json(self) -> dict[str, object]:
         return {"kind": "make", "model": BUILTIN, "path": str(self.path), "bytes": _bytes()}

@@ -22,14 +22,14 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepro
 def check_directory(path: Path, *, with_pickles: bool = False) -> list[str]:
     """Everything that keeps the directory from being a complete model, one sentence each."""
     if not path.is_dir():
-        return [f"{path} is no directory"]
+        return [tr("{path} is no directory", path=path)]
     problems: list[str] = []
     is_consolidated = not (path / "config.json").exists() and (path / "params.json").exists()
     config = json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
     problems += _check_tokenizer(path)
     problems += _check_weights(path, with_pickles)
     if "vision_config" in config and not any((path / name).is_file() for name in PROCESSORS):
-        problems.append(f"{path} is a vision model without {PROCESSORS[0]}")
+        problems.append(tr("{path} is a vision model without {file}", path=path, file=PROCESSORS[0]))
     return problems
 
 
@@ -40,14 +40,17 @@ def check_access(path: Path, host: Host) -> list[str]:
         # The directory itself is listed, those above it are only passed through.
         needed = 0o005 if directory == path else 0o001
         if host.at(directory).stat().st_mode & needed != needed:
-            problems.append(f"the service's user may not enter {directory} (chmod o+{'r' * (directory == path)}x)")
+            mode = "o+rx" if directory == path else "o+x"
+            problems.append(
+                tr("the service's user may not enter {directory} (chmod {mode})", directory=directory, mode=mode)
+            )
     real = host.at(path)
     for entry in sorted(real.rglob("*")):
-        needed = 0o005 if entry.is_dir() else 0o004
+        needed, shown = 0o005 if entry.is_dir() else 0o004, path / entry.relative_to(real)
         if not entry.exists():
-            problems.append(f"{path / entry.relative_to(real)} is a link to nothing")
+            problems.append(tr("{path} is a link to nothing", path=shown))
         elif entry.stat().st_mode & needed != needed:
-            problems.append(f"the service's user may not read {path / entry.relative_to(real)} (chmod o+r)")
+            problems.append(tr("the service's user may not read {path} (chmod o+r)", path=shown))
     return problems
 
 
@@ -60,11 +63,11 @@ def json_object(path: Path, problems: list[str]) -> dict[str, object]:
         if not isinstance(content, dict):
             raise ValueError(tr("no JSON object"))
     except FileNotFoundError:
-        problems.append(f"{path} is missing")
+        problems.append(tr("{path} is missing", path=path))
     except OSError as error:
-        problems.append(f"{path} cannot be read: {error.strerror}")
+        problems.append(tr("{path} cannot be read: {reason}", path=path, reason=error.strerror))
     except (ValueError, RecursionError) as error:
-        problems.append(f"{path} is damaged: {error}")
+        problems.append(tr("{path} is damaged: {reason}", path=path, reason=error))
     else:
         return content
     return {}
@@ -82,7 +85,7 @@ def tokenizer_of(path: Path) -> str | None:
 def _check_tokenizer(path: Path) -> list[str]:
     if tokenizer_of(path):
         return []
-    return [f"{path} has no tokenizer (tokenizer.json, tokenizer.model or the like)"]
+    return [tr("{path} has no tokenizer (tokenizer.json, tokenizer.model or the like)", path=path)]
 
 
 def _check_weights(path: Path, with_pickles: bool) -> list[str]:
@@ -92,18 +95,24 @@ def _check_weights(path: Path, with_pickles: bool) -> list[str]:
     for index in sorted(path.glob("pytorch_model.bin.index.json" if pickles else "*.safetensors.index.json")):
         shards = json_object(index, problems).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            problems.append(f"{index} names no weights")
+            problems.append(tr("{path} names no weights", path=index))
             continue
         places |= shards
     expected = set(places.values())
     if any("/" in name or "\0" in name or name in ("", "..") for name in expected):
-        return [*problems, f"{path} has an index that names files outside of it"]
+        return [*problems, tr("{path} has an index that names files outside of it", path=path)]
     headers = read_headers(path, problems)
     found = {file.name for file in path.glob("*.safetensors")} | set(pickles)
-    problems += [f"{path / name} is missing (named in the index)" for name in sorted(expected - found)]
+    problems += [tr("{path} is missing (named in the index)", path=path / name) for name in sorted(expected - found)]
     for tensor, shard in places.items():
         if shard in headers and tensor not in headers[shard]:
-            problems.append(f"{path / shard} has no tensor {tensor[:80]!r}, which the index places there")
+            problems.append(
+                tr(
+                    "{path} has no tensor {tensor!r}, which the index places there",
+                    path=path / shard,
+                    tensor=tensor[:80],
+                )
+            )
             break
     if not found and not expected:
         problems.append(_no_weights(path))
@@ -117,16 +126,21 @@ def read_headers(path: Path, problems: list[str]) -> dict[str, Mapping[str, Tens
         try:
             headers[file.name] = read_header(file)
         except Damaged as fault:
-            problems.append(f"{file} is damaged: {fault}")
+            problems.append(tr("{path} is damaged: {reason}", path=file, reason=fault))
         except OSError as error:
-            problems.append(f"{file} is damaged: {error.strerror or 'it cannot be read'}")
+            reason = error.strerror or tr("it cannot be read")
+            problems.append(tr("{path} is damaged: {reason}", path=file, reason=reason))
     return headers
 
 
 def _no_weights(path: Path) -> str:
     pickles = selection.pickles([file.name for file in path.iterdir()])
     if pickles:
-        return f"{path} has its weights only as Python pickles ({pickles[0]}), which can run any code when loaded"
+        return tr(
+            "{path} has its weights only as Python pickles ({file}), which can run any code when loaded",
+            path=path,
+            file=pickles[0],
+        )
     if any(path.glob("*.gguf")):
-        return f"{path} has its weights only as GGUF ({GGUF}; {GGUF_HINT})"
-    return f"{path} holds no weights (*.safetensors)"
+        return tr("{path} has its weights only as GGUF ({why}; {hint})", path=path, why=GGUF, hint=GGUF_HINT)
+    return tr("{path} holds no weights (*.safetensors)", path=path)

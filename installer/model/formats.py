@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from installer.checks.facts import Facts
 from installer.checks.preflight_gpus import usable_gpus
 from installer.checks.problem import Problem
-from installer.language import tr
+from installer.language import mark, tr
 from installer.model import vllm_facts
 from installer.model.model_about import About
 from installer.model.model_config import Config
@@ -19,6 +19,7 @@ from installer.model.vllm_facts import VllmFacts
 from installer.settings import Settings
 from installer.weights.selection import GGUF, GGUF_HINT
 
+UNQUANTIZED = mark("unquantized")
 # What a user may find a model in, in the order in which it is worth looking for.
 OFFERED = {"fp8": "FP8", "compressed-tensors": "compressed-tensors", "awq": "AWQ", "gptq": "GPTQ"}
 # NVIDIA's tool names one method in many dialects: a word of the dialect -> vLLM's name for it.
@@ -54,7 +55,7 @@ def recognise(about: About) -> Format:
     if method:
         return Format(method.upper() if method == "mxfp4" else method, method)
     config = Config.of(about.config)
-    return Format(config.word("dtype") or config.word("torch_dtype") or "unquantized")
+    return Format(config.word("dtype") or config.word("torch_dtype") or UNQUANTIZED)
 
 
 def _described(about: About) -> Mapping[str, object]:
@@ -102,28 +103,32 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
             name for method, name in OFFERED.items() if not _why_not(Format(name, method), kind, settings, facts, known)
         ]
         yield Problem(
-            tr("{model} is quantized as {found}, which cannot be run here", model=model, found=found.name),
+            tr("{model} is quantized as {format}, which cannot be run here", model=model, format=found.name),
             why,
-            tr("choose another version of the model: unquantized{value}", value="".join(f", {name}" for name in works)),
+            tr("choose another version of the model: {formats}", formats=", ".join([tr(UNQUANTIZED), *works])),
         )
 
 
 def _why_not(found: Format, kind: str, settings: Settings, facts: Facts, known: VllmFacts) -> str:
     if found.method not in known.quantizations:
-        return f"vLLM {known.version} has no such method"
+        return tr("vLLM {version} has no such method", version=known.version)
     if found.method in known.deprecated_quantizations and "--allow-deprecated-quantization" not in settings.vllm_args:
-        return f"vLLM {known.version} is about to drop it, and loads it only with -- --allow-deprecated-quantization"
+        return tr(
+            "vLLM {version} is about to drop it, and loads it only with -- --allow-deprecated-quantization",
+            version=known.version,
+        )
     if kind == "rocm" and found.method not in known.rocm_quantizations:
-        return "vLLM has it for NVIDIA GPUs only"
+        return tr("vLLM has it for NVIDIA GPUs only")
     if kind == "cpu" and found.method in known.quantizations_without_cpu:
-        return "vLLM has it for GPUs only"
+        return tr("vLLM has it for GPUs only")
     if kind == "cpu" and found.in_blocks and "amx_tile" not in facts.cpu_flags:
-        return "on a processor it needs AMX (Intel Sapphire Rapids or newer), which this one has not"
+        return tr("on a processor it needs AMX (Intel Sapphire Rapids or newer), which this one has not")
     lowest = known.quantizations[found.method]
     for gpu in usable_gpus(facts, kind)[: settings.tensor_parallel_size] if kind == "cuda" else ():
         if gpu.capability and gpu.capability[0] * 10 + gpu.capability[1] < lowest:
             has = ".".join(map(str, gpu.capability))
-            return f"it needs compute capability {lowest // 10}.{lowest % 10}, and {gpu.name} has {has}"
+            needed = f"{lowest // 10}.{lowest % 10}"
+            return tr("it needs compute capability {needed}, and {gpu} has {has}", needed=needed, gpu=gpu.name, has=has)
     return ""
 
 
@@ -136,15 +141,19 @@ def _check_architecture(about: About, model: str, known: VllmFacts) -> Iterator[
     if last:
         yield Problem(
             tr("vLLM {version} cannot run {model}", version=known.version, model=model),
-            tr("{last} was its last version with the architecture {names}", last=last, names=names[0]),
+            tr(
+                "{version} was its last version with the architecture {architecture}",
+                version=last,
+                architecture=names[0],
+            ),
             tr("choose a newer model"),
         )
     else:
         yield Problem(
             tr(
-                "vLLM {version} does not name the architecture {names} of {model}",
+                "vLLM {version} does not name the architecture {architecture} of {model}",
                 version=known.version,
-                names=names[0],
+                architecture=names[0],
                 model=model,
             ),
             tr("it will try code from the transformers package, which may fail or be slow"),

@@ -16,14 +16,14 @@ from installer import datafile
 from installer.assets import DATA
 from installer.datafile import DataError, Section
 from installer.errors import UsageError
-from installer.language import tr
+from installer.language import mark, tr
 from installer.model import vllm_facts
 from installer.model.model_about import About
 from installer.settings import Settings
 
 # A chat template that shows the tools to the model has them in a variable of this name.
 TOOLS_VARIABLE = re.compile(r"\{[{%][^}]*(?<![\w.'\"\[])tools\b")
-TEMPLATE_NEEDED = (
+TEMPLATE_NEEDED = mark(  # kept in the state
     "it can call tools, but its chat template does not show them to it: give one that does, -- --chat-template FILE"
 )
 IMAGES = ("vision_config", "vision_encoder", "img_processor", "visual")
@@ -89,12 +89,17 @@ class Profile:
 
     def describe(self) -> str:
         """One line for people."""
-        parts = [
-            f"tool calls by {self.tool_parser}" if self.tool_parser else "no tool calls",
-            f"reasoning by {self.reasoning_parser}" if self.reasoning_parser else "no separate reasoning",
-            "takes images" if self.takes_images else "text only",
-        ]
-        return f"{self.family or 'no known family'}: {', '.join(parts)}"
+        tools = tr("tool calls by {parser}", parser=self.tool_parser) if self.tool_parser else tr("no tool calls")
+        reasoning = tr("no separate reasoning")
+        if self.reasoning_parser:
+            reasoning = tr("reasoning by {parser}", parser=self.reasoning_parser)
+        return tr(
+            "{family}: {tools}, {reasoning}, {images}",
+            family=self.family or tr("no known family"),
+            tools=tools,
+            reasoning=reasoning,
+            images=tr("takes images") if self.takes_images else tr("text only"),
+        )
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -141,7 +146,7 @@ def check_names(settings: Settings) -> None:
         near = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
         raise UsageError(
             tr("{option} {asked}: vLLM {version} has no such parser", option=option, asked=asked, version=known.version)
-            + (tr("; did you mean {near}?", near=" or ".join(near)) if near else ""),
+            + (tr("; did you mean {near}?", near=tr(" or ").join(near)) if near else ""),
             tr("auto (the default) chooses by the model, none has none; parsers: {names}", names=", ".join(names)),
         )
 

@@ -41,11 +41,11 @@ class Hardware:
     def describe(self) -> str:
         if self.is_cpu:
             return tr(
-                "no GPU, {memory:.0f} GiB of memory (of which vLLM takes {CPU_MEMORY_SHARE:g})",
+                "no GPU, {memory:.0f} GiB of memory (of which vLLM takes {share:g})",
                 memory=self.memory / GIB,
-                CPU_MEMORY_SHARE=render.CPU_MEMORY_SHARE,
+                share=render.CPU_MEMORY_SHARE,
             )
-        return tr("{count} x {name}, {memory:.0f} GiB each", count=self.count, name=self.name, memory=self.memory / GIB)
+        return tr("{count} x {gpu}, {memory:.0f} GiB each", count=self.count, gpu=self.name, memory=self.memory / GIB)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def parse_hardware(text: str) -> Hardware:
         )
     count, memory = int(match[1] or 1), int(float(match[2]) * GIB)
     if not 1 <= count <= MOST_GPUS or memory < GIB:
-        raise UsageError(
-            tr("--gpu {text!r}: expected 1 to {MOST_GPUS} GPUs of at least 1 GiB", text=text, MOST_GPUS=MOST_GPUS)
-        )
+        raise UsageError(tr("--gpu {text!r}: expected 1 to {most} GPUs of at least 1 GiB", text=text, most=MOST_GPUS))
     return Hardware("cuda", count, memory, "GPU")
 
 
@@ -197,9 +195,11 @@ def notes(hardware: Hardware, facts: Facts, fits: Sequence[Fit]) -> list[str]:
     """What the table alone would not say."""
     lines = []
     if hardware.is_cpu:
-        lines.append("without a GPU answers are slow: good for trying things out; models that take images need a GPU")
+        lines.append(
+            tr("without a GPU answers are slow: good for trying things out; models that take images need a GPU")
+        )
     if facts.nvidia_error and hardware.is_cpu:
-        lines.append(f"the NVIDIA driver does not work: {facts.nvidia_error}")
+        lines.append(tr("the NVIDIA driver does not work: {error}", error=facts.nvidia_error))
     if fits and fits[0].answer is Answer.CANNOT:
-        lines.append("none of them fits at its context; ask for less with --context")
+        lines.append(tr("none of them fits at its context; ask for less with --context"))
     return lines

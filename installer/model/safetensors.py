@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from installer.language import tr
+
 # The library accepts 100 MB. 32 MiB are 250,000 tensors in one file; more is made to fill the reader's memory.
 LONGEST_HEADER = 32 * 1024 * 1024
 BITS = {
@@ -43,18 +45,18 @@ def read_header(path: Path) -> Mapping[str, Tensor]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         body = path.stat().st_size - 8 - length
         if length < 2 or body < 0:
-            raise Damaged("its header has an impossible length")
+            raise Damaged(tr("its header has an impossible length"))
         if length > LONGEST_HEADER:
-            raise Damaged(f"its header of {length} bytes is too long to be that of a model")
+            raise Damaged(tr("its header of {length} bytes is too long to be that of a model", length=length))
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_doubles)
     except Damaged:
         raise
     except (ValueError, RecursionError):
-        raise Damaged("its header is no JSON") from None
+        raise Damaged(tr("its header is no JSON")) from None
     if not isinstance(header, dict):
-        raise Damaged("its header is no JSON object")
+        raise Damaged(tr("its header is no JSON object"))
     tensors = {name: _tensor(name, entry) for name, entry in header.items() if name != "__metadata__"}
     _check_layout(tensors, body)
     return tensors
@@ -63,24 +65,24 @@ def read_header(path: Path) -> Mapping[str, Tensor]:
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise Damaged("its header names something twice")
+        raise Damaged(tr("its header names something twice"))
     return found
 
 
 def _tensor(name: str, entry: object) -> Tensor:
-    shown = f"the tensor {name[:80]!r}"
+    shown = name[:80]
     if not isinstance(entry, dict):
-        raise Damaged(f"{shown} has no place in it")
+        raise Damaged(tr("the tensor {name!r} has no place in it", name=shown))
     dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise Damaged(f"{shown} has no place in it")
+        raise Damaged(tr("the tensor {name!r} has no place in it", name=shown))
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise Damaged(f"{shown} is of the unknown type {str(dtype)[:40]!r}")
+        raise Damaged(tr("the tensor {name!r} is of the unknown type {type!r}", name=shown, type=str(dtype)[:40]))
     if shape is None:
-        raise Damaged(f"{shown} has no shape")
+        raise Damaged(tr("the tensor {name!r} has no shape", name=shown))
     tensor = Tensor(dtype, shape, *offsets)
     if tensor.numbers * BITS[dtype] != 8 * (tensor.end - tensor.begin):
-        raise Damaged(f"{shown} has another size than its shape")
+        raise Damaged(tr("the tensor {name!r} has another size than its shape", name=shown))
     return tensor
 
 
@@ -96,8 +98,9 @@ def _check_layout(tensors: Mapping[str, Tensor], body: int) -> None:
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != end:
-            how = "overlaps another" if tensor.begin < end else "leaves a gap before it"
-            raise Damaged(f"the tensor {name[:80]!r} {how}")
+            if tensor.begin < end:
+                raise Damaged(tr("the tensor {name!r} overlaps another", name=name[:80]))
+            raise Damaged(tr("the tensor {name!r} leaves a gap before it", name=name[:80]))
         end = tensor.end
     if end != body:
-        raise Damaged(f"it should hold {end} bytes of tensors, but holds {body}")
+        raise Damaged(tr("it should hold {end} bytes of tensors, but holds {body}", end=end, body=body))

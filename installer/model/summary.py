@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from installer.language import tr
 from installer.model import formats, model_about, profiles
 from installer.model.checkpoint import PROCESSORS, read_headers, tokenizer_of
 from installer.model.model_config import Config
@@ -63,18 +64,23 @@ def summarise(path: Path) -> Summary:
 def describe(summary: Summary) -> list[str]:
     """The same for people: three lines."""
     size = f"{summary.parameters / 1e9:.1f} B" if summary.parameters >= 1e8 else f"{summary.parameters / 1e6:.1f} M"
-    what = [
-        f"model_type {summary.model_type or 'unknown'}",
-        f"vocab_size {summary.vocab_size or 'unknown'}",
-        f"dtype {summary.dtype or 'unknown'}",
-        f"quantization {summary.quantization or 'none'}",
-        f"context {summary.context}",
-    ]
-    parts = [
-        f"{size} parameters in {summary.tensors} tensors and {summary.shards} files",
-        f"tokenizer {summary.tokenizer or 'missing'}",
-        f"chat template {'yes' if summary.chat_template else 'no'}",
-    ]
+    unknown = tr("unknown")
+    what = tr(
+        "model_type {type}, vocab_size {vocabulary}, dtype {dtype}, quantization {quantization}, context {context}",
+        type=summary.model_type or unknown,
+        vocabulary=summary.vocab_size or unknown,
+        dtype=summary.dtype or unknown,
+        quantization=summary.quantization or tr("none"),
+        context=summary.context,
+    )
+    parts = tr(
+        "{size} parameters in {tensors} tensors and {files} files, tokenizer {tokenizer}, chat template {template}",
+        size=size,
+        tensors=summary.tensors,
+        files=summary.shards,
+        tokenizer=summary.tokenizer or tr("missing"),
+        template=tr("yes") if summary.chat_template else tr("no"),
+    )
     if summary.vision:
-        parts.append(f"vision, {summary.preprocessor or 'preprocessor missing'}")
-    return [", ".join(what), ", ".join(parts), summary.profile.describe()]
+        parts += tr(", vision, {preprocessor}", preprocessor=summary.preprocessor or tr("preprocessor missing"))
+    return [what, parts, summary.profile.describe()]

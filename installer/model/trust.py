@@ -17,7 +17,7 @@ def check(about: About, settings: Settings) -> Iterator[Problem]:
     pickles = selection.pickles(about.names)
     if pickles and settings.model not in settings.allow_pickle:
         yield Problem(
-            tr("{model} has its weights only as Python pickles ({pickles})", model=settings.model, pickles=pickles[0]),
+            tr("{model} has its weights only as Python pickles ({file})", model=settings.model, file=pickles[0]),
             tr("a pickle can run any code when it is loaded"),
             tr(
                 "choose a repository with .safetensors files; or, if you trust who made it: "
@@ -29,9 +29,9 @@ def check(about: About, settings: Settings) -> Iterator[Problem]:
     if reasons and settings.model not in settings.trust_remote_code:
         yield Problem(
             tr(
-                "{model} needs Python code of its own repository ({reasons})",
+                "{model} needs Python code of its own repository ({files})",
                 model=settings.model,
-                reasons=", ".join(reasons),
+                files=", ".join(reasons),
             ),
             tr("it would run in the service, with all that the service may do"),
             tr(

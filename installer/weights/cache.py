@@ -122,7 +122,7 @@ def find_wrong(folder: Path, files: Sequence[ModelFile], host: Host, report: Rep
     before = {file.digest: _signature(blobs / file.digest) for file in present}
     total = sum(file.size for file in present)
     with report.bytes(
-        tr("checking {replace}", replace=folder.name.removeprefix("models--").replace("--", "/")), total
+        tr("checking {what}", what=folder.name.removeprefix("models--").replace("--", "/")), total
     ) as advance:
         wrong = {path.name for path in checksums.find_wrong([(blobs / f.digest, f.digest) for f in present], advance)}
     # What changed while it was read may have been right only before.
@@ -175,7 +175,7 @@ def unwritable(error: OSError, cache: Path) -> ModelError | None:
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return ModelError(
-            tr("no permission to write {value}", value=error.filename or cache),
+            tr("no permission to write {path}", path=error.filename or cache),
             tr(
                 "run the command as root (sudo); where root was refused too, see who owns it: ls -ld {cache}",
                 cache=cache,

@@ -234,7 +234,7 @@ class Transfer:
         with wire.get(file.location or file.blob.url, headers) as answer:
             if is_known and answer.status in (401, 403, 404, 410):
                 file.location = ""  # such addresses are good for a while only
-                raise _Again(ValueError(tr("the address behind the redirect is not good any more")))
+                raise _Again(ValueError("the address behind the redirect is not good any more"))
             if answer.status >= 400 and answer.status != 416:
                 self._refused(answer)
             self._check(answer, lease, whole)
@@ -244,7 +244,7 @@ class Transfer:
                 if self.fault:
                     raise Abandoned
                 if not count:
-                    raise _Again(LineFault("the connection ended before the file did"))
+                    raise _Again(LineFault(tr("the connection ended before the file did")))
                 file.write(lease, buffer[:count])
                 file.write_out(lease)
 
@@ -254,24 +254,25 @@ class Transfer:
         span = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
         if answer.status == 416:
             total = re.match(r"bytes \*/(\d+)", answer.headers.get("content-range", ""))
-            file.spoil(lease.round, f"{total[1] if total else 'fewer'} bytes", self.origin.server)
+            found = tr("{count} bytes", count=total[1]) if total else tr("fewer bytes")
+            file.spoil(lease.round, found, self.origin.server)
             raise Abandoned
         if answer.status == 206 and span and int(span[1]) == lease.at and not whole:
             if span[2] not in ("*", str(size)):
-                file.spoil(lease.round, f"{span[2]} bytes", self.origin.server)
+                file.spoil(lease.round, tr("{count} bytes", count=span[2]), self.origin.server)
                 raise Abandoned
             file.allow_ranges()
             with self._changed:
                 self._changed.notify_all()
             return
         if answer.status != 200:
-            raise _Again(ValueError(tr("the server answered with another range than was asked for")))
+            raise _Again(ValueError("the server answered with another range than was asked for"))
         if answer.length not in (None, size):
-            file.spoil(lease.round, f"{answer.length} bytes", self.origin.server)
+            file.spoil(lease.round, tr("{count} bytes", count=answer.length), self.origin.server)
             raise Abandoned
         # No ranges here: the whole file comes.
         if not whole and not file.take_whole(lease):
-            raise _Again(ValueError(tr("the server answered with the whole file, not with the range asked for")))
+            raise _Again(ValueError("the server answered with the whole file, not with the range asked for"))
 
     def _refused(self, answer: Answer) -> None:
         from huggingface_hub.utils import hf_raise_for_status, httpx

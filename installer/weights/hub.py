@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from installer.errors import Exit, InstallError, Interrupted
-from installer.language import tr
+from installer.language import mark, tr
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -33,7 +33,7 @@ PROVIDERS = ("hub", "modelscope")
 TIMEOUT = 30.0
 BUSY_DELAYS = (0.5, 2.0)
 LONGEST_WAIT = 300.0
-AUTHORIZE = "run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …) or with --hf-token-file FILE"
+AUTHORIZE = mark("run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …) or with --hf-token-file FILE")
 
 
 class ModelError(InstallError):
@@ -124,9 +124,9 @@ def read_token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
             tr(
-                "the token cannot be read from {path}: {value}",
+                "the token cannot be read from {path}: {reason}",
                 path=path,
-                value=getattr(error, "strerror", None) or error,
+                reason=getattr(error, "strerror", None) or error,
             ),
             tr("check --hf-token-file (HF_TOKEN_PATH)"),
         ) from None
@@ -280,8 +280,8 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
         return _no_access(origin)
     if isinstance(error, errors.RevisionNotFoundError):
         return NotHere(
-            f"{origin.repo} has no revision {origin.revision!r}",
-            f"choose a branch, tag or commit shown at {page}/commits/main, or leave --revision out",
+            tr("{repo} has no revision {revision!r}", repo=origin.repo, revision=origin.revision),
+            tr("choose a branch, tag or commit shown at {page}/commits/main, or leave --revision out", page=page),
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return _unknown(origin)
@@ -291,8 +291,8 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
         )
     if isinstance(error, errors.EntryNotFoundError):
         return NotHere(
-            f"{origin.server} lists a file of {origin.repo} that it does not have",
-            "try again later, or use another source (--hf-endpoint)",
+            tr("{server} lists a file of {repo} that it does not have", server=origin.server, repo=origin.repo),
+            tr("try again later, or use another source (--hf-endpoint)"),
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _bad_status(error.response.status_code, origin)
@@ -309,23 +309,29 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
 
 def no_answer(origin: Origin, error: Exception) -> NotHere:
     return NotHere(
-        f"no answer from {origin.server}: {error or type(error).__name__}",
-        "check the network and HTTPS_PROXY; or name another source with --hf-endpoint or --model-sources, "
-        "or a local directory with --model",
+        tr("no answer from {server}: {reason}", server=origin.server, reason=str(error) or type(error).__name__),
+        tr(
+            "check the network and HTTPS_PROXY; or name another source with --hf-endpoint or --model-sources, "
+            "or a local directory with --model"
+        ),
     )
 
 
 def not_a_hub(origin: Origin) -> NotHere:
     return NotHere(
-        f"{origin.server} does not answer as a model hub does",
-        "check --hf-endpoint (HF_ENDPOINT); leave it out to use the public hub",
+        tr("{server} does not answer as a model hub does", server=origin.server),
+        tr("check --hf-endpoint (HF_ENDPOINT); leave it out to use the public hub"),
     )
 
 
 def _unknown(origin: Origin) -> NotHere:
     return NotHere(
-        f"{origin.server} has no model {origin.repo}, or it is private",
-        f"check the name at {origin.server}/{origin.repo}; for a private model {AUTHORIZE}",
+        tr("{server} has no model {repo}, or it is private", server=origin.server, repo=origin.repo),
+        tr(
+            "check the name at {page}; for a private model {authorize}",
+            page=f"{origin.server}/{origin.repo}",
+            authorize=tr(AUTHORIZE),
+        ),
     )
 
 
@@ -336,17 +342,20 @@ def _bad_status(status: int, origin: Origin) -> ModelError:
         return _no_access(origin)
     if status == 404:
         return NotHere(
-            f"{origin.server} has no model {origin.repo}, or is no model hub",
-            "check --model, and --hf-endpoint (HF_ENDPOINT) where it is set",
+            tr("{server} has no model {repo}, or is no model hub", server=origin.server, repo=origin.repo),
+            tr("check --model, and --hf-endpoint (HF_ENDPOINT) where it is set"),
         )
     if status == 429:
         return NotHere(
-            f"{origin.server} refuses more requests for now (429)",
-            f"run the command again later, it continues where it stopped; a token raises the limits: {AUTHORIZE}",
+            tr("{server} refuses more requests for now (429)", server=origin.server),
+            tr(
+                "run the command again later, it continues where it stopped; a token raises the limits: {authorize}",
+                authorize=tr(AUTHORIZE),
+            ),
         )
     return NotHere(
-        f"{origin.server} answered with status {status}",
-        "run the command again later: it continues where it stopped",
+        tr("{server} answered with status {status}", server=origin.server, status=status),
+        tr("run the command again later: it continues where it stopped"),
     )
 
 
@@ -362,5 +371,5 @@ def _no_access(origin: Origin) -> ModelError:
         )
     return ModelError(
         tr("{repo} is given out only to those who accepted its terms", repo=origin.repo),
-        tr("accept them at {page}, then {AUTHORIZE}", page=page, AUTHORIZE=AUTHORIZE),
+        tr("accept them at {page}, then {authorize}", page=page, authorize=tr(AUTHORIZE)),
     )

@@ -238,8 +238,8 @@ class Incoming:
             if self._was_wrong:
                 raise ModelError(
                     tr(
-                        "{blob} arrived with wrong bytes twice: {found}, not {size} with {digest}",
-                        blob=self.blob.name,
+                        "{file} arrived with wrong bytes twice: {found}, not {size} with {digest}",
+                        file=self.blob.name,
                         found=found,
                         size=self.blob.size,
                         digest=self.blob.digest,
@@ -275,7 +275,9 @@ class Incoming:
             self.partial.finish(self.blob.path, MODE)
             self.is_done = True
         else:
-            self.spoil(round, f"{self.blob.size} bytes with the checksum {total.checksum.hexdigest()}", source)
+            digest = total.checksum.hexdigest()
+            found = tr("{count} bytes with the checksum {digest}", count=self.blob.size, digest=digest)
+            self.spoil(round, found, source)
 
     def wake(self) -> None:
         self._more.set()

@@ -14,7 +14,7 @@ from installer.checks import processes
 from installer.checks.processes import Process
 from installer.errors import Refused
 from installer.host import Host
-from installer.language import tr
+from installer.language import mark, tr
 from installer.layout import Layout
 from installer.model import builtin
 from installer.render import exec_line
@@ -25,6 +25,7 @@ from installer.weights import cache, partial
 from installer.weights.hub import ModelFile
 
 ANY = Layout("any")  # the cache is the same for all services
+OURS, FOREIGN = mark("built in"), mark("another client")  # sources, beside the addresses of servers
 ROOTS = (f"{ANY.hub}/", f"{ANY.builtin_models}/")
 
 
@@ -70,7 +71,7 @@ def models(host: Host) -> list[Cached]:
         total = sum(file.size for file in files)
         missing = 0 if builtin.is_current(host.at(tiny)) else total
         found.append(
-            Cached(BUILTIN, None, tiny, "built in", (), files, total, missing, _last_read(paths), used.get(tiny, ()))
+            Cached(BUILTIN, None, tiny, OURS, (), files, total, missing, _last_read(paths), used.get(tiny, ()))
         )
     return found
 
@@ -155,8 +156,11 @@ class RemoveModel:
     without: str = ""  # a service that is about to go, and needs nothing any more
 
     def describe(self) -> str:
-        at = f" at {', '.join(commit[:12] for commit in self.commits)}" if self.commits else ""
-        return tr("remove {name}{at} ({bytes})", name=_name(self.folder), at=at, bytes=size(self.bytes))
+        name, held = _name(self.folder), size(self.bytes)
+        if not self.commits:
+            return tr("remove {model} ({size})", model=name, size=held)
+        commits = ", ".join(commit[:12] for commit in self.commits)
+        return tr("remove {model} at {commits} ({size})", model=name, commits=commits, size=held)
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -176,7 +180,7 @@ class RemoveModel:
 
     def _busy(self) -> None:
         raise Refused(
-            tr("{name} is being downloaded or was changed just now", name=_name(self.folder)),
+            tr("{model} is being downloaded or was changed just now", model=_name(self.folder)),
             tr("run the command again later: vllm-install models prune"),
         )
 
@@ -257,7 +261,7 @@ def _cached(folder: Path, commit: str, used: Mapping[Path, tuple[str, ...]], hos
         model=_name(folder),
         commit=commit,
         path=snapshot,
-        source=manifest.origin.server if manifest else "another client",
+        source=manifest.origin.server if manifest else FOREIGN,
         revisions=tuple(sorted(map(str, names))),
         files=files,
         bytes=sum(file.size for file in distinct) - missing,

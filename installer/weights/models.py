@@ -1,10 +1,10 @@
-"""Which model is meant, where it lies, what of it is missing, and how it gets here."""
+"""Which model is meant, and how what is missing of it gets here."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,50 +21,19 @@ from installer.values import BUILTIN, HUB_ID
 from installer.weights import cache, hub, sources
 from installer.weights.download import Blob, fetch_all
 from installer.weights.hub import ModelError, ModelFile, Origin
-from installer.weights.partial import arrived
 from installer.weights.selection import select
+from installer.weights.wanted import Model, as_on_disk, distinct, files_of, is_present, not_here, ref_of
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
 
 __all__ = [
     "Download", "Model", "ModelError", "ModelFile",
-    "changes", "check_access", "check_directory", "is_present", "resolve",
+    "changes", "check_access", "check_directory", "files_of", "is_present", "resolve",
 ]  # fmt: skip
 
 # Left free beside the weights: a file system filled to the last byte breaks more than the download.
 HEADROOM = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is wanted, resolved to a directory and, on the hub, to one commit."""
-
-    id: str
-    path: Path
-    commit: str | None
-    source: str
-    files: tuple[ModelFile, ...] = ()
-    repo: str = ""
-    revision: str | None = None
-    endpoint: str | None = None
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.repo, self.revision, self.endpoint, self.source)
-
-    @property
-    def folder(self) -> Path:
-        """The repository's directory in the hub cache: blobs, refs and snapshots."""
-        return self.path.parents[1]
-
-    @property
-    def bytes_total(self) -> int:
-        return sum(file.size for file in _distinct(self.files))
-
-    @property
-    def bytes_missing(self) -> int:
-        return sum(file.size - file.partial for file in _distinct(self.files) if not file.cached)
 
 
 def resolve(
@@ -81,19 +50,7 @@ def resolve(
 
 def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: tuple[ModelFile, ...]) -> Model:
     """The model that a bundle holds; it goes where a download of the same commit would."""
-    return _as_on_disk(_at(settings, sources.origins(settings)[0], layout, commit, files), host)
-
-
-def is_present(model: Model, host: Host) -> bool:
-    """Whether everything the model needs is on disk in its full length."""
-    if model.source == "builtin":
-        return builtin.is_current(host.at(model.path))
-    if model.source == "local":
-        return host.at(model.path).is_dir()
-    files = model.files or _manifest(model, host)
-    if not files:
-        return host.at(model.path).is_dir() and not check_directory(host.at(model.path), with_pickles=True)
-    return all(cache.is_linked(model.path, file, host) for file in files)
+    return as_on_disk(_at(settings, sources.origins(settings)[0], layout, commit, files), host)
 
 
 def changes(model: Model, host: Host, settings: Settings, bundle: Bundle | None = None) -> Iterator[Change]:
@@ -104,19 +61,13 @@ def changes(model: Model, host: Host, settings: Settings, bundle: Bundle | None 
         odd = cache.unchecked(model.folder, model.files, host) or cache.strangers(model.path, model.files, host)
         if not present or odd:
             origins = () if bundle else sources.of_model(settings, model.source)
-            yield Download(_as_on_disk(model, host), settings.download_connections, origins, bundle)
+            yield Download(as_on_disk(model, host), settings.download_connections, origins, bundle)
     elif present:
         return
     elif model.source == "builtin":
         yield builtin.MakeBuiltin(model.path)
     else:
         raise _no_directory(model.path)
-
-
-def files_of(model: Model, host: Host) -> tuple[ModelFile, ...]:
-    """The files of a model in the cache: as its source listed them, or as another client linked them."""
-    known = model.files or _manifest(model, host)
-    return known or (cache.linked(model.path, host) if is_present(model, host) else ())
 
 
 @dataclass(frozen=True)
@@ -134,16 +85,17 @@ class Download:
 
     def describe(self) -> str:
         if not self.model.bytes_missing:
-            return tr("check {repo} in {path}", repo=self.model.repo, path=self.model.path)
-        missing = f"{self.model.repo} ({size(self.model.bytes_missing)})"
+            return tr("check {model} in {path}", model=self.model.repo, path=self.model.path)
+        repo, missing, path = self.model.repo, size(self.model.bytes_missing), self.model.path
         if self.bundle:
             return tr(
-                "import {missing} from {path} into {path2}",
-                missing=missing,
-                path=self.bundle.path,
-                path2=self.model.path,
+                "import {model} ({size}) from {bundle} into {path}",
+                model=repo,
+                size=missing,
+                bundle=self.bundle.path,
+                path=path,
             )
-        return tr("download {missing} into {path}", missing=missing, path=self.model.path)
+        return tr("download {model} ({size}) into {path}", model=repo, size=missing, path=path)
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -152,7 +104,7 @@ class Download:
             "commit": self.model.commit,
             "path": str(self.model.path),
             "bytes": self.model.bytes_missing,
-            "files": sum(not file.cached for file in _distinct(self.model.files)),
+            "files": sum(not file.cached for file in distinct(self.model.files)),
             **({"bundle": str(self.bundle.path)} if self.bundle else {}),
         }
 
@@ -163,7 +115,7 @@ class Download:
             raise cache.unwritable(error, self.model.folder.parent) or error from None
 
     def _apply(self, host: Host, report: Report) -> None:
-        waiting = f"another process downloads {self.model.repo} already: waiting for it"
+        waiting = tr("another process downloads {model} already: waiting for it", model=self.model.repo)
         with cache.alone(self.model.folder, host, busy=lambda: report.note(waiting)):
             model = self._with_files(host, report)
             cache.write_manifest(model.folder, str(model.commit), cache.Manifest(model.origin, model.files), host)
@@ -172,8 +124,8 @@ class Download:
             for stranger in cache.strangers(model.path, model.files, host):
                 report.warn(
                     tr(
-                        "{stranger} does not belong to {repo}; it is taken out of {path}",
-                        stranger=stranger,
+                        "{file} does not belong to {repo}; it is taken out of {path}",
+                        file=stranger,
                         repo=model.repo,
                         path=model.path,
                     )
@@ -196,7 +148,7 @@ class Download:
         model = self.model
         known = model.files or files_of(model, host)
         if not known and not self.origins:
-            raise _not_here(model.repo, "it is not in the cache")
+            raise not_here(model.repo, tr("it is not in the cache"))
         if not known:
             listed = sources.find(self.origins, model.commit, report)[2]
             known = select(model.repo, listed, with_pickles=True)  # it was judged when it was resolved
@@ -207,14 +159,15 @@ class Download:
 
         def from_source(origin: Origin | None) -> None:
             # Anything may have happened since the plan: another process may have fetched it all.
-            found = _without_wrong(_as_on_disk(model, host), host, report)
+            found = _without_wrong(as_on_disk(model, host), host, report)
             missing = [file.digest for file in found.files if not file.cached]
             _check_space(found, host)
             if missing and self.bundle:
                 _import(found, self.bundle, host, report)
             elif missing:
                 if origin is None:
-                    raise _not_here(model.repo, f"{size(found.bytes_missing)} of it are missing or have wrong bytes")
+                    size_missing = size(found.bytes_missing)
+                    raise not_here(model.repo, tr("{size} of it are missing or have wrong bytes", size=size_missing))
                 _fetch(found, origin, self.connections, host, report)
             cache.remember(model.folder, missing, (), host)
 
@@ -267,16 +220,16 @@ def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit
         if found and (is_present(found, host) or not settings.offline):
             return found
         if found:
-            raise _not_here(settings.model, f"{size(found.bytes_missing)} of it are missing")
+            raise not_here(settings.model, tr("{size} of it are missing", size=size(found.bytes_missing)))
     if settings.offline:
-        raise _not_here(settings.model, "it is not in the cache")
+        raise not_here(settings.model, tr("it is not in the cache"))
     origin, commit, listed = sources.find(candidates, known_commit, report)
     folder = layout.hub / origin.folder
     if before := cache.read_manifest(folder, commit, host):
-        who = f"{origin.server} and what {before.origin.server} listed earlier"
+        who = tr("{server} and what {other} listed earlier", server=origin.server, other=before.origin.server)
         sources.refuse_contradiction(commit, before.files, listed, who)
     chosen = select(origin.repo, listed, with_pickles=settings.model in settings.allow_pickle)
-    return _as_on_disk(_at(settings, origin, layout, commit, chosen), host)
+    return as_on_disk(_at(settings, origin, layout, commit, chosen), host)
 
 
 def _at(settings: Settings, origin: Origin, layout: Layout, commit: str, files: tuple[ModelFile, ...] = ()) -> Model:
@@ -289,7 +242,7 @@ def _in_cache(settings: Settings, origin: Origin, layout: Layout, commit: str, h
     manifest = cache.read_manifest(layout.hub / origin.folder, commit, host)
     if manifest:
         is_from_there = manifest.origin.provider == origin.provider
-        return _as_on_disk(_at(settings, origin, layout, commit, manifest.files), host) if is_from_there else None
+        return as_on_disk(_at(settings, origin, layout, commit, manifest.files), host) if is_from_there else None
     model = _at(settings, origin, layout, commit)
     return model if is_present(model, host) else None
 
@@ -298,56 +251,12 @@ def _pinned(origin: Origin, layout: Layout, host: Host, *, offline: bool) -> str
     """The commit, where it can be known without the source."""
     if origin.revision and hub.COMMIT.fullmatch(origin.revision):
         return origin.revision
-    ref = _ref(layout.hub / origin.folder, origin)
+    ref = ref_of(layout.hub / origin.folder, origin)
     commit = (host.read(ref) or "").strip() if ref and offline else ""
     return commit if hub.COMMIT.fullmatch(commit) else None
 
 
-def _not_here(repo: str, why: str) -> ModelError:
-    return ModelError(
-        tr("{repo} cannot be used offline: {why}", repo=repo, why=why),
-        tr("run once without --offline (OFFLINE), or give a local directory with --model"),
-    )
-
-
 # The cache: blobs named by their checksum, snapshots of links to them, and a list of what belongs to a commit
-
-
-def _distinct(files: Iterable[ModelFile]) -> list[ModelFile]:
-    """One file for each content: equal files share a blob."""
-    return list({file.digest: file for file in files}.values())
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _as_on_disk(model: Model, host: Host) -> Model:
-    """The model with what is known about each file's blob."""
-    blobs = host.at(model.folder / "blobs")
-    files = []
-    for file in model.files:
-        cached = _size(blobs / file.digest) == file.size
-        begun = 0 if cached else arrived(blobs / file.digest, file.size)
-        files.append(replace(file, cached=cached, partial=begun))
-    return replace(model, files=tuple(files))
-
-
-def _ref(folder: Path, origin: Origin) -> Path | None:
-    """Where the cache keeps which commit a branch or tag was: each provider has its own branches."""
-    revision = origin.revision or "main"
-    is_name = hub.is_inside(revision) and not hub.COMMIT.fullmatch(revision)
-    place = folder / "refs" if origin.provider == "hub" else folder / "refs" / origin.provider
-    return place / revision if is_name else None
-
-
-def _manifest(model: Model, host: Host) -> tuple[ModelFile, ...]:
-    """The commit's files as their source listed them; empty where that was not kept."""
-    manifest = cache.read_manifest(model.folder, str(model.commit), host)
-    return manifest.files if manifest else ()
 
 
 def _without_wrong(model: Model, host: Host, report: Report) -> Model:
@@ -367,9 +276,9 @@ def _check_space(model: Model, host: Host) -> None:
     if model.bytes_missing and free < model.bytes_missing + HEADROOM:
         raise ModelError(
             tr(
-                "{repo} needs {bytes_missing} more, but {folder} has only {free} left",
+                "{repo} needs {size} more, but {folder} has only {free} left",
                 repo=model.repo,
-                bytes_missing=size(model.bytes_missing + HEADROOM),
+                size=size(model.bytes_missing + HEADROOM),
                 folder=folder,
                 free=size(free),
             ),
@@ -378,16 +287,16 @@ def _check_space(model: Model, host: Host) -> None:
 
 
 def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: Report) -> None:
-    blobs = [_blob(model, origin, file, host) for file in _distinct(model.files) if not file.cached]
+    blobs = [_blob(model, origin, file, host) for file in distinct(model.files) if not file.cached]
     if blobs:
         with report.bytes(model.repo, model.bytes_missing, len(blobs)) as advance:
             fetch_all(blobs, origin, connections, advance)
 
 
 def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
-    missing = [file for file in _distinct(model.files) if not file.cached]
+    missing = [file for file in distinct(model.files) if not file.cached]
     with report.bytes(
-        tr("{repo} from {path}", repo=model.repo, path=bundle.path.name), model.bytes_missing, len(missing)
+        tr("{model} from {bundle}", model=model.repo, bundle=bundle.path.name), model.bytes_missing, len(missing)
     ) as advance:
         for file in missing:
             bundle.bring_file(file, host.at(model.folder / "blobs" / file.digest), advance)
@@ -404,7 +313,7 @@ def _link(model: Model, host: Host) -> None:
 
     The reference comes first: the links are what a rerun looks at, so after a kill nothing else may be missing.
     """
-    ref = _ref(model.folder, model.origin)
+    ref = ref_of(model.folder, model.origin)
     if ref:
         host.write(ref, str(model.commit))
     for file in model.files:

@@ -45,9 +45,9 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
             return commit, files
     raise ModelError(
         tr(
-            "{server} does not say which commit {value} of {repo} is",
+            "{server} does not say which commit {revision} of {repo} is",
             server=origin.server,
-            value=revision or BRANCH,
+            revision=revision or BRANCH,
             repo=origin.repo,
         ),
         tr("name the commit with --revision"),
@@ -63,8 +63,13 @@ def _entries(origin: Origin, revision: str) -> tuple[list[Mapping[str, object]],
     listed = data.get("Files")
     if not isinstance(listed, list) or not listed:  # what it says about a revision that it does not know
         raise NotHere(
-            f"{origin.server} has no revision {revision!r} of {origin.repo}",
-            f"choose a branch, tag or commit shown at {origin.server}/models/{origin.repo}/files",
+            tr(
+                "{server} has no revision {revision!r} of {repo}",
+                server=origin.server,
+                revision=revision,
+                repo=origin.repo,
+            ),
+            tr("choose a branch, tag or commit shown at {page}", page=f"{origin.server}/models/{origin.repo}/files"),
         )
     if len(listed) >= LONGEST_LISTING:
         raise ModelError(

@@ -17,8 +17,8 @@ OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 OTHER_FORMATS = {"original", "onnx", "openvino", "coreml", "gguf", "metal", "checkpoints", "runs"}
 HUB_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
-GGUF = "vLLM reads it only with the plugin vllm-gguf-plugin, which is no part of the engine"
-GGUF_HINT = "choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files"
+GGUF = tr("vLLM reads it only with the plugin vllm-gguf-plugin, which is no part of the engine")
+GGUF_HINT = tr("choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files")
 
 
 def select(repo: str, files: Iterable[ModelFile], *, with_pickles: bool = False) -> tuple[ModelFile, ...]:
@@ -99,16 +99,16 @@ def _refuse_clashes(files: Iterable[ModelFile]) -> None:
         if (other := folded.setdefault(name.casefold(), name)) != name:
             raise ModelError(
                 tr(
-                    "the repository holds {other!r} and {name!r}, which not every file system tells apart",
-                    other=other,
-                    name=name,
+                    "the repository holds {name!r} and {other!r}, which not every file system tells apart",
+                    name=other,
+                    other=name,
                 ),
                 tr("do not use this model; report it to the hub"),
             )
         for parent in PurePosixPath(name).parents:
             if str(parent) in names:
                 raise ModelError(
-                    tr("the repository holds {parent!r} both as a file and as a directory", parent=str(parent)),
+                    tr("the repository holds {name!r} both as a file and as a directory", name=str(parent)),
                     tr("do not use this model; report it to the hub"),
                 )
 
@@ -124,7 +124,7 @@ def _unloadable(repo: str, names: set[str]) -> InstallError:
             ),
         )
     if ".gguf" in suffixes:
-        return Refused(tr("{repo} has its weights only as GGUF: {GGUF}", repo=repo, GGUF=GGUF), GGUF_HINT)
+        return Refused(tr("{repo} has its weights only as GGUF: {why}", repo=repo, why=GGUF), GGUF_HINT)
     return ModelError(
         tr("{repo} has no weights that vLLM can load (no .safetensors file)", repo=repo), tr("check the model's name")
     )

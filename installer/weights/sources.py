@@ -38,8 +38,8 @@ def first(candidates: Sequence[Origin], report: Report, ask: Callable[[Origin], 
         except NotHere as fault:
             if following is None:
                 raise
-            report.warn(tr("{message}; trying {server}", message=fault.message, server=following.server))
-    raise AssertionError(tr("nobody to ask"))
+            report.warn(tr("{fault}; trying {server}", fault=fault.message, server=following.server))
+    raise AssertionError("nobody to ask")
 
 
 def find(candidates: Sequence[Origin], commit: str | None, report: Report) -> tuple[Origin, str, tuple[ModelFile, ...]]:
@@ -60,13 +60,14 @@ def _compare(origin: Origin, other: Origin, commit: str, files: tuple[ModelFile,
     except NotHere as fault:
         report.warn(
             tr(
-                "{server} could not be compared with another source: {message}",
+                "{server} could not be compared with another source: {fault}",
                 server=origin.server,
-                message=fault.message,
+                fault=fault.message,
             )
         )
         return
-    refuse_contradiction(commit, files, theirs, f"{origin.server} and {other.server}")
+    who = tr("{server} and {other}", server=origin.server, other=other.server)
+    refuse_contradiction(commit, files, theirs, who)
 
 
 def refuse_contradiction(commit: str, ours: Iterable[ModelFile], theirs: Iterable[ModelFile], who: str) -> None:

@@ -115,7 +115,8 @@ def _cached(target: Cached, host: Host, report: Report) -> Verified:
     distinct = list({file.digest: file for file in target.files}.values())
     bad = [file for file in cache.find_wrong(folder, distinct, host, report) if file.name not in missing]
     wrong = tuple(sorted(name for file in bad for name in names[file.digest]))
-    problems = [f"{name} does not belong to the model" for name in cache.strangers(target.path, target.files, host)]
+    strangers = cache.strangers(target.path, target.files, host)
+    problems = [tr("{file} does not belong to the model", file=name) for name in strangers]
     if not (wrong or missing):
         problems += check_directory(host.at(target.path), with_pickles=True)
     return Verified(
@@ -142,7 +143,7 @@ def _local(path: Path, settings: Settings, host: Host, report: Report) -> Verifi
     missing = tuple(sorted(name for name in known if not (real / name).is_file()))
     there = {real / name: (name, digest) for name, digest in known.items() if name not in missing}
     total = sum(file.stat().st_size for file in there)
-    with report.bytes(tr("checking {path}", path=path), total, len(there)) as advance:
+    with report.bytes(tr("checking {what}", what=path), total, len(there)) as advance:
         bad = checksums.find_wrong([(file, digest) for file, (_, digest) in there.items()], advance)
         wrong = tuple(sorted(there[file][0] for file in bad))
     problems = check_directory(real, with_pickles=str(path) in settings.allow_pickle)

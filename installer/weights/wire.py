@@ -139,7 +139,7 @@ class Wire:
         for _ in range(REDIRECTS):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise LineFault("a redirect leads to no web address")
+                raise LineFault(tr("a redirect leads to no web address"))
             answer = self._ask(parts, url, headers)
             location = answer.headers.get("location")
             if answer.status not in (301, 302, 303, 307, 308) or not location:
@@ -147,7 +147,7 @@ class Wire:
             with answer:
                 answer.text()
             url = urljoin(url, location)
-        raise LineFault("redirects without an end")
+        raise LineFault(tr("redirects without an end"))
 
     def _ask(self, parts: SplitResult, url: str, headers: Mapping[str, str]) -> Answer:
         line = self._line(parts)
