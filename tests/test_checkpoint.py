@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from installer.host import Host
-from installer.model.checkpoint import check_access, check_directory
+from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from tests.weights import SHARD, WANTED, checkpoint, weights
 
 
@@ -53,6 +53,13 @@ def test_what_is_missing_or_damaged_is_named(directory: Path, name: str, content
     assert any(problem in found for found in check_directory(directory)), check_directory(directory)
 
 
+def test_a_damaged_file_is_told_from_a_missing_one_without_reading_the_words(directory: Path) -> None:
+    (directory / SHARD).write_bytes(b"x")
+    assert [type(found) for found in check_directory(directory)] == [Damage]
+    (directory / SHARD).unlink()
+    assert [type(found) for found in check_directory(directory)] == [str]
+
+
 def test_every_problem_is_named_at_once(directory: Path) -> None:
     (directory / "config.json").unlink()
     (directory / "tokenizer.json").unlink()
@@ -86,3 +93,6 @@ def test_what_the_services_user_cannot_reach_is_named(host: Host) -> None:
     assert [problem.split(" (")[0].rpartition(" ")[2] for problem in check_access(path, host)] == [
         "/home/me/model", "/home/me", "/home/me/model/config.json",
     ]  # fmt: skip
+    (host.at(path) / "weights").symlink_to("nowhere")
+    assert list(obstacles(path, host))[-2:] == [(path / "config.json", "r"), (path / "weights", "")]
+    assert list(obstacles(path, host))[:2] == [(path, "rx"), (path.parent, "x")]

@@ -15,7 +15,7 @@ from installer.engine.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
 from installer.language import mark, tr
 from installer.look.scene import Scene
-from installer.model.checkpoint import check_access, check_directory
+from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from installer.ownership import fingerprint
 from installer.render import RUNTIME_FILES, content_digest, render
 from installer.settings import FIELDS, load
@@ -241,22 +241,22 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
             again,
         )
         return
-    closed = check_access(model.path, scene.host)
+    closed = list(obstacles(model.path, scene.host))
     if closed:
+        place, rights = closed[0]
         cause = tr("the service's user {user} cannot read the model", user=scene.layout.user)
-        command = re.search(r"\((chmod [^)]+)\)", closed[0])
-        place = re.search(r"(?:enter|read) (\S+)", closed[0])
-        exact = f"sudo {command[1]} {shlex.quote(place[1])}" if command and place else scene.deploy
-        yield Finding("permission-denied" if command else "weights-missing", cause, plain("; ".join(closed)), (exact,))
+        exact = f"sudo chmod o+{rights} {shlex.quote(str(place))}" if rights else scene.deploy
+        evidence = plain("; ".join(check_access(model.path, scene.host)))
+        yield Finding("permission-denied" if rights else "weights-missing", cause, evidence, (exact,))
 
 
 def _id_of(problem: str) -> str:
-    """The same name for a fault that is seen on disk as for one that vLLM reports."""
+    """The same name for a fault seen on disk as for one that vLLM reports; files have one name in all languages."""
     if "tokenizer" in problem:
         return "tokenizer-missing"
     if "config.json" in problem or "params.json" in problem:
         return "model-config-damaged"
-    return "shard-damaged" if "is damaged" in problem else "weights-missing"
+    return "shard-damaged" if isinstance(problem, Damage) else "weights-missing"
 
 
 # Settings and keys

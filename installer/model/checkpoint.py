@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from installer.host import Host
@@ -17,6 +17,12 @@ TOKENIZERS = (
     ("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
 )  # fmt: skip
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+class Damage(str):
+    """A problem of a file that is there, but cannot be what it should be."""
+
+    __slots__ = ()
 
 
 def check_directory(path: Path, *, with_pickles: bool = False) -> list[str]:
@@ -33,25 +39,33 @@ def check_directory(path: Path, *, with_pickles: bool = False) -> list[str]:
     return problems
 
 
-def check_access(path: Path, host: Host) -> list[str]:
-    """What keeps a user other than root from reading the directory. Takes a host path."""
-    problems = []
+def obstacles(path: Path, host: Host) -> Iterator[tuple[Path, str]]:
+    """Places that a user other than root may not use, with the rights they lack; none where a link leads nowhere."""
     for directory in (path, *path.parents):
         # The directory itself is listed, those above it are only passed through.
         needed = 0o005 if directory == path else 0o001
         if host.at(directory).stat().st_mode & needed != needed:
-            mode = "o+rx" if directory == path else "o+x"
-            problems.append(
-                tr("the service's user may not enter {directory} (chmod {mode})", directory=directory, mode=mode)
-            )
+            yield directory, "rx" if directory == path else "x"
     real = host.at(path)
     for entry in sorted(real.rglob("*")):
         needed, shown = 0o005 if entry.is_dir() else 0o004, path / entry.relative_to(real)
         if not entry.exists():
-            problems.append(tr("{path} is a link to nothing", path=shown))
+            yield shown, ""
         elif entry.stat().st_mode & needed != needed:
-            problems.append(tr("the service's user may not read {path} (chmod o+r)", path=shown))
-    return problems
+            yield shown, "r"
+
+
+def check_access(path: Path, host: Host) -> list[str]:
+    """What keeps a user other than root from reading the directory. Takes a host path."""
+    return [_closed(place, rights) for place, rights in obstacles(path, host)]
+
+
+def _closed(place: Path, rights: str) -> str:
+    if not rights:
+        return tr("{path} is a link to nothing", path=place)
+    if "x" in rights:
+        return tr("the service's user may not enter {directory} (chmod {mode})", directory=place, mode=f"o+{rights}")
+    return tr("the service's user may not read {path} (chmod o+r)", path=place)
 
 
 def json_object(path: Path, problems: list[str]) -> dict[str, object]:
@@ -67,7 +81,7 @@ def json_object(path: Path, problems: list[str]) -> dict[str, object]:
     except OSError as error:
         problems.append(tr("{path} cannot be read: {reason}", path=path, reason=error.strerror))
     except (ValueError, RecursionError) as error:
-        problems.append(tr("{path} is damaged: {reason}", path=path, reason=error))
+        problems.append(Damage(tr("{path} is damaged: {reason}", path=path, reason=error)))
     else:
         return content
     return {}
@@ -126,10 +140,10 @@ def read_headers(path: Path, problems: list[str]) -> dict[str, Mapping[str, Tens
         try:
             headers[file.name] = read_header(file)
         except Damaged as fault:
-            problems.append(tr("{path} is damaged: {reason}", path=file, reason=fault))
+            problems.append(Damage(tr("{path} is damaged: {reason}", path=file, reason=fault)))
         except OSError as error:
             reason = error.strerror or tr("it cannot be read")
-            problems.append(tr("{path} is damaged: {reason}", path=file, reason=reason))
+            problems.append(Damage(tr("{path} is damaged: {reason}", path=file, reason=reason)))
     return headers
 
 

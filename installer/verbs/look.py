@@ -20,7 +20,6 @@ from installer.verbs.output import as_plain, print_json
 @json_option
 def status(service: str, watch: bool, as_json: bool) -> None:
     """Show one service on one screen; --watch adds speed, queue and GPU use, live."""
-    from installer.cells import pad
     from installer.host import Host
     from installer.look import status as view
     from installer.settings import check_service
