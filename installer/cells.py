@@ -6,9 +6,11 @@ import re
 import unicodedata
 
 WIDE = "\u2e80-\u2fdf\u3040-\u9fff\uf900-\ufaff\uff01-\uff60"
-CLOSING = "\u3001\u3002\u3009\u300b\u300d\u300f\u3011\uff01\uff09\uff0c\uff0e\uff1a\uff1b\uff1f"  # never begins a line
+OPENING = "(\\[\u201c\u2018\u3008\u300a\u300c\u300e\u3010\uff08"  # never ends a line
+# Never begins a line.
+CLOSING = ")\\]\u201d\u2019\u3001\u3002\u3009\u300b\u300d\u300f\u3011\uff01\uff09\uff0c\uff0e\uff1a\uff1b\uff1f"
 # A word, or one character of a script that breaks its lines anywhere.
-PIECES = re.compile(rf"(?:[^\s{WIDE}]+|[{WIDE}])[{CLOSING}]*|\s+")
+PIECES = re.compile(rf"[{OPENING}]*(?:[^\s{WIDE}]+|[{WIDE}])[{CLOSING}]*|\s+")
 
 
 def width(text: str) -> int:

@@ -7,6 +7,7 @@ the .po file and runs this again, which also compiles it. A test says what is mi
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.resources
 import inspect
 import io
@@ -26,7 +27,7 @@ from installer.cli import cli
 from installer.language import DOMAIN, ENGLISH, FOLDER, LANGUAGES
 
 OURS = ("tr", "mark")
-CLICKS = ("_",)
+CLICKS = ("_", "ngettext")
 EPOCH = datetime.fromtimestamp(0, timezone.utc)  # the same texts make the same files
 # Lines of the head that would name people and places, or the day.
 NOBODYS = (b'"Project', b'"Report', b'"POT', b'"PO-', b'"Last', b'"Language-Team', b'"Generated')
@@ -71,9 +72,23 @@ def _of_signatures() -> Iterator[tuple[str, str]]:
 
 
 def _of_click() -> Iterator[tuple[str, str]]:
+    yield from _of_source(_click_folder(), CLICKS)
+
+
+def _click_folder() -> Path:
     folder = importlib.resources.files(click)
     assert isinstance(folder, Path)
-    yield from _of_source(folder, CLICKS)
+    return folder
+
+
+def _plurals() -> dict[str, str]:
+    """What click says of one thing -> of several: translators write one sentence that fits both."""
+    calls = [node for path in _click_folder().rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    return {
+        ast.literal_eval(node.args[0]): ast.literal_eval(node.args[1])
+        for node in calls
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ngettext"
+    }
 
 
 def updated(language: str) -> Catalog:
@@ -105,8 +120,12 @@ def as_po(catalogue: Catalog) -> bytes:
 
 
 def as_mo(catalogue: Catalog) -> bytes:
+    compiled, plurals = copy.deepcopy(catalogue), _plurals()
+    for message in catalogue:
+        if message.id in plurals and message.string:  # gettext finds these by both their forms alone
+            compiled.add((str(message.id), plurals[str(message.id)]), (str(message.string),))
     out = io.BytesIO()
-    write_mo(out, catalogue)
+    write_mo(out, compiled)
     return out.getvalue()
 
 
