@@ -134,7 +134,7 @@ def _print_fits(fits: list[Fit]) -> None:
         sight, weights = tr("yes") if fit.takes_images else "", f"{fit.model.bytes / 2**30:.1f} GiB"
         at_once = tr("{requests} (close)", requests=fit.requests) if fit.is_close else str(fit.requests)
         table.add_row(
-            fit.model.id, fit.format, sight, weights, str(fit.gpus), str(fit.context), at_once, str(fit.largest)
+            fit.model.id, tr(fit.format), sight, weights, str(fit.gpus), str(fit.context), at_once, str(fit.largest)
         )
     # A name that is cut or folded cannot be copied: rather let a narrow terminal wrap the line.
     if fits:

@@ -79,7 +79,7 @@ def _print_verified(before: Verified, after: Verified) -> None:
         name = tr("{model} at {commit}", model=after.model, commit=after.commit[:12])
     if after.checked:
         known = tr("{files} files, {size}", files=after.checked, size=size(after.bytes))
-    click.echo(f"{name} ({after.source}; {known}): {tr('right') if after.is_right else tr('NOT right')}")
+    click.echo(f"{name} ({tr(after.source)}; {known}): {tr('right') if after.is_right else tr('NOT right')}")
     for line in describe(after.summary):
         click.echo(f"  {line}")
     for word, names in ((tr("wrong bytes"), before.wrong), (tr("missing"), before.missing)):
@@ -122,7 +122,7 @@ def _print_model(one: Cached) -> None:
     at = f"{(one.commit or '-')[:12]}" + (f" ({', '.join(one.revisions)})" if one.revisions else "")
     users = ", ".join(one.used_by) or tr("no service")
     used = (one.last_used or "-")[:10]
-    click.echo(f"{pad(one.model, 44)} {pad(held, -22)}  {pad(at, 22)} {used}  {one.source}  {users}")
+    click.echo(f"{pad(one.model, 44)} {pad(held, -22)}  {pad(at, 22)} {used}  {tr(one.source)}  {users}")
 
 
 @click.command("prune")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from installer.host import Host
-from installer.language import tr
+from installer.language import mark, tr
 from installer.model import builtin
 from installer.model.checkpoint import check_directory
 from installer.model.summary import Summary, summarise
@@ -148,7 +148,7 @@ def _local(path: Path, settings: Settings, host: Host, report: Report) -> Verifi
         wrong = tuple(sorted(there[file][0] for file in bad))
     problems = check_directory(real, with_pickles=str(path) in settings.allow_pickle)
     return Verified(
-        str(path), None, path, "local", len(there), total,
+        str(path), None, path, mark("local"), len(there), total,
         wrong, missing, tuple(problems), inventory.users(path, host), summarise(real),
     )  # fmt: skip
 
