@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from installer.cells import pad
 from installer.errors import UsageError
 from installer.language import tr
 from installer.verbs.options import json_option, service_option
