@@ -101,8 +101,10 @@ def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
     if cause is None:
         return error
     code = cause.exit_code if cause.exit_code != Exit.BUG else Exit.NOT_PROVED
-    joint = "\n" if "\n" in cause.message else "; "
-    return InstallError(f"{cause.message}{joint}{outcome}", cause.hint, code)
+    both = tr("{cause}; {outcome}", cause=cause.message, outcome=outcome)
+    if "\n" in cause.message:
+        both = f"{cause.message}\n{outcome}"
+    return InstallError(both, cause.hint, code)
 
 
 def _explain_os_error(error: OSError) -> InstallError | None:

@@ -83,9 +83,9 @@ def explain(lines: list[str], what: str, look: str, service: str = Settings.serv
         return NotProved(tr("asked {context}; this GPU fits {fits}", context=refusal.context, fits=fits), hint)
     known = [finding for finding in signatures.explain(lines, service) if finding.severity == FAULT]
     if known:
-        return NotProved(f"{what}: {known[0].evidence}", tr(" or ").join(known[0].commands))
+        return NotProved(tr("{what}: {why}", what=what, why=known[0].evidence), tr(" or ").join(known[0].commands))
     if root := root_line(lines):
-        return NotProved(f"{what}: {root}", look)
+        return NotProved(tr("{what}: {why}", what=what, why=root), look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
     return NotProved(tr("{what}; its last words:\n{tail}", what=what, tail=tail), look)
 

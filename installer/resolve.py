@@ -82,7 +82,7 @@ def resolve(
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
     for problem in problems:
-        report.warn(f"{problem.what}: {problem.why}; {problem.remedy}")
+        report.warn(str(problem))
     kind = preflight.choose_engine(settings, seen)
     interpreter = preflight.choose_interpreter(settings, seen, kind)
     assert interpreter is not None, "preflight reports a missing interpreter"
@@ -184,7 +184,7 @@ def _profile(settings: Settings, model: models.Model, kind: str, seen: Facts, ab
     if any(problem.fatal for problem in problems):
         raise preflight.refuse(problems)
     for problem in problems:
-        report.warn(f"{problem.what}: {problem.why}; {problem.remedy}")
+        report.warn(str(problem))
     found = profiles.of(about, settings.vllm_args)
     for need in found.needs:
         report.note(tr(need))

@@ -200,7 +200,9 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
         except ValueError as error:
             said = f"{name}={value!r}"
             place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
-            raise UsageError(f"{place}: {error}", tr("see: vllm-install deploy --help")) from None
+            raise UsageError(
+                tr("{what}: {why}", what=place, why=error), tr("see: vllm-install deploy --help")
+            ) from None
     return replace(settings, **changed)
 
 

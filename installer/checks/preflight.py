@@ -44,10 +44,11 @@ def refuse(problems: Sequence[Problem]) -> Refused:
     """One error that names every fatal problem and its remedy."""
     fatal = [problem for problem in problems if problem.fatal]
     if len(fatal) == 1:
-        return Refused(f"{fatal[0].what}: {fatal[0].why}", fatal[0].remedy)
+        return Refused(tr("{what}: {why}", what=fatal[0].what, why=fatal[0].why), fatal[0].remedy)
     lines = [tr("{number} things on this host stand in the way; nothing was changed", number=len(fatal))]
     for number, problem in enumerate(fatal, 1):
-        lines += [f"{number}. {problem.what}: {problem.why}", f"   -> {problem.remedy}"]
+        said = tr("{what}: {why}", what=problem.what, why=problem.why)
+        lines += [f"{number}. {said}", f"   -> {problem.remedy}"]
     return Refused("\n".join(lines), tr("do what each -> line says, then run the same command again"))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from installer.language import tr
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -12,3 +14,6 @@ class Problem:
     remedy: str
     fatal: bool = True  # or only worth a warning
     id: str = "host-unfit"  # what doctor calls it
+
+    def __str__(self) -> str:
+        return tr("{what}: {why}; {remedy}", what=self.what, why=self.why, remedy=self.remedy)
