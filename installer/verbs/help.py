@@ -42,6 +42,6 @@ def translate(command: click.Command) -> None:
             parameter.help = tr(parameter.help)
     if command.help:
         command.help = tr(inspect.cleandoc(command.help))  # some versions of Python have done this already
-        command.short_help = command.help.partition("\n")[0].rstrip("。")
+        command.short_help = command.help.partition("\n")[0]
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         translate(below)
