@@ -24,7 +24,7 @@ from scripts import catalogue
 CATALOGUE = catalogue.read(CHINESE)
 # Where a text that is given goes to people as it is.
 SPEAKING = {"InstallError", "UsageError", "Refused", "ModelError", "Problem", "echo", "note", "warn"}
-PLAIN_COMMANDS = ("sudo ", "vllm-install ", "systemctl ", "journalctl ")
+PLAIN_COMMANDS = ("sudo ", "vllm-install ", "systemctl ", "systemd-analyze ", "journalctl ")
 
 
 def in_language(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,11 +34,16 @@ def in_language(*words: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def test_every_text_is_translated_and_no_translation_is_left_over() -> None:
-    asked, held = set(catalogue.texts()), {message.id for message in CATALOGUE if message.id}
-    assert not asked - held, "run: make catalogue"
-    assert not held - asked, "run: make catalogue"
+    # Which texts click has depends on its version, which is no fault of the catalogue.
+    asked = {text for text, places in catalogue.texts().items() if not all(map(is_clicks, places))}
+    held = {message.id for message in CATALOGUE if message.id and not all(is_clicks(at) for at, _ in message.locations)}
+    assert not asked ^ held, "run: make catalogue"
     assert not [message.id for message in CATALOGUE if message.id and not message.string]
     assert not [message.id for message in CATALOGUE if message.fuzzy]
+
+
+def is_clicks(place: str) -> bool:
+    return place.startswith("click/")
 
 
 def test_a_translation_has_the_values_of_its_text() -> None:
