@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 import shlex
@@ -76,7 +77,10 @@ def context(value: str) -> int | None:
 
 
 def fraction(value: str) -> float:
-    number = float(text(value))
+    try:
+        number = float(text(value))
+    except ValueError:
+        number = math.nan
     if not 0.05 <= number <= 1.0:
         raise ValueError(tr("expected a fraction of the GPU's memory between 0.05 and 1.0"))
     return number
@@ -94,7 +98,10 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 def address(value: str) -> str:
     value = text(value)
     if value != "localhost":
-        ipaddress.ip_address(value)
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError(tr("expected an IPv4 or IPv6 address, or localhost")) from None
     return value
 
 
