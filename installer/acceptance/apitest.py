@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from installer.api import Answer, Api, Body, Event, NoAnswer, Stream, gauge
+from installer.acceptance import replies
+from installer.acceptance.replies import Failed
+from installer.api import Answer, Api, Body, Event, NoAnswer, gauge
 from installer.keys import generate
 from installer.language import mark, tr
 from installer.report import Report
@@ -62,12 +64,6 @@ class Outcome:
 class Seen:
     text: str
     figures: Mapping[str, float] = field(default_factory=dict)
-
-
-class Failed(Exception):
-    def __init__(self, text: str, hint: str = "") -> None:
-        super().__init__(text)
-        self.text, self.hint = text, hint
 
 
 class DoesNotApply(Exception):
@@ -121,7 +117,9 @@ def models(subject: Subject) -> Seen:
     context = card.get("max_model_len")
     if subject.context is not None and context != subject.context:
         raise Failed(tr("its context is {given} instead of {asked}", given=context, asked=subject.context))
-    return Seen(tr("{model}, context {context}", model=subject.model, context=context), {"context": _number(context)})
+    return Seen(
+        tr("{model}, context {context}", model=subject.model, context=context), {"context": replies.number(context)}
+    )
 
 
 def _card(subject: Subject) -> Mapping[str, object]:
@@ -131,7 +129,7 @@ def _card(subject: Subject) -> Mapping[str, object]:
             tr("the key was refused: {status} {words}", status=answer.status, words=answer.words),
             tr("ask with a key of the service (--key-file, OPENAI_API_KEY), or make one: vllm-install set-apikey"),
         )
-    listed = _good(answer).get("data")
+    listed = replies.good(answer).get("data")
     cards = {card.get("id"): card for card in listed if isinstance(card, dict)} if isinstance(listed, list) else {}
     if subject.model not in cards:
         served = ", ".join(map(str, cards)) or tr("no model")
@@ -143,7 +141,7 @@ def _card(subject: Subject) -> Mapping[str, object]:
 
 
 def _context(subject: Subject) -> int:
-    context = int(_number(_card(subject).get("max_model_len")))
+    context = int(replies.number(_card(subject).get("max_model_len")))
     if context <= 0:
         raise DoesNotApply(tr("the server does not tell its context"))
     return context
@@ -179,20 +177,20 @@ def completion(subject: Subject) -> Seen:
         raise DoesNotApply(
             tr("the model completes no text: {status} {words}", status=answer.status, words=answer.words)
         )
-    reply = _good(answer)
-    if not _text(_choice(reply), "text"):
-        raise Failed(tr("the answer holds no text: {body}", body=_shown(answer.body)))
-    return Seen(tr("{count} tokens", count=_tokens(reply)), {"tokens": _tokens(reply)})
+    reply = replies.good(answer)
+    if not replies.text(replies.choice(reply), "text"):
+        raise Failed(tr("the answer holds no text: {body}", body=replies.shown(answer.body)))
+    return Seen(tr("{count} tokens", count=replies.tokens(reply)), {"tokens": replies.tokens(reply)})
 
 
 def chat(subject: Subject) -> Seen:
     answer = _chat(subject, [{"role": "user", "content": "Hello"}], max_tokens=16)
     if answer.status == 400 and "chat template" in answer.words:
         raise DoesNotApply(tr("the model has no chat template"))
-    reply = _good(answer)
-    if not _said(reply):
-        raise Failed(tr("the answer holds no text: {body}", body=_shown(answer.body)))
-    return Seen(tr("{count} tokens", count=_tokens(reply)), {"tokens": _tokens(reply)})
+    reply = replies.good(answer)
+    if not replies.said(reply):
+        raise Failed(tr("the answer holds no text: {body}", body=replies.shown(answer.body)))
+    return Seen(tr("{count} tokens", count=replies.tokens(reply)), {"tokens": replies.tokens(reply)})
 
 
 def streaming(subject: Subject) -> Seen:
@@ -202,14 +200,14 @@ def streaming(subject: Subject) -> Seen:
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     with subject.api.stream("/v1/completions", body) as stream:
-        _check_stream(stream)
+        replies.check_stream(stream)
         *events, last = [*islice(stream.events(), MOST_EVENTS)] or [Event(0, b"")]
     if last.data != b"[DONE]":
         count = len(events) + bool(last.data)
         raise Failed(tr("the stream broke off after {count} events, without [DONE]", count=count))
-    replies = [(event.at, _event(event)) for event in events]
-    texts = [at for at, reply in replies if _text(_choice(reply), "text")]
-    tokens = max((_tokens(reply) for _, reply in replies), default=0)
+    heard = [(event.at, replies.event(event)) for event in events]
+    texts = [at for at, reply in heard if replies.text(replies.choice(reply), "text")]
+    tokens = max((replies.tokens(reply) for _, reply in heard), default=0)
     if len(texts) < 2:
         raise Failed(
             tr(
@@ -244,7 +242,7 @@ def cancel(subject: Subject) -> Seen:
     wanted = min(LONGEST_STREAM, _context(subject) - 8)
     body: Body = {"model": subject.model, "prompt": "Hello", "max_tokens": wanted, "ignore_eos": True}
     with subject.api.stream("/v1/completions", body) as stream:
-        _check_stream(stream)
+        replies.check_stream(stream)
         for count, _ in enumerate(stream.events()):
             if count == 2:
                 break
@@ -265,7 +263,7 @@ def cancel(subject: Subject) -> Seen:
 
 
 def _requests(subject: Subject) -> float | None:
-    metrics = _checked(subject.api.ask("GET", "/metrics")).body.decode(errors="replace")
+    metrics = replies.checked(subject.api.ask("GET", "/metrics")).body.decode(errors="replace")
     running, waiting = gauge(metrics, RUNNING), gauge(metrics, WAITING)
     return None if running is None else running + (waiting or 0)
 
@@ -302,12 +300,12 @@ def tools(subject: Subject) -> Seen:
         raise DoesNotApply(subject.no_tools)
     question: Body = {"role": "user", "content": "What is the weather in Paris right now? Use the tool."}
     length = min(512, _context(subject) // 4)
-    first = _good(_chat(subject, [question], max_tokens=length, tools=[WEATHER], tool_choice="auto"))
-    message = _message(first)
+    first = replies.good(_chat(subject, [question], max_tokens=length, tools=[WEATHER], tool_choice="auto"))
+    message = replies.message(first)
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
         raise Failed(
-            tr("the model answered in text instead of calling the tool: {words!r}", words=_said(first)[:200]),
+            tr("the model answered in text instead of calling the tool: {words!r}", words=replies.said(first)[:200]),
             tr("check that --tool-call-parser is the one of this model's family"),
         )
     call = calls[0] if isinstance(calls[0], dict) else {}
@@ -316,14 +314,14 @@ def tools(subject: Subject) -> Seen:
     text = function.get("arguments") if isinstance(function, dict) else None
     arguments = Answer(200, str(text).encode()).json()
     if name != "get_weather" or not isinstance(arguments.get("city"), str):
-        shown = _shown(json.dumps(call).encode())
+        shown = replies.shown(json.dumps(call).encode())
         raise Failed(tr("the call of the tool is not one that can be made: {call}", call=shown))
     result: Body = {"role": "tool", "tool_call_id": call.get("id"), "content": '{"weather": "sunny", "celsius": 21}'}
     asked: Body = {"role": "assistant", "content": message.get("content") or "", "tool_calls": calls}
-    second = _good(_chat(subject, [question, asked, result], max_tokens=length, tools=[WEATHER]))
-    if not _said(second):
+    second = replies.good(_chat(subject, [question, asked, result], max_tokens=length, tools=[WEATHER]))
+    if not replies.said(second):
         raise Failed(tr("told the result of the tool, the model said nothing"))
-    return Seen(tr("called {call}, then said {words!r}", call=f"{name}({text})", words=_said(second)[:60]))
+    return Seen(tr("called {call}, then said {words!r}", call=f"{name}({text})", words=replies.said(second)[:60]))
 
 
 def image(subject: Subject) -> Seen:
@@ -334,10 +332,10 @@ def image(subject: Subject) -> Seen:
         {"type": "text", "text": "Which colour is this picture? Answer with one word."},
         {"type": "image_url", "image_url": {"url": url}},
     ]
-    reply = _good(_chat(subject, [{"role": "user", "content": parts}], max_tokens=64))
-    if not _said(reply):
+    reply = replies.good(_chat(subject, [{"role": "user", "content": parts}], max_tokens=64))
+    if not replies.said(reply):
         raise Failed(tr("shown a picture, the model said nothing"))
-    return Seen(tr("shown a red picture, it said {words!r}", words=_said(reply)[:60]))
+    return Seen(tr("shown a red picture, it said {words!r}", words=replies.said(reply)[:60]))
 
 
 def png(side: int, colour: tuple[int, int, int]) -> bytes:
@@ -367,70 +365,6 @@ TESTS: tuple[tuple[str, Callable[[Subject], Seen], str], ...] = (
 )
 
 
-# Reading answers of a server that may be broken
-
-
 def _chat(subject: Subject, messages: list[Body], **more: object) -> Answer:
     body: Body = {"model": subject.model, "messages": messages, "temperature": 0, **more}
     return subject.api.ask("POST", "/v1/chat/completions", body)
-
-
-def _checked(answer: Answer) -> Answer:
-    if answer.status != 200:
-        raise Failed(f"{answer.status}: {answer.words}")
-    return answer
-
-
-def _good(answer: Answer) -> Body:
-    reply = _checked(answer).json()
-    if not reply:
-        raise Failed(tr("the answer is no JSON object: {body}", body=_shown(answer.body)))
-    return reply
-
-
-def _check_stream(stream: Stream) -> None:
-    if stream.status != 200:
-        _checked(Answer(stream.status, stream.rest()))
-    if stream.kind != "text/event-stream":
-        raise Failed(tr("the stream is of type {kind} instead of text/event-stream", kind=stream.kind or tr("none")))
-
-
-def _event(event: Event) -> Body:
-    reply = event.json()
-    if "error" in reply:
-        raise Failed(tr("the stream ended in an error: {words}", words=Answer(200, event.data).words))
-    if not reply:
-        raise Failed(tr("an event of the stream is no JSON object: {body}", body=_shown(event.data)))
-    return reply
-
-
-def _choice(reply: Body) -> Body:
-    choices = reply.get("choices")
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-
-
-def _message(reply: Body) -> Body:
-    message = _choice(reply).get("message")
-    return message if isinstance(message, dict) else {}
-
-
-def _said(reply: Body) -> str:
-    """What the model said; a model that thinks first may not have come to more."""
-    return _text(_message(reply), "content", "reasoning", "reasoning_content")
-
-
-def _text(holder: Body, *names: str) -> str:
-    return next((value for name in names if isinstance(value := holder.get(name), str) and value), "")
-
-
-def _tokens(reply: Body) -> float:
-    usage = reply.get("usage")
-    return _number(usage.get("completion_tokens")) if isinstance(usage, dict) else 0
-
-
-def _number(value: object) -> float:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-
-
-def _shown(body: bytes) -> str:
-    return repr(body[:200].decode(errors="replace"))

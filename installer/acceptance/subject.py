@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 
 from installer import prove
-from installer.acceptance.apitest import Failed, Subject
+from installer.acceptance.apitest import Subject
+from installer.acceptance.replies import Failed
 from installer.acceptance.trial import Trial
 from installer.api import Api
 from installer.checks.processes import listener

@@ -1,0 +1,73 @@
+"""Reading the answers of a server that may be broken: what a test looks for, or why it failed."""
+
+from __future__ import annotations
+
+from installer.api import Answer, Body, Event, Stream
+from installer.language import tr
+
+
+class Failed(Exception):
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.text, self.hint = text, hint
+
+
+def checked(answer: Answer) -> Answer:
+    if answer.status != 200:
+        raise Failed(f"{answer.status}: {answer.words}")
+    return answer
+
+
+def good(answer: Answer) -> Body:
+    reply = checked(answer).json()
+    if not reply:
+        raise Failed(tr("the answer is no JSON object: {body}", body=shown(answer.body)))
+    return reply
+
+
+def check_stream(stream: Stream) -> None:
+    if stream.status != 200:
+        checked(Answer(stream.status, stream.rest()))
+    if stream.kind != "text/event-stream":
+        raise Failed(tr("the stream is of type {kind} instead of text/event-stream", kind=stream.kind or tr("none")))
+
+
+def event(event: Event) -> Body:
+    reply = event.json()
+    if "error" in reply:
+        raise Failed(tr("the stream ended in an error: {words}", words=Answer(200, event.data).words))
+    if not reply:
+        raise Failed(tr("an event of the stream is no JSON object: {body}", body=shown(event.data)))
+    return reply
+
+
+def choice(reply: Body) -> Body:
+    choices = reply.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+def message(reply: Body) -> Body:
+    message = choice(reply).get("message")
+    return message if isinstance(message, dict) else {}
+
+
+def said(reply: Body) -> str:
+    """What the model said; a model that thinks first may not have come to more."""
+    return text(message(reply), "content", "reasoning", "reasoning_content")
+
+
+def text(holder: Body, *names: str) -> str:
+    return next((value for name in names if isinstance(value := holder.get(name), str) and value), "")
+
+
+def tokens(reply: Body) -> float:
+    usage = reply.get("usage")
+    return number(usage.get("completion_tokens")) if isinstance(usage, dict) else 0
+
+
+def number(value: object) -> float:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+
+
+def shown(body: bytes) -> str:
+    return repr(body[:200].decode(errors="replace"))
