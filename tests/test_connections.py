@@ -17,7 +17,7 @@ from installer.host import Host
 from installer.report import JsonLines, Report
 from installer.weights import download, models, wire
 from installer.weights.hub import ModelError
-from installer.weights.models import changes, resolve
+from installer.weights.models import Model, changes, is_present, resolve
 from installer.weights.partial import BLOCK
 from tests.bulk_hub import model
 from tests.hub import Hub
@@ -46,13 +46,18 @@ def in_memory() -> dict[str, bytes]:
 
 def fetch(server: Hub, host: Host, connections: int = 8, report: Report | None = None) -> None:
     """Pull, and compare every byte."""
+    found = pull(server, host, connections, report)
+    (files,) = server.repos[REPO].commits.values()
+    for file in found.files:
+        assert (host.at(found.path) / file.name).read_bytes() == files[file.name].content, file.name
+
+
+def pull(server: Hub, host: Host, connections: int = 8, report: Report | None = None) -> Model:
     chosen = replace(settings(server), download_connections=connections)
     found = resolve(chosen, host, LAYOUT)
     for change in changes(found, host, chosen):
         change.apply(host, report or Report())
-    (files,) = server.repos[REPO].commits.values()
-    for file in found.files:
-        assert (host.at(found.path) / file.name).read_bytes() == files[file.name].content, file.name
+    return found
 
 
 def asked(server: Hub) -> list[str]:
@@ -106,6 +111,13 @@ def test_a_server_that_wants_fewer_connections_gets_fewer(server: Hub, host: Hos
     assert server.most_at_once == 2
     assert server.sent == total(server)
     assert len(asked(server)) < 60, "no hammering"
+
+
+def test_files_wait_for_each_other_where_the_server_takes_one_connection(server: Hub, host: Host) -> None:
+    server.add(REPO, model([2 * BLOCK] * 3))
+    server.welcome = 1
+    assert is_present(pull(server, host), host)
+    assert server.most_at_once == 1
 
 
 def test_an_address_that_is_not_good_any_more_is_asked_for_again(server: Hub, host: Host) -> None:

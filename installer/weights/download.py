@@ -173,12 +173,16 @@ class Transfer:
         with self._changed:
             while not self._is_over():
                 now = time.monotonic()
-                lease = self._next(now) if number < self._pace.connections else None
+                is_wanted = number < self._pace.connections and self._under_way() < self._pace.connections
+                lease = self._next(now) if is_wanted else None
                 if lease:
                     return lease
                 waits = [file.not_before - now for file in self.files if file.not_before > now]
                 self._changed.wait(min(waits, default=None))
         return None
+
+    def _under_way(self) -> int:
+        return sum(len(file.leases) for file in self.files)
 
     def _next(self, now: float) -> Lease | None:
         at_work = [file for file in self.files if file.is_open and not file.is_done]
@@ -210,6 +214,8 @@ class Transfer:
                 file.misses = 0
             elif file.leases:
                 file.limit = len(file.leases)  # the others are served: this was one too many
+            elif served := self._under_way():
+                self._pace.connections = served  # other files are: so many connections are all that this server gives
             else:
                 file.misses += 1
             file.best = max(file.best, file.have)
