@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,11 +35,14 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
 
     from installer.diagnosis import bug_report
     from installer.diagnosis import doctor as surgery
-    from installer.errors import Exit
+    from installer.errors import Exit, UsageError
     from installer.host import Host
     from installer.look.scene import look
     from installer.settings import check_service
 
+    folder = Path(bundle or ".").absolute().parent
+    if not folder.is_dir():
+        raise UsageError(tr("there is no directory {path}", path=folder), f"mkdir -p {shlex.quote(str(folder))}")
     scene = look(check_service(service), Host())
     found = surgery.diagnose(scene)
     if bundle:
