@@ -205,8 +205,11 @@ def report(slices: dict[tuple[str, str], list[Slice]]) -> None:
             rates = [each.rate for each in mine]
             # Round by round: what slows the machine down for a while slows both sides of the ratio.
             pairs = [(each.rate, peer.rate) for each, peer in zip(mine, peers, strict=True)]
-            ratio = statistics.median(each / peer if peer else math.inf for each, peer in pairs)
-            shown = "" if name == PEER else f"  {ratio:.3f} of it, wanted {wanted}"
+            ratios = [each / peer if peer else math.inf for each, peer in pairs]
+            ratio = statistics.median(ratios)
+            # The standard error of a median, from the median deviation: a moment without an answer moves neither.
+            error = 1.86 * statistics.median(abs(each - ratio) for each in ratios) / math.sqrt(len(ratios))
+            shown = "" if name == PEER else f"  {ratio:.3f} (±{error:.3f}) of it, wanted {wanted}"
             spread = f"({min(rates):.0f} to {max(rates):.0f})"
             cost = sum(each.processor for each in mine) / sum(each.requests for each in mine) * 1e6
             print(f"  {route:<22} {name:<17} {statistics.median(rates):6.0f} {spread:<14} {cost:6.0f} µs{shown}")
