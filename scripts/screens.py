@@ -39,7 +39,7 @@ SCREENS = (
     Screen("deploy", f"vllm-install deploy --model {MODEL} --engine cpu"),
     Screen("set-context", "vllm-install set-context 32k --dry-run"),
     Screen("status", "vllm-install status"),
-    Screen("status-watch", "vllm-install status --watch", until=r"p50 \d", busy=True),
+    Screen("status-watch", "vllm-install status --watch", until=r"tokens/s[^\n]*[1-9][^\n]*\n[^\n]*p50", busy=True),
     Screen("test", "vllm-install test"),
     Screen("doctor-healthy", "vllm-install doctor"),
     Screen(

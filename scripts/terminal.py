@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import html
 import io
 import os
 import pty
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.cells import get_character_cell_size
+from rich.cells import cell_len, get_character_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -23,6 +24,8 @@ from rich.text import Text
 _CONTROL = re.compile(r"(\r?\n|\r|\x1b\[[\d;?]*[A-Zhl])")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _UP = re.compile(r"\x1b\[(\d*)A")
+_TEXT = re.compile(r'(<text [^>]*? x=")([\d.]+)("[^>]* textLength=")([\d.]+)("[^>]*>)([^<]*)</text>')
+_PIECES = re.compile(r"[\u0020-\u2e7f]+|.")
 # The pictures must not fetch a font from anywhere.
 _PLAIN_SVG = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
@@ -88,7 +91,22 @@ def picture(title: str, typed: str, shown: str, columns: int) -> str:
         for part in _folded(line, columns):
             console.print(part, soft_wrap=True)
     # Some viewers would otherwise swallow what a line is indented by.
-    return console.export_svg(title=title, code_format=_PLAIN_SVG).replace("<text ", '<text xml:space="preserve" ')
+    svg = console.export_svg(title=title, code_format=_PLAIN_SVG).replace("<text ", '<text xml:space="preserve" ')
+    return _TEXT.sub(_in_columns, svg)
+
+
+def _in_columns(text: re.Match[str]) -> str:
+    """The same text with each wide character in a place of its own, which takes two columns."""
+    before, x, between, length, after, escaped = text.groups()
+    plain = html.unescape(escaped)
+    if cell_len(plain) == len(plain):
+        return text[0]
+    pieces, at, column = "", float(x), float(length) / len(plain)
+    for piece in _PIECES.findall(plain):
+        wide = column * cell_len(piece)
+        pieces += f"{before}{at:g}{between}{wide:g}{after}{html.escape(piece).replace(' ', '&#160;')}</text>"
+        at += wide
+    return pieces
 
 
 def _folded(line: Text, columns: int) -> Iterable[Text]:

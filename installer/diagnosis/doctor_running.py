@@ -54,7 +54,7 @@ def check_journal(scene: Scene) -> Iterator[Finding]:
 def check_state(scene: Scene) -> Iterator[Finding]:
     """What systemd says of the unit; the cause, if it is known, was named before."""
     unit, look = scene.service, f"sudo journalctl -u {scene.service} -n 200"
-    said = plain(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.unit.get('StatusText', '')}")
+    said = plain(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.stage}".strip())
     if scene.has_failed:
         root = next((line for lines in scene.runs[:1] if (line := root_line(lines))), "") if scene.is_root else ""
         result = scene.unit.get("Result", "unknown")

@@ -93,6 +93,11 @@ class Scene:
         return self.unit.get("ActiveState", "")
 
     @property
+    def stage(self) -> str:
+        """What the launcher said last, unless that is of a run that was stopped."""
+        return self.unit.get("StatusText", "") if self.active != "inactive" else ""
+
+    @property
     def has_failed(self) -> bool:
         return self.active == "failed" or self.unit.get("SubState") == "auto-restart"
 

@@ -71,7 +71,7 @@ def of(scene: Scene) -> Status:
         service=scene.service,
         active=f"{scene.active or 'unknown'} ({shown.get('SubState', '')})",
         ready=ready,
-        stage=shown.get("StatusText", ""),
+        stage=scene.stage,
         problem=None if ready else doctor.cause(scene),
         since=shown.get("ActiveEnterTimestamp", ""),
         pid=int(shown.get("MainPID") or 0),
