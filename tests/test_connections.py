@@ -120,6 +120,14 @@ def test_files_wait_for_each_other_where_the_server_takes_one_connection(server:
     assert server.most_at_once == 1
 
 
+def test_a_server_that_often_fails_is_asked_again_while_something_comes(server: Hub, host: Host) -> None:
+    for _ in range(len(download.RETRY_DELAYS) + 2):
+        server.fail(f"/lfs/.*{BIG}", status=503)
+        server.fail(f"/lfs/.*{BIG}")
+    fetch(server, host, connections=1)
+    assert not [fault for fault in server.faults if fault.times]
+
+
 def test_an_address_that_is_not_good_any_more_is_asked_for_again(server: Hub, host: Host) -> None:
     server.fail(f"/lfs/.*{BIG}", cut=BLOCK // 2)
     server.fail(f"/lfs/.*{BIG}", status=403)

@@ -81,6 +81,7 @@ class Transfer:
         self.headers = {**headers, "accept-encoding": "identity"}
         self.fault: BaseException | None = None
         self._pace = _Pace(connections, sum(file.have for file in files))
+        self._most_served = 0  # connections at once
         self._changed = threading.Condition()
         self._wires: list[Wire] = []
         self._threads: list[threading.Thread] = []
@@ -184,6 +185,9 @@ class Transfer:
     def _under_way(self) -> int:
         return sum(len(file.leases) for file in self.files)
 
+    def _served(self) -> int:
+        return sum(lease.is_served for file in self.files for lease in file.leases)
+
     def _next(self, now: float) -> Lease | None:
         at_work = [file for file in self.files if file.is_open and not file.is_done]
         unopened = next((file for file in self.files if not file.is_open and not file.is_done), None)
@@ -209,15 +213,18 @@ class Transfer:
         file = lease.file
         with self._changed, file.lock:
             if failure is None:
+                file.misses = 0
                 file.limit = min(file.limit + 1, self.connections) if file.ranged else file.limit
             elif file.have > file.best or (file.ranged and lease.at > began):
                 file.misses = 0
             elif file.leases:
                 file.limit = len(file.leases)  # the others are served: this was one too many
-            elif served := self._under_way():
-                self._pace.connections = served  # other files are: so many connections are all that this server gives
+            elif 0 < self._most_served <= (served := self._served()):
+                # Other files are, by as many connections as ever: they are all that this server gives.
+                self._pace.connections = min(served, self._pace.connections)
             else:
                 file.misses += 1
+                self._most_served = self._served()  # that more were once is no proof any longer
             file.best = max(file.best, file.have)
             if failure:
                 if file.misses > len(RETRY_DELAYS):
@@ -245,6 +252,9 @@ class Transfer:
                 self._refused(answer)
             self._check(answer, lease, whole)
             file.location = answer.url
+            with self._changed:
+                lease.is_served = True
+                self._most_served = max(self._most_served, self._served())
             while lease.left > 0:
                 count = answer.fill(buffer[: min(CHUNK, file.room(lease))])
                 if self.fault:

@@ -45,6 +45,7 @@ class Lease:
     at: int
     end: int
     round: int
+    is_served: bool = False
 
     @property
     def left(self) -> int:
