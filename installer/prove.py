@@ -16,7 +16,7 @@ from installer.diagnosis.said import translated
 from installer.errors import Exit, InstallError
 from installer.host import Host
 from installer.keys import generate
-from installer.language import tr
+from installer.language import mark, tr
 from installer.layout import Layout
 from installer.memory.vllm_log import read_refusal
 from installer.report import Report
@@ -25,6 +25,9 @@ from installer.steps import Wanted, unit_properties
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0
+# What is wrong with a service that answers these.
+ANSWERS_WITHOUT_KEY = mark("a request without a key was answered with {status} instead of 401")
+ANSWERS_WRONG_KEY = mark("a request with a wrong key was answered with {status} instead of 401")
 ERROR = re.compile(r"(?<!\w)\w*(?:Error|Exception): \S")
 
 ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
@@ -154,12 +157,10 @@ def keys_in_force(want: Wanted, accepted: str | None) -> None:
 
 
 def _check_keys(want: Wanted) -> None:
-    for key, shown in ((None, tr("without a key")), (generate("wrong"), tr("with a wrong key"))):
+    for key, otherwise in ((None, ANSWERS_WITHOUT_KEY), (generate("wrong"), ANSWERS_WRONG_KEY)):
         status = request(want, "GET", "/v1/models", key).status
         if status != 401:
-            raise NotProved(
-                tr("a request {shown} was answered with {status} instead of 401", shown=shown, status=status)
-            )
+            raise NotProved(tr(otherwise, status=status))
 
 
 def _check_model(want: Wanted) -> None:

@@ -146,15 +146,12 @@ class Pace:
 
     def __str__(self) -> str:
         share = 100 * self.done // max(self.total, 1)
+        done, total, rate = size(self.done), size(self.total), size(int(self.rate))
+        of_files, left = self._of_files, self.seconds_left
         so_far = tr(
             "{done} of {total} ({share} %){of_files}, {rate}/s",
-            done=size(self.done),
-            total=size(self.total),
-            share=share,
-            of_files=self._of_files,
-            rate=size(int(self.rate)),
-        )
-        left = self.seconds_left
+            done=done, total=total, share=share, of_files=of_files, rate=rate,
+        )  # fmt: skip
         return so_far + (tr(", {time} left", time=duration(left)) if left is not None else "")
 
     @property

@@ -176,18 +176,14 @@ def _by_field(source: Mapping[str, str | None], where: str) -> dict[str, tuple[s
         if value is None:
             continue
         if attribute in found and found[attribute][1] != value:
-            first = found[attribute][0]
+            first, other = found[attribute]
             raise UsageError(
                 tr(
                     "{first}={found!r} and {name}={value!r} in {where} contradict each other",
-                    first=first,
-                    found=found[attribute][1],
-                    name=name,
-                    value=value,
-                    where=where,
+                    first=first, found=other, name=name, value=value, where=where,
                 ),
                 tr("both mean the same setting; remove one of them"),
-            )
+            )  # fmt: skip
         found.setdefault(attribute, (name, value))
     return found
 

@@ -61,14 +61,11 @@ def load_state(host: Host, layout: Layout) -> State | None:
     try:
         data = json.loads(text)
         if data["version"] != VERSION:
-            raise InstallError(
-                tr(
-                    "{path} was written by another version of vllm-install (format {format})",
-                    path=layout.state_file,
-                    format=data["version"],
-                ),
-                tr("install the newer version of vllm-install again"),
-            )
+            what = tr(
+                "{path} was written by another version of vllm-install (format {format})",
+                path=layout.state_file, format=data["version"],
+            )  # fmt: skip
+            raise InstallError(what, tr("install the newer version of vllm-install again"))
         return State(
             service=data["service"],
             owned={path: tuple(digests) for path, digests in data["owned"].items()},

@@ -60,6 +60,18 @@ def placeholders(text: str) -> list[tuple[str | None, ...]] | str:
     return sorted(found, key=str)
 
 
+def test_a_text_is_given_the_values_that_it_names() -> None:
+    """A name without its value would be a traceback where it is said; a value without its name is lost."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "tr" or not node.keywords:
+                continue
+            text, given = node.args[0], {keyword.arg for keyword in node.keywords}
+            if isinstance(text, ast.Constant) and None not in given:
+                named = {name for _, name, _, _ in string.Formatter().parse(str(text.value)) if name is not None}
+                assert named == given, f"{path.relative_to(PACKAGE)}:{node.lineno}"
+
+
 def test_what_is_read_at_run_time_is_compiled_from_what_translators_write() -> None:
     path = catalogue.po_file(CHINESE).with_suffix(".mo")
     with path.open("rb") as file:

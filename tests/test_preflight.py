@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.checks import preflight
-from installer.checks.facts import Disk, Facts, Gpu, Interpreter
+from installer.checks.facts import Disk, Facts, Gpu, Interpreter, NoDriver
 from installer.checks.preflight import Problem
 from installer.checks.processes import Process
 from installer.errors import Exit
@@ -105,7 +105,7 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
         ("driver does not work", "version mismatch", "sudo reboot"),
     ),
     "no driver": (
-        replace(HEALTHY, nvidia_error="no driver is loaded for the NVIDIA card at 0000:01:00.0"),
+        replace(HEALTHY, nvidia_error=NoDriver("no driver is loaded for the NVIDIA card at 0000:01:00.0")),
         Settings(),
         ("driver does not work", "0000:01:00.0", "install NVIDIA's driver 580", "--engine cpu"),
     ),

@@ -17,6 +17,7 @@ from installer.acceptance.replies import Failed
 from installer.api import Answer, Api, Body, Event, NoAnswer, gauge
 from installer.keys import generate
 from installer.language import mark, tr
+from installer.prove import ANSWERS_WITHOUT_KEY, ANSWERS_WRONG_KEY
 from installer.report import Report
 
 PASSED, FAILED, SKIPPED = mark("passed"), mark("failed"), mark("skipped")
@@ -148,16 +149,11 @@ def _context(subject: Subject) -> int:
 
 
 def no_key(subject: Subject) -> Seen:
-    return _refused(
-        subject.api.with_key(None), mark("a request without a key was answered with {status} instead of 401")
-    )
+    return _refused(subject.api.with_key(None), ANSWERS_WITHOUT_KEY)
 
 
 def wrong_key(subject: Subject) -> Seen:
-    return _refused(
-        subject.api.with_key(generate("wrong")),
-        mark("a request with a wrong key was answered with {status} instead of 401"),
-    )
+    return _refused(subject.api.with_key(generate("wrong")), ANSWERS_WRONG_KEY)
 
 
 def _refused(api: Api, otherwise: str) -> Seen:

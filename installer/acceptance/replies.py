@@ -32,12 +32,12 @@ def check_stream(stream: Stream) -> None:
         raise Failed(tr("the stream is of type {kind} instead of text/event-stream", kind=stream.kind or tr("none")))
 
 
-def event(event: Event) -> Body:
-    reply = event.json()
+def event(heard: Event) -> Body:
+    reply = heard.json()
     if "error" in reply:
-        raise Failed(tr("the stream ended in an error: {words}", words=Answer(200, event.data).words))
+        raise Failed(tr("the stream ended in an error: {words}", words=Answer(200, heard.data).words))
     if not reply:
-        raise Failed(tr("an event of the stream is no JSON object: {body}", body=shown(event.data)))
+        raise Failed(tr("an event of the stream is no JSON object: {body}", body=shown(heard.data)))
     return reply
 
 
@@ -47,8 +47,8 @@ def choice(reply: Body) -> Body:
 
 
 def message(reply: Body) -> Body:
-    message = choice(reply).get("message")
-    return message if isinstance(message, dict) else {}
+    found = choice(reply).get("message")
+    return found if isinstance(found, dict) else {}
 
 
 def said(reply: Body) -> str:

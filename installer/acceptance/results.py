@@ -76,15 +76,9 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(
-        tr(
-            "{server}: {model} at {url}",
-            server=service or tr("throwaway server"),
-            model=subject.model,
-            url=subject.api.url,
-        ),
-        soft_wrap=True,
-    )
+    server = service or tr("throwaway server")
+    title = tr("{server}: {model} at {url}", server=server, model=subject.model, url=subject.api.url)
+    console.print(title, soft_wrap=True)
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "left", "right"):
         table.add_column(justify=justify, no_wrap=True)
@@ -100,21 +94,19 @@ def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> 
         console.print(table)
     for outcome in outcomes:
         if outcome.status == FAILED:
-            console.print(
-                tr("failed: {test}: {text}", test=tr(outcome.name), text=outcome.text),
-                style="bold red",
-                soft_wrap=True,
-            )
+            said = tr("failed: {test}: {text}", test=tr(outcome.name), text=outcome.text)
+            console.print(said, style="bold red", soft_wrap=True)
             console.print(tr("  help: {hint}", hint=outcome.hint) if outcome.hint else "", soft_wrap=True)
+    console.print(_summary(outcomes), soft_wrap=True)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
     count = Counter(outcome.status for outcome in outcomes)
-    summary = tr(
+    passed, failed, skipped = (count[status] for status in (PASSED, FAILED, SKIPPED))
+    return tr(
         "{passed} passed, {failed} failed, {skipped} skipped in {seconds:.1f} s",
-        passed=count[PASSED],
-        failed=count[FAILED],
-        skipped=count[SKIPPED],
-        seconds=_seconds(outcomes),
-    )
-    console.print(summary, soft_wrap=True)
+        passed=passed, failed=failed, skipped=skipped, seconds=_seconds(outcomes),
+    )  # fmt: skip
 
 
 def _seconds(outcomes: Sequence[Outcome]) -> float:

@@ -14,13 +14,12 @@ from pathlib import Path
 from installer.checks.processes import Process, describe, listener
 from installer.errors import InstallError
 from installer.host import Host
-from installer.language import mark, tr
+from installer.language import tr
 from installer.layout import Layout
 from installer.settings import Settings
 
 ANSWER_WITHIN = 20.0  # seconds; a wedged GPU driver never answers
 GPU_QUERY = "driver_version,compute_cap,memory.total,memory.used,uuid,name"
-NO_DRIVER = mark("no driver is loaded")  # what nvidia_error then holds
 CSV = "--format=csv,noheader,nounits"
 # The sandbox hides these whatever their modes are.
 HIDDEN = frozenset(map(Path, ("/root", "/home", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
@@ -65,6 +64,12 @@ class Disk:
     device: int
     read_only: bool = False
     noexec: bool = False
+
+
+class NoDriver(str):
+    """Why an NVIDIA card cannot be used: no driver is loaded for it."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -260,12 +265,8 @@ def _nvidia_without_smi(host: Host) -> tuple[tuple[Gpu, ...], str]:
     version = re.search(r"Module.*?\s(\d+\.\d[\d.]*)\s", host.read(Path("/proc/driver/nvidia/version")) or "")
     if version is None:
         cards = _nvidia_cards(host)
-        without = tr(
-            "{no_driver_is_loaded} for the NVIDIA card at {addresses}",
-            no_driver_is_loaded=tr(NO_DRIVER),
-            addresses=", ".join(cards),
-        )
-        return (), without if cards else ""
+        why = tr("no driver is loaded for the NVIDIA card at {addresses}", addresses=", ".join(cards))
+        return (), NoDriver(why) if cards else ""
     gpus = []
     for file in _glob(host, "/proc/driver/nvidia/gpus/*/information"):
         values = dict(re.findall(r"^([\w ]+):[ \t]*(.*)$", host.read(file) or "", re.MULTILINE))

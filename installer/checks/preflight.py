@@ -86,27 +86,18 @@ def check_space(needs: Mapping[Path, int], facts: Facts) -> list[Problem]:
         missing = bytes_needed + head_room - disks[device].free
         if missing > 0:
             parts = tr(" and ").join(tr("{size} in {path}", size=size(needs[path]), path=path) for path in paths)
-            problems.append(
-                Problem(
-                    tr("the disk that holds {path} is too small", path=disks[device].path),
-                    tr(
-                        "{free} are free; {parts} and {head_room} of head-room are needed, "
-                        "{bytes} bytes ({missing}) more than there are",
-                        free=size(disks[device].free),
-                        parts=parts,
-                        head_room=size(head_room),
-                        bytes=missing,
-                        missing=size(missing),
-                    ),
-                    tr(
-                        "free {missing} (sudo du -xh --max-depth=2 {path} shows what is large)"
-                        " or mount a larger disk at {mount_point}",
-                        missing=size(missing),
-                        path=disks[device].path,
-                        mount_point=paths[-1],
-                    ),
-                )
-            )
+            disk, more = disks[device], size(missing)
+            why = tr(
+                "{free} are free; {parts} and {head_room} of head-room are needed, "
+                "{bytes} bytes ({missing}) more than there are",
+                free=size(disk.free), parts=parts, head_room=size(head_room), bytes=missing, missing=more,
+            )  # fmt: skip
+            remedy = tr(
+                "free {missing} (sudo du -xh --max-depth=2 {path} shows what is large)"
+                " or mount a larger disk at {mount_point}",
+                missing=more, path=disk.path, mount_point=paths[-1],
+            )  # fmt: skip
+            problems.append(Problem(tr("the disk that holds {path} is too small", path=disk.path), why, remedy))
     return problems
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from installer.checks.facts import NO_DRIVER, Facts, Gpu
+from installer.checks.facts import Facts, Gpu, NoDriver
 from installer.checks.problem import Problem
 from installer.language import tr
 from installer.layout import Layout
@@ -146,7 +146,7 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
 def _remedy_for_driver(facts: Facts) -> str:
     if "mismatch" in facts.nvidia_error.lower():
         return tr("restart the host (sudo reboot): the driver was updated while the old one was loaded")
-    if tr(NO_DRIVER) in facts.nvidia_error:
+    if isinstance(facts.nvidia_error, NoDriver):
         return tr("install NVIDIA's driver {needed} or newer, or choose --engine cpu", needed=CUDA_13_DRIVER)
     return tr("see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu")
 

@@ -48,10 +48,7 @@ def check_nodes(scene: Scene) -> Iterator[Finding]:
             "device-nodes-missing",
             tr("the driver is loaded, but the GPU's device nodes do not exist"),
             tr("missing: {names}", names=", ".join(missing)),
-            (
-                f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}",
-                "sudo nvidia-modprobe -u -c 0",
-            ),
+            (f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}", "sudo nvidia-modprobe -u -c 0"),
         )
 
 
@@ -64,10 +61,7 @@ def check_disks(scene: Scene) -> Iterator[Finding]:
                 "disk-full",
                 tr("the disk that holds {target} is full", target=target),
                 tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total)),
-                (
-                    f"sudo du -xh --max-depth=2 {disk.path} | sort -h | tail",
-                    "sudo vllm-install prune",
-                ),
+                (f"sudo du -xh --max-depth=2 {disk.path} | sort -h | tail", "sudo vllm-install prune"),
             )
             return
 
@@ -94,17 +88,12 @@ def check_space(scene: Scene) -> Iterator[Finding]:
     disk = probe_disk(scene.host, scene.layout.opt)
     if ALMOST_FULL <= disk.free < needed:
         used = _run(scene.host, "journalctl", "--disk-usage")
+        free = tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total))
         yield Finding(
             "disk-small",
             tr("the next upgrade needs {needed} on the disk that holds {path}", needed=size(needed), path=disk.path),
-            tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total))
-            + "; "
-            + (plain(used.stdout) if used else tr("journal: unknown")),
-            (
-                "sudo vllm-install prune",
-                "sudo journalctl --vacuum-size=1G",
-                f"sudo du -xh --max-depth=2 {disk.path}",
-            ),
+            f"{free}; {plain(used.stdout) if used else tr('journal: unknown')}",
+            ("sudo vllm-install prune", "sudo journalctl --vacuum-size=1G", f"sudo du -xh --max-depth=2 {disk.path}"),
             NOTE,
         )
 

@@ -28,10 +28,7 @@ def check_port(scene: Scene) -> Iterator[Finding]:
         "port-in-use",
         tr("port {port} is taken by {holder}", port=settings.port, holder=holder),
         tr("a listener on port {port} that is not {unit}", port=settings.port, unit=scene.layout.unit_name),
-        (
-            holder.how_to_stop if holder.pid else find,
-            f"{scene.deploy} --port {_next(settings.port)}",
-        ),
+        (holder.how_to_stop if holder.pid else find, f"{scene.deploy} --port {_next(settings.port)}"),
     )
 
 
