@@ -13,7 +13,7 @@ from installer.deploy import apply, settled
 from installer.errors import Refused, undone
 from installer.host import Host
 from installer.keys import Key
-from installer.language import mark, tr
+from installer.language import english, mark, tr
 from installer.layout import Layout
 from installer.report import Report
 from installer.state import State, event, managed, save_state
@@ -151,7 +151,9 @@ def _put_back(state: State, what: str, before: str, why: str, host: Host, layout
     process = steps.running_process(host, layout)
     told = process is not None and process.keys != frozenset((key.name, key.digest) for key in state.proved.keys)
     apply(_changes(before, told, host, layout), host, report)
-    save_state(host, layout, dataclasses.replace(state, history=(*state.history, event(what, f"undone: {why}"))))
+    save_state(
+        host, layout, dataclasses.replace(state, history=(*state.history, event(what, f"undone: {english(why)}")))
+    )
     return tr("the keys are as they were")
 
 

@@ -14,7 +14,7 @@ from installer.errors import Exit, InstallError, Interrupted, UsageError, explai
 from installer.language import LANGUAGES, OPTION, speak_everywhere, tr
 from installer.verbs import adopt, bundle, change, deploy, look, models, use, weights
 from installer.verbs.doctor import doctor
-from installer.verbs.help import Formatter, translate
+from installer.verbs.help import Formatter, punctuated, translate
 from installer.verbs.output import print_json
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -60,9 +60,11 @@ def main() -> None:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:
         if _json_is_wanted():
-            _print_error(UsageError(error.format_message()))
+            _print_error(UsageError(punctuated(error.format_message())))
         else:
-            error.show()
+            said = io.StringIO()
+            error.show(said)
+            click.echo(punctuated(said.getvalue()), err=True, nl=False)
         sys.exit(Exit.USAGE)
     except click.Abort:
         sys.exit(Exit.INTERRUPTED)

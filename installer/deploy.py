@@ -15,7 +15,7 @@ from installer.checks import preflight
 from installer.engine import engines
 from installer.errors import InstallError, Refused, undone
 from installer.host import Host
-from installer.language import tr
+from installer.language import english, tr
 from installer.layout import Layout
 from installer.memory import fit
 from installer.memory.capacity import Estimate
@@ -344,7 +344,7 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
     # Converging would give back the values, but not every byte.
     if settings_text is not None and host.read(layout.settings_file) != settings_text:
         host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
-    _converge_back(state, state.proved, host, layout, report, f"undone: {summary}")
+    _converge_back(state, state.proved, host, layout, report, f"undone: {english(summary)}")
     if (state.pending or "").startswith("set-context"):
         return tr("the service is back at {context}", context=state.proved.settings.max_model_len or "auto")
     return tr("{unit} is back as it was", unit=layout.unit_name)

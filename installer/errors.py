@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from enum import IntEnum
 
-from installer.language import tr
+from installer.language import first_line, tr
 
 
 class Exit(IntEnum):
@@ -52,7 +52,7 @@ class CommandFailed(InstallError):
     def __init__(self, argv: tuple[str, ...], returncode: int, output: str) -> None:
         tail = "\n".join(output.strip().splitlines()[-12:])
         failed = tr("{command} failed with exit status {status}", command=argv[0], status=returncode)
-        super().__init__(failed + (f":\n{tail}" if tail else ""))
+        super().__init__(tr("{what}:\n{said}", what=failed, said=tail) if tail else failed)
         self.argv = argv
         self.returncode = returncode
         self.output = output
@@ -87,7 +87,7 @@ def explain(error: BaseException) -> InstallError | None:
 def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
     """What a change that failed ends with: its cause, and what became of the host when it was put back."""
     cause = explain(error)
-    summary = cause.message.splitlines()[0] if cause else repr(error)
+    summary = first_line(cause.message) if cause else repr(error)
     try:
         outcome = put_back(summary)
     except (InstallError, Interrupted, OSError) as raised:

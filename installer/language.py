@@ -22,10 +22,34 @@ OPTION = "--lang"
 TRADITIONAL = ("zh_TW", "zh_HK", "zh_MO", "zh_Hant")
 
 
+class Said(str):
+    """A text in the user's language that knows its English, which is what a record on the host holds."""
+
+    english: str
+
+
 def tr(text: str, /, **values: object) -> str:
     """The text in the user's language, with its {names} filled in."""
     translated = _catalogue().gettext(text) if text else text
-    return translated.format(**values) if values else translated
+    if translated == text:
+        return text.format(**values) if values else text
+    plain = {name: english(value) if isinstance(value, str) else value for name, value in values.items()}
+    return _said(translated.format(**values), text.format(**plain)) if values else _said(translated, text)
+
+
+def english(text: str) -> str:
+    """What `tr` was given, as far as the text is one of its; for what is written to the host."""
+    return text.english if isinstance(text, Said) else text
+
+
+def first_line(text: str) -> str:
+    return _said(text.splitlines()[0], english(text).splitlines()[0])
+
+
+def _said(translated: str, plain: str) -> Said:
+    said = Said(translated)
+    said.english = plain
+    return said
 
 
 def mark(text: str) -> str:

@@ -77,10 +77,10 @@ class Lines(Report):
             pace.add(count, files)
             if time.monotonic() - last >= self.EVERY:
                 last = time.monotonic()
-                self.note(f"{label}: {pace}")
+                self.note(tr("{what}: {why}", what=label, why=pace))
 
         yield advance
-        self.note(f"{label}: {pace.ending}")
+        self.note(tr("{what}: {why}", what=label, why=pace.ending))
 
 
 class JsonLines(Report):
@@ -210,7 +210,7 @@ class Bars(Lines):
                 progress.update(task, advance=count, files_done=pace.files_done)
 
             yield advance
-        self.note(f"{label}: {pace.ending}")
+        self.note(tr("{what}: {why}", what=label, why=pace.ending))
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Say]:
@@ -225,7 +225,7 @@ class Bars(Lines):
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(what)
-            yield lambda stage: progress.update(task, description=f"{what}: {stage}")
+            yield lambda stage: progress.update(task, description=tr("{what}: {why}", what=what, why=stage))
 
 
 def size(count: int) -> str:

@@ -138,7 +138,7 @@ def check_local(model: models.Model, settings: Settings, host: Host) -> None:
         problems.append(tr("the service's sandbox hides {path}; move the model, for example to /srv", path=hidden))
     if problems:
         raise models.ModelError(
-            tr("the model in {path} cannot be served: {problems}", path=model.path, problems="; ".join(problems)),
+            tr("the model in {path} cannot be served: {problems}", path=model.path, problems=tr("; ").join(problems)),
             tr("complete the directory, or make it readable for the service's user, and run the command again"),
         )
 

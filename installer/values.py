@@ -108,7 +108,7 @@ def address(value: str) -> str:
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if text(value) not in choices:
-            raise ValueError(tr("expected {choices} or {last}", choices=", ".join(choices[:-1]), last=choices[-1]))
+            raise ValueError(tr("expected {choices} or {last}", choices=tr(", ").join(choices[:-1]), last=choices[-1]))
         return text(value)
 
     return parse

@@ -161,6 +161,31 @@ def test_click_speaks_chinese_of_one_and_of_several_things() -> None:
         assert not re.search(r"\b[A-Z]?[a-z]+ [a-z]+ [a-z]+\b", said)
 
 
+def test_sentences_of_click_are_put_together_as_chinese_has_it() -> None:
+    for words in (("set",), ("client-config",), ("deploy", "--disk")):
+        said = in_language(*words, LANG="zh_CN.UTF-8").stderr
+        assert "'。" in said
+        assert not re.search(r"'\.( |$)|。 ", said, re.MULTILINE)
+    assert in_language("set").stderr.endswith("Missing argument 'NAME=VALUE...'.\n")
+
+
+def test_a_text_knows_the_english_that_goes_into_a_record() -> None:
+    script = """
+from installer.errors import CommandFailed, undone
+from installer.language import english, tr
+record = []
+undone(CommandFailed(("uv", "pip"), 2, "no room"), lambda why: record.append(why) or "")
+print(record[0]); print(english(record[0])); print(english(tr("{what}: {why}", what=tr("the unit"), why="x")))
+"""
+    kept = {"PATH": os.environ["PATH"], "LANG": "zh_CN.UTF-8"}
+    shown, recorded, within = subprocess.run(
+        [sys.executable, "-c", script], cwd=PACKAGE.parent, env=kept, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert "失败" in shown
+    assert recorded == "uv failed with exit status 2:"
+    assert within == "the unit: x"
+
+
 def test_a_language_that_there_is_none_of_is_an_error_of_use() -> None:
     done = in_language("--lang", "tlh", "status")
     assert done.returncode == 2

@@ -185,6 +185,31 @@ def test_systemctl_restarts_and_stops_it_and_deploy_starts_it(machine: Machine, 
     serves(machine, key)
 
 
+def test_what_is_written_to_the_host_does_not_depend_on_the_language(
+    machine: Machine, options: tuple[str, ...]
+) -> None:
+    found = []
+    for language in ("en", "zh_CN"):
+        cli(machine, "--lang", language, "deploy", *options)
+        cli(machine, "--lang", language, "set-context", "2048")
+        cli(machine, "--lang", language, "set", "LISTEN_HOST=192.0.2.1", code=6)
+        cli(machine, "--lang", language, "set-apikey", "--keep-old", "1h")
+        cli(machine, "--lang", language, "rollback")
+        shown = cli(machine, "--lang", language, "status", "--json").json
+        found.append(host_texts(machine) | {"last_changes": shown["last_changes"][2]["outcome"]})
+        cli(machine, "uninstall", "--purge")
+    english, chinese = found
+    assert "undone: qwen3vl.service did not come up" in english["last_changes"]
+    assert english == chinese
+
+
+def host_texts(machine: Machine) -> dict[str, str]:
+    """What the tool wrote, but for keys and times."""
+    paths = ("/etc/vllm-install/qwen3vl.env", UNIT, "/var/lib/vllm-install/qwen3vl/state.json")
+    always_new = re.compile(r"[0-9a-f]{64}|\d{4}-\d\d-\d\dT[\d:]+Z")
+    return {path: always_new.sub("NEW", machine.at(path).read_text()) for path in paths}
+
+
 def test_a_killed_engine_comes_back(machine: Machine, options: tuple[str, ...]) -> None:
     key = cli(machine, "deploy", *options).key
     pid = main_pid(machine)

@@ -247,7 +247,7 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
     versions = f"3.{supported[0]}"
     if len(supported) > 1:
         versions = tr("{first} to {last}", first=versions, last=f"3.{supported[-1]}")
-    rejected = [f"{i.path}: {_why_rejected(i, kind)}" for i in _candidates(settings, facts)]
+    rejected = [tr("{what}: {why}", what=i.path, why=_why_rejected(i, kind)) for i in _candidates(settings, facts)]
     if not rejected and settings.python:
         rejected = [tr("{path}: it does not exist or does not run", path=settings.python)]
     packages = packages_of(facts)
@@ -257,7 +257,7 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
         tr(
             "it needs Python {versions}, which every user can reach; found {found}",
             versions=versions,
-            found="; ".join(rejected) or tr("none in /usr/bin and /usr/local/bin"),
+            found=tr("; ").join(rejected) or tr("none in /usr/bin and /usr/local/bin"),
         ),
         tr(
             "install one ({command}) or name one that lies outside /root and /home with --python",

@@ -123,7 +123,7 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
         if free >= needed:
             continue
         others = [holder for holder in gpu.holders if holder not in own]
-        held = ", ".join(
+        held = tr(", ").join(
             tr("{process} holds {memory}", process=h, memory=size(h.memory) if h.memory else tr("some")) for h in others
         )
         most = int(100 * free / gpu.memory_total) / 100
@@ -137,7 +137,10 @@ def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -
                 needed=size(needed),
                 held=held or tr("no process shows who holds the rest"),
             ),
-            ("; ".join(h.how_to_stop for h in others) or tr("find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)"))
+            (
+                tr("; ").join(h.how_to_stop for h in others)
+                or tr("find what holds it (sudo fuser -v /dev/nvidia* /dev/kfd)")
+            )
             + (tr(", or choose --gpu-memory-utilization {most:g} or less", most=most) if most >= 0.05 else ""),
             id="gpu-memory-held",
         )

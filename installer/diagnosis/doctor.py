@@ -87,9 +87,10 @@ def _run(checks: tuple[tuple[str, Check], ...], scene: Scene) -> Diagnosis:
         try:
             found.extend(check(scene))
         except InstallError as error:
-            unseen.append(f"{tr(name)}: {error.message}")
+            unseen.append(tr("{what}: {why}", what=tr(name), why=error.message))
         except OSError as error:
-            unseen.append(f"{tr(name)}: {error.strerror or error} {error.filename or ''}".rstrip())
+            why = f"{error.strerror or error} {error.filename or ''}".rstrip()
+            unseen.append(tr("{what}: {why}", what=tr(name), why=why))
     return Diagnosis(scene.service, _in_order(found), tuple(dict.fromkeys(unseen)))
 
 

@@ -237,7 +237,7 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             _id_of(problems[0]),
             tr("the model in {path} is not complete", path=model.path),
-            plain("; ".join(problems)),
+            plain(tr("; ").join(problems)),
             again,
         )
         return
@@ -246,7 +246,7 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
         place, rights = closed[0]
         cause = tr("the service's user {user} cannot read the model", user=scene.layout.user)
         exact = f"sudo chmod o+{rights} {shlex.quote(str(place))}" if rights else scene.deploy
-        evidence = plain("; ".join(check_access(model.path, scene.host)))
+        evidence = plain(tr("; ").join(check_access(model.path, scene.host)))
         yield Finding("permission-denied" if rights else "weights-missing", cause, evidence, (exact,))
 
 
@@ -272,7 +272,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
         yield Finding("settings-malformed", tr("the settings file cannot be meant"), plain(error.message), (edit,))
         return
     for warning in settings_file.unknown(values):
-        yield Finding("settings-unknown", f"{path}: {warning}", str(path), (edit,), NOTE)
+        yield Finding("settings-unknown", tr("{what}: {why}", what=path, why=warning), str(path), (edit,), NOTE)
     proved = scene.state.proved.settings if scene.state and scene.state.proved else None
     changed = [name for name in FIELDS if proved and getattr(wanted, name) != getattr(proved, name)]
     if changed:
@@ -296,7 +296,7 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "keys-expired",
             cause,
-            ", ".join(tr("{name} until {expiry}", name=k.name, expiry=k.expiry) for k in asking),
+            tr(", ").join(tr("{name} until {expiry}", name=k.name, expiry=k.expiry) for k in asking),
             (new,),
         )
     for key in held:

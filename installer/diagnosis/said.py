@@ -71,6 +71,12 @@ TEXTS = (
     mark("written; the service is not running"),
     mark("undone: {why}"),
     mark("cut off"),
+    # What a change was undone for, most often
+    mark("{unit} did not come up ({result}); its last words:"),
+    mark("{unit} did not come up ({result}): {why}"),
+    mark("{unit} did not come up ({result})"),
+    mark("asked {context}; this GPU fits {fits}"),
+    mark("interrupted by {signal}"),
 )
 
 

@@ -76,7 +76,7 @@ def explain_uv(error: CommandFailed, kind: str, settings: Settings) -> EngineFai
     tail = "\n".join(said.splitlines()[-6:])
     for pattern, what, hint in MEANINGS:
         if re.search(pattern, said, re.IGNORECASE):
-            return EngineFailed(f"{tr(what, vllm=vllm)}:\n{tail}", tr(hint, mirror=tr(MIRROR)))
+            return EngineFailed(tr("{what}:\n{said}", what=tr(what, vllm=vllm), said=tail), tr(hint, mirror=tr(MIRROR)))
     return EngineFailed(
         tr("{vllm} could not be installed:\n{said}", vllm=vllm, said=tail),
         tr("run the command again, or {mirror}", mirror=tr(MIRROR)),

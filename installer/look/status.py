@@ -116,7 +116,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
     return [
         (
             tr("service"),
-            f"{status.service}: {status.active}" + (f", {translated(status.stage)}" if status.stage else ""),
+            stage_line(status.service, status.active, status.stage),
         ),
         *_problem_lines(status.problem),
         (
@@ -137,10 +137,15 @@ def lines(status: Status) -> list[tuple[str, str]]:
         (tr("memory"), size(status.memory) if status.memory else "-"),
         *((f"GPU {number}", gpu_line(gpu)) for number, gpu in enumerate(status.gpus)),
         *([(tr("load"), load_line(status.load))] if status.load else []),
-        (tr("keys"), ", ".join(status.keys) or "-"),
+        (tr("keys"), tr(", ").join(status.keys) or "-"),
         *_change_lines(status.last_changes),
         *([(tr("unfinished"), tr("{what} was cut off; run it again", what=status.pending))] if status.pending else []),
     ]
+
+
+def stage_line(service: str, active: str, stage: str) -> str:
+    now = tr("{state}, {stage}", state=active, stage=translated(stage)) if stage else active
+    return tr("{what}: {why}", what=service, why=now)
 
 
 def _problem_lines(problem: Finding | None) -> list[tuple[str, str]]:
@@ -156,7 +161,16 @@ def _model(status: Status) -> str:
 
 
 def _change_lines(changes: tuple[Event, ...]) -> list[tuple[str, str]]:
-    shown = [f"{change.when} {change.who}: {change.what}: {translated(change.outcome)}" for change in changes]
+    shown = [
+        tr(
+            "{when} {who}: {what}: {outcome}",
+            when=change.when,
+            who=change.who,
+            what=change.what,
+            outcome=translated(change.outcome),
+        )
+        for change in changes
+    ]
     return [("" if number else tr("changes"), line) for number, line in enumerate(shown or ["-"])]
 
 
@@ -172,4 +186,4 @@ def load_line(load: Sample) -> str:
         tr("{count:g} waiting", count=load.waiting) if load.waiting is not None else "",
         tr("cache {share:.0%} full", share=load.cache_used) if load.cache_used is not None else "",
     ]
-    return ", ".join(filter(None, figures)) or "-"
+    return tr(", ").join(filter(None, figures)) or "-"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from installer.diagnosis.said import translated
 from installer.host import Host
 from installer.language import tr
 from installer.look import load, scene, status
@@ -86,12 +85,12 @@ def rows(frame: Frame) -> list[tuple[str, str]]:
     running, waiting = _number(frame.running), _number(frame.waiting)
     out, into = _number(frame.tokens_per_second), _number(frame.prompt_tokens_per_second)
     return [
-        (tr("service"), f"{frame.service}: {frame.active}" + (f", {translated(frame.stage)}" if frame.stage else "")),
+        (tr("service"), status.stage_line(frame.service, frame.active, frame.stage)),
         *([(tr("because"), frame.because)] if frame.because else []),
         (tr("model"), frame.model or "-"),
         (tr("requests"), tr("{running} running, {waiting} waiting", running=running, waiting=waiting)),
         (tr("tokens/s"), tr("{out} out, {into} in", out=out, into=into)),
-        (tr("first token"), ", ".join(speeds) or "-"),
+        (tr("first token"), tr(", ").join(speeds) or "-"),
         (tr("KV cache"), tr("{share:.1%} full", share=frame.cache_used) if frame.cache_used is not None else "-"),
         *((f"GPU {number}", status.gpu_line(gpu)) for number, gpu in enumerate(frame.gpus)),
     ]

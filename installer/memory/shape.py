@@ -68,7 +68,10 @@ def _json(path: Path) -> Mapping[str, object]:
         reason = error.strerror or tr("it cannot be read")
     except (ValueError, RecursionError) as error:
         reason = str(error)
-    raise UsageError(f"{path}: {reason}", tr("see what else is wrong with the model: vllm-install models verify"))
+    raise UsageError(
+        tr("{what}: {why}", what=path, why=reason),
+        tr("see what else is wrong with the model: vllm-install models verify"),
+    )
 
 
 # Weights

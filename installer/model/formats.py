@@ -105,7 +105,7 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
         yield Problem(
             tr("{model} is quantized as {format}, which cannot be run here", model=model, format=found.name),
             why,
-            tr("choose another version of the model: {formats}", formats=", ".join([tr(UNQUANTIZED), *works])),
+            tr("choose another version of the model: {formats}", formats=tr(", ").join([tr(UNQUANTIZED), *works])),
         )
 
 

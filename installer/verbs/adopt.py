@@ -80,7 +80,7 @@ def _print_proposal(proposal: Proposal) -> None:
         (tr("Not carried over"), proposal.adoption.notes),
     ):
         if lines:
-            click.echo(f"\n{title}:")
+            click.echo("\n" + tr("{title}:", title=title))
         for line in lines:
             click.echo(f"  - {line}")
 

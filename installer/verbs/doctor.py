@@ -58,7 +58,8 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
 def _print(found: Diagnosis) -> None:
     """Short lines without a table: they read the same on a terminal of any width, and in a pipe."""
     for finding in found.findings:
-        click.echo(f"{tr(finding.severity)}: {finding.cause} [{finding.id}]")
+        said = tr("{what}: {why}", what=tr(finding.severity), why=finding.cause)
+        click.echo(f"{said} [{finding.id}]")
         click.echo(tr("  seen: {evidence}", evidence=finding.evidence))
         for number, command in enumerate(finding.commands):
             click.echo(tr("  or:   {command}", command=command) if number else tr("  do:   {command}", command=command))

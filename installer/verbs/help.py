@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
+import sys
 from collections.abc import Iterable
 
 import click
 
 from installer.cells import pad, width, wrap
-from installer.language import tr
+from installer.language import ENGLISH, choose, tr
 
 WIDEST_TERM = 30
 GAP = 2
@@ -16,6 +19,12 @@ GAP = 2
 
 class Formatter(click.HelpFormatter):
     """Click's, but for how text is measured and broken into lines."""
+
+    def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
+        super().write_usage(prog, args, tr("Usage: ") if prefix is None else prefix)
+
+    def write_heading(self, heading: str) -> None:
+        self.write(" " * self.current_indent + tr("{title}:", title=heading) + "\n")
 
     def write_text(self, text: str) -> None:
         indent = " " * self.current_indent
@@ -33,6 +42,13 @@ class Formatter(click.HelpFormatter):
                 term = ""
             for start, line in ((term, first), *(("", line) for line in more)):
                 self.write(f"{indent}{pad(start, column)}{line}".rstrip() + "\n")
+
+
+def punctuated(said: str) -> str:
+    """What click says of a mistake; it puts sentences together with an English full stop and a blank."""
+    if choose(sys.argv, os.environ) == ENGLISH:
+        return said
+    return re.sub(r"(?<=')\.( |$)|(?<=。) ", lambda found: "。" if "." in found[0] else "", said, flags=re.MULTILINE)
 
 
 def translate(command: click.Command) -> None:

@@ -157,7 +157,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)
     for warning in settings_file.unknown(values):
-        click.echo(tr("warning: {text}", text=f"{path}: {warning}"), err=True)
+        click.echo(tr("warning: {text}", text=tr("{what}: {why}", what=path, why=warning)), err=True)
     names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
     flags = {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
     if words := options.get("vllm_args"):

@@ -79,12 +79,15 @@ def _print_verified(before: Verified, after: Verified) -> None:
         name = tr("{model} at {commit}", model=after.model, commit=after.commit[:12])
     if after.checked:
         known = tr("{files} files, {size}", files=after.checked, size=size(after.bytes))
-    click.echo(f"{name} ({tr(after.source)}; {known}): {tr('right') if after.is_right else tr('NOT right')}")
+    found = tr("{model} ({source}; {known})", model=name, source=tr(after.source), known=known)
+    click.echo(tr("{what}: {why}", what=found, why=tr("right") if after.is_right else tr("NOT right")))
     for line in describe(after.summary):
         click.echo(f"  {line}")
     for word, names in ((tr("wrong bytes"), before.wrong), (tr("missing"), before.missing)):
         for name in names:
-            click.echo(f"  {word}: {name}" + (tr("; fetched anew") if after.is_right else ""))
+            click.echo(
+                "  " + tr("{what}: {why}", what=word, why=name) + (tr("; fetched anew") if after.is_right else "")
+            )
     for problem in after.problems:
         click.echo(f"  {problem}")
     if before.is_right:

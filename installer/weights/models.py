@@ -138,7 +138,7 @@ class Download:
                 tr(
                     "{repo} is not complete on the hub itself: {problems}",
                     repo=model.repo,
-                    problems="; ".join(problems),
+                    problems=tr("; ").join(problems),
                 ),
                 tr("choose another revision or another model"),
             )
