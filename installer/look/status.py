@@ -114,10 +114,7 @@ def _keys(scene: Scene) -> tuple[str, ...]:
 def lines(status: Status) -> list[tuple[str, str]]:
     """The screen, as label and text."""
     return [
-        (
-            tr("service"),
-            stage_line(status.service, status.active, status.stage),
-        ),
+        (tr("service"), stage_line(status.service, status.active, status.stage)),
         *_problem_lines(status.problem),
         (
             tr("since"),
