@@ -16,7 +16,8 @@ import pytest
 from installer.host import Host
 from installer.report import JsonLines, Report
 from installer.weights import download, models, wire
-from installer.weights.hub import ModelError
+from installer.weights.hub import ModelError, Origin
+from installer.weights.incoming import Incoming, Lease
 from installer.weights.models import Model, changes, is_present, resolve
 from installer.weights.partial import BLOCK
 from tests.bulk_hub import model
@@ -126,6 +127,34 @@ def test_a_server_that_often_fails_is_asked_again_while_something_comes(server: 
         server.fail(f"/lfs/.*{BIG}")
     fetch(server, host, connections=1)
     assert not [fault for fault in server.faults if fault.times]
+
+
+def test_only_files_that_are_served_say_that_one_more_is_too_many(tmp_path: Path) -> None:
+    """Where nobody is, all are as unlucky: to try them one after another would take as many times as long."""
+    waiting, other = (
+        Incoming(download.Blob(name, "http://none.invalid/", tmp_path / name, 4 * BLOCK, "0" * 64), 4) for name in "ab"
+    )
+    transfer = download.Transfer([waiting, other], Origin(REPO, None, None), 4, {})
+    leases = [begin(waiting), begin(other)]
+
+    def fails() -> int:
+        """Let a try for the first file fail; how many connections there are to be afterwards."""
+        waiting.give_back(leases[0])
+        transfer._learn(leases[0], 0, download._Again(ValueError("refused")))
+        leases[0] = begin(waiting)
+        return transfer._pace.connections
+
+    assert (fails(), waiting.misses) == (4, 1), "nobody is served"
+    transfer._serves(leases[1])
+    assert (fails(), waiting.misses) == (1, 1), "the other one is: one connection is all"
+
+
+def begin(file: Incoming) -> Lease:
+    if not file.is_open:
+        file.open()
+    lease = file.lease(BLOCK)
+    assert lease
+    return lease
 
 
 def test_an_address_that_is_not_good_any_more_is_asked_for_again(server: Hub, host: Host) -> None:

@@ -208,6 +208,12 @@ class Transfer:
             with self._changed:
                 self._changed.notify_all()
 
+    def _serves(self, lease: Lease) -> None:
+        """The bytes of a part begin to come."""
+        with self._changed:
+            lease.is_served = True
+            self._most_served = max(self._most_served, self._served())
+
     def _learn(self, lease: Lease, began: int, failure: _Again | None) -> None:
         """What a try says about the next ones: how long to wait, and how many connections this server likes."""
         file = lease.file
@@ -252,9 +258,7 @@ class Transfer:
                 self._refused(answer)
             self._check(answer, lease, whole)
             file.location = answer.url
-            with self._changed:
-                lease.is_served = True
-                self._most_served = max(self._most_served, self._served())
+            self._serves(lease)
             while lease.left > 0:
                 count = answer.fill(buffer[: min(CHUNK, file.room(lease))])
                 if self.fault:
