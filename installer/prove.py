@@ -90,7 +90,7 @@ def explain(lines: list[str], what: str, look: str, service: str = Settings.serv
     if root := root_line(lines):
         return NotProved(tr("{what}: {why}", what=what, why=root), look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
-    return NotProved(tr("{what}; its last words:\n{tail}", what=what, tail=tail), look)
+    return NotProved(tr("{what}\nits last words:\n{tail}", what=what, tail=tail), look)
 
 
 def root_line(lines: list[str]) -> str:

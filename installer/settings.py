@@ -194,7 +194,7 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
         try:
             changed[attribute] = FIELDS[attribute].metadata["parse"](value)
         except ValueError as error:
-            said = f"{name}={value!r}"
+            said = f"{name} {value!r}" if name == "--" else f"{name}={value!r}"
             place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
             raise UsageError(
                 tr("{what}: {why}", what=place, why=error), tr("see: vllm-install deploy --help")

@@ -165,7 +165,7 @@ def test_what_cannot_be_meant_is_refused_by_name(attribute: str, value: str) -> 
         value = "../x\n/y"
     error = refusal(**{attribute: value})
     typed = {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
-    assert error.message.startswith(f"{typed}=")
+    assert error.message.startswith(f"{typed} " if typed == "--" else f"{typed}=")
     assert "\n" not in error.message
 
 

@@ -72,7 +72,7 @@ TEXTS = (
     mark("undone: {why}"),
     mark("cut off"),
     # What a change was undone for, most often
-    mark("{unit} did not come up ({result}); its last words:"),
+    mark("{unit} did not come up ({result})"),
     mark("{unit} did not come up ({result}): {why}"),
     mark("{unit} did not come up ({result})"),
     mark("asked {context}; this GPU fits {fits}"),
