@@ -37,6 +37,7 @@ screens: .venv-ready machine-ready ## Render what the verbs show into docs/image
 	@.venv/bin/python -m scripts.screens $(ARGS)
 
 check: .venv-ready ## Lint, formatting and types; what CI runs first
+	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' # a merge that was not ended
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
