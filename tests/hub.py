@@ -193,6 +193,7 @@ class Hub:
         finally:
             with self._lock:
                 self.sending -= is_welcome
+                self._lock.notify_all()
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Until something holds about what was asked for and sent."""

@@ -503,7 +503,8 @@ def test_prune_removes_only_what_nothing_can_come_back_to(machine: Machine) -> N
 
 
 def is_locked(machine: Machine) -> bool:
-    return machine.run("flock", "--nonblock", LOCK, "true", check=False).returncode != 0
+    """Seen from beside: to try the lock is to hold it for a moment, in which nobody else gets it."""
+    return machine.shell(f'grep ":$(stat -c %i {LOCK}) " /proc/locks', check=False).returncode == 0
 
 
 def test_two_admins_at_once(machine: Machine) -> None:

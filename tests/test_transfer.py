@@ -152,6 +152,7 @@ def test_another_process_continues_where_one_was_killed(server: Hub, host: Host,
         assert process.wait() != 0
     model = resolve(settings(server), host, LAYOUT)
     assert model.bytes_missing < model.bytes_total - 2 * held + 1
+    server.wait_until(lambda: server.sending == 0)
     sent = server.sent
     for change in due(model, host):
         change.apply(host, Report())
