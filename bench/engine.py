@@ -65,7 +65,7 @@ def fresh_host() -> Host:
 
 
 def resolve(host: Host) -> Engine:
-    return engines.resolve(SETTINGS, "cpu", PYTHON, host, LAYOUT, Report())
+    return engines.resolve(SETTINGS, "cpu", PYTHON, host, Report())
 
 
 def pip_install(lock: Path) -> Callable[[], object]:

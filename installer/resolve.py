@@ -122,8 +122,9 @@ def _engine(
     if request.bundle:
         return bundled.engine(request.bundle, settings, python, host)
     proved = state.proved.engine if state.proved else None
-    anew = request.new_packages and not settings.offline
-    return engines.resolve(settings, kind, python.path, host, Layout(settings.service), report, proved, anew=anew)
+    if request.new_packages and not settings.offline:
+        return engines.newest(settings, kind, python.path, host, report)
+    return engines.resolve(settings, kind, python.path, host, report, proved)
 
 
 def check_local(model: models.Model, settings: Settings, host: Host) -> None:

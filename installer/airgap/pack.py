@@ -85,7 +85,7 @@ def create(settings: Settings, wanted: Wanted, host: Host, report: Report) -> Pa
             tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
             tr("copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny"),
         )
-    engine = engines.resolve(settings, kind, python.path, host, layout, report)
+    engine = engines.resolve(settings, kind, python.path, host, report)
     with _output(wanted.out) as (file, scratch):
         _check_space(model, engine, wanted, seen, host, layout)
         model = _fetched(model, settings, host, report)

@@ -82,24 +82,25 @@ class Engine:
 
 
 def resolve(
-    settings: Settings, kind: str, python: Path, host: Host, layout: Layout, report: Report,
-    proved: Engine | None = None, *, anew: bool = False,
-) -> Engine:  # fmt: skip
-    """The engine that the settings come to. One already here for the same request answers at once, offline.
-
-    Of several (a bundle may bring newer packages for the same request) the proved one is taken; `anew`, none is: what
-    the index offers may have changed.
-    """
-    sources = read_sources(host, settings, os.environ)
-    request = _request(settings, kind, python, sources)
-    here = () if anew else (proved, *(_load(host, layout, path.name) for path in host.children(layout.engines)))
-    for known in here:
+    settings: Settings, kind: str, python: Path, host: Host, report: Report, proved: Engine | None = None
+) -> Engine:
+    """The engine that the settings come to: one here for the same request, the proved one first, else the newest."""
+    layout = Layout(settings.service)
+    request = _request(settings, kind, python, read_sources(host, settings, os.environ))
+    for known in (proved, *(_load(host, layout, path.name) for path in host.children(layout.engines))):
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
+    return newest(settings, kind, python, host, report)
+
+
+def newest(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
+    """The engine of the packages that the index offers today."""
+    sources = read_sources(host, settings, os.environ)
     report.note(tr("working out the packages of vLLM {version} ({kind})", version=settings.vllm_version, kind=kind))
     identity = _interpreter_identity(host, python)
-    lock, torch_backend = _compile(settings, kind, python, sources, host, layout)
+    lock, torch_backend = _compile(settings, kind, python, sources, host)
     engine_id = _digest(identity, lock)[:16]
+    request = _request(settings, kind, python, sources)
     return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
 
 
@@ -262,11 +263,9 @@ def import_error(engine: Engine, host: Host, layout: Layout) -> str:
 # Resolving
 
 
-def _compile(
-    settings: Settings, kind: str, python: Path, sources: Sources, host: Host, layout: Layout
-) -> tuple[str, str]:
+def _compile(settings: Settings, kind: str, python: Path, sources: Sources, host: Host) -> tuple[str, str]:
     """The lock, and the PyTorch index that it took. Leaves the host as it is: a plan must be able to ask."""
-    own_cache = host.at(layout.wheel_cache)
+    own_cache = host.at(Layout(settings.service).wheel_cache)
     sources = _with_vllm_indexes(sources, kind, settings.vllm_version)
     with tempfile.TemporaryDirectory() as scratch, _readable_by_all():
         excludes = Path(scratch, "excludes.txt")

@@ -61,13 +61,13 @@ def compiled(site: Path) -> set[Path]:
 
 def test_the_cpu_engine_imports_and_has_bytecode_for_a_start(host: Host, tmp_path: Path) -> None:
     settings = Settings(engine="cpu")
-    engine = engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, Report())
+    engine = engines.resolve(settings, "cpu", PYTHON, host, Report())
     assert engine.has_torch
     assert not [line for line in engine.packages if line.startswith(("torchvision", "torchaudio", "torchcodec"))]
     change = InstallEngine(engine, settings, LAYOUT)
     change.apply(host, Report())
     assert engines.is_complete(host, LAYOUT, engine.id)
-    assert engines.resolve(settings, "cpu", PYTHON, host, LAYOUT, Report()) == engine
+    assert engines.resolve(settings, "cpu", PYTHON, host, Report()) == engine
 
     (site,) = host.at(change.path).glob("lib/python*/site-packages")
     before = compiled(site)
