@@ -10,12 +10,12 @@ OPENING = "(\\[\u201c\u2018\u3008\u300a\u300c\u300e\u3010\uff08"  # never ends a
 # Never begins a line.
 CLOSING = ")\\]\u201d\u2019\u3001\u3002\u3009\u300b\u300d\u300f\u3011\uff01\uff09\uff0c\uff0e\uff1a\uff1b\uff1f"
 # A word, or one character of a script that breaks its lines anywhere.
-PIECES = re.compile(rf"[{OPENING}]*(?:[^\s{WIDE}]+|[{WIDE}])[{CLOSING}]*|\s+")
+PIECES = rf"[{OPENING}]*(?:[^\s{WIDE}]+|[{WIDE}])[{CLOSING}]*|\s+"
 
 
 def width(text: str) -> int:
     """How many columns of a terminal a text takes."""
-    return sum(_columns(character) for character in text)
+    return len(text) if text.isascii() else sum(_columns(character) for character in text)
 
 
 def pad(text: str, columns: int) -> str:
@@ -27,7 +27,7 @@ def pad(text: str, columns: int) -> str:
 def wrap(text: str, columns: int) -> list[str]:
     """One paragraph in lines of at most so many columns; a word that is longer than that has a line of its own."""
     lines, line = [], ""
-    for piece in PIECES.findall(" ".join(text.split())):
+    for piece in re.findall(PIECES, " ".join(text.split())):
         if width(line) + width(piece.rstrip()) > columns and line:
             lines.append(line.rstrip())
             line = ""
