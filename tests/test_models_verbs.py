@@ -275,3 +275,12 @@ def test_the_verbs_from_the_command_line(server: Hub, cache: Path) -> None:
     assert done == planned
     assert json.loads(run(cache, "list", "--json").stdout) == []
     assert run(cache, "prune", "--yes").stdout == "nothing to change\n"
+
+
+def test_no_repair_is_proposed_for_a_directory_of_which_nobody_knows_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "model").mkdir()
+    failed = run(tmp_path / "cache", "verify", str(tmp_path / "model"), code=5)
+    assert "NOT right" in failed.stdout
+    assert "copy it anew from where it came" in failed.stderr
+    assert "--repair" not in failed.stderr

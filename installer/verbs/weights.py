@@ -93,7 +93,10 @@ def _print_verified(before: Verified, after: Verified) -> None:
     if before.is_right:
         return
     if not after.is_right:
-        click.echo(tr("  help: vllm-install models verify {model} --repair", model=after.model), err=True)
+        hint = f"vllm-install models verify {after.model} --repair"
+        if after.source == "local":
+            hint = tr("copy it anew from where it came, or serve the model from the hub")
+        click.echo(tr("  help: {hint}", hint=hint), err=True)
     for user in after.used_by if after.is_right else ():
         click.echo(
             tr("  {service} may have read the wrong bytes; restart it when it suits you", service=user), err=True
