@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -287,7 +288,10 @@ def _bytes(path: Path, host: Host) -> int:
     """What the file system gets back; a blob that has another name elsewhere stays."""
     real = host.at(path)
     entries = [real, *real.rglob("*")] if real.is_dir() and not real.is_symlink() else [real]
-    found = [entry.lstat() for entry in entries]
+    found = []
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # a download that ends just now renames its files
+            found.append(entry.lstat())
     return sum(
         min(status.st_size, status.st_blocks * 512)  # what is still to come of a partial file is not there
         for status in found
