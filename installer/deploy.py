@@ -196,13 +196,15 @@ def uninstall(service: str, host: Host, report: Report, *, purge: bool) -> list[
         return changes
 
 
-def prune(host: Host, report: Report, *, dry_run: bool) -> list[Change]:
+def plan_prune(host: Host) -> list[Change]:
+    return list(steps.unused_programs(Layout("any"), [Layout(name) for name in services(host)], host))
+
+
+def prune(host: Host, report: Report) -> list[Change]:
     """Remove engines and runtimes that nothing on this host can come back to."""
-    layout = Layout("any")
-    with host.lock(layout.lock, "vllm-install prune"):
-        changes = list(steps.unused_programs(layout, [Layout(name) for name in services(host)], host))
-        if not dry_run:
-            apply(changes, host, report)
+    with host.lock(Layout("any").lock, "vllm-install prune"):
+        changes = plan_prune(host)
+        apply(changes, host, report)
         return changes
 
 

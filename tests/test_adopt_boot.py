@@ -52,7 +52,7 @@ def _bare(machine: Machine) -> Iterator[None]:
     before = snapshot(machine.root)
     yield
     for row in cli(machine, "list", "--json").json:
-        cli(machine, "uninstall", "--service", row["service"], "--purge")
+        cli(machine, "uninstall", "--yes", "--service", row["service"], "--purge")
     for name in ("qwen3vl", "old-llm"):
         machine.shell(f"systemctl disable --now {name} 2>/dev/null || :")
         machine.at(f"/etc/systemd/system/{name}.service").unlink(missing_ok=True)
@@ -124,9 +124,9 @@ def is_back(machine: Machine, text: str, name: str = "qwen3vl") -> None:
 def test_the_cloud_hosts_unit_is_taken_over_with_its_key(machine: Machine, standin_wheels: Path) -> None:
     put_old(machine)
     before, pid = snapshot(machine.root), main_pid(machine)
-    shown = cli(machine, "adopt", "qwen3vl", *options(standin_wheels))
+    shown = cli(machine, "adopt", "qwen3vl", *options(standin_wheels), code=3)
     assert (difference(before, snapshot(machine.root)), main_pid(machine)) == ([], pid)
-    assert "--yes" in shown.err
+    assert "with --yes" in shown.err
     for line in (
         "MODEL_NAME=/data/models/Qwen3-VL-8B-Instruct", f"SERVED_MODEL_NAME={S4_MODEL}", "MAX_MODEL_LEN=2048",
         "the API key stays the same", f"the model id is {S4_MODEL}, as before", "--trust-remote-code is dropped",
@@ -147,7 +147,7 @@ def test_the_cloud_hosts_unit_is_taken_over_with_its_key(machine: Machine, stand
     assert "managed by vllm-install already" in cli(machine, "adopt", "qwen3vl", code=3).err
     machine.reboot()
     until("it serves after a reboot", lambda: status(machine, S4_KEY) == 200, machine)
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     assert machine.at(UNIT).read_text() == (FIXTURES / "qwen3vl.service").read_text()
     assert unit(machine, "UnitFileState", "ActiveState") == {"UnitFileState": "disabled", "ActiveState": "inactive"}
 
@@ -200,7 +200,7 @@ def test_the_next_command_settles_an_adoption_that_was_cut_off(
 
     start_over()
     points = points_of(machine, *args)
-    cli(machine, "uninstall")
+    cli(machine, "uninstall", "--yes")
     start_over()
     follow = (("adopt", name, *options(standin_wheels)), ("uninstall", "--yes"), ("set", "PORT=8001"))
     wanted = [point for point in points if point.startswith(("done", "save")) or point.endswith(":1")]
@@ -210,7 +210,7 @@ def test_the_next_command_settles_an_adoption_that_was_cut_off(
             machine.at(f"{STATE}/state.json").read_text()
         )
         if pending and pending["proved"]:
-            cli(machine, "uninstall")
+            cli(machine, "uninstall", "--yes")
             start_over()
             continue
         command = follow[number % len(follow)] if pending else follow[0]
@@ -285,19 +285,36 @@ def test_an_ejection_that_was_cut_off_is_undone_or_completed(machine: Machine, s
     assert not machine.at("/etc/vllm-qwen3vl.probe-key").exists()
 
 
+def test_an_ejection_that_was_cut_off_at_its_very_end_is_completed_by_a_rerun(
+    machine: Machine, standin_wheels: Path
+) -> None:
+    put_old(machine)
+    cli(machine, "adopt", "qwen3vl", *options(standin_wheels), "--yes")
+    pid = main_pid(machine)
+    cut(machine, "done:5", "eject", "--yes")  # the service is the admin's, and what we knew of it is still there
+    assert machine.at(f"{STATE}/adopted-from{UNIT}").exists()
+    cli(machine, "eject", "--yes")
+    assert not machine.at(STATE).exists()
+    assert main_pid(machine) == pid
+    assert "manages no service" in cli(machine, "eject", "--yes", code=3).err
+    end_ejected(machine)
+
+
 def test_an_ejected_service_needs_none_of_us(machine: Machine, standin_wheels: Path) -> None:
     put_old(machine)
     cli(machine, "adopt", "qwen3vl", *options(standin_wheels), "--yes")
     pid = main_pid(machine)
     # Another service comes and goes, with all that is shared: what the ejected one runs on has to stay.
+    assert S4_KEY in machine.at(f"{STATE}/adopted-from{UNIT}").read_text()
     cli(machine, "eject", "--yes")
     assert main_pid(machine) == pid
+    assert not machine.at(STATE).exists(), "the old unit, and so the key in clear, was kept there"
     answers(machine, S4_KEY, S4_MODEL)
     assert cli(machine, "list", "--json").json == []
     other = ("deploy", "--service", "other", "--model", "builtin:tiny", "--engine", "cpu", "--port", "8002",
              "--find-links", str(standin_wheels), "--offline")  # fmt: skip
     cli(machine, *other)
-    cli(machine, "uninstall", "--service", "other", "--purge")
+    cli(machine, "uninstall", "--yes", "--service", "other", "--purge")
     machine.run("systemctl", "restart", "qwen3vl")
     answers(machine, S4_KEY, S4_MODEL)
     text = machine.at(UNIT).read_text()
@@ -308,7 +325,12 @@ def test_an_ejected_service_needs_none_of_us(machine: Machine, standin_wheels: P
     machine.at(UNIT).write_text(re.sub("--api-key default=\\S+", f"--api-key {mine}", text))
     machine.shell("systemctl daemon-reload && systemctl reload qwen3vl")
     assert (status(machine, mine), status(machine, S4_KEY)) == (200, 401)
+    end_ejected(machine)
+
+
+def end_ejected(machine: Machine) -> None:
+    """What becomes of an ejected service is its admin's business."""
     machine.shell("systemctl disable --now qwen3vl; userdel vllm-qwen3vl")
     for left in ("/etc/systemd/system/vllm.slice", "/etc/sysusers.d/vllm-install-qwen3vl.conf",
-                 "/etc/vllm-qwen3vl.probe-key", "/var/cache/qwen3vl", "/var/lib/vllm-install"):  # fmt: skip
+                 "/etc/vllm-qwen3vl.probe-key", "/var/cache/qwen3vl"):  # fmt: skip
         machine.run("rm", "-r", left)

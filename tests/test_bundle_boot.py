@@ -94,7 +94,7 @@ def test_a_life_without_a_network(cut_off: Machine) -> None:
     machine.reboot()
     until("the service again", lambda: ask(machine, "GET", "/health").status == 200, machine)
     serves(machine, done.key)
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
 
 
 def test_the_directory_it_was_unpacked_into_needs_no_second_copy(cut_off: Machine) -> None:
@@ -112,7 +112,7 @@ def test_killed_within_the_import_the_same_command_goes_on(cut_off: Machine) -> 
     command = ("deploy", "--bundle", FILE)
     points = points_of(machine, *command)
     reference = files(machine)
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     for change, effects in zip((1, 2), points.effects, strict=False):
         for effect in sorted({1, effects // 3, 2 * effects // 3, effects}):
             point = f"effect:{change}:{effect}"
@@ -124,7 +124,7 @@ def test_killed_within_the_import_the_same_command_goes_on(cut_off: Machine) -> 
             assert found == [], point
             assert not machine.at("/opt/vllm-install/cache/bundle").exists()
             assert not list(machine.at("/var/cache/vllm-install/hub").rglob("*.incomplete"))
-            cli(machine, "uninstall", "--purge")
+            cli(machine, "uninstall", "--yes", "--purge")
 
 
 @pytest.mark.parametrize("part", ["wheels/", "model/model.safetensors"])

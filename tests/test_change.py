@@ -56,7 +56,7 @@ def host(wheels: Path) -> Iterator[Machine]:
         bare = snapshot(machine.root)
         cli(machine, "deploy", *standin(wheels))
         yield machine
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
         is_gone(machine, bare)
 
 
@@ -491,9 +491,9 @@ def test_prune_removes_only_what_nothing_can_come_back_to(machine: Machine) -> N
         path.name for path in map(Path, (change["path"] for change in planned)) if path.parent.name == "engines"
     } == extra
     assert engines(machine) == mine | extra
-    assert cli(machine, "prune", "--json").changes == planned
+    assert cli(machine, "prune", "--yes", "--json").changes == planned
     assert engines(machine) == mine
-    assert cli(machine, "prune", "--json").changes == []
+    assert cli(machine, "prune", "--yes", "--json").changes == []
     assert main_pid(machine) == pid
     cli(machine, "rollback")
     assert version(machine) == "0.32.0"
@@ -517,7 +517,7 @@ def test_two_admins_at_once(machine: Machine) -> None:
             ("keys", "revoke", "default"),
             ("set-context", "4096"),
             ("rollback",),
-            ("prune",),
+            ("prune", "--yes"),
         ):
             done = cli(machine, *args, code=3)
             assert re.search(r"under way on this host: vllm-install set-context.* \(pid \d+\)", done.err), done.err

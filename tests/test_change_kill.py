@@ -97,7 +97,7 @@ def shared(standin_wheels: Path) -> Iterator[Host]:
         host = Host(machine, cli(machine, "deploy", *standin(standin_wheels)).key)
         cli(machine, "upgrade", "--vllm-version", "0.31.0")  # both engines are there, and an earlier generation
         yield host
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
         is_gone(machine, bare)
 
 

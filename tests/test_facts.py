@@ -80,6 +80,47 @@ def nvidia_smi(gpus: str, apps: str = "", cuda: str = "13.0") -> str:
 esac"""
 
 
+# Ports
+
+
+def put_unit(
+    machine: Machine, name: str, *words: str, launcher: str = "/opt/vllm-install/runtime/1/vllm_launcher.py"
+) -> None:
+    line = " ".join(["/opt/vllm-install/engines/1/bin/python", launcher, "launch", "--", "serve", "m", *words])
+    machine.file(f"/etc/systemd/system/{name}.service", f"[Service]\nExecStart={line}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "keeper"),
+    [
+        (("--port", "8000"), "other"),
+        ((), "other"),  # vLLM's own
+        (("--host", "10.0.0.1", "--port", "8000"), "other"),
+        (("--port", "8000", "--port", "8001"), None),
+        (("--port", "eight"), None),
+    ],
+)
+def test_the_port_of_a_service_that_is_stopped_is_taken(
+    machine: Machine, words: tuple[str, ...], keeper: str | None
+) -> None:
+    put_unit(machine, "other", *words)
+    put_unit(machine, "broken", "--host", "nowhere")
+    put_unit(machine, "theirs", launcher="/srv/serve.py")
+    assert machine.gather().port_kept_for == keeper
+
+
+def test_a_port_on_another_address_is_free(machine: Machine) -> None:
+    put_unit(machine, "other", "--host", "127.0.0.1", "--port", "8000")
+    assert machine.gather(Settings(host="10.0.0.1")).port_kept_for is None
+    assert machine.gather(Settings(host="localhost")).port_kept_for == "other"
+
+
+def test_two_services_that_share_a_port_already_may_go_on_to(machine: Machine) -> None:
+    put_unit(machine, "other", "--port", "8000")
+    put_unit(machine, LAYOUT.service, "--port", "8000")
+    assert machine.gather().port_kept_for is None
+
+
 # GPUs
 
 

@@ -189,7 +189,7 @@ def during(machine: Machine, arrange: str, clear: str) -> Iterator[None]:
 def completes(machine: Machine, wheels: Path, bare: dict[str, str]) -> None:
     """The fault is over: the same command succeeds, and what it made can be taken away."""
     serves(machine, cli(machine, "deploy", *standin(wheels)).key)
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     is_gone(machine, bare)
 
 

@@ -31,7 +31,7 @@ def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
     """The key of the one service that all tests of this file share, and that outlives them all."""
     bare = snapshot(machine.root)
     yield cli(machine, "deploy", *standin(standin_wheels)).key
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     is_gone(machine, bare)
 
 

@@ -70,7 +70,7 @@ def test_the_first_deploy_killed_anywhere_is_completed_by_a_rerun(
     bare = snapshot(machine.root)
     points = points_of(machine, *deploy)
     reference = files(machine)
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     recovered = []
     for point in points:
         cut(machine, point, *deploy)
@@ -79,7 +79,7 @@ def test_the_first_deploy_killed_anywhere_is_completed_by_a_rerun(
         serves(machine, again.key)
         assert cli(machine, *deploy).changes == [], point
         assert difference(reference, files(machine)) == [], point
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
         is_gone(machine, bare)
         recovered.append(point)
     assert len(recovered) >= 2 * len(points.effects)
@@ -103,7 +103,7 @@ def test_an_update_killed_anywhere_is_completed_by_a_rerun(
         assert files(machine).keys() == reference.keys(), point
     with capsys.disabled():
         print(f"\nupdate: {len(list(points))} kill points, as many recoveries")
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
 
 
 def test_a_reboot_after_a_killed_update_serves_the_old_or_the_new(machine: Machine, standin_wheels: Path) -> None:
@@ -124,13 +124,13 @@ def test_a_reboot_after_a_killed_update_serves_the_old_or_the_new(machine: Machi
         assert unit_context(machine) == context
         assert cli(machine, "plan", "--json").changes == []
     assert served["done:2"] == 2051
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
 
 
 def test_a_reboot_after_a_killed_first_deploy_leaves_no_broken_host(machine: Machine, standin_wheels: Path) -> None:
     deploy = ("deploy", *standin(standin_wheels), "--json")
     changes = cli(machine, *deploy).changes
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     enabled = next(n for n, change in enumerate(changes, 1) if change["kind"] == "run" and "enable" in change["argv"])
     for point, starts in ((f"done:{enabled - 1}", False), (f"done:{enabled}", True)):
         cut(machine, point, *deploy)
@@ -140,7 +140,7 @@ def test_a_reboot_after_a_killed_first_deploy_leaves_no_broken_host(machine: Mac
         assert unit(machine, "ActiveState")["ActiveState"] == ("active" if starts else "inactive")
         assert machine.run("systemctl", "is-system-running").stdout == "running\n"
         serves(machine, cli(machine, *deploy).key)
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
 
 
 def unit_context(machine: Machine) -> int:

@@ -46,7 +46,7 @@ def _nothing_stays(machine: Machine) -> Iterator[None]:
     yield
     services = [row["service"] for row in cli(machine, "list", "--json").json]
     for service in services:
-        cli(machine, "uninstall", "--service", service, "--purge")
+        cli(machine, "uninstall", "--yes", "--service", service, "--purge")
     is_gone(machine, before, services)
 
 
@@ -197,7 +197,7 @@ def test_what_is_written_to_the_host_does_not_depend_on_the_language(
         cli(machine, "--lang", language, "rollback")
         shown = cli(machine, "--lang", language, "status", "--json").json
         found.append(host_texts(machine) | {"last_changes": shown["last_changes"][2]["outcome"]})
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
     english, chinese = found
     assert "undone: qwen3vl.service did not come up" in english["last_changes"]
     assert english == chinese
@@ -238,7 +238,7 @@ def test_two_services_share_an_engine_until_the_last_one_goes(machine: Machine, 
     assert chat(machine, one, 8001).status == 401
     assert [row["service"] for row in cli(machine, "list", "--json").json] == ["one", "two"]
     pid = main_pid(machine, "two")
-    cli(machine, "uninstall", "--service", "one", "--purge")
+    cli(machine, "uninstall", "--yes", "--service", "one", "--purge")
     assert main_pid(machine, "two") == pid
     serves(machine, two, 8001)
     assert cli(machine, "deploy", "--service", "two", "--json").changes == []
@@ -249,7 +249,7 @@ def test_two_services_share_an_engine_until_the_last_one_goes(machine: Machine, 
 def test_uninstall_without_purge_keeps_the_weights_alone(machine: Machine, options: tuple[str, ...]) -> None:
     before = snapshot(machine.root)
     cli(machine, "deploy", *options)
-    cli(machine, "uninstall")
+    cli(machine, "uninstall", "--yes")
     left = [line.split()[1] for line in difference(before, snapshot(machine.root))]
     assert left
     assert [path for path in left if not path.startswith("/var/cache/vllm-install")] == []
@@ -265,7 +265,7 @@ def test_the_admins_drop_in_outlives_every_verb(machine: Machine, options: tuple
         assert "ADMIN=was-here" in machine.run("cat", f"/proc/{main_pid(machine)}/environ").stdout.split("\0")
         serves(machine, key)
         assert cli(machine, "deploy", "--json").changes == []
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
         assert machine.at(DROP_IN).read_text() == text
     finally:
         machine.shell(f"rm -r {UNIT}.d; systemctl daemon-reload")

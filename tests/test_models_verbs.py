@@ -266,9 +266,11 @@ def test_the_verbs_from_the_command_line(server: Hub, cache: Path) -> None:
         assert run(cache, "prune", "--yes").stdout == "nothing to change\n"
         user.communicate(b"\n")
 
-    planned = json.loads(run(cache, "prune", "--json").stdout)["changes"]
+    planned = json.loads(run(cache, "prune", "--dry-run", "--json").stdout)["changes"]
     assert [change["kind"] for change in planned] == ["remove-model"]
-    assert "nothing was removed (--yes does it)" in run(cache, "prune").stderr
+    for words in ((), ("--json",)):
+        refused = run(cache, "prune", *words, code=3)
+        assert "with --yes" in refused.stdout + refused.stderr
     assert "would be freed" in run(cache, "prune", "--dry-run").stderr
     assert json.loads(run(cache, "list", "--json").stdout)
     done = json.loads(run(cache, "prune", "--yes", "--json").stdout)["changes"]

@@ -82,6 +82,11 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
         Settings(),
         ("port 8000 is taken", "pid 812 (nginx -g x) of nginx.service", "sudo systemctl stop nginx.service", "--port"),
     ),
+    "port of a stopped service": (
+        replace(HEALTHY, port_kept_for="other"),
+        Settings(),
+        ("port 8000 is taken", "the service other", "--port", "vllm-install set PORT=8001 --service other"),
+    ),
     "port of a process": (
         replace(HEALTHY, port_holder=Process(813, "python3 -m http.server")),
         Settings(),

@@ -30,7 +30,7 @@ def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
     """The key of the one service that all tests of this file share, and that outlives them all."""
     bare = snapshot(machine.root)
     yield cli(machine, "deploy", *standin(standin_wheels)).key
-    cli(machine, "uninstall", "--purge")
+    cli(machine, "uninstall", "--yes", "--purge")
     is_gone(machine, bare)
 
 
@@ -206,4 +206,4 @@ def test_two_services_do_not_open_or_hurt_one_another(machine: Machine, key: str
         assert main_pid(machine) == pid
         serves(machine, key)
     finally:
-        cli(machine, "uninstall", "--service", "b", "--purge")
+        cli(machine, "uninstall", "--yes", "--service", "b", "--purge")

@@ -26,13 +26,26 @@ HEAD = """# This unit is yours: vllm-install does not manage it. It stays the on
 
 def plan(service: str, host: Host) -> list[Change]:
     layout = Layout(service)
+    if _is_let_go(host, layout):
+        return list(_forgetting(layout))
     return list(_changes(managed(host, layout), host, layout))
+
+
+def _is_let_go(host: Host, layout: Layout) -> bool:
+    """Whether an ejection was cut off when the service was the admin's already, but not all of our record was gone."""
+    return (
+        host.exists(layout.ejected_probe_key) and host.exists(layout.state_dir) and not host.exists(layout.state_file)
+    )
 
 
 def eject(service: str, host: Host, report: Report) -> list[Change]:
     """The service runs on through all of this; interrupted, any next command undoes it or this one completes it."""
     layout = Layout(service)
     with host.lock(layout.lock, f"vllm-install eject --service {service}"):
+        if _is_let_go(host, layout):
+            changes = plan(service, host)
+            apply(changes, host, report)
+            return changes
         state = settled(managed(host, layout), host, layout, report)
         if state.proved is None:
             raise Refused(
@@ -70,8 +83,13 @@ def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
     if str(layout.settings_file) in state.owned:
         yield Remove(layout.settings_file)
     yield Remove(layout.state_file)  # from here on it is nobody's but the admin's
-    yield Remove(layout.probe_key)
-    for directory in (layout.state_dir, STATES, layout.settings_file.parent):
+    yield from _forgetting(layout)
+
+
+def _forgetting(layout: Layout) -> Iterator[Change]:
+    """What is left of our record goes whole: of an adopted service it holds the old unit, and so perhaps a key."""
+    yield Remove(layout.state_dir)
+    for directory in (STATES, layout.settings_file.parent):
         yield Remove(directory, only_if_empty=True)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from installer.checks import ports
 from installer.checks.processes import Process, describe, listener
 from installer.errors import InstallError
 from installer.host import Host
@@ -92,6 +93,7 @@ class Facts:
     is_root: bool
     port_holder: Process | None  # who listens where the service is to listen; may be the service itself
     service_runs: bool = False
+    port_kept_for: str | None = None  # another service of ours that listens there whenever it runs
     unprivileged_port: int = 1024  # the lowest port that needs no privilege
     disks: Mapping[Path, Disk] = field(default_factory=dict)
     libnuma: bool = True  # which vLLM's CPU build loads without saying so
@@ -120,6 +122,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         sysusers=host.which("systemd-sysusers") is not None,
         is_root=os.geteuid() == 0,
         port_holder=listener(host, settings.host, settings.port),
+        port_kept_for=ports.kept_for(host, settings.host, settings.port, layout.unit_name),
         service_runs=_service_runs(host, layout),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
         disks={target: probe_disk(host, target) for target in _targets(layout)},

@@ -186,12 +186,26 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
         )
     holder = facts.port_holder
     if holder is None or holder.unit == layout.unit_name:
+        if facts.port_kept_for:
+            yield _kept_port(settings.port, facts.port_kept_for)
         return
     find = tr("find it (sudo ss -ltnp 'sport = :{port}') and stop it", port=settings.port)
     yield Problem(
         tr("port {port} is taken", port=settings.port),
         tr("{process} listens there", process=holder),
         tr("{stop}, or choose another port with --port", stop=holder.how_to_stop if holder.pid else find),
+        id="port-in-use",
+    )
+
+
+def _kept_port(port: int, service: str) -> Problem:
+    return Problem(
+        tr("port {port} is taken", port=port),
+        tr("it is the port of the service {service}, which could not start any more", service=service),
+        tr(
+            "choose another port with --port, or give that service one: {command}",
+            command=f"vllm-install set PORT={port + 1 if port < 65535 else 8000} --service {service}",
+        ),
         id="port-in-use",
     )
 

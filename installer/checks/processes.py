@@ -54,10 +54,14 @@ def conflict(wanted: str, taken: Address) -> bool:
 
     `::` takes IPv4 too unless its owner says otherwise, which cannot be seen from outside.
     """
-    ours = ipaddress.ip_address("127.0.0.1" if wanted == "localhost" else wanted)
+    ours = as_address(wanted)
     if ours == taken or "::" in (str(ours), str(taken)):
         return True
     return ours.version == taken.version and (ours.is_unspecified or taken.is_unspecified)
+
+
+def as_address(text: str) -> Address:
+    return ipaddress.ip_address("127.0.0.1" if text == "localhost" else text)
 
 
 def describe(host: Host, pid: int, name: str = "", memory: int = 0) -> Process:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.errors import Exit
 from installer.language import tr
-from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def adopt(
     changes = flow.plan_adopt(proposal.request, host, report)
     if not as_json:
         click.echo(f"\n{proposal.difference(changes)}\n")
-        if not yes and sys.stdin.isatty():
-            yes = click.confirm(tr("Take it over?"))
-    if not yes:
-        _print_plan(proposal, changes, as_json)
-        return
+        for change in () if yes else changes:
+            click.echo(change.describe())
+    elif not yes:
+        print_json({**_as_data(proposal, changes), "taken_over": False, "api_key": None})
+        sys.exit(Exit.REFUSED)  # where a program reads, nobody is asked
+    agree(tr("Take it over?"), (), yes=yes)
 
     def show(done: Deployed) -> None:
         if as_json:
@@ -85,15 +87,6 @@ def _print_proposal(proposal: Proposal) -> None:
             click.echo(f"  - {line}")
 
 
-def _print_plan(proposal: Proposal, changes: list[Change], as_json: bool) -> None:
-    if as_json:
-        print_json({**_as_data(proposal, changes), "taken_over": False, "api_key": None})
-        return
-    for change in changes:
-        click.echo(change.describe())
-    click.echo(tr("nothing was changed; take it over with --yes"), err=True)
-
-
 def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
     adoption = proposal.adoption
     return {
@@ -111,7 +104,7 @@ def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
 @click.command()
 @service_option
 @click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @json_option
 @quiet_option
 def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
@@ -124,9 +117,7 @@ def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) ->
     host = Host()
     changes = flow.plan(check_service(service), host)
     if not dry_run:
-        if not yes and sys.stdin.isatty() and not as_json:
-            print_changes(service, changes, as_json)
-            click.confirm(tr("Let it go?"), abort=True)
+        agree(tr("Let it go?"), changes, yes=yes)
         changes = flow.eject(service, host, choose(quiet=quiet or as_json))
     if as_json or dry_run:
         print_changes(service, changes, as_json)

@@ -10,7 +10,7 @@ import click
 
 from installer.errors import UsageError
 from installer.language import tr
-from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
 from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
@@ -206,15 +206,20 @@ def rollback(service: str, as_json: bool, quiet: bool) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@yes_option
 @json_option
 @quiet_option
-def prune(dry_run: bool, as_json: bool, quiet: bool) -> None:
+def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove engines and runtimes that no service refers to, and that none could roll back to."""
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
 
-    changes = flow.prune(Host(), choose(quiet=quiet or as_json), dry_run=dry_run)
+    host = Host()
+    changes = flow.plan_prune(host)
+    if changes and not dry_run:
+        agree(tr("Remove all this?"), changes, yes=yes)
+        changes = flow.prune(host, choose(quiet=quiet or as_json))
     print_changes("all", changes, as_json)
 
 

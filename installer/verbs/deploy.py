@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from installer.language import tr
 from installer.verbs.options import (
+    agree,
     bundle_from,
     bundle_options,
     json_option,
@@ -16,6 +15,7 @@ from installer.verbs.options import (
     service_option,
     setting_options,
     settings_from,
+    yes_option,
 )
 from installer.verbs.output import print_changes, show_deployed
 
@@ -70,7 +70,7 @@ def plan(service: str, as_json: bool, **options: object) -> None:
 @service_option
 @click.option("--purge", is_flag=True, help="Remove the weights too.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @json_option
 @quiet_option
 def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
@@ -83,9 +83,7 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     host = Host()
     changes = flow.plan_uninstall(check_service(service), host, purge=purge)
     if not dry_run:
-        if not yes and sys.stdin.isatty() and not as_json:
-            print_changes(service, changes, as_json)
-            click.confirm(tr("Remove all this?"), abort=True)
+        agree(tr("Remove all this?"), changes, yes=yes)
         changes = flow.uninstall(service, host, choose(quiet=quiet or as_json), purge=purge)
     if as_json or dry_run:
         print_changes(service, changes, as_json)

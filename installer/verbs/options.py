@@ -10,17 +10,34 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from installer.errors import UsageError
+from installer.errors import Refused, UsageError
 from installer.language import tr
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
+    from installer.changes import Change
     from installer.host import Host
     from installer.report import Report
     from installer.resolve import KeyChoice
     from installer.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., object])
+
+
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+def agree(question: str, changes: Sequence[Change], *, yes: bool) -> None:
+    """The one rule for what takes something away: --yes, or a yes on a terminal. Nobody there to ask is a no."""
+    if yes:
+        return
+    again = tr("run the same command with --yes")
+    if not sys.stdin.isatty():
+        raise Refused(tr("nothing was changed: this needs a yes, and there is no terminal to ask on"), again)
+    for change in changes:
+        click.echo(change.describe(), err=True)
+    if not click.confirm(question, err=True):
+        raise Refused(tr("nothing was changed: the answer was no"), again)
 
 
 def known_services() -> list[str]:

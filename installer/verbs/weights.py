@@ -11,7 +11,7 @@ from installer.cells import pad
 from installer.errors import Exit
 from installer.language import tr
 from installer.verbs.models import model_settings
-from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
 from installer.verbs.output import print_changes, print_json
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _print_model(one: Cached) -> None:
 
 @click.command("prune")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @json_option
 @quiet_option
 def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
@@ -148,19 +148,12 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     host = Host()
     changes = inventory.plan_prune(host)
     freed = size(sum(change.bytes for change in changes))
-    if not changes or dry_run or not (yes or sys.stdin.isatty()):
+    if not changes or dry_run:
         print_changes("all", list(changes), as_json)
         if changes and not as_json:
-            click.echo(
-                tr("{freed} would be freed; nothing was removed", freed=freed)
-                if dry_run
-                else tr("{freed} would be freed; nothing was removed (--yes does it)", freed=freed),
-                err=True,
-            )
+            click.echo(tr("{freed} would be freed; nothing was removed", freed=freed), err=True)
         return
-    if not yes:
-        print_changes("all", list(changes), as_json=False)
-        click.confirm(tr("Remove all this and free {freed}?", freed=freed), abort=True, err=True)
+    agree(tr("Remove all this and free {freed}?", freed=freed), changes, yes=yes)
     changes = inventory.prune(host, choose(quiet=quiet or as_json))
     if as_json:
         print_changes("all", list(changes), as_json)

@@ -75,6 +75,6 @@ def test_a_whole_life(cpu_engine: str) -> None:
         assert "--no-such-flag 3" in faults[0]["cause"]
         assert cli(machine, "status", "--json").json["problem"] == faults[0]
 
-        cli(machine, "uninstall", "--purge")
+        cli(machine, "uninstall", "--yes", "--purge")
         assert not machine.at(PROGRAMS).exists()
         is_gone(machine, bare)

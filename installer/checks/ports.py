@@ -1,0 +1,49 @@
+"""Which ports the services on this host have, also while they are stopped: a unit says where it will listen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.checks.processes import Address, as_address, conflict
+from installer.errors import InstallError
+from installer.host import Host
+from installer.layout import Layout
+from installer.render import exec_line
+
+ANY = "0.0.0.0"  # where vLLM listens unless told  # noqa: S104
+
+
+@dataclass(frozen=True)
+class Port:
+    unit: str
+    address: Address
+    number: int
+
+
+def ports_of_services(host: Host) -> Iterator[Port]:
+    """Of every unit that starts our launcher, an ejected one too; a damaged record changes nothing here."""
+    runtimes = Layout("any").runtimes
+    for path in host.children(Path("/etc/systemd/system")):
+        if path.suffix != ".service" or not host.at(path).is_file():
+            continue
+        with contextlib.suppress(ValueError, InstallError):  # what somebody wrote there by hand may be no port
+            words = exec_line(host.read(path) or "")
+            if len(words) > 1 and runtimes in Path(words[1]).parents:
+                yield Port(path.name, as_address(_flag(words, "--host", ANY)), int(_flag(words, "--port", "8000")))
+
+
+def kept_for(host: Host, address: str, number: int, unit: str) -> str | None:
+    """The other service whose port this is; None where `unit` has it as well, as a start of the one stops the other."""
+    same = [port for port in ports_of_services(host) if port.number == number and conflict(address, port.address)]
+    if any(port.unit == unit for port in same):
+        return None
+    return next((port.unit.removesuffix(".service") for port in same), None)
+
+
+def _flag(words: list[str], flag: str, default: str) -> str:
+    """The last value counts, as it does for vLLM."""
+    values = [value for word, value in zip(words, words[1:], strict=False) if word == flag]
+    return values[-1] if values else default
