@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -57,12 +56,11 @@ class Api:
     port: int
     key: str | None
     timeout: float
-    tls: bool = False
 
     @property
     def url(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+        return f"http://{host}:{self.port}"
 
     def ask(self, method: str, path: str, body: Body | None = None) -> Answer:
         with self._request(method, path, body) as response, self.explained(path):
@@ -80,7 +78,7 @@ class Api:
     @contextlib.contextmanager
     def _request(self, method: str, path: str, body: Body | None) -> Iterator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        connection = self._connection()
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=self.timeout)
         try:
             with self.explained(path):
                 connection.request(method, path, json.dumps(body) if body is not None else None, headers)
@@ -91,13 +89,6 @@ class Api:
                 response.close()
         finally:
             connection.close()
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if not self.tls:
-            return http.client.HTTPConnection(self.address, self.port, timeout=self.timeout)
-        # The certificate names the host as its clients know it; this asks by address.
-        context = ssl._create_unverified_context()  # noqa: S323
-        return http.client.HTTPSConnection(self.address, self.port, timeout=self.timeout, context=context)
 
     @contextlib.contextmanager
     def explained(self, path: str) -> Iterator[None]:

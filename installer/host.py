@@ -160,8 +160,8 @@ class Host:
             too_late.start()
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            for _ in process.stdout:
-                pass
+            while process.stdout.read(65536):
+                pass  # what nobody waits for any more, however long its lines are
             process.wait()
             too_late.cancel()
 

@@ -38,6 +38,10 @@ OWNED_FLAGS = {
     "--hf-token": mark("HF_TOKEN in the environment: a unit is readable by everybody"),
 }
 
+# How all flags of vLLM's TLS begin.
+TLS_FLAGS = ("--ssl", "--enable-ssl")
+NO_TLS = mark("the service speaks plain HTTP; let a reverse proxy do TLS")
+
 
 def text(value: str) -> str:
     if not value.isprintable():
@@ -224,6 +228,8 @@ def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
                     instead=tr(OWNED_FLAGS[meant[0]]),
                 )
             )
+        if name.startswith(TLS_FLAGS):
+            raise ValueError(tr("{name} cannot be used: {reason}", name=name, reason=tr(NO_TLS)))
     if args and not args[0].startswith("-"):
         raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
     return args

@@ -269,6 +269,7 @@ def test_what_is_dropped_is_said_with_the_reason(words: str, reason: str) -> Non
         ("--no-such-flag", "has no flag --no-such-flag"),
         ("--max-num-sequences 4", "is --max-num-seqs meant"),
         ("--ssl-certfile a", "reverse proxy"),
+        ("--ssl-ciphers a", "reverse proxy"),
         ("--headless", "without an API"),
         ("--chat-template /nowhere.jinja", "does not lie on this host"),
         ("--port", "lacks its value"),

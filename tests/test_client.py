@@ -136,11 +136,6 @@ def test_the_address_is_one_that_the_client_reaches(
     assert capsys.readouterr().err == ""
 
 
-def test_a_certificate_makes_it_https(tmp_path: Path) -> None:
-    host = made(Settings(vllm_args=("--ssl-certfile=/etc/x.pem",)), root=tmp_path)
-    assert client_of("qwen3vl", host, Report()).base_url == "https://127.0.0.1:8000/v1"
-
-
 @pytest.mark.parametrize("far", ["no-such-host.invalid", "a\0b", "x" * 300, "", "::1"])
 def test_a_host_that_cannot_be_asked_for_is_said(far: str, tmp_path: Path) -> None:
     with pytest.raises(InstallError, match=r"--for"):

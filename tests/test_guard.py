@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -225,17 +226,98 @@ def test_the_file_is_looked_at_seldom_but_soon(server: Server, guard_module: Any
     assert guard_module.LOOK_AGAIN <= 0.1
 
 
-def test_without_a_readable_key_file_nobody_gets_in(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+GOOD = f"good inference {hashlib.sha256(b'k-good').hexdigest()} -"
+OLD = f"old inference {hashlib.sha256(b'k-user').hexdigest()}"  # the key that was valid before the damage
+# What is wrong with the line beside a good one; the good one stays, and of this one nobody knows what was meant.
+DAMAGED_LINES = {
+    "unknown role": f"{OLD.replace('inference', 'emperor')} -",
+    "no role": f"{OLD.replace(' inference', '')} -",
+    "truncated": OLD[:40],
+    "without expiry": OLD,
+    "without expiry, with space": f"{OLD} ",
+    "one word more": f"{OLD} - -",
+    "bad digest": f"old inference {'g' * 64} -",
+    "digest too short": f"{OLD[:-2]} -",
+    "digest with a space": f"{OLD[:-2]}  -",
+    "bad expiry": f"{OLD} tomorrow",
+    "a day that does not exist": f"{OLD} 2999-02-30T00:00:00Z",
+    "half an expiry": f"{OLD} 2999-01-01T00",
+    "digits of another script": f"{OLD} ٢999-01-01T00:00:00Z",
+    "NUL": f"{OLD}\0 -",
+    "tabs": f"{OLD.replace(' ', chr(9))}\t-",
+    "carriage return": f"{OLD} -\r",
+    "blank": "",
+    "a long line": "x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=list(DAMAGED_LINES))
+def test_of_a_damaged_file_the_lines_that_can_be_read_are_valid(
+    server: Server, caplog: pytest.LogCaptureFixture, line: str, order: str
+) -> None:
     assert server.status(key="k-user") == 200
-    for damage in (lambda: (server.runtime / "keys").unlink(), lambda: server.write("default inference nonsense -\n")):
-        server.keys("default inference k-user -")
-        assert server.status(key="k-user") == 200
-        caplog.clear()
-        damage()
-        server.guard.keys._look_at = 0.0
-        assert server.status(key="k-user") == 401
-        assert server.status("/health") == 200
-        assert sum("no key is valid" in line for line in caplog.messages) == 1
+    server.write(f"{GOOD}\n{line}\n" if order == "after" else f"{line}\n{GOOD}\n")
+    assert [server.status(key=key) for key in ("k-user", "k-good", None) * 3] == [401, 200, 401] * 3
+    assert sum("cannot be read: the keys in them" in message for message in caplog.messages) == 1
+
+
+def damage(place: Path, how: str) -> None:
+    """The key file replaced by something that is none."""
+    content = place.read_text()
+    place.unlink()
+    if how == "a directory":
+        place.mkdir()
+    elif how == "a FIFO":
+        os.mkfifo(place, 0o600)
+    elif how == "a link":
+        (place.parent / "elsewhere").write_text(content)
+        place.symlink_to(place.parent / "elsewhere")
+    elif how == "a socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+    elif how == "binary":
+        place.write_bytes(bytes(range(256)) * 64)
+    elif how == "empty":
+        place.touch()
+    elif how == "10 MB":
+        place.write_text(content + "#" * 10_000_000)
+    elif how == "written by anybody":
+        place.write_text(content)
+        place.chmod(0o666)
+    elif how == "of another owner":
+        place.write_text(content)
+        os.chown(place, 65534, 65534)
+    else:
+        assert how == "missing"
+
+
+ROOT_ALONE = [pytest.param("of another owner", marks=pytest.mark.root)]
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["missing", "a directory", "a FIFO", "a link", "a socket", "binary", "empty", "10 MB", "written by anybody",
+     *ROOT_ALONE],
+)  # fmt: skip
+def test_without_a_key_file_that_is_one_nobody_gets_in(
+    server: Server, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    assert server.status(key="k-user") == 200
+    damage(server.runtime / "keys", how)
+    server.guard.keys._look_at = 0.0
+    assert [server.status(key=key) for key in ("k-user", "k-admin", "")] == [401, 401, 401]
+    assert server.status("/health") == 200
+    told = [line for line in caplog.messages if "no key is valid" in line or "cannot be read" in line]
+    assert len(told) == 1, "said once, not at each request"
+
+
+def test_a_file_that_is_whole_again_is_in_force_at_once(server: Server) -> None:
+    damage(server.runtime / "keys", "missing")
+    server.guard.keys._look_at = 0.0
+    assert server.status(key="k-user") == 401
+    server.keys("default inference k-user -")
+    assert server.status(key="k-user") == 200
 
 
 def test_without_a_runtime_directory_there_is_no_guard(guard_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,6 +275,8 @@ def test_what_the_unit_must_give(service: Service, change: Mapping[str, str], wo
         ("serve", "m", "--grpc"),
         ("serve", "m", "--api_key=sk-x"),
         ("serve", "m", "--disable-log-stats"),
+        ("serve", "m", "--ssl-certfile", "/c.pem"),
+        ("serve", "m", "--ssl_key=/k.pem"),
         ("serve", "m", "--port", "http"),
         ("serve", "m", "--port=70000"),
     ],

@@ -178,6 +178,11 @@ def test_a_flag_that_we_set_ourselves_cannot_be_given_twice(flag: str) -> None:
         assert "is set by vllm-install itself" in refusal(vllm_args=f"--enforce-eager {spelling}").message
 
 
+@pytest.mark.parametrize("flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh"])
+def test_tls_is_refused_in_one_sentence(flag: str) -> None:
+    assert "the service speaks plain HTTP; let a reverse proxy do TLS" in refusal(vllm_args=f"{flag} x").message
+
+
 @pytest.mark.parametrize(
     "flags",
     ["--enforce-eager", "--max-num-seqs 4", "-O3", "--hf-overrides '{\"a\": [1, 2]}'", "--model-impl vllm", "-q fp8"],

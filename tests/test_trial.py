@@ -192,6 +192,30 @@ def test_with_systemd_even_if_both_are_killed_at_once(machine: Machine, standin_
     assert ended(tool)[0] == -9
 
 
+# What the sandbox says: whoever is in it can write what its keeper writes
+
+
+def says(machine: Machine, tool: subprocess.Popen[str], *lines: str) -> None:
+    """Lines in the keeper's name; returns when the tool has read them."""
+    machine.write("/root/lines", "".join(f"{line}\n" for line in (*lines, '{"status": "all of it was read"}')))
+    machine.shell("cat /root/lines >/proc/$(pgrep -nf 'vllm-install-test$')/fd/1; rm /root/lines")
+    waits_at(tool, "all of it was read")
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_the_sandbox_says_is_no_path_of_root_s(
+    machine: Machine, standin_wheels: Path, around: tuple[str, ...]
+) -> None:
+    machine.shell("mkdir /root/precious; touch /root/precious/file")
+    tool = start(machine, standin_wheels, around=around, faults="slow-start=600")
+    waits_at(tool, "loading weights")
+    says(machine, tool, '{"home": "/root/precious"}', "[" * 100_000, "x" * 3_000_000, '{"home": 5}', "[]", '{"pid": 1}')
+    kill(machine, "INT")
+    code, _, err = ended(tool)
+    assert code == 130, err
+    machine.shell("rm /root/precious/file; rmdir /root/precious")
+
+
 # Faults
 
 

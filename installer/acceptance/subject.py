@@ -70,7 +70,7 @@ def _subject(
 ) -> Subject:
     settings, flags = target.settings, _flags(unit_text)
     address = prove.local_address(settings.host)
-    api = Api(address, settings.port, key, timeout, tls="--ssl-certfile" in flags)
+    api = Api(address, settings.port, key, timeout)
     return Subject(
         api=api,
         model=target.model.id,

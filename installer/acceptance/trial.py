@@ -3,6 +3,8 @@
 Our side holds the input of a keeper (runtime/vllm_keeper.py). Its end, which our own death brings as well, ends
 everything. Where systemd runs, the keeper is a transient unit: then the server has a service's sandbox and a user of
 its own, and not even the keeper's death leaves anything.
+
+The keeper is in the server's hands: both have one user. What it says is shown, and is never a path, a pid or a command.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import os
 import secrets
 import socket
 import subprocess
+import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +42,9 @@ SERVICE = "vllm-install-test"  # no service can have this name's unit, because n
 MARK = "VLLM_INSTALL_TEST"
 # Code and task come by standard input: the checkout may lie where the server's user cannot look.
 BOOTSTRAP = "import json, sys; exec(json.loads(sys.stdin.buffer.raw.readline()))"
+LONGEST_MESSAGE = 1 << 20  # characters; of what is longer the rest is another message, and makes no sense
+TEMPORARY = ("/var/tmp", "/tmp")  # noqa: S108 the first that is fit
+WORDS_KEPT = 8  # lines of what was said besides messages
 
 
 @dataclass(frozen=True)
@@ -57,20 +64,18 @@ class Trial:
 class Keeper:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.home = Path()
-        self._said: list[str] = []
+        self._said = deque[str](maxlen=WORDS_KEPT)
 
     def messages(self) -> Iterator[Mapping[str, object]]:
         """What it reports, until it ends; whatever else is written there comes from those who should start it."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
+        while line := self.process.stdout.readline(LONGEST_MESSAGE):
             try:
                 message = json.loads(line)
-            except ValueError:
-                self._said.append(line.rstrip("\n"))
+            except (ValueError, RecursionError):
+                self._said.append(line.rstrip("\n")[:400])
                 continue
             if isinstance(message, dict):
-                self.home = Path(str(message.get("home", self.home)))
                 yield message
 
     def failure(self) -> prove.NotProved:
@@ -79,7 +84,7 @@ class Keeper:
                 return self._explained(message)
             if "error" in message:
                 self._said.append(str(message["error"]))
-        said = "\n".join(self._said[-8:]) or tr("it said nothing")
+        said = "\n".join(self._said) or tr("it said nothing")
         return prove.NotProved(tr("the server's keeper ended early: {said}", said=said))
 
     @staticmethod
@@ -134,21 +139,18 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
     target = replace(resolved.want.target, keys=(keys.Key(keys.DEFAULT, keys.digest(key)),))
     unit_text = render.unit(target, layout)
     mark = f"{MARK}={secrets.token_hex(8)}"
-    command = [*_wrapper(host, unit_text), *_bootstrap(target, layout)]
-    home = Path()
+    wrapper = _wrapper(host, unit_text)
+    home = _home(is_private=bool(wrapper))
     try:
-        with host.keep(*command) as process:
+        with host.keep(*wrapper, *_bootstrap(target, layout)) as process:
             keeper = Keeper(process)
-            _hand_over(process, _task(unit_text, layout, key, mark))
-            try:
-                keeper.wait_until_ready(report)
-                yield Trial(target, unit_text, key, keeper)
-            finally:
-                home = keeper.home
+            _hand_over(process, _task(unit_text, layout, key, mark, home))
+            keeper.wait_until_ready(report)
+            yield Trial(target, unit_text, key, keeper)
     finally:
         # A keeper that was killed itself left its work to us.
         host.end_marked(mark)
-        if home.name:
+        if not wrapper:
             host.remove(home)
 
 
@@ -179,14 +181,26 @@ def _wrapper(host: Host, unit_text: str) -> list[str]:
     ]  # fmt: skip
 
 
+def _home(*, is_private: bool) -> Path:
+    """Where the server lives: on a disk rather than in memory, and where libraries can be loaded from.
+
+    A unit's /var/tmp and /tmp are its own, and go with it; there the place needs no name that nobody else has.
+    """
+    places = TEMPORARY if is_private else (os.environ.get("TMPDIR") or TEMPORARY[0], *TEMPORARY)
+    suitable = (p for p in places if os.access(p, os.W_OK | os.X_OK) and not os.statvfs(p).f_flag & os.ST_NOEXEC)
+    place = Path(next(suitable, TEMPORARY[0]))
+    return place / SERVICE if is_private else Path(tempfile.mkdtemp(prefix=f"{SERVICE}-", dir=place))
+
+
 def _bootstrap(target: Target, layout: Layout) -> list[str]:
     python = layout.engines / target.engine.id / "bin/python"
     return [str(python), "-I", "-c", BOOTSTRAP, SERVICE]
 
 
-def _task(unit_text: str, layout: Layout, key: str, mark: str) -> dict[str, object]:
+def _task(unit_text: str, layout: Layout, key: str, mark: str, home: Path) -> dict[str, object]:
     name, _, value = mark.partition("=")
     return {
+        "home": str(home),
         "files": {name: (RUNTIME / name).read_text() for name in render.RUNTIME_FILES},
         "command": render.exec_line(unit_text),
         "environment": {**render.environment(unit_text), name: value},

@@ -20,6 +20,7 @@ from installer.language import mark, tr
 from installer.render import HOMES
 from installer.resolve import HIDDEN
 from installer.settings import Settings, load
+from installer.values import NO_TLS, TLS_FLAGS
 
 VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
 SETTING_OF = {
@@ -47,8 +48,6 @@ GONE = ("--disable-log-requests", "--swap-space", "--use-v2-block-manager", "--n
         "--guided-decoding-backend", "--num-lookahead-slots", "--preemption-mode", "--multi-step-stream-outputs",
         "--enable-reasoning", "--task", "--disable-async-output-proc", "--scheduler-delay-factor")  # fmt: skip
 REFUSED = {
-    "--ssl-certfile": mark("the proof and the watcher speak plain HTTP; let a reverse proxy do TLS"),
-    "--ssl-keyfile": mark("the proof and the watcher speak plain HTTP; let a reverse proxy do TLS"),
     "--grpc": mark("a gRPC server would answer without a key"),
     "--headless": mark("a server without an API cannot be proved"),
     "--nnodes": mark("one service is one host"),
@@ -196,9 +195,9 @@ def _tokens(text: str) -> str:
 def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
     known = serve_flags.load()
     name = flag.name.partition(".")[0]
-    if name in REFUSED:
+    if refused := NO_TLS if name.startswith(TLS_FLAGS) else REFUSED.get(name):
         raise Refused(
-            tr("{name} cannot be carried over: {reason}", name=name, reason=tr(REFUSED[name])),
+            tr("{name} cannot be carried over: {reason}", name=name, reason=tr(refused)),
             tr("take it out of the old command first"),
         )
     if name in DROPPED:

@@ -51,8 +51,7 @@ def client_of(service: str, host: Host, report: Report, *, far: str | None = Non
 
 
 def base_url(settings: Settings, address: str) -> str:
-    scheme = "https" if any(word.partition("=")[0] == "--ssl-certfile" for word in settings.vllm_args) else "http"
-    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{settings.port}/v1"
+    return f"http://{f'[{address}]' if ':' in address else address}:{settings.port}/v1"
 
 
 # The address

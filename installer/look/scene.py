@@ -111,8 +111,7 @@ class Scene:
 
     def api(self, timeout: float = ANSWER_WITHIN) -> Api:
         settings = self.settings
-        tls = any(word.partition("=")[0] == "--ssl-certfile" for word in settings.vllm_args)
-        return Api(local_address(settings.host), settings.port, self.probe_key, timeout, tls)
+        return Api(local_address(settings.host), settings.port, self.probe_key, timeout)
 
     @cached_property
     def runs(self) -> list[list[str]]:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from hashlib import sha256
@@ -51,6 +52,10 @@ LEVELS = {
 }
 
 LOOK_AGAIN = 0.05  # seconds that a key file is taken to be unchanged
+LARGEST = 1 << 20  # bytes of a key file; a thousand keys are an eighth of it
+KEY_LINE = re.compile(
+    rb"([a-z0-9_-]+) (metrics|inference|admin) ([0-9a-f]{64}) (-|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.ASCII
+)
 
 
 class Key(NamedTuple):
@@ -64,7 +69,10 @@ SELF_CHECK = "/is-this-guarded"
 
 
 class Keys:
-    """The digests in the key file, never older than LOOK_AGAIN; an unreadable file holds no key."""
+    """The digests in the key file, never older than LOOK_AGAIN.
+
+    Whatever is wrong with the file, nobody is let in but who is valid in what can be read of it now.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -89,28 +97,52 @@ class Keys:
     def _look(self) -> None:
         self._look_at = time.monotonic() + LOOK_AGAIN
         try:
-            status = os.stat(self.path)
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            status = os.lstat(self.path)
+            seen = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
             if seen == self._seen:
                 return
-            with open(self.path, encoding="ascii") as file:
-                self.by_digest = parse_keys(file.read())
+            self.by_digest, damaged = parse_keys(read_keys(self.path))
             self._seen = seen
             self._epoch = time.time() - time.monotonic()
-        except (OSError, ValueError) as error:
+            if damaged:
+                log.error("%d lines of %s cannot be read: the keys in them are not valid", damaged, self.path)
+        except Exception as error:  # of whatever kind: the old keys must not stay in force
             if self._seen is not None:
                 log.error("no key is valid any more: %s: %s", self.path, error)
             self.by_digest, self._seen = {}, None
 
 
-def parse_keys(text: str) -> dict[bytes, Key]:
-    """Lines of `name role digest expiry`, where the expiry is `-` for a key that stays valid."""
+def read_keys(path: str) -> bytes:
+    """A plain file of ours and of a sane size; nothing else is waited for, followed or believed."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no file")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise OSError("others may have written it")
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(f"it is larger than {LARGEST} bytes")
+    return content
+
+
+def parse_keys(content: bytes) -> tuple[dict[bytes, Key], int]:
+    """From lines of `name role digest expiry`, with `-` for a key that stays valid; and how many make no sense."""
     keys: dict[bytes, Key] = {}
-    for line in text.splitlines():
-        name, role, digest, expiry = line.split()
-        expires = None if expiry == "-" else float(calendar.timegm(time.strptime(expiry, EXPIRY_FORMAT)))
+    damaged = 0
+    for line in content.removesuffix(b"\n").split(b"\n"):
+        match = KEY_LINE.fullmatch(line)
+        if match is None:
+            damaged += 1
+            continue
+        name, role, digest, expiry = (word.decode() for word in match.groups())
+        try:
+            expires = None if expiry == "-" else float(calendar.timegm(time.strptime(expiry, EXPIRY_FORMAT)))
+        except ValueError:  # a day that does not exist
+            damaged += 1
+            continue
         keys.setdefault(bytes.fromhex(digest), Key(name, ROLES[role], expires))
-    return keys
+    return keys, damaged
 
 
 class Guard:

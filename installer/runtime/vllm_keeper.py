@@ -4,8 +4,9 @@ Whoever starts this holds the other end of its standard input, and writes two li
 task. When that end is closed, by the death of its holder as well, everything ends: the server's processes, and the
 directory it lived in. Stdlib only, because it runs on the engine's Python.
 
-    in:  {"files": {NAME: TEXT}, "command": [PYTHON, LAUNCHER, WORD...], "environment": {}, "cache": PATH, "key": KEY}
-    out: {"home": PATH}, {"status": STAGE}, {"ready": true}, {"error": WORDS}, {"ended": STATUS, "log": [LINE...]}
+    in:  {"home": PATH, "files": {NAME: TEXT}, "command": [PYTHON, LAUNCHER, WORD...], "environment": {}, "cache": PATH,
+          "key": KEY}
+    out: {"status": STAGE}, {"ready": true}, {"error": WORDS}, {"ended": STATUS, "log": [LINE...]}
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from typing import Any
@@ -86,14 +86,6 @@ def end_all() -> None:
         time.sleep(0.02)
 
 
-def directory() -> str:
-    """On a disk rather than in memory, and where libraries can be loaded from."""
-    for place in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
-        if place and os.access(place, os.W_OK | os.X_OK) and not os.statvfs(place).f_flag & os.ST_NOEXEC:
-            return tempfile.mkdtemp(prefix="vllm-install-test-", dir=place)
-    return tempfile.mkdtemp(prefix="vllm-install-test-")
-
-
 def leash() -> None:
     LIBC.prctl(SET_PDEATHSIG, signal.SIGKILL)
 
@@ -148,9 +140,9 @@ def watch(server: subprocess.Popen[bytes], notify: socket.socket) -> int | None:
 
 
 def keep(spec: dict[str, Any]) -> None:
-    home, log, status = directory(), deque[str](maxlen=LOG_LINES), None
+    home, log, status = str(spec["home"]), deque[str](maxlen=LOG_LINES), None
     try:
-        say(home=home)
+        os.makedirs(home, mode=0o700, exist_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(os.path.join(home, "notify"))
             status = watch(start(spec, home), notify)

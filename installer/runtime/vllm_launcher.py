@@ -136,10 +136,11 @@ def probe_digest() -> str:
 
 def digest_in_force() -> str:
     """Of the same key, from the running service: systemd gives ExecReload= no credentials (252)."""
+    path = os.path.join(runtime_directory(), "keys")
     try:
-        with open(os.path.join(runtime_directory(), "keys")) as file:
-            return file.readline().split()[2]
-    except (OSError, IndexError):
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.readline(4096).split()[2].decode("ascii")
+    except (OSError, IndexError, ValueError):
         raise Refused("the service does not run: there are no keys to replace") from None
 
 
@@ -191,8 +192,7 @@ def launch(words: list[str]) -> NoReturn:
     if not has_flag(serve, "--allowed-media-domains"):
         # An empty list would let anyone have this host fetch any address; the name is one that never exists.
         serve = [*serve, "--allowed-media-domains", "none.invalid"]
-    scheme = "https" if has_flag(serve, "--ssl-certfile") else "http"
-    watcher = [sys.executable, "-IS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), scheme, host, str(port)]
+    watcher = [sys.executable, "-IS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), host, str(port)]
     subprocess.run(watcher, stdin=subprocess.DEVNULL, check=True)
     # -P: a folder named vllm in the working directory must not take vLLM's place.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
@@ -206,6 +206,8 @@ def check_command(serve: list[str]) -> None:
     for flag, why in REFUSED_FLAGS.items():
         if has_flag(serve, flag):
             raise Refused(f"{flag} cannot be used: {why}")
+    if any(word.replace("_", "-").startswith("--ssl") for word in serve):
+        raise Refused("--ssl-* cannot be used: the service speaks plain HTTP; let a reverse proxy do TLS")
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise Refused("VLLM_USE_RUST_FRONTEND is set: vLLM's Rust front end takes no guard, so it is refused")
 

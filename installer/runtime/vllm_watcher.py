@@ -1,4 +1,4 @@
-"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py MAIN-PID SCHEME HOST PORT`.
+"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py MAIN-PID HOST PORT`.
 
 STATUS= with the stage of the start, READY=1 once a request was answered and one without a key refused, WATCHDOG=1 as
 long as the engine makes progress. `/health` is no witness of progress: it is 200 with a hung engine. Stdlib only.
@@ -17,7 +17,6 @@ import re
 import select
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -98,10 +97,10 @@ def is_gone(pid: int) -> bool:
 class Vllm:
     """vLLM seen from outside: its processes, its log's telling lines, its HTTP interface."""
 
-    def __init__(self, pid: int, scheme: str, host: str, port: int) -> None:
+    def __init__(self, pid: int, host: str, port: int) -> None:
         self.pid = pid
         self._born = self._birth(pid)
-        self._scheme, self.port = scheme, port
+        self.port = port
         self._host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
             self._key = file.read().strip()
@@ -151,13 +150,7 @@ class Vllm:
         """Status and body; (0, b"") where no answer came."""
         headers = {"Authorization": f"Bearer {self._key}"} if key else {}
         headers |= {"Content-Type": "application/json"} if body else {}
-        connection: http.client.HTTPConnection
-        if self._scheme == "https":
-            # The certificate names the host as clients know it; this asks the process next door.
-            context = ssl._create_unverified_context()
-            connection = http.client.HTTPSConnection(self._host, self.port, timeout=patience, context=context)
-        else:
-            connection = http.client.HTTPConnection(self._host, self.port, timeout=patience)
+        connection = http.client.HTTPConnection(self._host, self.port, timeout=patience)
         try:
             connection.request(method, path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
@@ -360,7 +353,7 @@ class Watcher:
 
 
 def main(words: list[str]) -> None:
-    vllm = Vllm(int(words[0]), words[1], words[2], int(words[3]))
+    vllm = Vllm(int(words[0]), words[1], int(words[2]))
     # Of vLLM's children this would be one it does not know; so it becomes a child of systemd, in the same unit.
     if os.fork():
         return

@@ -180,6 +180,34 @@ def test_a_reload_does_not_disturb_a_streaming_answer(machine: Machine, service:
     serves(machine, service.key, service.port)
 
 
+# What can become of the key file, as shell lines in its directory; afterwards nobody knows what `default` may do.
+DAMAGE = {
+    "a role of tomorrow": "sed -i 's/^default inference/default emperor/' keys",
+    "cut off": "truncate -s -10 keys; sed -i '/^probe/d' keys; truncate -s 90 keys",
+    "a FIFO": "rm keys; mkfifo -m 600 keys; chown $USER: keys",
+    "missing": "rm keys",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE.values(), ids=list(DAMAGE))
+def test_a_damaged_key_file_opens_for_nobody(machine: Machine, service: Deployed, how: str) -> None:
+    user, pid = f"vllm-{SERVICE}", main_pid(machine)
+    keep = f"cd /run/{SERVICE}; cp -p keys whole; USER={user}"
+    machine.shell(f"{keep}; {how}; test ! -f keys || chown {user}: keys")
+    try:
+        until("the key is refused", lambda: ask_models(machine, service) == 401, machine)
+        assert {ask_models(machine, service) for _ in range(100)} == {401}
+        assert ask(machine, "GET", "/health", port=service.port).status == 200
+    finally:
+        machine.shell(f"cd /run/{SERVICE}; mv whole keys")
+    until("the key opens again", lambda: ask_models(machine, service) == 200, machine)
+    assert main_pid(machine) == pid
+
+
+def ask_models(machine: Machine, service: Deployed) -> int:
+    return ask(machine, "GET", "/v1/models", service.key, port=service.port).status
+
+
 def test_nobody_gets_to_see_what_opens(machine: Machine, service: Deployed) -> None:
     tried = "sk-qwen3vl-0nceTriedNeverSeen4711-0nceTriedNeverSeen4711"
     for path in ("/v1/models", "/nowhere"):

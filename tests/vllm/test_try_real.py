@@ -13,7 +13,7 @@ import pytest
 from tests.boot.machine import Machine
 from tests.boot.snapshot import difference, snapshot
 from tests.life import MODEL, cli, main_pid, until
-from tests.test_trial import LEFT, PID, kill, tool_in, waits_at
+from tests.test_trial import LEFT, PID, kill, says, tool_in, waits_at
 
 # On the CPU the share is one of all memory, and these tests are not alone on the host.
 SMALL = ("--engine", "cpu", "--gpu-util", "0.05")
@@ -47,9 +47,12 @@ def left(machine: Machine) -> str:
 def test_a_throwaway_server_goes_with_the_tool(machine: Machine, number: signal.Signals) -> None:
     tool = tool_in(machine, "--model", MODEL, *SMALL)
     waits_at(tool, "compiling")
+    machine.shell("mkdir -p /root/precious; touch /root/precious/file")
+    says(machine, tool, '{"home": "/root/precious"}')  # the word of code in the sandbox
     kill(machine, number.name.removeprefix("SIG"))
     tool.communicate(timeout=60)
     until("nothing is left", lambda: left(machine) == "", machine)
+    assert machine.at("/root/precious/file").exists()
 
 
 def test_a_throwaway_server_passes_and_goes(machine: Machine) -> None:
