@@ -229,7 +229,7 @@ def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
                 )
             )
         if name.startswith(TLS_FLAGS):
-            raise ValueError(tr("{name} cannot be used: {reason}", name=name, reason=tr(NO_TLS)))
+            raise ValueError(tr("{flag} cannot be used: {why}", flag=name, why=tr(NO_TLS)))
     if args and not args[0].startswith("-"):
         raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
     return args
