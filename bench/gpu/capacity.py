@@ -1,9 +1,13 @@
 """Capacity: what is predicted for a model's memory beside what vLLM reports, with dummy weights.
 
-Usage: python bench/gpu/capacity.py [--budget SECONDS] [--context N] [--share X] [DIRECTORY…]
+Usage: python bench/gpu/capacity.py [--budget SECONDS] [--context N] [--share X] [DIRECTORY[@SHARE]…]
 
 Each directory holds a config.json and an index with the size of the weights (tests/fixtures/configs by default); no
 weights and no hub are needed. Runs with the Python that has vLLM, one server after the other, and needs nothing else.
+
+Each start is a first start, with empty caches, and ends as soon as vLLM has said how much cache it has. Neither
+compiling nor measuring the CUDA graphs can be left out: both take memory that vLLM counts. FlashInfer's sampler and
+DeepGEMM are off unless the environment says otherwise, as in a service on a host without a CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -28,7 +33,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from installer.memory.capacity import Device, Estimate, estimate  # noqa: E402
+from installer.memory.capacity import Estimate, estimate  # noqa: E402
+from installer.memory.device import Device  # noqa: E402
 from installer.memory.shape import read_shape  # noqa: E402
 from installer.memory.vllm_log import Calibration, read_refusal, read_report  # noqa: E402
 from installer.model import builtin  # noqa: E402
@@ -36,8 +42,10 @@ from installer.settings import Settings  # noqa: E402
 
 GIB = 1024**3
 FIXTURES = REPO / "tests/fixtures/configs"
-READY = "Application startup complete"
-STOP_SECONDS = 25.0
+LAST_WORD = "Maximum concurrency for"
+STOP_SECONDS = 10.0
+# As in a service on a host without a CUDA toolkit.
+WITHOUT_TOOLKIT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_USE_DEEP_GEMM": "0", "VLLM_MOE_USE_DEEP_GEMM": "0"}
 # Special tokens of processors, in place of the small tokenizer's reserved ones; config fields that name them.
 TOKENS = {
     "<|image_pad|>": ("image_token_id",),
@@ -57,19 +65,31 @@ NARROW = {
 
 
 @dataclass(frozen=True)
+class Case:
+    directory: Path
+    share: float
+
+
+@dataclass(frozen=True)
 class Run:
-    name: str
-    predicted: Estimate
-    reported: Calibration | None
+    case: Case
     seconds: float
+    predicted: Estimate | None = None  # None where not even the configuration could be read
+    reported: Calibration | None = None
     failure: str = ""
 
+    @property
+    def off(self) -> float | None:
+        """By which part of what vLLM reported the prediction differs from it."""
+        return self.predicted.kv_tokens / self.reported.tokens - 1 if self.predicted and self.reported else None
+
     def to_json(self) -> dict[str, object]:
-        reported = self.reported.to_json() if self.reported else None
         return {
-            "name": self.name,
-            "predicted": self.predicted.to_json(),
-            "reported": reported,
+            "name": self.case.directory.name,
+            "share": self.case.share,
+            "predicted": self.predicted.to_json() if self.predicted else None,
+            "reported": self.reported.to_json() if self.reported else None,
+            "off": self.off,
             "seconds": round(self.seconds, 1),
             "failure": self.failure,
         }
@@ -81,15 +101,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     deadline = time.monotonic() + options.budget
-    kind = options.kind
-    memory = options.memory or (ram() if kind == "cpu" else gpu_memory())
+    memory, name = (options.memory, "") if options.memory else ram() if options.kind == "cpu" else gpu()
     runs: list[Run] = []
-    for directory in options.directories or sorted(FIXTURES.iterdir()):
-        left = deadline - time.monotonic() - STOP_SECONDS
+    for text in options.cases or map(str, sorted(FIXTURES.iterdir())):
+        case = case_of(text, options.share)
+        left = min(deadline - time.monotonic() - STOP_SECONDS, options.most)
         if left < options.least:
-            print(f"{directory.name}: no time left", file=sys.stderr)
+            print(f"{text}: no time left", file=sys.stderr)
             continue
-        runs.append(measure(directory, Device(kind, memory, options.share), options, left))
+        runs.append(measure(case, Device(options.kind, memory, case.share, name), options, left))
         print(row(runs[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps([run.to_json() for run in runs], indent=1) + "\n")
@@ -97,13 +117,21 @@ def main() -> int:
     return 0 if runs and all(run.reported for run in runs) else 1
 
 
+def case_of(text: str, share: float) -> Case:
+    directory, _, number = text.rpartition("@")
+    if re.fullmatch(r"0?\.\d+", number):
+        return Case(Path(directory), float(number))
+    return Case(Path(text), share)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", nargs="*", type=Path)
+    parser.add_argument("cases", nargs="*", metavar="DIRECTORY[@SHARE]")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all servers together")
     parser.add_argument("--least", type=float, default=45.0, help="seconds below which no further server is started")
-    parser.add_argument("--context", type=int, default=32768)
-    parser.add_argument("--share", type=float, default=0.92, help="--gpu-memory-utilization")
+    parser.add_argument("--most", type=float, default=120.0, help="seconds for one server")
+    parser.add_argument("--context", type=int, default=16384)
+    parser.add_argument("--share", type=float, default=0.92, help="--gpu-memory-utilization where a case names none")
     parser.add_argument("--memory", type=int, default=0, help="bytes of one GPU, as nvidia-smi has them")
     parser.add_argument("--kind", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has vLLM")
@@ -114,28 +142,44 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(directory: Path, device: Device, options: argparse.Namespace, seconds: float) -> Run:
+def measure(case: Case, device: Device, options: argparse.Namespace, seconds: float) -> Run:
+    """One case; whatever goes wrong with it is its result, and the next one's turn comes."""
+    started = time.monotonic()
+    predicted = None
     with tempfile.TemporaryDirectory(prefix="capacity-") as place:
-        model = Path(place) / directory.name
-        prepare(directory, model, options.narrow)
-        settings = Settings(
-            model=str(model), max_model_len=options.context, vllm_args=tuple(options.flags.split()), engine=device.kind
-        )
-        predicted = estimate(read_shape(model, settings), device, settings)
-        # Where a model takes less than was asked for, it is asked for that.
-        command = [
-            options.python, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
-            "--load-format", "dummy", "--max-model-len", str(predicted.context),
-            "--gpu-memory-utilization", str(device.share), "--host", "127.0.0.1", "--port", str(free_port()),
-            *settings.vllm_args,
-        ]  # fmt: skip
-        started = time.monotonic()
-        lines = serve(command, Path(place), seconds)
-        if options.logs:
-            options.logs.mkdir(parents=True, exist_ok=True)
-            (options.logs / f"{directory.name}.log").write_text("".join(lines))
-        report = read_report(lines)
-        return Run(directory.name, predicted, report, time.monotonic() - started, "" if report else failure(lines))
+        try:
+            model = Path(place) / case.directory.name
+            prepare(case.directory, model, options.narrow)
+            settings = Settings(
+                model=str(model),
+                max_model_len=options.context,
+                gpu_memory_utilization=case.share,
+                vllm_args=tuple(options.flags.split()),
+                engine=device.kind,
+            )
+            predicted = estimate(read_shape(model, settings), device, settings)
+            lines = serve(command(options.python, model, predicted.context, settings), Path(place), seconds)
+            report = read_report(lines)
+            why = "" if report else failure(lines)
+            if options.logs:
+                options.logs.mkdir(parents=True, exist_ok=True)
+                (options.logs / f"{case.directory.name}@{case.share:g}.log").write_text("".join(lines))
+        except Exception as error:
+            report, why = None, f"{type(error).__name__}: {error}"
+    if device.kind == "cuda":
+        wait_for_memory(device.memory)
+    return Run(case, time.monotonic() - started, predicted, report, why)
+
+
+def command(python: str, model: Path, context: int, settings: Settings) -> list[str]:
+    """Where a model takes less than was asked for, it is asked for that."""
+    return [
+        python, "-m", "vllm.entrypoints.cli.main", "serve", str(model),
+        "--load-format", "dummy", "--max-model-len", str(context),
+        "--gpu-memory-utilization", str(settings.gpu_memory_utilization),
+        "--host", "127.0.0.1", "--port", str(free_port()),
+        *settings.vllm_args,
+    ]  # fmt: skip
 
 
 def prepare(source: Path, model: Path, is_narrow: bool) -> None:
@@ -191,15 +235,21 @@ def processors(config: dict[str, object], model: Path) -> None:
 
 
 def serve(command: list[str], place: Path, seconds: float) -> list[str]:
-    """Everything vLLM says until it serves, dies or runs out of time; nothing of it is left behind."""
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_CACHE_ROOT": str(place / "cache"),
-        "TRITON_CACHE_DIR": str(place / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
-    }
+    """Everything vLLM says until it has told its cache's size, died or run out of time; nothing of it stays."""
+    environment = (
+        WITHOUT_TOOLKIT
+        | os.environ
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "FLASHINFER_WORKSPACE_BASE": str(place),
+            "VLLM_CACHE_ROOT": str(place / "cache"),
+            "TRITON_CACHE_DIR": str(place / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"),
+        }
+    )
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -212,12 +262,12 @@ def serve(command: list[str], place: Path, seconds: float) -> list[str]:
         start_new_session=True,
     )
     try:
-        return list(until_ready(process, time.monotonic() + seconds))
+        return list(until_told(process, time.monotonic() + seconds))
     finally:
         stop(process)
 
 
-def until_ready(process: subprocess.Popen[str], deadline: float) -> Iterator[str]:
+def until_told(process: subprocess.Popen[str], deadline: float) -> Iterator[str]:
     said: queue.Queue[str] = queue.Queue()
 
     def listen() -> None:
@@ -235,18 +285,23 @@ def until_ready(process: subprocess.Popen[str], deadline: float) -> Iterator[str
         if not line:
             return
         yield line
-        if READY in line:
+        if LAST_WORD in line:
             return
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """A chance to end by itself, then the whole session: an engine left behind would keep the GPU's memory."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS - 5)
+    """The whole session at once: vLLM is deaf to SIGTERM while it starts, and an engine left behind keeps memory."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def wait_for_memory(total: int) -> None:
+    """The next server takes what is free when it starts for what others hold: this one's must be back by then."""
+    deadline = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        while query("memory.used") > total // 100 and time.monotonic() < deadline:
+            time.sleep(0.2)
 
 
 def free_port() -> int:
@@ -263,47 +318,69 @@ def failure(lines: list[str]) -> str:
     return (errors or [line.strip() for line in lines] or ["it said nothing"])[-1][-300:]
 
 
-def ram() -> int:
+def ram() -> tuple[int, str]:
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemTotal"].split()[0]) * 1024
+    return int(fields["MemTotal"].split()[0]) * 1024, ""
 
 
-def gpu_memory() -> int:
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]) * 1024**2
+def gpu() -> tuple[int, str]:
+    name = ask("name")
+    return query("memory.total"), name
+
+
+def query(field: str) -> int:
+    return int(ask(field)) * 1024**2
+
+
+def ask(field: str) -> str:
+    words = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[0].strip()
 
 
 def row(run: Run) -> str:
     predicted, reported = run.predicted, run.reported
-    name = f"| {run.name} | {predicted.context} |"
-    if reported is None:
-        return f"{name} {predicted.kv_tokens} | {run.failure} |"
+    name = f"| {run.case.directory.name} | {run.case.share:g} |"
+    if predicted is None or reported is None:
+        return f"{name} {predicted.kv_tokens if predicted else '–'} | {run.failure} |"
     # The overhead that vLLM found is what remains of its share.
     other = predicted.weights + predicted.overhead + predicted.available_kv - reported.weights - reported.available
-    return (
-        f"{name} {predicted.weights / GIB:.2f} / {reported.weights / GIB:.2f}"
-        f" | {predicted.overhead / GIB:.2f} / {other / GIB:.2f} | {reported.graphs / GIB:.2f}"
-        f" | {predicted.available_kv / GIB:.2f} / {reported.available / GIB:.2f}"
-        f" | {predicted.kv_tokens} | {reported.tokens} | {predicted.kv_tokens / reported.tokens - 1:+.2%} |"
-        f" {exact(run)} |"
-    )
+    cells = [
+        f"{predicted.context}",
+        f"{predicted.weights / GIB:.2f} / {reported.weights / GIB:.2f}",
+        f"{predicted.overhead / GIB:.2f} / {other / GIB:.2f}",
+        f"{reported.graphs / GIB:.2f}",
+        f"{predicted.available_kv / GIB:.2f} / {reported.available / GIB:.2f}",
+        f"{predicted.kv_tokens}",
+        f"{reported.tokens}",
+        f"{run.off:+.1%}",
+        exact(predicted, reported),
+        f"{run.seconds:.0f}",
+    ]
+    return f"{name} {' | '.join(cells)} |"
 
 
-def exact(run: Run) -> str:
+def exact(predicted: Estimate, reported: Calibration) -> str:
     """Tokens by our layout for exactly the memory vLLM had: its report rounds to 0.01 GiB, hence the range."""
-    assert run.reported is not None
-    cache, reported, half = run.predicted.cache, run.reported, GIB // 200
+    cache, half = predicted.cache, GIB // 200
     low, high = (cache.tokens(reported.available + part, reported.context) for part in (-half, half))
     return f"{'yes' if low <= reported.tokens <= high else 'NO'} ({low}–{high})"
 
 
 def table(runs: list[Run], options: argparse.Namespace) -> list[str]:
+    """All rows once more, as capacity.md has them."""
+    worst = max((abs(run.off) for run in runs if run.off is not None), default=None)
+    columns = (
+        "model", "share", "context", "weights", "other", "graphs", "cache", "tokens predicted", "reported",
+        "difference", "layout", "seconds",
+    )  # fmt: skip
     return [
-        f"share {options.share}, flags {options.flags!r}; GiB are predicted / reported; layout: the tokens that our"
-        " layout gives for the memory vLLM reported, whose last digit is rounded",
-        "| model | context | weights | other | graphs | cache | tokens predicted | reported | difference | layout |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"flags {options.flags!r}; GiB are predicted / reported; graphs: those captured while measuring; layout: the"
+        " tokens that our layout gives for the memory vLLM reported, whose last digit is rounded",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
         *map(row, runs),
+        f"{sum(run.off is not None for run in runs)} of {len(runs)} measured"
+        + (f", at worst {worst:.1%} off" if worst is not None else ""),
     ]
 
 

@@ -6,40 +6,20 @@ layout is known to the block (kv.py); what it needs to compute is estimated (ove
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from installer.cells import pad
 from installer.language import tr
+from installer.memory.device import GIB, MIB, Device
 from installer.memory.kv import Cache, Kind, Rules, arrange
 from installer.memory.kv_layers import layers_of, states_per_request
-from installer.memory.overhead import GIB, MIB, Batch, batch, cpu_overhead, gpu_overhead
+from installer.memory.overhead import Batch, batch, cpu_overhead, gpu_overhead
 from installer.memory.shape import Shape
 from installer.memory.vllm_log import Calibration
 from installer.settings import Settings
 
-# nvidia-smi counts what the driver keeps for itself; vLLM's share is of the rest.
-DRIVER_RESERVED = 450 * MIB
 BLOCK, MLA_BLOCK, CPU_BLOCK, CPU_MLA_BLOCK = 16, 64, 128, 16
-
-
-@dataclass(frozen=True)
-class Device:
-    """What vLLM runs on: the kind of engine, the memory of one GPU or of the host, and vLLM's share of it."""
-
-    kind: str
-    memory: int
-    share: float
-
-    @property
-    def is_cpu(self) -> bool:
-        return self.kind == "cpu"
-
-    @property
-    def usable(self) -> int:
-        memory = self.memory - (DRIVER_RESERVED if self.kind == "cuda" else 0)
-        return max(0, math.ceil(memory * self.share))
 
 
 class Answer(Enum):
@@ -204,7 +184,7 @@ def _estimate(shape: Shape, device: Device, context: int, calibration: Calibrati
     flags = shape.flags
     found = layers_of(shape.config, flags, shape.tensor_parallel, device.is_cpu)
     stage = found.layers[: -(-len(found.layers) // flags.pipeline_parallel)]
-    step = batch(shape, device.memory, context, device.is_cpu)
+    step = batch(shape, device, context)
     cache = arrange(stage, _rules(shape, device, step), flags.keep_windows)
     weights = max(0, shape.weights // shape.gpus - flags.cpu_offload)
     overhead = _overhead(shape, device, context)
@@ -234,11 +214,11 @@ def _estimate(shape: Shape, device: Device, context: int, calibration: Calibrati
 
 def _device_at(device: Device, calibration: Calibration) -> Device:
     """The device as it was when vLLM measured: its share may have been another."""
-    return Device(device.kind, device.memory, calibration.share or device.share)
+    return replace(device, share=calibration.share or device.share)
 
 
 def _overhead(shape: Shape, device: Device, context: int) -> int:
-    step = batch(shape, device.memory, context, device.is_cpu)
+    step = batch(shape, device, context)
     return cpu_overhead(shape, step) if device.is_cpu else gpu_overhead(shape, step, context)
 
 

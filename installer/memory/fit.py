@@ -12,7 +12,8 @@ from installer.host import Host
 from installer.language import tr
 from installer.layout import Layout
 from installer.memory import capacity
-from installer.memory.capacity import Answer, Device, Estimate
+from installer.memory.capacity import Answer, Estimate
+from installer.memory.device import Device
 from installer.memory.shape import read_shape, shape_of
 from installer.memory.vllm_log import Calibration, read_report
 from installer.model.checkpoint import check_directory
@@ -91,5 +92,5 @@ def _device(target: Target, facts: Facts) -> Device | None:
     if kind == "cpu":
         return Device(kind, facts.memory_total, share)
     gpus = usable_gpus(facts, kind)[: target.settings.tensor_parallel_size]
-    memory = min((gpu.memory_total for gpu in gpus), default=0)
-    return Device(kind, memory, share) if memory else None
+    smallest = min(gpus, key=lambda gpu: gpu.memory_total, default=None)
+    return Device(kind, smallest.memory_total, share, smallest.name) if smallest and smallest.memory_total else None

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from installer.memory.device import GIB, MIB, Device
 from installer.memory.shape import Shape
-
-GIB = 1024**3
-MIB = 1024**2
 
 LIBRARIES = 256 * MIB  # cuBLAS, kernels loaded while profiling
 COMMUNICATION = 1024 * MIB  # NCCL and all-reduce buffers, with several GPUs
-GRAPHS = 256 * MIB
-GRAPHS_PER_LAYER = 8 * MIB
-SAMPLER_BYTES = 16  # of one logit: as computed, in 32 bits, its probability, its random draw
+GRAPHS = 256 * MIB  # the first of them, with what attention loads and lays out for its first run
+GRAPH_OF_A_LAYER = 160 * 1024  # for one size of step
+LARGEST_GRAPH = 512  # tokens
+CPU_LOGIT = 16  # bytes: as computed, in 32 bits, its probability, its random draw
 CPU_PROCESS = 670 * MIB  # a worker of the CPU engine that has compiled a model of next to no size
 
 
@@ -28,52 +27,82 @@ class Batch:
     requests: int
 
 
-def batch(shape: Shape, memory: int, context: int, on_cpu: bool) -> Batch:
-    """vLLM's defaults for a server on this device, or the flags given."""
+def batch(shape: Shape, device: Device, context: int) -> Batch:
+    """vLLM's defaults for a server on this device, or the flags given. The share of it that vLLM may use is no part."""
     flags = shape.flags
-    if on_cpu:
+    if device.is_cpu:
         tokens, requests = 2048 * shape.gpus, 128 * shape.gpus
-    elif memory >= 160 * GIB:
+    elif device.memory >= 160 * GIB:
         tokens, requests = 16384, 1024
-    elif memory >= 70 * GIB:
+    elif device.memory >= 70 * GIB and "a100" not in device.name.lower():
         tokens, requests = 8192, 1024
     else:
         tokens, requests = 2048, 256
     requests = flags.max_num_seqs or requests
-    if on_cpu and shape.config.is_mla:  # no chunked prefill there
+    if device.is_cpu and shape.config.is_mla:  # no chunked prefill there
         tokens = max(context, tokens)
     tokens = flags.max_num_batched_tokens or min(tokens, requests * context)
     return Batch(tokens, requests if flags.max_num_seqs else min(requests, tokens))
 
 
 def gpu_overhead(shape: Shape, step: Batch, context: int) -> int:
-    """Bytes on one GPU."""
-    layers = shape.config.layers // shape.flags.pipeline_parallel
-    graphs = 0 if shape.flags.eager else GRAPHS + GRAPHS_PER_LAYER * layers
+    """Bytes on one GPU, at a first start: later ones do without what compiling takes."""
     communication = COMMUNICATION if shape.gpus > 1 else 0
-    kept, encoding = _images(shape, step)
+    buffers, kept, encoding = _images(shape, step)
     forward = _forward(shape, step) + _mla_workspace(shape, step, context)
-    return LIBRARIES + communication + graphs + max(encoding, kept + forward, kept + _sampler(shape, step))
+    running = _experts(shape, step) + max(forward, _logits(shape, step))
+    moment = max(encoding, kept + running, kept + _compiling(shape, step))
+    return LIBRARIES + communication + graphs(shape, step) + buffers + moment
+
+
+def graphs(shape: Shape, step: Batch) -> int:
+    """CUDA graphs, as vLLM estimates them before it has captured all: of 1, 2 and 4 tokens, then every 8th and 16th."""
+    if shape.flags.eager:
+        return 0
+    largest = min(2 * step.requests, LARGEST_GRAPH)
+    sizes = 3 + min(largest, 248) // 8 + max(0, largest - 240) // 16
+    return GRAPHS + sizes * GRAPH_OF_A_LAYER * (shape.config.layers // shape.flags.pipeline_parallel)
 
 
 def cpu_overhead(shape: Shape, step: Batch) -> int:
     """Bytes of the worker: it packs embedding and head once more for its kernels and keeps the originals."""
     packed = 2 * shape.config.vocabulary * shape.config.hidden * shape.flags.model_bytes // shape.tensor_parallel
-    logits = min(step.requests, step.tokens) * shape.config.vocabulary * SAMPLER_BYTES
-    return CPU_PROCESS + packed + logits + _forward(shape, step)
+    logits = min(step.requests, step.tokens) * shape.config.vocabulary * CPU_LOGIT
+    return CPU_PROCESS + packed + logits + _experts(shape, step) + _forward(shape, step)
 
 
 def _forward(shape: Shape, step: Batch) -> int:
     """The largest moment of one layer: the residual, a copy or two of it, and the widest thing computed from it."""
-    config, parallel, size = shape.config, shape.tensor_parallel, shape.flags.model_bytes
+    config, parallel = shape.config, shape.tensor_parallel
     attention = 2 * (config.heads + 2 * config.kv_heads) * config.head_dim // parallel
-    dense = 3 * config.intermediate // parallel
-    experts = 0
-    if config.experts_per_token:
-        expert = config.expert_size // parallel
-        experts = config.experts_per_token * (max(2 * expert, config.hidden) + expert)
-        dense = 0
-    return step.tokens * size * (4 * config.hidden + max(attention, dense, experts))
+    dense = 0 if config.experts_per_token else 3 * config.intermediate // parallel
+    return step.tokens * shape.flags.model_bytes * (4 * config.hidden + max(attention, dense))
+
+
+def _experts(shape: Shape, step: Batch) -> int:
+    """Two work areas for what goes into the experts and comes out of them; once there, they stay."""
+    config = shape.config
+    expert = config.expert_size // shape.tensor_parallel
+    width = max(expert, config.hidden) + max(2 * expert, config.hidden)
+    return step.tokens * config.experts_per_token * shape.flags.model_bytes * width
+
+
+def _compiling(shape: Shape, step: Batch) -> int:
+    """The compiler tries the first kernel on made-up inputs, a second embedding among them, and two outputs.
+
+    Not where images are seen: their models look words up before what is compiled.
+    """
+    config = shape.config
+    if shape.flags.eager or "vision_config" in config.top:
+        return 0
+    embedding = config.vocabulary // shape.tensor_parallel * config.hidden
+    return shape.flags.model_bytes * (embedding + 2 * step.tokens * config.hidden)
+
+
+def _logits(shape: Shape, step: Batch) -> int:
+    """vLLM's trial step samples neither by top-k nor by top-p, so no logit is copied or sorted."""
+    hidden = (step.tokens + step.requests) * shape.config.hidden
+    return shape.flags.model_bytes * (hidden + min(step.requests, step.tokens) * shape.config.vocabulary)
 
 
 def _mla_workspace(shape: Shape, step: Batch, context: int) -> int:
@@ -87,27 +116,31 @@ def _mla_workspace(shape: Shape, step: Batch, context: int) -> int:
     return tokens * shape.flags.model_bytes * (latent + config.heads * head // shape.tensor_parallel)
 
 
-def _sampler(shape: Shape, step: Batch) -> int:
-    hidden = 2 * step.tokens * shape.config.hidden * shape.flags.model_bytes
-    return hidden + min(step.requests, step.tokens) * shape.config.vocabulary * SAMPLER_BYTES
-
-
-def _images(shape: Shape, step: Batch) -> tuple[int, int]:
-    """Bytes of a full load of encoded images, and of the largest moment while encoding them."""
-    vision = shape.config.top.get("vision_config")
+def _images(shape: Shape, step: Batch) -> tuple[int, int, int]:
+    """Bytes of buffers, of a full load of encoded images, and of the largest moment while encoding them."""
+    config = shape.config
+    vision = config.top.get("vision_config")
     if not shape.image_tokens or not isinstance(vision, dict):
-        return 0, 0
+        return 0, 0, 0
 
     def number(*names: str, default: int) -> int:
         return next((value for name in names if isinstance(value := vision.get(name), int)), default)
 
     tokens = max(step.tokens, shape.image_tokens)
     merged = number("spatial_merge_size", default=1) ** 2
-    fixed = shape.config.top.get("mm_tokens_per_image")
+    fixed = config.top.get("mm_tokens_per_image")
     if isinstance(fixed, int):  # pooled to this many, whatever the image
         merged = max(1, (number("image_size", default=896) // number("patch_size", default=14)) ** 2 // fixed)
-    deep = vision.get("deepstack_visual_indexes")
-    kept = tokens * shape.config.hidden * 2 * (1 + (len(deep) if isinstance(deep, list) else 0))
+    indexes = vision.get("deepstack_visual_indexes")
+    levels = 1 + (len(indexes) if isinstance(indexes, list) else 0)
+    buffers = step.tokens * config.hidden * 2 * levels + _positions(shape)
+    kept = tokens * config.hidden * 2 * levels
     width = number("hidden_size", "embed_dim", "width", default=1024)
     widest = max(8 * width, 2 * number("intermediate_size", default=4 * width))
-    return kept, kept + tokens * merged * 2 * (4 * width + widest)
+    return buffers, kept, kept + tokens * merged * 2 * (4 * width + widest)
+
+
+def _positions(shape: Shape) -> int:
+    """Positions in images and videos run on: their table is four times as long as the context."""
+    rope = shape.config.section("rope_parameters") or shape.config.section("rope_scaling")
+    return 4 * shape.limit * shape.config.head_dim * 2 if "mrope_section" in rope else 0

@@ -14,7 +14,8 @@ from installer.checks.preflight_gpus import usable_gpus
 from installer.errors import UsageError
 from installer.language import tr
 from installer.memory import capacity
-from installer.memory.capacity import Answer, Device
+from installer.memory.capacity import Answer
+from installer.memory.device import Device
 from installer.memory.shape import shape_of
 from installer.model import formats, profiles
 from installer.model.model_about import About
@@ -168,7 +169,7 @@ def _on(model: ProfiledModel, family: Family, hardware: Hardware, gpus: int, con
     settings = dataclasses.replace(Settings(), tensor_parallel_size=gpus)
     shape = shape_of(model.config, model.bytes, settings)
     asked = min(context or family.context, shape.limit)
-    device = Device(hardware.kind, hardware.memory, share)
+    device = Device(hardware.kind, hardware.memory, share, hardware.name)
     found = capacity.estimate(shape, device, dataclasses.replace(settings, max_model_len=asked))
     verdict = capacity.judge(found, asked)
     fits = verdict.answer is not Answer.CANNOT and verdict.needed <= verdict.available
