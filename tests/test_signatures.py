@@ -59,6 +59,25 @@ def test_the_program_that_a_traceback_quotes_is_not_what_happened() -> None:
     assert finding.evidence == prefix + said
 
 
+def test_of_a_failed_compilation_the_reason_is_found_and_not_where_it_was_noticed() -> None:
+    """As FlashInfer prints ninja's output: one exception of many lines, each a line of the journal."""
+    said = """\
+(EngineCore pid=1742) ERROR 11-28 10:00:51 [core.py:1510] RuntimeError: Ninja build failed. Ninja output:
+FAILED: sampling/sampling.cuda.o
+In file included from /opt/cuda/include/cuda_runtime.h:82,
+                 from <command-line>:
+/opt/cuda/include/crt/host_config.h:137:2: error: #error -- unsupported GNU version! gcc versions later than 15 are not supported!
+  137 | #error -- unsupported GNU version! gcc versions later than 15 are not supported!
+      |  ^~~~~
+ninja: build stopped: subcommand failed.
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""  # noqa: E501 as it is printed
+    (finding,) = signatures.explain(said.splitlines(), "coder")
+    assert finding.id == "host-compiler-too-new"
+    assert "after version 15" in finding.cause
+    assert finding.commands[0] == "sudo vllm-install set CUDA_TOOLKIT=none --service coder"
+
+
 def test_what_a_log_says_is_one_word_of_a_command() -> None:
     finding = recognise("PermissionError: [Errno 13] Permission denied: '/x; rm -rf $(HOME) \x1b[2J'", "coder")
     assert finding

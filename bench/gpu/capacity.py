@@ -314,7 +314,7 @@ def failure(lines: list[str]) -> str:
     refusal = read_refusal(lines)
     if refusal:
         return f"refused: {refusal}"
-    errors = [line.strip() for line in lines if "Error" in line]
+    errors = [line.strip() for line in lines if "Error" in line and not re.search(r"\b(?:INFO|WARNING)\b", line)]
     return (errors or [line.strip() for line in lines] or ["it said nothing"])[-1][-300:]
 
 
