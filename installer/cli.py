@@ -12,6 +12,7 @@ import click
 from installer import __version__
 from installer.errors import Exit, InstallError, Interrupted, UsageError, explain
 from installer.language import LANGUAGES, OPTION, speak_everywhere, tr
+from installer.report import protect_terminal
 from installer.verbs import adopt, bundle, change, deploy, look, models, use, weights
 from installer.verbs.doctor import doctor
 from installer.verbs.help import Formatter, punctuated, translate
@@ -51,9 +52,7 @@ for verb in (weights.verify, weights.list_models, weights.prune):
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    protect_terminal()
     speak_everywhere()
     translate(cli)
     try:

@@ -20,6 +20,7 @@ from installer.language import mark, tr
 from installer.layout import Layout
 from installer.memory.vllm_log import read_refusal
 from installer.report import Report
+from installer.runtime.vllm_text import one_line
 from installer.settings import Settings
 from installer.steps import Wanted, unit_properties
 
@@ -135,7 +136,7 @@ def _check_listener(want: Wanted, host: Host) -> None:
                 tr(
                     "port {port} is answered by another process: {name} (pid {pid})",
                     port=port,
-                    name=psutil.Process(pid).name(),
+                    name=one_line(psutil.Process(pid).name()),
                     pid=pid,
                 ),
                 tr("free the port, or take another one with --port"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -11,11 +12,55 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from installer.language import tr
+from installer.runtime.vllm_text import harmless
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from installer.changes import Change
 
 Say = Callable[[str], None]
+
+
+class Ours(str):
+    """Text that may steer the terminal, because we made it."""
+
+    __slots__ = ()
+
+
+class Screen(io.TextIOWrapper):
+    """Standard output or error: whatever is written there, and by whom, the terminal obeys nothing of it."""
+
+    def __init__(self, under: io.TextIOWrapper) -> None:
+        # click would go around a stream of which it thinks that it can nothing but ASCII.
+        encoding = "utf-8" if under.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii") else under.encoding
+        # A name that the terminal cannot show is no error.
+        super().__init__(under.buffer, encoding, "backslashreplace", line_buffering=under.line_buffering)
+        self.under = under
+
+    def write(self, text: str) -> int:
+        return super().write(text if isinstance(text, Ours) else harmless(text))
+
+
+def protect_terminal() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Screen(stream))
+
+
+def console(*, err: bool = False, highlight: bool = True) -> Console:
+    """rich's, which steers the terminal: by what it makes of our styles, not by what a text holds."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Ruled(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+    stream = sys.stderr if err else sys.stdout
+    return Ruled(file=stream.under if isinstance(stream, Screen) else stream, highlight=highlight, markup=False)
 
 
 class Advance(Protocol):
@@ -38,7 +83,7 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Something the user should act on."""
-        print(tr("warning: {text}", text=text), file=sys.stderr)
+        print(harmless(tr("warning: {text}", text=text)), file=sys.stderr)
 
     @contextmanager
     def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
@@ -66,7 +111,8 @@ class Lines(Report):
         self.note(change.describe())
 
     def note(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
+        # Beside a live bar rich stands in for the stream, and takes colours from a text.
+        print(harmless(f"  {text}"), file=sys.stderr, flush=True)
 
     @contextmanager
     def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
@@ -182,7 +228,6 @@ class Bars(Lines):
 
     @contextmanager
     def bytes(self, label: str, total: int, files: int = 0) -> Iterator[Advance]:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -194,7 +239,7 @@ class Bars(Lines):
 
         of_files = (TextColumn(tr("{task.fields[files_done]}/{task.fields[files]} files")),) if files else ()
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
             *of_files,
@@ -202,7 +247,7 @@ class Bars(Lines):
             TimeRemainingColumn(),
         )
         pace = Pace(total, files)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=console(err=True), transient=True) as progress:
             task = progress.add_task(label, total=total, files=files, files_done=0)
 
             def advance(count: int, files: int = 0) -> None:
@@ -214,7 +259,6 @@ class Bars(Lines):
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Say]:
-        from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = (
@@ -223,7 +267,7 @@ class Bars(Lines):
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=console(err=True), transient=True) as progress:
             task = progress.add_task(what)
             yield lambda stage: progress.update(task, description=tr("{what}: {why}", what=what, why=stage))
 

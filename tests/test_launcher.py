@@ -310,6 +310,34 @@ def test_the_holder_of_the_port_is_named(service: Service, verb: str) -> None:
     assert f"port {service.port} is held by pid {os.getpid()} (" in refused.stderr
 
 
+# Holds a port with hostile words in its arguments.
+HOLDER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print(flush=True)
+sys.stdin.read()
+"""
+FORGED = "two\n<2>vllm-launcher: forged\nSTATUS=forged\nMAINPID=1\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize("name", ["db", FORGED])
+def test_the_holder_of_the_port_has_no_say(service: Service, name: str) -> None:
+    (service.home / name).write_text(HOLDER)
+    command = [sys.executable, str(service.home / name), str(service.port), "--password", "hunter2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        refused = service.once("launch", digest(USER), serve=None)
+        heard = service.hear("STATUS=refused")
+        holder.kill()
+    assert f"is held by pid {holder.pid} (" in refused.stderr
+    for said in (refused.stderr, heard):
+        assert len(said.splitlines()) == 1
+        assert "hunter2" not in said
+        assert "\x1b" not in said
+        assert "\u202e" not in said
+
+
 def test_the_holders_of_gpu_memory_are_named(service: Service) -> None:
     fake = service.home / "bin/nvidia-smi"
     fake.write_text(f"#!/bin/sh\necho '{os.getpid()}, 20480 MiB'\n")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from installer import report
 from installer.acceptance.apitest import FAILED, PASSED, SKIPPED, Outcome, Subject
 from installer.language import tr
 
@@ -69,11 +70,10 @@ def to_junit(service: str | None, subject: Subject, outcomes: Sequence[Outcome])
 
 def show(service: str | None, subject: Subject, outcomes: Sequence[Outcome]) -> None:
     """A table on standard output, and under it what failed, with what helps."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
+    console = report.console(highlight=False)
     if not console.is_terminal:
         console.width = 160
     server = service or tr("throwaway server")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from installer.host import Host
 from installer.language import tr
+from installer.runtime.vllm_text import command, one_line
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LISTEN = "0A"  # a TCP state in /proc/net/tcp
@@ -65,11 +65,9 @@ def as_address(text: str) -> Address:
 
 
 def describe(host: Host, pid: int, name: str = "", memory: int = 0) -> Process:
-    """A process by its words up to the first option, because a key may follow; else by the name given."""
-    words = read(host, pid, "cmdline").rstrip("\0").split("\0")
-    shown = itertools.takewhile(lambda word: word == "-m" or not word.startswith("-"), words)
-    command = " ".join(" ".join(shown).split())[:80]
-    return Process(pid, command or name or read(host, pid, "comm").strip(), _unit(host, pid), memory)
+    """A process by the harmless part of its command line; else by the name given, or the kernel's for it."""
+    shown = command(read(host, pid, "cmdline")) or command(name) or one_line(read(host, pid, "comm"))
+    return Process(pid, shown, _unit(host, pid), memory)
 
 
 def _decode(text: str) -> Address:
@@ -101,7 +99,7 @@ def _unit(host: Host, pid: int) -> str:
         parts = line.rpartition(":")[2].split("/")
         services = [part for part in parts if part.endswith(".service")]
         if services and "user.slice" not in parts:
-            return services[0]
+            return one_line(services[0])
     return ""
 
 

@@ -21,6 +21,7 @@ from installer.errors import InstallError, Refused
 from installer.host import Host
 from installer.language import tr
 from installer.look.scene import Scene
+from installer.runtime.vllm_text import harmless
 from installer.settings import NAMES
 
 JOURNAL_LINES = 2000
@@ -55,7 +56,7 @@ def write(scene: Scene, found: Diagnosis, path: Path) -> None:
                 text = make()
             except (InstallError, OSError) as error:
                 text = f"could not be had: {error}\n"
-            _add(archive, f"{scene.service}-report/{name}", redactor(text[-LARGEST:]))
+            _add(archive, f"{scene.service}-report/{name}", harmless(redactor(text[-LARGEST:])))
     # Host.write takes text; bytes pass through it unharmed in this form.
     scene.host.write(path, packed.getvalue().decode(errors="surrogateescape"), 0o600)
 

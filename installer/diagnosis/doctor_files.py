@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from installer import keys, settings_file, steps
-from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.engine.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
 from installer.language import mark, tr
@@ -18,6 +18,7 @@ from installer.look.scene import Scene
 from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from installer.ownership import fingerprint
 from installer.render import RUNTIME_FILES, content_digest, render
+from installer.runtime.vllm_text import one_line
 from installer.settings import FIELDS, load
 
 SOON = timedelta(days=7)
@@ -92,7 +93,7 @@ def check_unit(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "unit-invalid",
             tr("systemd cannot load {path}", path=path),
-            plain(evidence),
+            one_line(evidence),
             (f"{scene.deploy} --discard-edits",),
         )
 
@@ -110,7 +111,7 @@ def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
     unit = scene.layout.service
     away = f"sudo sed -i {shlex.quote(f'/^ *{name} *=/d')} {shlex.quote(str(path))} && sudo systemctl daemon-reload"
     command = f"{away} && sudo systemctl restart {unit}"
-    evidence = plain(f"{path}: {name}=…" if name == "Environment" else f"{path}: {line}")
+    evidence = one_line(f"{path}: {name}=…" if name == "Environment" else f"{path}: {line}")
     if why := _why(BREAKING, name, value):
         yield Finding(
             "dropin-breaks",
@@ -150,7 +151,7 @@ def check_unit_edited(scene: Scene) -> Iterator[Finding]:
     yield Finding(
         "unit-edited",
         tr("{path} was edited by hand", path=path),
-        plain("  ".join(changed) or tr("its command line")),
+        one_line("  ".join(changed) or tr("its command line")),
         commands,
         severity,
     )
@@ -237,7 +238,7 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             _id_of(problems[0]),
             tr("the model in {path} is not complete", path=model.path),
-            plain(tr("; ").join(problems)),
+            one_line(tr("; ").join(problems)),
             again,
         )
         return
@@ -246,7 +247,7 @@ def check_weights(scene: Scene) -> Iterator[Finding]:
         place, rights = closed[0]
         cause = tr("the service's user {user} cannot read the model", user=scene.layout.user)
         exact = f"sudo chmod o+{rights} {shlex.quote(str(place))}" if rights else scene.deploy
-        evidence = plain(tr("; ").join(check_access(model.path, scene.host)))
+        evidence = one_line(tr("; ").join(check_access(model.path, scene.host)))
         yield Finding("permission-denied" if rights else "weights-missing", cause, evidence, (exact,))
 
 
@@ -269,7 +270,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
         values = settings_file.parse(scene.host.read(path) or "", path)
         wanted = load(scene.service, values, {}, {})
     except UsageError as error:
-        yield Finding("settings-malformed", tr("the settings file cannot be meant"), plain(error.message), (edit,))
+        yield Finding("settings-malformed", tr("the settings file cannot be meant"), one_line(error.message), (edit,))
         return
     for warning in settings_file.unknown(values):
         yield Finding("settings-unknown", tr("{what}: {why}", what=path, why=warning), str(path), (edit,), NOTE)

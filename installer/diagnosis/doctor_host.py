@@ -9,13 +9,14 @@ from pathlib import Path
 
 from installer.checks.facts import probe_disk
 from installer.diagnosis import journal, signatures
-from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.engine.engines import BYTES, BYTES_WITHOUT_TORCH
 from installer.errors import InstallError
 from installer.host import Completed, Host
 from installer.language import tr
 from installer.look.scene import Scene
 from installer.report import size
+from installer.runtime.vllm_text import one_line
 
 ALMOST_FULL = 64 << 20
 PATIENCE = 20.0
@@ -92,7 +93,7 @@ def check_space(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "disk-small",
             tr("the next upgrade needs {needed} on the disk that holds {path}", needed=size(needed), path=disk.path),
-            f"{free}; {plain(used.stdout) if used else tr('journal: unknown')}",
+            f"{free}; {one_line(used.stdout) if used else tr('journal: unknown')}",
             ("sudo vllm-install prune", "sudo journalctl --vacuum-size=1G", f"sudo du -xh --max-depth=2 {disk.path}"),
             NOTE,
         )
@@ -102,7 +103,7 @@ def _problems(scene: Scene, wanted: Iterable[str]) -> Iterator[Finding]:
     for problem in scene.problems:
         if problem.id in wanted:
             severity = FAULT if problem.fatal else NOTE
-            yield Finding(problem.id, problem.what, plain(problem.why), (problem.remedy,), severity)
+            yield Finding(problem.id, problem.what, one_line(problem.why), (problem.remedy,), severity)
 
 
 def _kind(scene: Scene) -> str:
@@ -144,7 +145,7 @@ def check_firewall(scene: Scene) -> Iterator[Finding]:
                 port=port,
             )
         )
-        yield Finding("firewall", cause, plain(evidence), (command,), NOTE)
+        yield Finding("firewall", cause, one_line(evidence), (command,), NOTE)
 
 
 Verdict = tuple[bool, str, str] | None  # whether it is certain, what shows it, and what opens the port

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from installer.api import Api, NoAnswer, gauge
 from installer.diagnosis import signatures
-from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.language import tr
 from installer.look.scene import Scene
 from installer.prove import root_line
 from installer.render import process_digest
+from installer.runtime.vllm_text import one_line
 from installer.runtime.vllm_watcher import PROGRESS, QUESTIONS
 from installer.steps import running_process, wants_link
 
@@ -51,14 +52,14 @@ def check_journal(scene: Scene) -> Iterator[Finding]:
 def check_state(scene: Scene) -> Iterator[Finding]:
     """What systemd says of the unit; the cause, if it is known, was named before."""
     unit, look = scene.service, f"sudo journalctl -u {scene.service} -n 200"
-    said = plain(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.stage}".strip())
+    said = one_line(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.stage}".strip())
     if scene.has_failed:
         root = next((line for lines in scene.runs[:1] if (line := root_line(lines))), "") if scene.is_root else ""
         result = scene.unit.get("Result", "unknown")
         yield Finding(
             "service-failed",
             tr("the service failed ({result})", result=result),
-            plain(root or said),
+            one_line(root or said),
             (look, f"sudo systemctl restart {unit}"),
         )
     elif scene.active == "inactive" and scene.unit_text:
@@ -82,7 +83,7 @@ def _check_answer(scene: Scene) -> Iterator[Finding]:
     try:
         models = api.ask("GET", "/v1/models" if scene.probe_key else "/health")
     except NoAnswer as error:
-        yield Finding("no-answer", tr("the service runs, but does not answer"), plain(str(error)), (restart,))
+        yield Finding("no-answer", tr("the service runs, but does not answer"), one_line(str(error)), (restart,))
         return
     if scene.probe_key and models.status == 401:
         cause = tr("the running service does not know the key with which it is watched")
@@ -91,7 +92,7 @@ def _check_answer(scene: Scene) -> Iterator[Finding]:
         yield Finding("engine-died", tr("the engine died"), tr("{url} answers 503", url=api.url), (restart,))
     elif scene.probe_key and (silent := _silence(api, models.json())) and silent != BUSY:
         look = f"sudo journalctl -u {scene.service} -n 200"
-        yield Finding("engine-hung", tr("the engine hangs: it answers no request"), plain(silent), (restart, look))
+        yield Finding("engine-hung", tr("the engine hangs: it answers no request"), one_line(silent), (restart, look))
 
 
 def _silence(api: Api, models: dict[str, object]) -> str:

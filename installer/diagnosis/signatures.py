@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from installer.assets import DATA
-from installer.diagnosis.finding import FAULT, NOTE, Finding, plain
+from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.said import translated
 from installer.language import tr
+from installer.runtime.vllm_text import one_line
 
 TABLE = DATA / "signatures.json"
 SERVICE, KERNEL, DRIVER = "service", "kernel", "driver"
@@ -47,12 +48,12 @@ class Signature:
         match = next((found for pattern in self.patterns if (found := pattern.search(line))), None)
         if match is None:
             return None
-        groups = [plain(group or "") for group in match.groups()]
+        groups = [one_line(group or "") for group in match.groups()]
         cause = tr(self.cause).format(*map(translated, groups), service=service)
         # Whatever stands in a log, in a command it is one word.
         words = [shlex.quote(group) for group in groups]
         commands = tuple(command.format(*words, service=service) for command in self.commands)
-        return Finding(self.id, cause, plain(line), commands, self.severity)
+        return Finding(self.id, cause, one_line(line), commands, self.severity)
 
 
 def recognise(line: str, service: str, where: str = SERVICE) -> Finding | None:

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.signatures import recognise
 from installer.host import Host
 from installer.layout import Layout
+from installer.runtime.vllm_text import harmless
 
-HUMAN = ("short", "cat", "with-unit")
+HUMAN = ("short", "cat", "with-unit")  # in which each line is a message
+FOR_PROGRAMS = ("json", "export")
 LAST = 200  # lines, where nothing else was asked for
 # A traceback says the same thing many times; it is explained again after this many other lines.
 QUIET_FOR = 100
+COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
+# With these journalctl hands on what a message holds; without them it shows no message that holds a terminal code.
+AS_IT_IS = re.compile(r"-[A-Za-z]*a|--a(l|ll)?|(-o|--output=)?cat")
 
 Show = Callable[[str], None]
 Explain = Callable[[Finding], None]
 
 
-def stream(service: str, words: Sequence[str], host: Host, *, colour: bool, show: Show, explain: Explain) -> int:
-    """Hand over line after line; keeps none of them. Gives journalctl's exit status."""
+def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, show: Show, explain: Explain) -> int:
+    """Hand over line after line; keeps none of them. Gives journalctl's exit status.
+
+    On a terminal a line may hold colours, where they are journalctl's own, and nothing else that steers it.
+    """
     argv = ["journalctl", "--unit", Layout(service).unit_name, "--no-pager", *(words or [f"--lines={LAST}"])]
-    human = _is_human(words)
+    human = _format(words).startswith(HUMAN)
+    colour = terminal and human and not os.environ.get("NO_COLOR") and not any(map(AS_IT_IS.fullmatch, words))
+    is_data = _format(words).startswith(FOR_PROGRAMS) and not terminal
+    fit = _coloured if colour else str if is_data else harmless
     said: dict[str, int] = {}
     with host.streaming(*argv, env={"SYSTEMD_COLORS": "1" if colour else "0", **_terminal()}) as process:
         assert process.stdout is not None
         for number, line in enumerate(process.stdout):
-            show(line)
+            show(fit(line))
             finding = recognise(_message(line), service) if human else None
             if finding and number - said.get(finding.id, -QUIET_FOR) >= QUIET_FOR:
                 explain(finding)
@@ -36,23 +48,27 @@ def stream(service: str, words: Sequence[str], host: Host, *, colour: bool, show
         return process.wait()
 
 
+def _coloured(line: str) -> str:
+    """Each second piece is a colour."""
+    return "".join(piece if number % 2 else harmless(piece) for number, piece in enumerate(COLOUR.split(line)))
+
+
 def _message(line: str) -> str:
     """Without what journalctl puts before a message; the message itself where that cannot be told apart."""
     head, found, message = line.partition("]: ")
     return message if found and len(head) < 120 else line
 
 
-def _is_human(words: Sequence[str]) -> bool:
-    """Data for programs stays as it is."""
+def _format(words: Sequence[str]) -> str:
+    """What journalctl is told to print."""
     for word, following in zip(words, [*words[1:], ""], strict=False):
         if word in ("-o", "--output"):
-            return following.startswith(HUMAN)
-        if word.startswith("--output="):
-            return word.removeprefix("--output=").startswith(HUMAN)
-        if word.startswith("-o"):
-            return word[2:].startswith(HUMAN)
-    return True
+            return following
+        if word.startswith(("--output=", "-o")):
+            return word.removeprefix("--output=").removeprefix("-o")
+    return HUMAN[0]
 
 
 def _terminal() -> dict[str, str]:
-    return {name: os.environ[name] for name in ("TERM", "COLUMNS", "TZ") if name in os.environ}
+    named = {name: os.environ[name] for name in ("TERM", "COLUMNS", "TZ") if name in os.environ}
+    return {**named, "SYSTEMD_URLIFY": "0"}

@@ -16,6 +16,7 @@ from installer.model import vllm_facts
 from installer.model.model_about import About
 from installer.model.model_config import Config
 from installer.model.vllm_facts import VllmFacts
+from installer.runtime.vllm_text import one_line
 from installer.settings import Settings
 from installer.weights.selection import GGUF, GGUF_HINT
 
@@ -102,8 +103,9 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
         works = [
             name for method, name in OFFERED.items() if not _why_not(Format(name, method), kind, settings, facts, known)
         ]
+        name = one_line(found.name, 80)
         yield Problem(
-            tr("{model} is quantized as {format}, which cannot be run here", model=model, format=found.name),
+            tr("{model} is quantized as {format}, which cannot be run here", model=model, format=name),
             why,
             tr("choose another version of the model: {formats}", formats=tr(", ").join([tr(UNQUANTIZED), *works])),
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from installer.host import Host
 from installer.model import builtin
 from installer.report import Report
+from installer.runtime.vllm_text import one_line
 from installer.settings import Settings
 from installer.weights import sources
 from installer.weights.download import Blob, fetch_all
@@ -42,7 +43,7 @@ class About:
     def architectures(self) -> tuple[str, ...]:
         named = self.config.get("architectures")
         if isinstance(named, list):
-            return tuple(str(name) for name in named)
+            return tuple(one_line(str(name), 80) for name in named)
         return CONSOLIDATED if "config.json" not in self.names and "params.json" in self.names else ()
 
 

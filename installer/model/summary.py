@@ -11,6 +11,7 @@ from installer.model import formats, model_about, profiles
 from installer.model.checkpoint import PROCESSORS, read_headers, tokenizer_of
 from installer.model.model_config import Config
 from installer.model.profiles import Profile
+from installer.runtime.vllm_text import one_line
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def describe(summary: Summary) -> list[str]:
     )
     if summary.vision:
         parts += tr(", vision, {preprocessor}", preprocessor=summary.preprocessor or tr("preprocessor missing"))
-    return [what, parts, summary.profile.describe()]
+    return [one_line(what), parts, summary.profile.describe()]

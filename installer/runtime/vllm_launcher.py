@@ -192,7 +192,8 @@ def launch(words: list[str]) -> NoReturn:
     if not has_flag(serve, "--allowed-media-domains"):
         # An empty list would let anyone have this host fetch any address; the name is one that never exists.
         serve = [*serve, "--allowed-media-domains", "none.invalid"]
-    watcher = [sys.executable, "-IS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), host, str(port)]
+    # Not -I, which would keep it from the file beside it.
+    watcher = [sys.executable, "-EsS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), host, str(port)]
     subprocess.run(watcher, stdin=subprocess.DEVNULL, check=True)
     # -P: a folder named vllm in the working directory must not take vLLM's place.
     safe = ["-P"] if sys.version_info >= (3, 11) else []

@@ -22,7 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING or __package__:
+    from installer.runtime.vllm_text import command, one_line
+else:
+    from vllm_text import command, one_line
 
 PROBE = "/v1/completions?probe"
 # What answers of the model can be asked for; the first that this model gives at all is the one.
@@ -56,9 +61,35 @@ PATIENCE = 300.0  # seconds without any sign of progress after which a start is 
 NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
 
 
+JOURNAL = "/run/systemd/journal/stdout"
+
+
 def say(text: str, priority: int = 6) -> None:
-    level = f"<{priority}>" if "JOURNAL_STREAM" in os.environ else ""
-    print(f"{level}vllm-launcher: {text}", file=sys.stderr, flush=True)
+    """One line of the journal, of one line whoever had a word in it."""
+    line = f"vllm-launcher: {one_line(text)}"
+    if "JOURNAL_STREAM" not in os.environ or not write_to_journal(line, priority):
+        print(line, file=sys.stderr, flush=True)
+
+
+def write_to_journal(line: str, priority: int) -> bool:
+    """By a stream of our own: the unit's takes no priority from a text, because vLLM writes there what others chose."""
+    header = (own_unit().removesuffix(".service") or "vllm-launcher", "", str(priority), "0", "0", "0", "0")
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(2)
+        stream.connect(JOURNAL)
+        stream.sendall("".join(f"{word}\n" for word in (*header, line)).encode())
+        stream.shutdown(socket.SHUT_WR)
+        stream.recv(1)  # its end says that the line was read while we live, by which it is placed in the unit
+        return True
+    return False
+
+
+def own_unit() -> str:
+    """The unit that this process belongs to; "" where none is."""
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+        units = re.findall(r"/([^/\n]+\.service)(?=/|$)", file.read(), re.MULTILINE)
+        return units[-1] if units else ""
+    return ""
 
 
 def notify(*lines: str) -> None:
@@ -69,7 +100,7 @@ def notify(*lines: str) -> None:
     read, write = os.pipe()
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.connect("\0" + address[1:] if address[0] == "@" else address)
-        sender.send("\n".join(lines).encode())
+        sender.send("\n".join(map(one_line, lines)).encode())
         sender.sendmsg([b"BARRIER=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))])
     os.close(write)
     select.select([read], [], [], 2)
@@ -78,7 +109,7 @@ def notify(*lines: str) -> None:
 
 def command_of(pid: int) -> str:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return re.sub(r"\bsk-\S+", "sk-…", file.read(4096).replace(b"\0", b" ").decode(errors="replace").strip())[:200]
+        return command(file.read(4096).decode(errors="replace")) or "unknown command"
     return "unknown command"
 
 
@@ -197,9 +228,7 @@ class Watcher:
         self.watchdog = int(os.environ.get("WATCHDOG_USEC") or 120_000_000) / 1e6
         self.stage = "starting"
         self.is_ready = threading.Event()
-        with open("/proc/self/cgroup") as file:
-            units = re.findall(r"/([^/\n]+\.service)(?=/|$)", file.read(), re.MULTILINE)
-        self.unit = units[-1] if units else ""
+        self.unit = own_unit()
 
     def watch(self) -> NoReturn:
         notify("STATUS=starting")

@@ -10,6 +10,8 @@ import click
 from installer.cells import pad
 from installer.errors import UsageError
 from installer.language import tr
+from installer.report import Ours
+from installer.runtime.vllm_text import harmless
 from installer.verbs.options import json_option, service_option
 from installer.verbs.output import as_plain, print_json
 
@@ -49,7 +51,9 @@ def _watch(service: str, as_json: bool) -> None:
         if sys.stdout.isatty() and not as_json:
             from rich.live import Live
 
-            with Live(auto_refresh=False, screen=False) as live:
+            from installer.report import console
+
+            with Live(console=console(), auto_refresh=False, screen=False) as live:
                 for frame in frames:
                     live.update(watch.screen(frame), refresh=True)
         for frame in frames:
@@ -109,18 +113,19 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     words = [*(["--follow"] if follow else []), *journalctl_args]
 
     def show(line: str) -> None:
-        sys.stdout.write(line)
+        sys.stdout.write(Ours(line))
         if any(word.startswith(("-f", "--follow")) for word in words):
             sys.stdout.flush()
 
     def explain(finding: Finding) -> None:
         text = f"    = {finding.cause}\n" + "".join(f"    > {command}\n" for command in finding.commands)
-        sys.stdout.write(click.style(text, fg="yellow") if colour else text)
+        sys.stdout.write(Ours(click.style(harmless(text), fg="yellow")) if colour else text)
         sys.stdout.flush()
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    terminal = sys.stdout.isatty()
+    colour = terminal and not os.environ.get("NO_COLOR")
     try:
-        code = journal.stream(check_service(service), words, Host(), colour=colour, show=show, explain=explain)
+        code = journal.stream(check_service(service), words, Host(), terminal=terminal, show=show, explain=explain)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)  # how following ends
     sys.stdout.flush()

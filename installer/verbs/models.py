@@ -122,8 +122,9 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
 
 
 def _print_fits(fits: list[Fit]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from installer.report import console
 
     table = Table(box=None, pad_edge=False)
     for title in (tr("model"), tr("format"), tr("images")):
@@ -138,7 +139,9 @@ def _print_fits(fits: list[Fit]) -> None:
         )
     # A name that is cut or folded cannot be copied: rather let a narrow terminal wrap the line.
     if fits:
-        Console(width=max(Console().width, NARROWEST_TABLE)).print(table)
+        screen = console()
+        screen.width = max(screen.width, NARROWEST_TABLE)
+        screen.print(table)
 
 
 def model_settings(service: str, host: Host, options: Mapping[str, object]) -> Settings:
