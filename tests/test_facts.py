@@ -295,11 +295,8 @@ def test_a_process_that_closes_files_meanwhile_is_still_found(machine: Machine, 
         (("vllm", "serve", "m", "--api-key", "sk-secret"), "vllm serve m"),
         (("python3", "-m", "http.server", "8000"), "python3 -m http.server 8000"),
         (("python3", "-c", "key = 'sk-secret'"), "python3"),
-        (
-            ("nginx: master process /usr/sbin/nginx -g daemon off;",),
-            "nginx: master process /usr/sbin/nginx -g daemon off;",
-        ),
-        (("x" * 200,), "x" * 80),
+        (("nginx: master process /usr/sbin/nginx -g daemon off;",), "nginx: master process /usr/sbin/nginx"),
+        (("x" * 200,), "x" * 79 + "…"),
     ],
 )
 def test_of_a_command_only_what_cannot_hold_a_key_is_shown(

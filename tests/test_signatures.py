@@ -81,7 +81,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 def test_what_a_log_says_is_one_word_of_a_command() -> None:
     finding = recognise("PermissionError: [Errno 13] Permission denied: '/x; rm -rf $(HOME) \x1b[2J'", "coder")
     assert finding
-    assert shlex.split(finding.commands[0]) == ["namei", "-l", "/x; rm -rf $(HOME)  [2J"]
+    assert shlex.split(finding.commands[0]) == ["namei", "-l", "/x; rm -rf $(HOME) \\x1b[2J"]
     assert "\x1b" not in finding.evidence + finding.cause
 
 

@@ -47,7 +47,7 @@ def test_what_people_write_comes_through(text: str) -> None:
         ("db\0password=hunter2\0serve\0", "db"),
         ("db\0mysql://u:hunter2@host/x\0", "db"),
         ("db\0sk-hunter2\0", "db"),
-        ("python3\0-m\0vllm.entrypoints\0--api-key\0hunter2\0", "python3 vllm.entrypoints"),
+        ("python3\0-m\0vllm.entrypoints\0--api-key\0hunter2\0", "python3 -m vllm.entrypoints"),
         ("db\0-m\0hunter2\0", "db"),
         ("nginx: master process /usr/sbin/nginx -g daemon off;", "nginx: master process /usr/sbin/nginx"),
         ("VLLM::EngineCore", "VLLM::EngineCore"),

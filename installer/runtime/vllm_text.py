@@ -35,6 +35,5 @@ def command(arguments: str) -> str:
     Of its arguments, as /proc has them: with \\0 between, or with blanks where it gave itself another title.
     """
     words = arguments.replace("\0", " ").split()
-    is_module = words[1:2] == ["-m"] and os.path.basename(words[0]).startswith("python")
-    shown = itertools.takewhile(HARMLESS_WORD.fullmatch, words[:1] + words[2:] if is_module else words)
-    return one_line(" ".join(shown), 80)
+    end = 2 if words[1:2] == ["-m"] and os.path.basename(words[0]).startswith("python") else 0
+    return one_line(" ".join([*words[:end], *itertools.takewhile(HARMLESS_WORD.fullmatch, words[end:])]), 80)
