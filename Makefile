@@ -1,6 +1,6 @@
 # Every task installs what it needs itself; the machine needs Python 3.10 or newer, make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-end test test-fast docs catalogue screens golden check bench fresh wheel clean
+.PHONY: help install demo demo-end test test-fast docs locks catalogue screens golden check bench fresh wheel clean
 PREFIX := /usr/local
 PYTEST := .venv/bin/python -m pytest
 
@@ -26,6 +26,9 @@ docs: .venv-ready ## Write the generated pages of docs/ anew
 	@.venv/bin/python -m scripts.troubleshoot
 	@.venv/bin/python -m scripts.modules
 	@LC_ALL=C.UTF-8 .venv/bin/python -m scripts.reference
+
+locks: .venv-ready ## Write the locks of the default vLLM anew (asks the package index, minutes); look at the difference
+	@.venv/bin/python -m scripts.locks
 
 catalogue: .venv-ready ## Bring the translations in installer/locale up to date with the source
 	@.venv/bin/python -m scripts.catalogue

@@ -48,7 +48,8 @@ class Request:
     keys: KeyChoice = KeyChoice()
     discard_edits: bool = False
     new_commit: bool = False  # look for a newer one even where the model's name and revision stay the same
-    new_packages: bool = False  # work them out anew even where an engine of the same version is here
+    new_packages: bool = False  # those that are offered even where an engine of the same version is here
+    resolve: bool = False  # of these the newest, and not those of a tested lock
     bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
     former: Former | None = None  # the unit whose place the service is to take
     environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
@@ -122,8 +123,10 @@ def _engine(
     if request.bundle:
         return bundled.engine(request.bundle, settings, python, host)
     proved = state.proved.engine if state.proved else None
-    if request.new_packages and not settings.offline:
+    if request.resolve:
         return engines.newest(settings, kind, python.path, host, report)
+    if request.new_packages and not settings.offline:
+        return engines.offered(settings, kind, python.path, host, report)
     return engines.resolve(settings, kind, python.path, host, report, proved)
 
 

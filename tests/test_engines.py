@@ -118,7 +118,8 @@ def test_the_cpu_engine_goes_without_the_cuda_only_packages(host: Host, wheels: 
 
 def test_rocm_refuses_the_cuda_build(host: Host, wheels: Path, settings: Settings) -> None:
     make_wheel(wheels, "vllm")
-    assert resolve(host, settings, "cuda").packages == ["vllm==0.32.0"]
+    make_wheel(wheels, "cuda_toolkit", "13.0.3", files={})
+    assert resolve(host, settings, "cuda").packages == ["cuda-toolkit==13.0.3", "vllm==0.32.0"]
     with pytest.raises(EngineFailed, match="only the CUDA build") as caught:
         resolve(host, settings, "rocm")
     assert "3.12" in caught.value.hint
@@ -304,7 +305,10 @@ def test_killed_half_way_it_is_built_anew(host: Host, tmp_path: Path, wheels: Pa
 
 def test_the_change_says_what_it_will_do(host: Host, settings: Settings) -> None:
     change = InstallEngine(resolve(host, settings), settings, LAYOUT)
-    assert change.describe() == f"install vLLM 0.32.0 (cpu) in {change.path}: 1 package, up to 64.0 MiB"
+    assert (
+        change.describe()
+        == f"install vLLM 0.32.0 (cpu) in {change.path}: 1 package, up to 64.0 MiB, worked out from what is offered"
+    )
     assert json.loads(json.dumps(change.to_json())) == {
         "kind": "install",
         "path": str(change.path),
@@ -312,6 +316,7 @@ def test_the_change_says_what_it_will_do(host: Host, settings: Settings) -> None
         "engine": "cpu",
         "python": str(PYTHON),
         "packages": 1,
+        "lock": "resolved",
         "bytes": 64 << 20,
     }
 
@@ -367,7 +372,9 @@ def index(tmp_path: Path) -> Iterator[str]:
 
 
 def test_an_indexs_password_shows_nowhere(host: Host, index: str, capfd: pytest.CaptureFixture[str]) -> None:
-    change = install(host, Settings(index_url=f"http://admin:sesame@{index}"))
+    settings = Settings(index_url=f"http://admin:sesame@{index}")
+    change = InstallEngine(engines.newest(settings, "cpu", PYTHON, host, REPORT), settings, LAYOUT)
+    change.apply(host, REPORT)
     assert engines.is_complete(host, LAYOUT, change.engine.id)
     assert Index.seen_in_ps == []
     assert [path for path in host.at(change.path).rglob("*") if path.is_file() and b"sesame" in path.read_bytes()] == []
@@ -375,9 +382,11 @@ def test_an_indexs_password_shows_nowhere(host: Host, index: str, capfd: pytest.
 
 
 def test_a_wrong_password_is_explained_without_it(host: Host, index: str) -> None:
-    with pytest.raises(EngineFailed, match="refused us") as caught:
-        resolve(host, Settings(index_url=f"http://admin:opensaysme@{index}"))
-    assert "opensaysme" not in caught.value.message
+    settings = Settings(index_url=f"http://admin:opensaysme@{index}")
+    for work_out in (engines.offered, engines.newest):
+        with pytest.raises(EngineFailed, match="refused us") as caught:
+            work_out(settings, "cpu", PYTHON, host, REPORT)
+        assert "opensaysme" not in caught.value.message
 
 
 def test_a_missing_version_is_explained(host: Host, index: str) -> None:

@@ -73,8 +73,9 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
     "architecture": (replace(HEALTHY, arch="ppc64le"), Settings(), ("no cpu build of vLLM for ppc64le", "aarch64")),
     "rocm on arm": (replace(ROCM, arch="aarch64"), Settings(), ("no rocm build of vLLM for aarch64", "x86_64")),
     "glibc for cuda": (replace(CUDA, glibc=(2, 28)), Settings(), ("glibc 2.31", "2.28", "upgrade")),
-    "glibc for cpu": (replace(HEALTHY, glibc=(2, 17)), Settings(), ("glibc 2.28", "2.17", "upgrade")),
-    "musl": (replace(HEALTHY, glibc=(0, 0)), Settings(), ("glibc 2.28", "another C library")),
+    "glibc for cuda on aarch64": (replace(CUDA, arch="aarch64", glibc=(2, 31)), Settings(), ("glibc 2.34", "2.31")),
+    "glibc for cpu": (replace(HEALTHY, glibc=(2, 28)), Settings(), ("glibc 2.31", "2.28", "upgrade")),
+    "musl": (replace(HEALTHY, glibc=(0, 0)), Settings(), ("glibc 2.31", "another C library")),
     "avx2": (replace(HEALTHY, cpu_flags=frozenset({"sse4_2"})), Settings(), ("no AVX2", "Big CPU", "host")),
     "low port": (HEALTHY, Settings(port=443), ("port 443", "from 1024 on", "--port 8000")),
     "port of a service": (
@@ -287,7 +288,7 @@ def test_all_problems_at_once() -> None:
         # the card for the display is not the one that serves
         (replace(CUDA, gpus=(replace(H200, name="Tesla P4", capability=(6, 1)), H200)), Settings()),
         (replace(HEALTHY, unprivileged_port=80), Settings(port=80)),
-        (replace(HEALTHY, glibc=(2, 28)), Settings()),
+        (replace(HEALTHY, glibc=(2, 31)), Settings()),
         # a broken NVIDIA driver is none of the cpu engine's business
         (replace(HEALTHY, nvidia_error="broken"), Settings(engine="cpu")),
         (replace(HEALTHY, disks={**HEALTHY.disks, ETC: replace(DISK, noexec=True)}), Settings()),

@@ -30,7 +30,7 @@ LONGEST_NAME = 400  # with it, a member's records fit into one block
 LARGEST = 1 << 50
 OCTAL_LIMIT = 8**11
 MOMENT = 946684800  # the same for every member: the same contents give the same bytes
-PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
+PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+( --hash=sha256:[0-9a-f]{64})*")
 WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.!+-]*\.whl")
 
 

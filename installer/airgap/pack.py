@@ -59,6 +59,7 @@ class Wanted:
     out: Path | None  # None: standard output
     tool: bool = True
     sign_key: Path | None = None
+    resolve: bool = False  # the newest packages, and not those of a tested lock
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ def create(settings: Settings, wanted: Wanted, host: Host, report: Report) -> Pa
             tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
             tr("copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny"),
         )
-    engine = engines.resolve(settings, kind, python.path, host, report)
+    choose = engines.newest if wanted.resolve else engines.resolve
+    engine = choose(settings, kind, python.path, host, report)
     with _output(wanted.out) as (file, scratch):
         _check_space(model, engine, wanted, seen, host, layout)
         model = _fetched(model, settings, host, report)
         house = Wheelhouse(scratch, python.path, engines.wheel_sources(engine, settings, host), settings, host)
-        house.collect(engine.packages, kind, report)
+        house.collect(engine.lock, kind, report)
         if wanted.tool:
             house.collect_tool(kind, report)
         files = _files(house, model, wanted, host)

@@ -7,21 +7,23 @@ import hashlib
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from installer.assets import PACKAGE, asset_dir
+from installer.engine import packages
 from installer.engine.pipconf import Sources
 from installer.engine.uv import EngineFailed, explain_uv
 from installer.errors import CommandFailed
 from installer.host import Host
 from installer.language import tr
-from installer.report import Report, size
+from installer.report import Advance, Report, size
 from installer.settings import Settings
 
 NAME = "vllm-install"
+READ = 1 << 20
 BATCH = 8  # packages that one process fetches; an interruption loses no more
 GLIBC = re.compile(r"manylinux_(\d+)_(\d+)_")
 OLD_GLIBC = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
@@ -38,23 +40,44 @@ class Wheelhouse:
         self.tool = directory / "tool"
         self._python, self._sources, self._settings, self._host = python, sources, settings, host
 
-    def collect(self, packages: Sequence[str], kind: str, report: Report) -> None:
-        """One wheel for each NAME==VERSION of a lock, and no other."""
+    def collect(self, lock: str, kind: str, report: Report) -> None:
+        """One wheel for each package of a lock, and no other; each the one that the lock means, where it says which."""
         self.wheels.mkdir(parents=True, exist_ok=True)
-        wanted = {_identity(*package.split("==")): package for package in packages}
+        wanted = {_identity(*package.split("==")): package for package in packages.versions(lock)}
         for wheel, identity in self._present():
             if identity not in wanted:
                 wheel.unlink()
         missing = [wanted[identity] for identity in sorted(wanted.keys() - {found for _, found in self._present()})]
         for at in range(0, len(missing), BATCH):
-            self._download(self.wheels, kind, "--no-deps", *missing[at : at + BATCH])
+            batch = packages.exact("\n".join(missing[at : at + BATCH])).split()
+            self._download(self.wheels, kind, "--no-deps", *batch)
             found = [wheel.stat().st_size for wheel, _ in self._present()]
             report.note(
                 tr("{have} of {wanted} wheels, {size}", have=len(found), wanted=len(wanted), size=size(sum(found)))
             )
         if absent := wanted.keys() - {found for _, found in self._present()}:
-            packages = ", ".join(sorted(wanted[identity] for identity in absent))
-            raise EngineFailed(tr("no wheel came for {packages}", packages=packages))
+            names = ", ".join(sorted(wanted[identity] for identity in absent))
+            raise EngineFailed(tr("no wheel came for {packages}", packages=names))
+        tested = packages.checksums(lock)
+        due = {wheel: tested[wanted[found]] for wheel, found in self._present() if wanted[found] in tested}
+        self._refuse_others(due, report)
+
+    @staticmethod
+    def _refuse_others(due: Mapping[Path, Sequence[str]], report: Report) -> None:
+        """What is not a wheel that was tested goes, so that the next run fetches it again."""
+        with report.bytes(tr("checking the wheels"), sum(wheel.stat().st_size for wheel in due)) as advance:
+            wrong = [wheel for wheel, checksums in due.items() if _sha256(wheel, advance) not in checksums]
+        for wheel in wrong:
+            wheel.unlink()
+        if wrong:
+            names = ", ".join(wheel.name for wheel in wrong)
+            raise EngineFailed(
+                tr("not the wheels that were tested, by their checksums: {wheels}", wheels=names),
+                tr(
+                    "the index or folder holds files of its own under these versions, or they were tampered with: ask "
+                    "who runs it; --resolve takes what is offered"
+                ),
+            )
 
     def collect_tool(self, kind: str, report: Report) -> None:
         """This tool as a wheel, and the wheels of what it depends on."""
@@ -91,6 +114,15 @@ def oldest_glibc(wheels: Sequence[str]) -> tuple[int, int]:
         found += [version for old, version in OLD_GLIBC.items() if f"{old}_" in platform]
         needs += [min(found)] if found else []
     return max(needs)
+
+
+def _sha256(wheel: Path, advance: Advance) -> str:
+    checksum = hashlib.sha256()
+    with wheel.open("rb") as file:
+        while piece := file.read(READ):
+            checksum.update(piece)
+            advance(len(piece))
+    return checksum.hexdigest()
 
 
 def _identity(name: str, version: str) -> tuple[str, str]:

@@ -21,8 +21,13 @@ from installer.settings import Settings
 GIB = 1024**3
 MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
 MINIMUM_MEMORY = 8 * 10**9
-MINIMUM_GLIBC = {"cuda": (2, 31), "rocm": (2, 31), "cpu": (2, 28)}
-PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(10, 15)}  # minor versions with wheels
+# Below it one of the wheels does not install: llguidance asks for 2.31, and tilelang on aarch64 for 2.34.
+MINIMUM_GLIBC = {
+    "cuda": {"x86_64": (2, 31), "aarch64": (2, 34)},
+    "rocm": {"x86_64": (2, 31)},
+    "cpu": {"x86_64": (2, 31), "aarch64": (2, 31)},
+}
+PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(11, 15)}  # minor versions with wheels
 PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
 
 
@@ -148,9 +153,10 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
             tr("wheels exist for x86_64") if kind == "rocm" else tr("wheels exist for x86_64 and aarch64"),
             tr("use a host of that architecture"),
         )
-    if facts.glibc < MINIMUM_GLIBC[kind]:
+    minimum = MINIMUM_GLIBC[kind].get(facts.arch, (0, 0))
+    if facts.glibc < minimum:
         found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else tr("another C library")
-        needed = ".".join(map(str, MINIMUM_GLIBC[kind]))
+        needed = ".".join(map(str, minimum))
         yield Problem(
             tr("glibc {needed} or newer is needed", needed=needed),
             tr("this host has {found}, and the wheels of the {kind} engine would not load", found=found, kind=kind),

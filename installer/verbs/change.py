@@ -10,7 +10,7 @@ import click
 
 from installer.errors import UsageError
 from installer.language import tr
-from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
+from installer.verbs.options import agree, json_option, quiet_option, resolve_option, service_option, yes_option
 from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
@@ -170,13 +170,15 @@ def set_values(service: str, assignments: tuple[str, ...], discard_edits: bool, 
 @click.command()
 @click.option("--vllm-version", metavar="VERSION", help="Version of vLLM [default: the one this tool was tested with]")
 @click.option("--model", "revision", metavar="REV", help="Another revision of the model; - for its newest commit.")
+@resolve_option
 @service_option
 @discard_option
 @json_option
 @quiet_option
 def upgrade(
-    service: str, vllm_version: str | None, revision: str | None, discard_edits: bool, as_json: bool, quiet: bool
-) -> None:
+    service: str, vllm_version: str | None, revision: str | None, resolve: bool, discard_edits: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
     from installer.settings import Settings
 
@@ -187,7 +189,7 @@ def upgrade(
     if of_vllm:
         flags["vllm_version"] = vllm_version or Settings.vllm_version
     request = _request(service, "upgrade", flags, discard_edits=discard_edits)
-    _change(replace(request, new_commit=revision is not None, new_packages=of_vllm), as_json, quiet)
+    _change(replace(request, new_commit=revision is not None, new_packages=of_vllm, resolve=resolve), as_json, quiet)
 
 
 @click.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import click
 
 from installer.language import tr
@@ -12,6 +15,7 @@ from installer.verbs.options import (
     json_option,
     key_choice,
     quiet_option,
+    resolve_option,
     service_option,
     setting_options,
     settings_from,
@@ -19,11 +23,17 @@ from installer.verbs.options import (
 )
 from installer.verbs.output import print_changes, show_deployed
 
+if TYPE_CHECKING:
+    from installer.airgap.bundle_file import Bundle
+    from installer.resolve import Request
+    from installer.settings import Settings
+
 
 @click.command()
 @service_option
 @setting_options
 @bundle_options
+@resolve_option
 @json_option
 @quiet_option
 def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
@@ -35,13 +45,11 @@ def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
-    from installer.resolve import Request
 
     host, report = Host(), choose(quiet=quiet or as_json)
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, bundle)
-    discard = bool(options["discard_edits"])
-    request = Request("deploy", settings, key_choice(options), discard_edits=discard, bundle=bundle)
+    request = _request("deploy", settings, options, bundle)
     flow.deploy(request, host, report, show_deployed(service, as_json))
 
 
@@ -49,21 +57,33 @@ def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
 @service_option
 @setting_options
 @bundle_options
+@resolve_option
 @json_option
 def plan(service: str, as_json: bool, **options: object) -> None:
     """Show every change that deploy would make, and make none."""
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
-    from installer.resolve import Request
 
     host, report = Host(), choose(quiet=as_json)
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, bundle)
-    discard = bool(options["discard_edits"])
-    request = Request("plan", settings, key_choice(options), discard_edits=discard, bundle=bundle)
+    request = _request("plan", settings, options, bundle)
     changes = flow.plan(request, host, report)
     print_changes(service, changes, as_json)
+
+
+def _request(verb: str, settings: Settings, options: Mapping[str, object], bundle: Bundle | None) -> Request:
+    from installer.resolve import Request
+
+    return Request(
+        verb,
+        settings,
+        key_choice(options),
+        discard_edits=bool(options["discard_edits"]),
+        resolve=bool(options["resolve"]),
+        bundle=bundle,
+    )
 
 
 @click.command()

@@ -125,6 +125,11 @@ def setting_options_named(names: Sequence[str]) -> Callable[[F], F]:
     return decorate
 
 
+resolve_option = click.option(
+    "--resolve", is_flag=True, help="Take the newest packages that are offered, not those that were tested."
+)
+
+
 def bundle_options(function: F) -> F:
     """Where the engine and the weights come from instead of the network."""
     help = "Take engine and model from a bundle, or the directory it was unpacked into."
@@ -141,6 +146,10 @@ def trust_options(function: F) -> F:
 
 def bundle_from(options: Mapping[str, object], host: Host, report: Report) -> Bundle | None:
     """The bundle that is named, if it is the one that is meant."""
+    if options["bundle"] and options["resolve"]:
+        raise UsageError(
+            tr("--resolve asks for other packages than --bundle, which holds them"), tr("leave one of them out")
+        )
     if options["bundle"] is None:
         if options["bundle_sha256"] or options["verify_with"]:
             raise UsageError(tr("--bundle-sha256 and --verify-with are about a bundle"), tr("name it: --bundle FILE"))
