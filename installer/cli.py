@@ -24,11 +24,25 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 click.Context.formatter_class = Formatter
 
 
+SYSTEMCTLS = ("start", "stop", "restart", "reload", "enable", "disable", "mask", "unmask")
+
+
 class InOrder(click.Group):
     """Lists the verbs as a user meets them, not by the alphabet."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:1] and args[0] in SYSTEMCTLS:
+            names = [word for word in args[1:] if not word.startswith("-")] or ["qwen3vl"]
+            raise UsageError(
+                tr("{verb} is systemctl's: a service of ours is one like any other", verb=args[0]),
+                f"sudo systemctl {args[0]} {names[0]}",
+            )
+        return super().resolve_command(context, args)
 
 
 @click.group(cls=InOrder, context_settings=CONTEXT)
@@ -58,6 +72,14 @@ def main() -> None:
     try:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and (flag := _flag_of_vllm(error.option_name)):
+            _print_error(
+                UsageError(
+                    tr("{flag} is a flag of vLLM's own", flag=flag),
+                    tr("give it after --, as in: -- {flag} …", flag=flag),
+                )
+            )
+            sys.exit(Exit.USAGE)
         if _json_is_wanted():
             _print_error(UsageError(punctuated(error.format_message())))
         else:
@@ -76,6 +98,14 @@ def main() -> None:
             raise
         _print_error(known)
         sys.exit(known.exit_code)
+
+
+def _flag_of_vllm(typed: str) -> str:
+    from installer.adoption import serve_flags
+
+    known = serve_flags.load()
+    name = known.resolve(typed)
+    return name if known.is_known(name) else ""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

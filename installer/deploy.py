@@ -139,20 +139,37 @@ def change(request: Request, host: Host, report: Report, show: Show) -> None:
         _converge(request, settled(managed(host, layout), host, layout, report), host, report, show)
 
 
+def plan_change(request: Request, host: Host, report: Report) -> list[Change]:
+    """What `change` would do now to a service that is there."""
+    managed(host, Layout(request.settings.service))
+    return plan(request, host, report)
+
+
 def rollback(service: str, host: Host, report: Report, show: Show) -> None:
     """Return to the generation before the last change, with today's keys: a revoked key stays revoked."""
     layout = Layout(service)
     with host.lock(layout.lock, f"vllm-install rollback --service {service}"):
         state = settled(managed(host, layout), host, layout, report)
-        if state.proved is None or state.previous is None:
-            raise Refused(
-                tr("{service} has no earlier generation to return to", service=service),
-                f"vllm-install status --service {service}",
-            )
-        want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout)
-        changes = steps.plan(want, host)
-        _refuse(ownership.check(changes, host, layout, state, discard_edits=False))
+        want, changes = _return(state, host, layout)
         _transact(Attempt("rollback", want, changes), state, host, report, show)
+
+
+def plan_rollback(service: str, host: Host) -> list[Change]:
+    layout = Layout(service)
+    return _return(managed(host, layout), host, layout)[1]
+
+
+def _return(state: State, host: Host, layout: Layout) -> tuple[Wanted, list[Change]]:
+    """The generation before the last change, and the way there."""
+    if state.proved is None or state.previous is None:
+        raise Refused(
+            tr("{service} has no earlier generation to return to", service=layout.service),
+            f"vllm-install status --service {layout.service}",
+        )
+    want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout)
+    changes = steps.plan(want, host)
+    _refuse(ownership.check(changes, host, layout, state, discard_edits=False))
+    return want, changes
 
 
 def settled(state: State, host: Host, layout: Layout, report: Report) -> State:

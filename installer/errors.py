@@ -14,6 +14,7 @@ class Exit(IntEnum):
     BUG = 1
     USAGE = 2
     REFUSED = 3
+    NOT_RUNNING = 3  # status alone: what systemctl status exits with for a unit that is down
     ENGINE = 4
     MODEL = 5
     NOT_PROVED = 6

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
 
+from installer import guessing
 from installer.errors import UsageError
 from installer.language import tr
 
@@ -17,6 +18,7 @@ DEFAULT = "default"
 PROBE = "probe"
 INFERENCE = "inference"
 TO_BE_MADE = "MADE-BY-DEPLOY"
+SHORTEST = 16  # characters, by the form below
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 # The launcher reads the unit by the same form; a test holds the two together.
@@ -36,6 +38,15 @@ class Key:
     role: str = INFERENCE
     expiry: str | None = None
     plain: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return is_expired(self, stamp(datetime.now(timezone.utc)))
+
+    @property
+    def is_grace(self) -> bool:
+        """Whether it is an old key that was kept beside its successor for a while, and is meant to end."""
+        return self.expiry is not None and re.search(r"-old(-\d+)?$", self.name) is not None
 
     @property
     def argument(self) -> str:
@@ -79,17 +90,21 @@ def generate(service: str) -> str:
 
 def check(plain: str) -> str:
     """Refuse what could be guessed from its digest, or could not travel in an HTTP header."""
+    if not plain:
+        raise UsageError(
+            tr("the API key is empty"), tr("give one, or none at all: vllm-install set-apikey makes one then")
+        )
     if not re.fullmatch(r"[!-9;-?A-~]+", plain):
         raise UsageError(
             tr("an API key consists of printable ASCII characters without spaces, ':' or '@'"),
-            tr("let vllm-install make one, or: openssl rand -base64 32"),
+            tr("let vllm-install make one, or: openssl rand -hex 32"),
         )
     if len(plain) > 512:
         raise UsageError(tr("an API key has at most 512 characters, this one has {length}", length=len(plain)))
-    if len(plain) < 20 or len(set(plain)) < 10:
+    if len(plain) < SHORTEST or guessing.is_weak(plain):
         raise UsageError(
             tr("this API key is too weak: its digest is public on this host and could be guessed back"),
-            tr("use at least 20 characters of high variety, or let vllm-install make one"),
+            tr("whoever tries knows words, rows of keys and repetitions; let one be made, or: openssl rand -hex 32"),
         )
     return plain
 
@@ -117,20 +132,25 @@ def in_order(held: Iterable[Key]) -> tuple[Key, ...]:
 
 def rotate(held: Iterable[Key], new: Key, keep_until: str | None, now: str) -> tuple[Key, ...]:
     """The new key in the place of the one of its name, which stays valid beside it until `keep_until`."""
-    kept = []
+    kept, replaced = [], []
     for key in held:
         if key.digest == new.digest or is_expired(key, now):
             continue
         if key.name != new.name:
             kept.append(key)
         elif keep_until:
-            kept.append(replace(key, name=f"{key.name}-old", expiry=min(key.expiry or keep_until, keep_until)))
-    return named_apart((new, *kept))
+            replaced.append(replace(key, name=f"{key.name}-old", expiry=min(key.expiry or keep_until, keep_until)))
+    return named_apart((new, *kept, *replaced))  # those that have a name already keep it
 
 
 def revoke(held: Iterable[Key], name: str, now: str) -> tuple[Key, ...]:
     held = tuple(held)
     names = [key.name for key in held if key.name != PROBE]
+    if name == PROBE:
+        raise UsageError(
+            tr("the probe key stays: with it the service is watched and proved, and only root can read it"),
+            tr("keys that can be revoked: {names}", names=", ".join(names)),
+        )
     if name not in names:
         raise UsageError(tr("there is no key named {name!r}", name=name), tr("keys: {names}", names=", ".join(names)))
     left = tuple(key for key in held if key.name != name)

@@ -155,8 +155,15 @@ def assigned(assignments: Iterable[str]) -> dict[str, str]:
             raise UsageError(
                 tr("{assignment!r} is not NAME=VALUE", assignment=assignment), tr("for example: PORT=8001")
             )
-        flags[field_named(name)] = value
+        attribute = field_named(name)
+        _apply(Settings(), {attribute: (name, value)}, "")  # an error names it as it was typed
+        flags[attribute] = value
     return flags
+
+
+def named(attribute: str) -> str:
+    """The first name of a setting in the settings file."""
+    return str(FIELDS[attribute].metadata["names"][0])
 
 
 def check_service(name: str) -> str:
@@ -196,10 +203,19 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
         except ValueError as error:
             said = f"{name} {value!r}" if name == "--" else f"{name}={value!r}"
             place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
-            raise UsageError(
-                tr("{what}: {why}", what=place, why=error), tr("see: vllm-install deploy --help")
-            ) from None
+            raise UsageError(tr("{what}: {why}", what=place, why=error), _example(attribute)) from None
     return replace(settings, **changed)
+
+
+def _example(attribute: str) -> str:
+    """What a setting looks like, where its default is an example of that."""
+    default = to_text(attribute, getattr(Settings, attribute))
+    if not default:
+        return tr("see: vllm-install deploy --help")
+    example = f"{named(attribute)}={default}"
+    if attribute != "offline":
+        example = tr("{first} or {second}", first=example, second=f"{_option(attribute)} {default}")
+    return tr("for example: {example}", example=example)
 
 
 def to_text(attribute: str, value: object) -> str:

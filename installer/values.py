@@ -128,6 +128,12 @@ def version(value: str) -> str:
     return value
 
 
+def version_key(value: str) -> tuple[int, ...]:
+    """By which versions compare, as far as `version` takes them; a candidate comes before its release."""
+    numbers = [int(number) for number in re.findall(r"\d+", value)]
+    return (*numbers[:3], -1 if "rc" in value else 0, *numbers[3:])
+
+
 def url(value: str) -> str | None:
     value = text(value).rstrip("/")
     if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):

@@ -13,7 +13,7 @@ EXIT_CODES = {
     Exit.DONE: "done",
     Exit.BUG: "a bug in vllm-install",
     Exit.USAGE: "the command line or the settings file cannot be meant",
-    Exit.REFUSED: "refused before anything was changed",
+    Exit.REFUSED: "refused before anything was changed; status: the service does not run, as systemctl has it",
     Exit.ENGINE: "the engine could not be installed",
     Exit.MODEL: "the model could not be downloaded or verified",
     Exit.NOT_PROVED: "the service did not prove itself; the host is as it was before",

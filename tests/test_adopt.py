@@ -16,7 +16,7 @@ from installer.host import Host
 from installer.settings import FIELDS
 from tests.test_cli import cli
 
-KEY = "sk-old-0123456789-abcdefghijklmnop"
+KEY = "sk-old-5b8d0f3a9c-Xk2QzVwHj7RmTbNp"
 FIXTURES = Path(__file__).parent / "fixtures/adopt"
 START = "[Service]\nExecStart=/venv/bin/vllm serve org/model"
 

@@ -154,7 +154,7 @@ def test_the_cloud_hosts_unit_is_taken_over_with_its_key(machine: Machine, stand
 
 def test_a_unit_of_another_name_stands_back_and_both_its_keys_work_on(machine: Machine, standin_wheels: Path) -> None:
     put_old(machine, "old-llm")
-    second, path = "sk-second-0123456789-abcdefghijk", machine.at("/etc/systemd/system/old-llm.service")
+    second, path = "sk-second-e2f7089b41-Hn4RcXvZo8T", machine.at("/etc/systemd/system/old-llm.service")
     path.write_text(path.read_text().replace(f'"{S4_KEY}"', f'"{S4_KEY}" {second}'))
     machine.write("/etc/systemd/system/old-llm.service.d/more.conf", "[Service]\nEnvironment=HF_TOKEN=hf_abcdefghij\n")
     machine.run("systemctl", "daemon-reload")
@@ -321,7 +321,7 @@ def test_an_ejected_service_needs_none_of_us(machine: Machine, standin_wheels: P
     assert "VLLM_INSTALL" not in text
     assert "/var/lib/vllm-install" not in text
     # As the head of the unit says: a key put in by hand works after a reload.
-    mine = "sk-mine-0123456789-abcdefghijklmnop"
+    mine = "sk-mine-5b8d0f3a9c-Xk2QzVwHj7RmTbNp"
     machine.at(UNIT).write_text(re.sub("--api-key default=\\S+", f"--api-key {mine}", text))
     machine.shell("systemctl daemon-reload && systemctl reload qwen3vl")
     assert (status(machine, mine), status(machine, S4_KEY)) == (200, 401)

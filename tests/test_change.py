@@ -26,8 +26,8 @@ STATE = f"/var/lib/vllm-install/{SERVICE}/state.json"
 HOME = f"/var/cache/{SERVICE}"  # of the service; the stand-in reads its faults there
 LOCK = "/run/vllm-install.lock"
 OPT = "/opt/vllm-install"  # engines are added to it, and stay for the next try
-KEY = "sk-ours-0123456789-abcdefghijklmnop"
-OTHER = "sk-other-9876543210-zyxwvutsrqponm"
+KEY = "sk-ours-5b8d0f3a9c-Xk2QzVwHj7RmTbNp"
+OTHER = "sk-other-c47e91d0b6-Yt6PmDkLs3WqGf"
 BROKEN = {"0.33.0": "faults.py", "0.34.0": "__init__.py"}  # version -> what is wrong with it
 
 
@@ -342,7 +342,10 @@ def test_the_admins_drop_in_outlives_every_change(machine: Machine) -> None:
 def test_keys_are_listed_without_being_told(machine: Machine) -> None:
     found = cli(machine, "keys", "--json").json
     probe = next(key for key in found if key["name"] == "probe")
-    assert found == [{"name": "default", "role": "inference", "digest": digest(KEY)[:8], "expiry": None}, probe]
+    assert found == [
+        {"name": "default", "role": "inference", "digest": digest(KEY)[:8], "expiry": None, "expired": False},
+        probe,
+    ]
     rows = [line.split(maxsplit=3) for line in cli(machine, "keys").out.splitlines()]
     assert rows == [[key["name"], key["role"], key["digest"], "no expiry"] for key in found]
 
@@ -357,7 +360,7 @@ def test_a_revoked_key_is_worth_nothing_at_once(machine: Machine) -> None:
 
 def test_revoking_what_must_stay_is_refused(machine: Machine) -> None:
     cli(machine, "set-apikey", "--name", "grafana", "--role", "metrics")
-    for name, said in (("default", "last key"), ("nobody", "keys: default, grafana"), ("probe", "no key named")):
+    for name, said in (("default", "last key"), ("nobody", "keys: default, grafana"), ("probe", "the probe key stays")):
         with unchanged(machine):
             assert said in cli(machine, "keys", "revoke", name, code=2).err
 

@@ -118,6 +118,22 @@ def test_completion_completes() -> None:
     [
         (["no-such-verb"], "No such command"),
         (["status", "--no-such-option"], "No such option"),
+        (["status", "one", "--service", "two"], "two services are named: one and two"),
+        (["keys", "one", "--service", "two"], "two services are named: one and two"),
+        (["logs", "one", "--service", "two"], "two services are named: one and two"),
+        (["test", "one", "--service", "two"], "two services are named: one and two"),
+        (["set", "one", "--service", "two", "PORT=1"], "two services are named: one and two"),
+        (["restart", "coder"], "help: sudo systemctl restart coder"),
+        (["stop"], "help: sudo systemctl stop qwen3vl"),
+        (["deploy", "coder"], "a service is named with --service coder"),
+        (["set"], "nothing is to be set"),
+        (["set", "--port", "8001", "PORT=8001"], "PORT is given twice"),
+        (["set", "port=abc"], "port='abc': expected a whole number"),
+        (["set", "--port", "abc"], "--port='abc': expected a whole number"),
+        (["set", "--max-num-seqs", "3"], "give it after --, as in: -- --max-num-seqs"),
+        (["deploy", "--enforce-eager"], "--enforce-eager is a flag of vLLM's own"),
+        (["set", "--no-such-option"], "No such option"),
+        (["set-apikey", "-"], "the API key is empty"),
         (["completion", "tcsh"], "tcsh"),
         (["plan", "--port"], "--port"),
         (["plan", "--port", "http"], "--port='http': expected a whole number between 1 and 65535"),
@@ -131,6 +147,7 @@ def test_completion_completes() -> None:
         (["plan", "--tool-call-parser", "hermse"], "did you mean hermes"),
         (["plan", "--reasoning-parser", "qwen"], "did you mean qwen3"),
         (["plan", "--", "serve"], "expected a vLLM flag, found 'serve'"),
+        (["set", "VLLM_ARGS=serve"], "expected a vLLM flag, found 'serve'"),
         (["plan", "--index-url", "https://me:secret@mirror/simple"], "credentials do not belong"),
         (["deploy", "--port", "0"], "--port='0'"),
         (["deploy", "--host", "here"], "expected an IPv4 or IPv6 address, or localhost"),
@@ -196,6 +213,20 @@ def test_a_key_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for file in (tmp_path / "absent", tmp_path, tmp_path / "binary"):
         assert str(file) in refused("plan", "--api-key-file", str(file))
+
+
+# Services
+
+WITH_A_WORD = (
+    ("status",), ("doctor",), ("keys",), ("uninstall", "--dry-run"), ("eject", "--dry-run"), ("rollback", "--dry-run"),
+    ("upgrade", "--dry-run"), ("test",), ("client-config", "--format", "env"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", WITH_A_WORD, ids=" ".join)
+def test_a_service_is_named_as_systemctl_has_it(verb: tuple[str, ...]) -> None:
+    for words in ((verb[0], UNKNOWN, *verb[1:]), (*verb, UNKNOWN)):
+        assert f"manages no service {UNKNOWN} on this host" in cli(*words).stderr
 
 
 # Services that are not there

@@ -52,9 +52,12 @@ def test_the_command_line_offers_every_format() -> None:
 
 @given(CLIENTS)
 def test_parity_row_29_env_sourced_by_a_shell_gives_the_values_and_runs_nothing(client: Client) -> None:
-    script = FORMATS["env"](client) + 'printf \'%s\\0\' "$OPENAI_API_KEY" "$OPENAI_API_BASE" "$AGENT_MODEL"'
+    script = (
+        FORMATS["env"](client)
+        + 'printf \'%s\\0\' "$OPENAI_API_KEY" "$OPENAI_BASE_URL" "$OPENAI_API_BASE" "$AGENT_MODEL"'
+    )
     read = subprocess.run(["sh", "-euc", script], check=True, capture_output=True).stdout.split(b"\0")[:-1]
-    expected = [client.key or PLACEHOLDER, client.base_url, client.model]
+    expected = [client.key or PLACEHOLDER, client.base_url, client.base_url, client.model]
     assert [value.decode() for value in read] == expected
 
 
@@ -62,6 +65,7 @@ def test_env_of_plain_values_has_no_quotes_which_some_readers_would_keep() -> No
     text = FORMATS["env"](Client("http://127.0.0.1:8000/v1", "Qwen/Qwen3-VL-8B-Instruct"))
     assert text.splitlines() == [
         "OPENAI_API_KEY=REPLACE-WITH-YOUR-KEY",
+        "OPENAI_BASE_URL=http://127.0.0.1:8000/v1",
         "OPENAI_API_BASE=http://127.0.0.1:8000/v1",
         "AGENT_MODEL=Qwen/Qwen3-VL-8B-Instruct",
     ]

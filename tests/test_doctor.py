@@ -14,6 +14,7 @@ from installer.diagnosis.journal import Entry, entries
 from installer.host import Host
 from installer.layout import Layout
 from installer.look.scene import look
+from installer.look.status import lines, status
 from installer.model import builtin
 from installer.ownership import fingerprint
 from installer.render import render
@@ -224,3 +225,9 @@ def test_no_more_of_a_journal_is_asked_for_than_can_be_held(tree: Tree) -> None:
         assert "--output=json" in words
         assert "--all" not in words
         assert any(1 <= int(word[8:]) <= 4000 for word in words.split() if word.startswith("--lines="))
+
+
+def test_status_says_nothing_of_a_context_before_the_first_proof(tree: Tree) -> None:
+    assert ("context", "1024 tokens") in lines(status(SERVICE, tree.host))
+    save_state(tree.host, LAYOUT, State(SERVICE, pending="deploy"))
+    assert ("context", "-") in lines(status(SERVICE, tree.host))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ UFW = """
     echo 'echo "Status: active"; echo "Default: deny (incoming), allow (outgoing)"' >>/usr/local/sbin/ufw
     chmod 755 /usr/local/sbin /usr/local/sbin/ufw
 """
+NO_SUCH_PROGRAM = "ExecStart=\\nExecStart=/no/such"
+CONTROL = "/etc/systemd/system.control"
+GUESSED = f"s/default=sha256:[0-9a-f]*/default=sha256:{sha256(b'password123456789012345678901234').hexdigest()}/"
 EXPIRED = "s/default=sha256:[0-9a-f]*/&@2026-01-01T00:00:00Z/"
 FAULTS = [
     Fault("service-stopped", f"systemctl stop {SERVICE}", says=f"systemctl start {SERVICE}"),
@@ -74,10 +78,14 @@ FAULTS = [
     Fault("user-missing", changed("/etc/passwd", f"/^vllm-{SERVICE}:/d")),
     Fault("unit-missing", f"rm {UNIT}"),
     Fault("unit-masked", f"ln -sf /dev/null {UNIT}; {RELOAD}", says="unmask"),
+    Fault("unit-masked", f"mkdir -p {CONTROL}; ln -sfn /dev/null {CONTROL}/{SERVICE}.service; {RELOAD}", says=CONTROL),
     Fault("unit-edited", f"{changed(UNIT, 's/^LimitNOFILE=.*/LimitNOFILE=99/')}; {RELOAD}", True, "LimitNOFILE=99"),
     Fault("dropin-breaks", dropin("MemoryDenyWriteExecute=yes"), says="sed -i"),
     Fault("dropin-weakens", dropin("NoNewPrivileges=no"), True, "NoNewPrivileges"),
     Fault("dropin-flags", dropin("ExecStart=\\nExecStart=/bin/true"), True),
+    Fault("dropin-flags", dropin("ExecStart=/bin/true"), says="sed -i"),  # of two, systemd takes none
+    Fault("dropin-flags", f"{dropin(NO_SUCH_PROGRAM)}; {RESTART}", says="sed -i"),
+    Fault("dropin-breaks", dropin("Type=oneshot\\nRestart=always"), says="Type=oneshot"),
     Fault("settings-malformed", f"echo 'no assignment' >>{SETTINGS}", says="sudoedit"),
     Fault("settings-not-applied", f"echo 'PORT=9000' >>{SETTINGS}", True, "PORT"),
     Fault("shard-damaged", f"truncate -s -100 {MODEL}/model.safetensors"),
@@ -86,6 +94,7 @@ FAULTS = [
     Fault("weights-missing", f"rm {MODEL}/model.safetensors"),
     Fault("permission-denied", f"chmod 0700 {MODEL}", says=f"chmod o+rx {MODEL}"),
     Fault("keys-expired", f"{changed(UNIT, EXPIRED)}; {RELOAD}", says="set-apikey"),
+    Fault("key-guessable", f"{changed(UNIT, GUESSED)}; {RELOAD}", says="set-apikey"),
     Fault("key-malformed", f"{changed(UNIT, 's/default=sha256:./default=sha256:/')}; {RELOAD}"),
     Fault("record-damaged", f"echo '{{' >{STATE}"),
     Fault("change-cut-off", changed(STATE, 's/"pending": null/"pending": "set PORT=8001"/'), True, "set PORT=8001"),
@@ -123,7 +132,7 @@ CLEAR = f"""
             mv /opt/vllm-install/away /opt/vllm-install/$part
         fi
     done
-    rm -rf {CACHE}/* {UNIT}.d {UNIT}
+    rm -rf {CACHE}/* {UNIT}.d {UNIT} {CONTROL}
     cp -a /root/before/. /
     systemctl daemon-reload
     systemctl enable {SERVICE} 2>/dev/null

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from installer.assets import RUNTIME
 from installer.errors import UsageError
-from installer.keys import Key, check, digest, generate, parse
+from installer.keys import Key, check, digest, generate, parse, revoke, rotate
 from installer.render import quote_exec, split_exec
 
 sys.path.append(str(RUNTIME))  # where the launcher finds its neighbours when it runs
@@ -80,7 +80,8 @@ def test_what_is_neither_digest_nor_key_is_refused_without_showing_it(argument: 
 @pytest.mark.parametrize(
     "plain",
     ["", "short", "a" * 40, "ab" * 20, "abcdefghi" * 5, "x y" * 20, "ü" * 30, "sk-" + "0123456789abcdef" * 40,
-     "a:b" * 20,
+     "a:b" * 20, "a" * 513, "password123456789012345678901234", "Summer2024!Summer2024!Autumn2025",
+     "sk-correct-horse-battery-staple", "sk-my-own-0123456789-abcdefghijklmnop",
      "sk-user@host-0123456789abcdef", "sk-0123456789abcdef\nX: y"],
 )  # fmt: skip
 def test_a_weak_or_unusable_key_is_refused_without_showing_it(plain: str) -> None:
@@ -93,6 +94,41 @@ def test_a_made_key_is_strong_and_never_the_same() -> None:
     keys = {generate("qwen3vl") for _ in range(100)}
     assert len(keys) == 100
     assert all(key.startswith("sk-qwen3vl-") and len(key) == len("sk-qwen3vl-") + 43 and good(key) for key in keys)
+
+
+NOW, LATER, PAST = "2030-01-01T00:00:00Z", "2030-01-02T00:00:00Z", "2029-12-31T23:59:59Z"
+
+
+def test_old_keys_keep_the_names_they_were_given() -> None:
+    held: tuple[Key, ...] = (Key("default", digest("0")),)
+    seen: dict[str, str] = {}
+    for number in range(1, 5):
+        held = rotate(held, Key("default", digest(str(number))), LATER, NOW)
+        for key in held:
+            if key.name != "default":
+                assert seen.setdefault(key.digest, key.name) == key.name, "a key was renamed"
+                assert key.is_grace
+    assert [seen[digest(str(n))] for n in range(4)] == [
+        "default-old",
+        "default-old-2",
+        "default-old-3",
+        "default-old-4",
+    ]
+    held = rotate(held, Key("default", digest("new")), None, LATER)
+    assert [key.name for key in held] == ["default"], "all of them have ended"
+
+
+def test_a_key_that_is_over_says_so() -> None:
+    assert Key("a", HEX, expiry=PAST.replace("2029", "2019")).is_over
+    assert not Key("a", HEX, expiry="2099-01-01T00:00:00Z").is_over
+    assert not Key("a", HEX).is_over
+    assert not Key("default-old", HEX).is_grace, "without an end it is a key of somebody's choice"
+
+
+def test_the_probe_key_is_not_said_to_be_missing() -> None:
+    with pytest.raises(UsageError, match="the probe key stays") as caught:
+        revoke((Key("default", HEX), Key("probe", digest("p"))), "probe", NOW)
+    assert caught.value.hint == "keys that can be revoked: default"
 
 
 PARTS = st.sampled_from(

@@ -116,7 +116,7 @@ def only_keys_open(change: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_plan_for_a_key_at_hand_leaves_only_the_probe_key_open(machine: Machine, options: tuple[str, ...]) -> None:
-    key = "sk-my-own-0123456789-abcdefghijklmnop"
+    key = "sk-my-own-5b8d0f3a9c-Xk2QzVwHj7RmTbNp"
     with_key = (*options, "--api-key-file", "-", "--json")
     planned = cli(machine, "plan", *with_key, stdin=key).changes
     done = cli(machine, "deploy", *with_key, stdin=key)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.errors import Exit, UsageError
-from installer.settings import FIELDS, NAMES, Settings, check_service, load, to_text
+from installer.settings import FIELDS, NAMES, Settings, assigned, check_service, load, to_text
 from installer.values import OWNED_FLAGS
 from tests.samples import any_settings
 
@@ -80,6 +80,11 @@ def test_an_error_names_the_value_and_where_it_stands() -> None:
     with pytest.raises(UsageError, match=r"PORT='x' in the environment"):
         load("a", {}, {"PORT": "x"}, {})
     assert refusal(port="x").message.startswith("--port='x': expected")
+    for typed in ("port=x", "PORT=x", "--port=x"):
+        with pytest.raises(UsageError) as caught:
+            assigned([typed])
+        assert caught.value.message == f"{typed.partition('=')[0]}='x': expected a whole number between 1 and 65535"
+        assert caught.value.hint == "for example: PORT=8000 or --port 8000"
 
 
 # What each value may be

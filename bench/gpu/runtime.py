@@ -88,7 +88,7 @@ class Bench:
 
     def rotate(self) -> None:
         """The old key stays for a while, as with --keep-old; then it goes."""
-        old, new = self.key, "sk-bench-second-0123456789abcdef"
+        old, new = self.key, "sk-bench-second-Lq8TzXn3VbRw6KdM"
         main, in_use = self.service.pid, [old]
         with SteadyLoad(PORT, lambda: in_use) as load:
             time.sleep(3)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from installer import keys, settings_file, steps
+from installer import guessing, keys, settings_file, steps
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.engine.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
@@ -78,18 +78,13 @@ def check_account(scene: Scene) -> Iterator[Finding]:
 
 def check_unit(scene: Scene) -> Iterator[Finding]:
     text, path = scene.unit_text, scene.layout.unit
-    unit = scene.layout.service
     if text is None:
         yield Finding(
             "unit-missing", tr("{path} is gone", path=path), tr("{path}: no such file", path=path), (scene.deploy,)
         )
-    elif text == "":
-        command = f"sudo systemctl unmask {unit} && {scene.deploy}"
-        yield Finding(
-            "unit-masked", tr("{unit} is masked: somebody switched it off on purpose", unit=unit), str(path), (command,)
-        )
-    elif scene.unit.get("LoadState") not in (None, "", "loaded", "not-found"):
-        evidence = scene.unit.get("LoadError") or scene.unit["LoadState"]
+    elif text == "" or scene.unit.get("LoadState") == "masked":
+        yield _masked(scene, path if text == "" else Path(scene.unit.get("FragmentPath") or path))
+    elif (evidence := _load_error(scene)) and not (scene.unit.get("DropInPaths") and _is_as_made(scene, text)):
         yield Finding(
             "unit-invalid",
             tr("systemd cannot load {path}", path=path),
@@ -98,10 +93,41 @@ def check_unit(scene: Scene) -> Iterator[Finding]:
         )
 
 
+def _masked(scene: Scene, link: Path) -> Finding:
+    """`systemctl unmask` knows the link in place of our unit; one that goes before it is there because of somebody."""
+    unit = scene.layout.service
+    away = f"sudo rm {shlex.quote(str(link))} && sudo systemctl daemon-reload && sudo systemctl start {unit}"
+    command = f"sudo systemctl unmask {unit} && {scene.deploy}" if link == scene.layout.unit else away
+    cause = tr("{unit} is masked: somebody switched it off on purpose", unit=unit)
+    return Finding("unit-masked", cause, tr("{path} is a link to /dev/null", path=link), (command,))
+
+
+def _load_error(scene: Scene) -> str:
+    """Why systemd cannot load the unit; "" where it can, or has never heard of it."""
+    state = scene.unit.get("LoadState", "")
+    return "" if state in ("", "loaded", "not-found", "masked") else scene.unit.get("LoadError") or state
+
+
+def _is_as_made(scene: Scene, text: str) -> bool:
+    path = scene.layout.unit
+    return scene.state is not None and fingerprint(text, path, scene.layout) in scene.state.owned.get(str(path), ())
+
+
 def check_dropins(scene: Scene) -> Iterator[Finding]:
-    for path in map(Path, scene.unit.get("DropInPaths", "").split()):
-        for line in (scene.file(path) or "").splitlines():
-            yield from _dropin_line(scene, path, line.strip())
+    """They go before the unit that they change: what systemd cannot load is the sum of both."""
+    paths = [Path(path) for path in scene.unit.get("DropInPaths", "").split()]
+    found = [
+        finding
+        for path in paths
+        for line in (scene.file(path) or "").splitlines()
+        for finding in _dropin_line(scene, path, line.strip())
+    ]
+    yield from found
+    error, text = _load_error(scene), scene.unit_text
+    if paths and error and text and _is_as_made(scene, text) and not any(each.severity == FAULT for each in found):
+        cause = tr("systemd cannot load {unit} with its drop-ins", unit=scene.layout.unit_name)
+        evidence = one_line(f"{', '.join(map(str, paths))}: {error}")
+        yield Finding("dropin-breaks", cause, evidence, (f"sudo systemctl edit {scene.layout.service}",))
 
 
 def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
@@ -124,9 +150,15 @@ def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
             "dropin-weakens", tr("a drop-in sets {name}: {why}", name=name, why=why), evidence, (command,), NOTE
         )
     elif name == "ExecStart":
-        cause = tr("a drop-in replaces the command line: what runs is not what was proved")
+        breaks = scene.has_failed or bool(_load_error(scene))
+        cause = (
+            tr("a drop-in replaces the command line, and with it the service does not start")
+            if breaks
+            else tr("a drop-in replaces the command line: what runs is not what was proved")
+        )
         flags = f"sudo vllm-install set VLLM_ARGS='...' --service {unit}"
-        yield Finding("dropin-flags", cause, f"{path}: ExecStart=…", (command, flags), NOTE)
+        severity = FAULT if breaks else NOTE
+        yield Finding("dropin-flags", cause, f"{path}: ExecStart=…", (command, flags), severity)
 
 
 def _why(table: tuple[tuple[str, str, str], ...], name: str, value: str) -> str:
@@ -301,9 +333,9 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
             (new,),
         )
     for key in held:
-        # An old key that was kept for a while is meant to end.
-        if key.expiry and key in alive and key.expiry < keys.stamp(now + SOON) and not key.name.endswith("-old"):
-            again = f"{new} --name {key.name}"
+        if key.expiry and key in alive and key.expiry < keys.stamp(now + SOON) and not key.is_grace:
+            # Its clients go on with it until it ends, and not only until somebody reads this.
+            again = f"{new} --name {key.name} --keep-old {SOON.days}d"
             yield Finding(
                 "key-expires",
                 tr("the key {name} expires soon", name=key.name),
@@ -311,6 +343,12 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
                 (again,),
                 NOTE,
             )
+        if guessing.is_first_guess(key.digest) or (key.plain and guessing.is_weak(key.plain)):
+            cause = tr(
+                "the key {name} can be guessed: its digest is public, and among the first that anybody tries",
+                name=key.name,
+            )
+            yield Finding("key-guessable", cause, str(unit), (f"{new} --name {key.name}",))
         if key.plain:
             cause = tr("the key {name} stands in the unit as it is: every local user can read it", name=key.name)
             yield Finding("key-plain", cause, str(unit), (f"{new} --name {key.name}",), NOTE)

@@ -137,7 +137,8 @@ def env(client: Client) -> str:
     """For `set -a; . ./file`, and for programs that read .env files."""
     return (
         f"{KEY_VARIABLE}={shlex.quote(client.key or PLACEHOLDER)}\n"
-        f"OPENAI_API_BASE={shlex.quote(client.base_url)}\n"
+        f"OPENAI_BASE_URL={shlex.quote(client.base_url)}\n"
+        f"OPENAI_API_BASE={shlex.quote(client.base_url)}\n"  # its older name, which some clients still read
         f"AGENT_MODEL={shlex.quote(client.model)}\n"
     )
 

@@ -23,8 +23,9 @@ from installer.state import State, load_state, managed
 from installer.steps import unit_properties
 
 PROPERTIES = (
-    "LoadState", "LoadError", "ActiveState", "SubState", "Result", "StatusText", "NRestarts", "InvocationID", "MainPID",
-    "NeedDaemonReload", "DropInPaths", "ActiveEnterTimestamp", "StateChangeTimestamp", "MemoryCurrent",
+    "LoadState", "LoadError", "FragmentPath", "ActiveState", "SubState", "Result", "StatusText", "NRestarts",
+    "InvocationID", "MainPID", "NeedDaemonReload", "DropInPaths", "ActiveEnterTimestamp", "StateChangeTimestamp",
+    "MemoryCurrent",
 )  # fmt: skip
 ANSWER_WITHIN = 20.0
 JOURNAL_LINES = 4000

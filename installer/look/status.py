@@ -9,6 +9,7 @@ from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import translated
 from installer.errors import InstallError
 from installer.host import Host
+from installer.keys import Key
 from installer.language import tr
 from installer.look import load, scene
 from installer.look.load import GpuUse, Sample
@@ -48,6 +49,11 @@ class Status:
     pending: str | None
     last_changes: tuple[Event, ...]  # the newest first
 
+    @property
+    def is_dead(self) -> bool:
+        """As systemctl has it: what is on its way up or down is not."""
+        return self.active.partition(" ")[0] in ("inactive", "failed")
+
 
 def status(service: str, host: Host) -> Status:
     return of(scene.look(service, host))
@@ -73,7 +79,7 @@ def of(scene: Scene) -> Status:
         ready=ready,
         stage=scene.stage,
         problem=None if ready else doctor.cause(scene),
-        since=shown.get("ActiveEnterTimestamp", ""),
+        since=shown.get("ActiveEnterTimestamp" if ready else "StateChangeTimestamp", ""),
         pid=int(shown.get("MainPID") or 0),
         restarts=int(shown.get("NRestarts") or 0),
         memory=int(memory) if memory.isdigit() else None,
@@ -106,9 +112,11 @@ def _keys(scene: Scene) -> tuple[str, ...]:
         held = unit_keys(scene.host, scene.layout)
     except InstallError as error:
         return (error.message,)
-    return tuple(
-        f"{k.name} ({k.digest[:8]}…)" + (tr(" until {expiry}", expiry=k.expiry) if k.expiry else "") for k in held
-    )
+    return tuple(f"{k.name} ({k.digest[:8]}…)" + (_ending(k) if k.expiry else "") for k in held)
+
+
+def _ending(key: Key) -> str:
+    return tr(" expired at {time}", time=key.expiry) if key.is_over else tr(" until {expiry}", expiry=key.expiry)
 
 
 def lines(status: Status) -> list[tuple[str, str]]:
@@ -128,7 +136,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
         (tr("at boot"), tr("started") if status.enabled else tr("not started")),
         (tr("model"), _model(status)),
         (tr("engine"), f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
-        (tr("context"), tr("{count} tokens", count=status.context) if status.context else tr("chosen by vLLM")),
+        (tr("context"), _context(status)),
         (tr("KV cache"), tr("{count} tokens", count=status.kv_tokens) if status.kv_tokens else "-"),
         (tr("listens on"), f"{status.address or '-'}" + ("" if status.listening else tr(" (nobody listens)"))),
         (tr("memory"), size(status.memory) if status.memory else "-"),
@@ -149,6 +157,12 @@ def _problem_lines(problem: Finding | None) -> list[tuple[str, str]]:
     if problem is None:
         return []
     return [(tr("because"), problem.cause), (tr("seen"), problem.evidence), (tr("do"), problem.commands[0])]
+
+
+def _context(status: Status) -> str:
+    if status.engine is None:
+        return "-"  # nothing was proved yet, so nothing was chosen
+    return tr("{count} tokens", count=status.context) if status.context else tr("chosen by vLLM")
 
 
 def _model(status: Status) -> str:

@@ -9,7 +9,7 @@ import click
 
 from installer.errors import Exit
 from installer.language import tr
-from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
+from installer.verbs.options import agree, json_option, quiet_option, service_option, service_word, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
 
 
 @click.command()
-@service_option
+@service_word
 @click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
 @yes_option
 @json_option

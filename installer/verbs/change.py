@@ -7,15 +7,34 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from installer.errors import UsageError
 from installer.language import tr
-from installer.verbs.options import agree, json_option, quiet_option, resolve_option, service_option, yes_option
+from installer.values import BUILTIN
+from installer.verbs.options import (
+    SETTING_OPTIONS,
+    agree,
+    complete_service,
+    dry_run_option,
+    flags_of,
+    json_option,
+    known_services,
+    meant_service,
+    quiet_option,
+    resolve_option,
+    service_option,
+    service_word,
+    setting_options_named,
+    yes_option,
+)
 from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
     from installer.apikey import Rotated
+    from installer.keys import Key
     from installer.resolve import Request
+    from installer.settings import Settings
 
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
@@ -81,7 +100,29 @@ def _print_rotated(service: str, done: Rotated) -> None:
         click.echo(tr("the old key works until {time}", time=done.old_until), err=True)
 
 
-@click.group("keys", invoke_without_command=True)
+class KeysGroup(click.Group):
+    """Takes a word that is none of its commands for the service: keys coder."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        of_option = {at + 1 for at, word in enumerate(args) if word == "--service"}
+        words = (at for at, word in enumerate(args) if not word.startswith("-") and at not in of_option)
+        at = next(words, None)
+        if at is not None and args[at] not in self.commands:
+            word = args.pop(at)
+            rest = super().parse_args(context, args)
+            context.params["service"] = meant_service(context, context.params["service"], word)
+            return rest
+        return super().parse_args(context, args)
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        services = [CompletionItem(name) for name in known_services() if name.startswith(incomplete)]
+        return [*super().shell_complete(context, incomplete), *services]
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        return ["[SERVICE]", *super().collect_usage_pieces(context)]
+
+
+@click.group("keys", cls=KeysGroup, invoke_without_command=True)
 @service_option
 @json_option
 @click.pass_context
@@ -96,10 +137,24 @@ def keys(context: click.Context, service: str, as_json: bool) -> None:
         return
     found = apikey.list_keys(service, Host())
     if as_json:
-        print_json([{"name": k.name, "role": k.role, "digest": k.digest[:8], "expiry": k.expiry} for k in found])
+        print_json(
+            [
+                {
+                    "name": key.name, "role": key.role, "digest": key.digest[:8], "expiry": key.expiry,
+                    "expired": key.is_over,
+                }
+                for key in found
+            ]
+        )  # fmt: skip
         return
     for key in found:
-        click.echo(f"{key.name:<20} {key.role:<10} {key.digest[:8]}  {key.expiry or tr('no expiry')}")
+        click.echo(f"{key.name:<20} {key.role:<10} {key.digest[:8]}  {_ending(key)}")
+
+
+def _ending(key: Key) -> str:
+    if key.expiry is None:
+        return tr("no expiry")
+    return tr("expired at {time}", time=key.expiry) if key.is_over else key.expiry
 
 
 @keys.command("revoke")
@@ -153,57 +208,105 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
 
 
 @click.command("set")
-@click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.argument(
+    "assignments", nargs=-1, metavar="[SERVICE] [NAME=VALUE...] [-- VLLM_FLAGS...]", shell_complete=complete_service
+)
 @service_option
+@setting_options_named([name for _, name, _, _ in SETTING_OPTIONS])
+@dry_run_option
 @discard_option
 @json_option
 @quiet_option
-def set_values(service: str, assignments: tuple[str, ...], discard_edits: bool, as_json: bool, quiet: bool) -> None:
+def set_values(
+    service: str, assignments: tuple[str, ...], dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool,
+    **options: object,
+) -> None:  # fmt: skip
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
-    from installer.settings import assigned
+    from installer.settings import assigned, named, to_text
 
-    flags = assigned(assignments)
-    request = _request(service, f"set {' '.join(assignments)}", flags, discard_edits=discard_edits)
-    _change(request, as_json, quiet)
+    words = list(assignments)
+    if words and "=" not in words[0] and not words[0].startswith("-"):
+        service = meant_service(click.get_current_context(), service, words.pop(0))
+    ours = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+    given, flags = assigned(words[:ours]), flags_of(options)
+    if words[ours:]:
+        flags["vllm_args"] = to_text("vllm_args", tuple(words[ours:]))
+    if twice := given.keys() & flags.keys():
+        raise UsageError(tr("{name} is given twice", name=named(min(twice))), tr("give it once"))
+    if not (values := given | flags):
+        raise UsageError(tr("nothing is to be set"), tr("for example: vllm-install set PORT=8001, or set --port 8001"))
+    done = " ".join(f"{named(name)}={value}" for name, value in values.items())
+    _change(_request(service, f"set {done}", values, discard_edits=discard_edits), as_json, quiet, dry_run=dry_run)
 
 
 @click.command()
 @click.option("--vllm-version", metavar="VERSION", help="Version of vLLM [default: the one this tool was tested with]")
 @click.option("--model", "revision", metavar="REV", help="Another revision of the model; - for its newest commit.")
 @resolve_option
-@service_option
+@service_word
+@dry_run_option
 @discard_option
 @json_option
 @quiet_option
 def upgrade(
-    service: str, vllm_version: str | None, revision: str | None, resolve: bool, discard_edits: bool,
+    service: str, vllm_version: str | None, revision: str | None, resolve: bool, dry_run: bool, discard_edits: bool,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
     from installer.settings import Settings
+    from installer.values import version_key
 
+    now = _request(service, "upgrade", {}).settings
     flags = {}
+    if revision is not None:
+        _check_has_revisions(now, revision)
     if revision is not None and revision != "-":
         flags["revision"] = revision
     of_vllm = vllm_version is not None or revision is None
     if of_vllm:
-        flags["vllm_version"] = vllm_version or Settings.vllm_version
+        # Without a version nobody asked to go back, whatever this tool was tested with.
+        flags["vllm_version"] = vllm_version or max(Settings.vllm_version, now.vllm_version, key=version_key)
     request = _request(service, "upgrade", flags, discard_edits=discard_edits)
-    _change(replace(request, new_commit=revision is not None, new_packages=of_vllm, resolve=resolve), as_json, quiet)
+    wanted = request.settings.vllm_version
+    if version_key(wanted) < version_key(now.vllm_version):
+        click.echo(
+            tr(
+                "warning: {text}",
+                text=tr("vLLM {version} is older than {now}, which is set now", version=wanted, now=now.vllm_version),
+            ),
+            err=True,
+        )
+    request = replace(request, new_commit=revision is not None, new_packages=of_vllm, resolve=resolve)
+    _change(request, as_json, quiet, dry_run=dry_run)
+
+
+def _check_has_revisions(settings: Settings, revision: str) -> None:
+    if settings.model == BUILTIN or settings.model.startswith("/"):
+        raise UsageError(
+            tr("{model} has no revisions: it comes from no hub", model=settings.model),
+            tr("for another model: vllm-install set MODEL_NAME={model}", model=revision)
+            if revision != "-"
+            else tr("to serve another model: vllm-install set MODEL_NAME=NAME"),
+        )
 
 
 @click.command()
-@service_option
+@service_word
+@dry_run_option
 @json_option
 @quiet_option
-def rollback(service: str, as_json: bool, quiet: bool) -> None:
+def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Return to the generation before the last change, in one restart; keys stay as they are."""
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
     from installer.settings import check_service
 
-    flow.rollback(check_service(service), Host(), choose(quiet=quiet or as_json), show_deployed(service, as_json))
+    host, report = Host(), choose(quiet=quiet or as_json)
+    if dry_run:
+        print_changes(service, flow.plan_rollback(check_service(service), host), as_json)
+        return
+    flow.rollback(check_service(service), host, report, show_deployed(service, as_json))
 
 
 @click.command()
@@ -225,12 +328,16 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     print_changes("all", changes, as_json)
 
 
-def _change(request: Request, as_json: bool, quiet: bool) -> None:
+def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False) -> None:
     from installer import deploy as flow
     from installer.host import Host
     from installer.report import choose
 
-    flow.change(request, Host(), choose(quiet=quiet or as_json), show_deployed(request.settings.service, as_json))
+    host, report, service = Host(), choose(quiet=quiet or as_json), request.settings.service
+    if dry_run:
+        print_changes(service, flow.plan_change(request, host, report), as_json)
+        return
+    flow.change(request, host, report, show_deployed(service, as_json))
 
 
 def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:

@@ -12,11 +12,13 @@ from installer.verbs.options import (
     agree,
     bundle_from,
     bundle_options,
+    dry_run_option,
     json_option,
     key_choice,
     quiet_option,
     resolve_option,
     service_option,
+    service_word,
     setting_options,
     settings_from,
     yes_option,
@@ -34,9 +36,10 @@ if TYPE_CHECKING:
 @setting_options
 @bundle_options
 @resolve_option
+@dry_run_option
 @json_option
 @quiet_option
-def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
+def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: object) -> None:
     """Converge the host to the settings asked for.
 
     Settings come from the defaults, /etc/vllm-install/NAME.env, the environment and the options, the last one
@@ -50,6 +53,9 @@ def deploy(service: str, as_json: bool, quiet: bool, **options: object) -> None:
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, bundle)
     request = _request("deploy", settings, options, bundle)
+    if dry_run:
+        print_changes(service, flow.plan(request, host, report), as_json)
+        return
     flow.deploy(request, host, report, show_deployed(service, as_json))
 
 
@@ -87,7 +93,7 @@ def _request(verb: str, settings: Settings, options: Mapping[str, object], bundl
 
 
 @click.command()
-@service_option
+@service_word
 @click.option("--purge", is_flag=True, help="Remove the weights too.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @yes_option

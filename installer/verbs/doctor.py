@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.language import tr
-from installer.verbs.options import json_option, service_option
+from installer.verbs.options import json_option, service_word
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@service_option
+@service_word
 @click.option(
     "--bundle",
     metavar="FILE",

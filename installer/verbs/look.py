@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import click
 
 from installer.cells import pad
-from installer.errors import UsageError
+from installer.errors import Exit, UsageError
 from installer.language import tr
 from installer.report import Ours
 from installer.runtime.vllm_text import harmless
-from installer.verbs.options import json_option, service_option
+from installer.verbs.options import complete_service, json_option, meant_service, service_option, service_word
 from installer.verbs.output import as_plain, print_json
 
 
 @click.command()
-@service_option
+@service_word
 @click.option("--watch", "-w", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @json_option
 def status(service: str, watch: bool, as_json: bool) -> None:
-    """Show one service on one screen; --watch adds speed, queue and GPU use, live."""
+    """Show one service on one screen; --watch adds speed, queue and GPU use, live.
+
+    Exit status 0: it runs; 3: it does not, as systemctl has it.
+    """
     from installer.host import Host
     from installer.look import status as view
     from installer.settings import check_service
@@ -36,6 +40,7 @@ def status(service: str, watch: bool, as_json: bool) -> None:
     else:
         for label, text in view.lines(found):
             click.echo(f"{pad(label, -12)}  {text}")
+    sys.exit(Exit.NOT_RUNNING if found.is_dead else Exit.DONE)
 
 
 def _watch(service: str, as_json: bool) -> None:
@@ -92,13 +97,27 @@ class Passthrough(click.Command):
                 own += [word, *([value] if (value := next(words, None)) is not None else [])]
             else:
                 rest.append(word)
-        return super().parse_args(context, [*own, "--", *rest])
+        named = self._take_service(rest)
+        left = super().parse_args(context, [*own, "--", *rest])
+        context.params["service"] = meant_service(context, context.params["service"], named)
+        return left
+
+    @staticmethod
+    def _take_service(words: list[str]) -> str | None:
+        """journalctl's own words are options, their values, matches such as PRIORITY=3, and paths; ours is none."""
+        for at, word in enumerate(words):
+            if (at == 0 or not words[at - 1].startswith("-")) and re.fullmatch(r"\w[\w-]*", word):
+                return words.pop(at)
+        return None
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        return ["[SERVICE]", *super().collect_usage_pieces(context)]
 
 
 @click.command(cls=Passthrough)
 @service_option
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what arrives.")
-@click.argument("journalctl_args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("journalctl_args", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_service)
 def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     """Show the service's journal, and under a line that tells of a failure what it means and what helps.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from installer.errors import Refused, UsageError
+from installer.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.language import tr
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ def agree(question: str, changes: Sequence[Change], *, yes: bool) -> None:
         raise Refused(tr("nothing was changed: this needs a yes, and there is no terminal to ask on"), again)
     for change in changes:
         click.echo(change.describe(), err=True)
-    if not click.confirm(question, err=True):
+    try:
+        agreed = click.confirm(question, err=True)
+    except (Interrupted, click.Abort):  # nothing has begun, so nothing was cut off
+        click.echo(err=True)
+        raise InstallError(tr("nothing was changed"), exit_code=Exit.INTERRUPTED) from None
+    if not agreed:
         raise Refused(tr("nothing was changed: the answer was no"), again)
 
 
@@ -47,11 +53,46 @@ def known_services() -> list[str]:
     return services(Host())
 
 
+def complete_service(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in known_services() if name.startswith(incomplete)]
+
+
 service_option = click.option(
-    "--service", default="qwen3vl", show_default=True, metavar="NAME", help="Which service.",
-    shell_complete=lambda ctx, param, incomplete: [s for s in known_services() if s.startswith(incomplete)],
-)  # fmt: skip
+    "--service",
+    default="qwen3vl",
+    show_default=True,
+    metavar="NAME",
+    help="Which service.",
+    shell_complete=complete_service,
+)
+
+
+def service_word(function: F) -> F:
+    """The service by --service or, for verbs that take no other word, simply by its name, as systemctl has it."""
+
+    @functools.wraps(function)
+    def named(*args: object, service: str, word: str | None, **options: object) -> object:
+        return function(*args, service=meant_service(click.get_current_context(), service, word), **options)
+
+    argument = click.argument("word", required=False, metavar="[SERVICE]", shell_complete=complete_service)
+    return service_option(argument(cast(F, named)))
+
+
+def meant_service(context: click.Context, option: str, word: str | None) -> str:
+    """The service that is named, by option or by word; two different ones are a slip that must not go to either."""
+    source = context.get_parameter_source("service")
+    if word is None or word == option:
+        return option
+    if source is not click.core.ParameterSource.DEFAULT:
+        raise UsageError(
+            tr("two services are named: {word} and {option}", word=word, option=option),
+            tr("name the one that is meant"),
+        )
+    return word
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, only warnings and the result.")
 
 # One option for every setting; a value is checked by the setting's own parser, so all sources share one rule.
@@ -184,16 +225,33 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
     values = settings_file.parse(host.read(path) or "", path)
     for warning in settings_file.unknown(values):
         click.echo(tr("warning: {text}", text=tr("{what}: {why}", what=path, why=warning)), err=True)
-    names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
-    flags = {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
+    flags = flags_of(options)
     if words := options.get("vllm_args"):
         assert isinstance(words, tuple)
+        check_flags_only(words)
         flags["vllm_args"] = to_text("vllm_args", words)
     if bundle:
         from installer.airgap.bundled import fixed
 
         flags = fixed(bundle, flags)
     return load(service, values, os.environ, flags)
+
+
+def flags_of(options: Mapping[str, object]) -> dict[str, str]:
+    """The settings among the options of a verb, by field."""
+    from installer.settings import to_text
+
+    names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
+    return {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
+
+
+def check_flags_only(words: Sequence[str]) -> None:
+    """A word that stands where vLLM's flags do is perhaps a service, and a new one is made by no slip."""
+    if not words[0].startswith("-"):
+        raise UsageError(
+            tr("expected a vLLM flag, found {word!r}", word=words[0]),
+            tr("a service is named with --service {word}; vLLM's own flags stand after --", word=words[0]),
+        )
 
 
 def key_choice(options: Mapping[str, object]) -> KeyChoice:

@@ -9,7 +9,14 @@ import click
 
 from installer.errors import Exit, UsageError
 from installer.language import tr
-from installer.verbs.options import json_option, quiet_option, service_option
+from installer.verbs.options import (
+    complete_service,
+    json_option,
+    meant_service,
+    quiet_option,
+    service_option,
+    service_word,
+)
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
@@ -34,7 +41,9 @@ TRIAL_OPTIONS = (
 def trial_options(function: click.decorators.FC) -> click.decorators.FC:
     for flag, name, metavar, help in reversed(TRIAL_OPTIONS):
         function = click.option(flag, name, metavar=metavar, help=help)(function)
-    return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
+    return click.argument(
+        "vllm_args", nargs=-1, metavar="[SERVICE] [-- VLLM_FLAGS...]", shell_complete=complete_service
+    )(function)
 
 
 @click.command("test")
@@ -67,6 +76,8 @@ def test(
 
     host, report = Host(), choose(quiet=quiet or as_json)
     given = {name: value for name, value in options.items() if value is not None}
+    if vllm_args and model is None and not vllm_args[0].startswith("-"):
+        service, vllm_args = meant_service(context, service, vllm_args[0]), vllm_args[1:]
     if vllm_args:
         given["vllm_args"] = to_text("vllm_args", vllm_args)
     if model is None:
@@ -121,7 +132,7 @@ def _run_trial(
 
 @click.command("client-config")
 @click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="What the client reads.")
-@service_option
+@service_word
 @click.option("--for", "far", metavar="HOST", help="Where the client runs [default: on this host]")
 @click.option("--show-key", is_flag=True, help="Put the key in, where the unit holds it verbatim (root only).")
 @json_option
