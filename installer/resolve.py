@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from installer import keys
+from installer.adoption import serve_flags
 from installer.adoption.former import Former
 from installer.airgap import bundled
 from installer.airgap.bundle_file import Bundle
@@ -69,6 +70,7 @@ def resolve(
     """A plan is not for real: it makes no keys and needs no privilege; a throwaway server needs no systemd either."""
     settings = request.settings
     profiles.check_names(settings)
+    serve_flags.check(settings.vllm_args, settings.vllm_version, report.warn)
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     if not for_real:
