@@ -162,11 +162,11 @@ def test_click_speaks_chinese_of_one_and_of_several_things() -> None:
 
 
 def test_sentences_of_click_are_put_together_as_chinese_has_it() -> None:
-    for words in (("set",), ("client-config",), ("deploy", "--disk")):
+    for words in (("set-context",), ("client-config",), ("deploy", "--disk")):
         said = in_language(*words, LANG="zh_CN.UTF-8").stderr
         assert "'。" in said
         assert not re.search(r"'\.( |$)|。 ", said, re.MULTILINE)
-    assert in_language("set").stderr.endswith("Missing argument 'NAME=VALUE...'.\n")
+    assert in_language("set-context").stderr.endswith("Missing argument '1024|32k|256K|auto'.\n")
 
 
 def test_a_text_knows_the_english_that_goes_into_a_record() -> None:

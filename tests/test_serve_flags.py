@@ -1,4 +1,4 @@
-"""vLLM's own flags, refused before a service is touched for them: names, values, and abbreviations as argparse has them."""
+"""vLLM's own flags, refused before a service is touched for them: names, values, abbreviations as argparse has them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ WRONG = [
     ("-x 3", "has no flag -x"),
 ]
 RIGHT = (
-    "--max-num-seqs 4", "--max_num_seqs=4", "--max-num-batched-tokens 8k", "--max-num-batched-tokens 8192", "-O3", "-O 2",
+    "--max-num-seqs 4", "--max_num_seqs=4", "--max-num-batched-tokens 8k", "--max-num-batched-tokens 8192", "-O3",
+    "-O 2",
     "--enforce-eager", "--no-enforce-eager", "--enforce", "--no-enforce", "-q fp8", "-pp 2", "--seed -1",
     "--compilation-config {\"level\":3}", "--compilation-config.level 3", "--dtype half", "--kv-cache-dtype fp8",
     "--lora-modules a=/a b=/b", "--moe-backend deep-gemm", "--cpu-offload-gb 4.5", "--quantization None",
@@ -61,7 +62,7 @@ def test_what_vllm_takes_passes(flags: str) -> None:
 
 def test_of_another_version_nobody_knows_so_it_is_only_a_warning() -> None:
     assert said("--typo 1", "0.33.0").startswith("vLLM 0.33.0 may refuse this: vLLM 0.32.0 has no flag --typo")
-    assert said("--typo 1", f"{VERSION}.post1") == f"vLLM {VERSION} has no flag --typo"
+    assert said("--typo 1", f"{VERSION}.post1").startswith(f"vLLM {VERSION} has no flag --typo")
 
 
 def test_a_flag_that_is_none_touches_no_service(machine: Machine, standin_wheels: str) -> None:
@@ -75,8 +76,6 @@ def test_a_flag_that_is_none_touches_no_service(machine: Machine, standin_wheels
         assert "nothing was changed" in done.err
         assert main_pid(machine) == pid
     assert cli(machine, "deploy", "--json").changes == []
-    machine.write(
-        "/etc/vllm-install/qwen3vl.env", machine.at("/etc/vllm-install/qwen3vl.env").read_text() + "VLLM_ARGS=--typo\n"
-    )
+    machine.shell("echo VLLM_ARGS=--typo >>/etc/vllm-install/qwen3vl.env")
     assert "has no flag --typo" in cli(machine, "upgrade", code=2).err
     assert main_pid(machine) == pid
