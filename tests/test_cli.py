@@ -150,6 +150,7 @@ def test_completion_completes() -> None:
         (["set", "VLLM_ARGS=serve"], "expected a vLLM flag, found 'serve'"),
         (["plan", "--index-url", "https://me:secret@mirror/simple"], "credentials do not belong"),
         (["deploy", "--port", "0"], "--port='0'"),
+        (["deploy", "--bundle", "/x", "--resolve"], "--resolve asks for other packages than --bundle"),
         (["deploy", "--host", "here"], "expected an IPv4 or IPv6 address, or localhost"),
         (["plan", "--gpu-memory-utilization", "much"], "expected a fraction of the GPU's memory between 0.05 and 1.0"),
         (["doctor", "--bundle", "/no/such/place/report.tar.gz"], "there is no directory /no/such/place"),

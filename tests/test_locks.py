@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from installer.airgap import pack
 from installer.airgap.wheelhouse import Wheelhouse
 from installer.assets import DATA
+from installer.checks import facts
 from installer.checks.preflight import MINIMUM_GLIBC, PYTHONS
 from installer.engine import engines, packages, soundness
 from installer.engine.engines import Engine, InstallEngine
@@ -26,9 +28,12 @@ from installer.errors import Exit
 from installer.host import Host
 from installer.layout import Layout
 from installer.report import Report
+from installer.resolve import Request, _engine
 from installer.settings import Settings
+from installer.state import State
 from scripts import locks
 from tests.boot.surroundings import REPO
+from tests.targets import target
 from tests.wheels import make_wheel
 
 PYTHON = Path(sys.executable).resolve()
@@ -246,6 +251,21 @@ def test_the_same_packages_are_the_same_engine_however_they_were_found(
     assert (carried.id, carried.request, carried.is_tested) == (tested.id, tested.request, True)
 
 
+def test_upgrade_goes_to_what_was_tested_and_with_resolve_to_the_newest(host: Host, index: Settings) -> None:
+    """And every other verb keeps what was proved, whichever of the two it was."""
+    proved = install(host, index, engines.newest(index, "cpu", PYTHON, host, REPORT)).engine
+    here = facts.Interpreter(PYTHON, sys.version_info[:3], True)
+    state = State("qwen3vl", proved=replace(target(index), engine=proved))
+
+    def engine_of(**asked: bool) -> list[str]:
+        return _engine(Request("upgrade", index, **asked), index, "cpu", here, state, host, REPORT).packages
+
+    assert engine_of() == NEWEST
+    assert engine_of(new_packages=True) == TESTED
+    assert engine_of(new_packages=True, resolve=True) == NEWEST
+    assert engine_of(resolve=True) == NEWEST
+
+
 @pytest.mark.parametrize("conf", ["find-links = {wheels}\nno-index = true\n", None])
 def test_a_folder_of_the_users_own_is_taken_as_it_is(
     host: Host, index: Settings, wheels: Path, conf: str | None
@@ -387,6 +407,8 @@ def test_torch_is_asked_for_which_kind_it_was_built(tmp_path: Path, kind: str, b
         soundness.check(tmp_path, kind, sources)
     assert "mirror.example" in caught.value.message
     assert "secret" not in caught.value.message
+    with pytest.raises(EngineFailed, match=r"from /srv/x\.bundle is the build"):
+        soundness.check(tmp_path, kind, Sources(find_links=("/srv/x.bundle",), no_index=True))
 
 
 @pytest.mark.parametrize(("kind", "local"), [("cuda", "cpu"), ("cpu", "cu130"), ("rocm", "cpu"), ("cuda", "rocm7.2")])
@@ -513,3 +535,5 @@ def test_an_engine_whose_kernels_cannot_be_imported_is_refused_without_a_gpu(
 def test_the_size_in_the_plan_is_that_of_a_real_cuda_engine() -> None:
     """8,643,145,728 bytes by du: 0.32.0 by its lock for Python 3.11 on x86_64, with the bytecode of the check."""
     assert abs(engines.BYTES["cuda"] / 8_643_145_728 - 1) < 0.2
+    engine = target(kind="cuda").engine
+    assert pack.wheel_bytes(replace(engine, lock="torch==2.13.0\n")) > 3_926_177_238  # its 197 wheels

@@ -207,7 +207,7 @@ class InstallEngine:
             self._clear(host)
             self._install(host, report)
             site = self._packages_dir(host)
-            soundness.check(host.at(site), engine.kind, read_sources(host, self.settings, os.environ))
+            soundness.check(host.at(site), engine.kind, self._asked(host))
             if engine.kind == "cpu":
                 _name_vllm(host, site, engine.vllm_version)
             bytecode.restore(host.at(store), host.at(site))
@@ -243,6 +243,12 @@ class InstallEngine:
                 )  # fmt: skip
         except CommandFailed as error:
             raise explain_uv(error, engine.kind, self.settings, is_tested=engine.is_tested) from None
+
+    def _asked(self, host: Host) -> Sources:
+        """Where the wheels came from, for a message about one of them."""
+        if self.bundle:
+            return Sources(find_links=(str(self.bundle.path),), no_index=True)
+        return read_sources(host, self.settings, os.environ)
 
     @contextmanager
     def _sources(self, host: Host, report: Report) -> Iterator[Sources]:

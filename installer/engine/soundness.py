@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from installer.engine import packages, resolving
-from installer.engine.pipconf import Sources
+from installer.engine.pipconf import Sources, redact
 from installer.engine.uv import EngineFailed
 from installer.language import tr
 
@@ -94,4 +94,5 @@ def _place_of(version: str, sources: Sources) -> str:
     for folder in sources.find_links:
         if "://" not in folder and list(Path(folder).glob(f"torch-{version}-*.whl")):
             return folder
-    return ", ".join(place or "PyPI" for place in sources.places())
+    places = sources.find_links if sources.no_index else [place or "PyPI" for place in sources.places()]
+    return redact(", ".join(places))
