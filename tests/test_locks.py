@@ -224,6 +224,16 @@ def test_the_default_version_comes_by_the_tested_lock_and_says_so(host: Host, in
     assert resolve(host, index) == engine, "a second deploy would install another engine"
 
 
+def test_a_newer_tool_takes_the_engine_that_is_here_and_asks_nobody(
+    host: Host, index: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers to old requests count no more, but the packages of its lock are these."""
+    engine = install(host, index, resolve(host, index)).engine
+    monkeypatch.setattr(engines, "RULES", engines.RULES + 1)
+    found = resolve(host, replace(index, index_url="https://mirror.example/simple", offline=True))
+    assert (found.id, found.request == engine.request) == (engine.id, False)
+
+
 def test_the_newest_packages_come_when_they_are_asked_for_and_it_says_so(host: Host, index: Settings) -> None:
     report = Noting()
     engine = engines.newest(index, "cpu", PYTHON, host, report)

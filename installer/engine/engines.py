@@ -116,8 +116,10 @@ def offered(settings: Settings, kind: str, python: Path, host: Host, report: Rep
             kind=kind,
         )
     )
-    torch_backend = Resolving(settings, kind, python, sources, host).places_of(lock)
-    return _made(settings, kind, python, lock, host, torch_backend)
+    engine = _made(settings, kind, python, lock, host)
+    if is_complete(host, Layout(settings.service), engine.id):
+        return engine
+    return replace(engine, torch_backend=Resolving(settings, kind, python, sources, host).places_of(lock))
 
 
 def newest(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
