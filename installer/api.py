@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -130,6 +131,7 @@ def gauge(metrics: str, name: str) -> float | None:
     """The sum of a metric over all its labels; None where it is not told, or garbled."""
     found = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)\s*$", metrics, re.MULTILINE)
     try:
-        return sum(map(float, found)) if found else None
+        total = sum(map(float, found))
     except ValueError:
         return None
+    return total if found and math.isfinite(total) else None

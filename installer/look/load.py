@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,11 +70,14 @@ def _cache_tokens(text: str) -> int | None:
     for match in _CACHE.finditer(text):
         labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1]))
         told, size, count = (labels.get(name, "") for name in ("kv_cache_size_tokens", "block_size", "num_gpu_blocks"))
-        if told.isdigit():
-            tokens += int(told)
-        elif size.isdigit() and count.isdigit():
-            tokens += int(size) * int(count)
+        whole, parts = _count(told), (_count(size), _count(count))
+        tokens += whole if whole is not None else (parts[0] or 0) * (parts[1] or 0)
     return tokens or None
+
+
+def _count(text: str) -> int | None:
+    """Digits as ours are written, no more of them than a count has: `²` is a digit to Python, and no number."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _buckets(text: str) -> dict[float, float]:
@@ -82,10 +86,11 @@ def _buckets(text: str) -> dict[float, float]:
     for labels, count in _BUCKET.findall(text):
         bound = re.search(r'le="([^"]*)"', labels)
         try:
-            if bound:
-                found[float(bound[1])] = found.get(float(bound[1]), 0.0) + float(count)
+            edge, answers = float(bound[1]) if bound else math.nan, float(count)
         except ValueError:
             continue
+        if not math.isnan(edge) and math.isfinite(answers):
+            found[edge] = found.get(edge, 0.0) + answers
     return dict(sorted(found.items()))
 
 
@@ -126,7 +131,7 @@ def gpus(host: Host, kind: str | None) -> tuple[GpuUse, ...]:
         return ()
     rows = [[value.strip() for value in line.rsplit(",", 3)] for line in done.stdout.splitlines()]
     return tuple(
-        GpuUse(name, _mebibytes(used), _mebibytes(total), int(busy) if busy.isdigit() else None)
+        GpuUse(name, _mebibytes(used), _mebibytes(total), _count(busy))
         for name, used, total, busy in (row for row in rows if len(row) == 4)
     )
 
@@ -135,13 +140,13 @@ def _amd(host: Host) -> tuple[GpuUse, ...]:
     found = []
     for device in sorted(host.root.glob("sys/class/drm/card[0-9]*/device/mem_info_vram_total")):
         place = Path("/") / device.parent.relative_to(host.root)
-        words = [(host.read(place / name) or "").strip() for name in ("mem_info_vram_used", "mem_info_vram_total")]
-        busy = (host.read(place / "gpu_busy_percent") or "").strip()
+        told = ("mem_info_vram_used", "mem_info_vram_total", "gpu_busy_percent")
+        used, total, busy = (_count((host.read(place / name) or "").strip()) for name in told)
         name = (host.read(place / "product_name") or "").strip() or "AMD GPU"
-        if all(word.isdigit() for word in words):
-            found.append(GpuUse(name, int(words[0]), int(words[1]), int(busy) if busy.isdigit() else None))
+        if used is not None and total is not None:
+            found.append(GpuUse(name, used, total, busy))
     return tuple(found)
 
 
 def _mebibytes(text: str) -> int:
-    return int(text) * 1024 * 1024 if text.isdigit() else 0
+    return (_count(text) or 0) * 1024 * 1024

@@ -48,7 +48,7 @@ def check(target: Target, facts: Facts, state: State, host: Host, report: Report
 
 
 def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:
-    """None where nothing of the model is known yet, or the GPU does not say how much memory it has."""
+    """None where the model's layers are not known, or the GPU does not say how much memory it has."""
     path = host.at(target.model.path)
     device = _device(target, facts)
     if device is None:
@@ -59,7 +59,8 @@ def estimate(target: Target, facts: Facts, state: State, host: Host, about: Abou
         shape = shape_of(about.config, _listed(target.model), target.settings, about.processor)
     else:
         return None
-    return capacity.estimate(shape, device, target.settings, _calibration(target, state))
+    found = capacity.estimate(shape, device, target.settings, _calibration(target, state))
+    return found if found.cache.groups else None
 
 
 def _listed(model: Model) -> int:

@@ -96,6 +96,7 @@ def arrange(layers: tuple[Layer, ...], rules: Rules, keep_windows: bool = True) 
     """Groups and block size as vLLM chooses them; without keep_windows every token is kept in every layer."""
     if not keep_windows and any(layer.kind is Kind.FULL for layer in layers):
         layers = tuple(Layer(Kind.FULL, layer.size) if layer.kind is Kind.WINDOW else layer for layer in layers)
+    layers = tuple(layer for layer in layers if layer.size > 0)
     if not layers:
         return Cache(0, (), rules)
     rules = _block_for_states(layers, rules)

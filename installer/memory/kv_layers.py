@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from installer.memory.flags import Flags
 from installer.memory.kv import Kind, Layer
-from installer.model.model_config import Config
+from installer.model.model_config import Config, number_in
 
 # The spellings of layer kinds in config.json: in lists of words, or one letter a layer.
 FULL = ("full_attention", "attention", "chunked_attention", "deepseek_sparse_attention", "hybrid", "*", "full")
@@ -66,7 +66,7 @@ def _names(config: Config) -> list[str]:
         if isinstance(listed, list) and listed:
             return [str(word) for word in listed[:count]]
     if config.word("hybrid_override_pattern"):
-        return list(config.word("hybrid_override_pattern"))
+        return list(config.word("hybrid_override_pattern")[:count])
     if config.family == "falcon_h1":
         return ["hybrid"] * count
     listed = config.text.get("attn_type_list")
@@ -83,7 +83,7 @@ def _full_layers(config: Config, count: int) -> set[int] | None:
     for field, first in (("attn_layer_indices", 0), ("full_attn_idxs", 0), ("full_attn_layers", 1)):
         listed = config.text.get(field, config.section("linear_attn_config").get(field))
         if isinstance(listed, list):
-            return {int(i) - first for i in listed}
+            return {int(number) - first for i in listed if (number := number_in(i)) is not None}
     interval = config.number("full_attention_interval")
     if interval:
         return set(range(interval - 1, count, interval))

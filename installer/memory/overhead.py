@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from installer.memory.device import GIB, MIB, Device
 from installer.memory.shape import Shape
+from installer.model.model_config import count_in
 
 LIBRARIES = 256 * MIB  # cuBLAS, kernels loaded while profiling
 COMMUNICATION = 1024 * MIB  # NCCL and all-reduce buffers, with several GPUs
@@ -122,21 +123,18 @@ def _images(shape: Shape, step: Batch) -> tuple[int, int, int]:
     vision = config.top.get("vision_config")
     if not shape.image_tokens or not isinstance(vision, dict):
         return 0, 0, 0
-
-    def number(*names: str, default: int) -> int:
-        return next((value for name in names if isinstance(value := vision.get(name), int)), default)
-
     tokens = max(step.tokens, shape.image_tokens)
-    merged = number("spatial_merge_size", default=1) ** 2
-    fixed = config.top.get("mm_tokens_per_image")
-    if isinstance(fixed, int):  # pooled to this many, whatever the image
-        merged = max(1, (number("image_size", default=896) // number("patch_size", default=14)) ** 2 // fixed)
+    merged = count_in(vision, "spatial_merge_size", default=1) ** 2
+    fixed = count_in(config.top, "mm_tokens_per_image", default=0)
+    if fixed:  # pooled to this many, whatever the image
+        side = count_in(vision, "image_size", default=896) // count_in(vision, "patch_size", default=14)
+        merged = max(1, side**2 // fixed)
     indexes = vision.get("deepstack_visual_indexes")
     levels = 1 + (len(indexes) if isinstance(indexes, list) else 0)
     buffers = step.tokens * config.hidden * 2 * levels + _positions(shape)
     kept = tokens * config.hidden * 2 * levels
-    width = number("hidden_size", "embed_dim", "width", default=1024)
-    widest = max(8 * width, 2 * number("intermediate_size", default=4 * width))
+    width = count_in(vision, "hidden_size", "embed_dim", "width", default=1024)
+    widest = max(8 * width, 2 * count_in(vision, "intermediate_size", default=4 * width))
     return buffers, kept, kept + tokens * merged * 2 * (4 * width + widest)
 
 

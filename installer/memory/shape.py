@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from pathlib import Path
 from installer.errors import UsageError
 from installer.language import tr
 from installer.memory.flags import Flags
-from installer.model.model_config import Config
+from installer.model.model_config import Config, count_in, number_in
+from installer.model.plain_file import read_regular
+from installer.model.safetensors import Damaged, read_header
 from installer.settings import Settings
 
-LONGEST_HEADER = 100_000_000  # what the safetensors library accepts
+LONGEST_JSON = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def shape_of(
 
 def _json(path: Path) -> Mapping[str, object]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, LONGEST_JSON))
         if isinstance(content, dict):
             return content
         reason = tr("it holds no JSON object")
@@ -84,12 +86,12 @@ def _stored(model_path: Path, config: Config) -> int:
     shards = content.get("weight_map")
     names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
     files = [model_path / name for name in sorted(names)] or sorted(model_path.glob("*.safetensors"))
-    if files and all(file.is_file() for file in files):
+    if files and all(map(os.path.isfile, files)):  # which takes any name
         return sum(_tensors(file, config) for file in files)
     metadata = content.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if isinstance(total, (int, float)):
-        return int(total)
+    if (size := number_in(total)) is not None:
+        return int(size)
     files = [file for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model_path.glob(pattern)]
     if files:
         return sum(file.stat().st_size for file in files)
@@ -98,27 +100,16 @@ def _stored(model_path: Path, config: Config) -> int:
 
 def _tensors(file: Path, config: Config) -> int:
     """Bytes of one file's tensors by its header, less those that vLLM leaves out."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(LONGEST_HEADER, size):
-            return size
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return size
-    skipped = 0
-    for name, tensor in header.items() if isinstance(header, dict) else ():
-        place = tensor.get("data_offsets") if isinstance(tensor, dict) else None
-        if _is_left_out(name, config) and isinstance(place, list) and len(place) == 2:
-            skipped += int(place[1]) - int(place[0])
-    return size - 8 - length - skipped
+    try:
+        header = read_header(file)
+    except Damaged:
+        return file.stat().st_size
+    return sum(tensor.end - tensor.begin for name, tensor in header.items() if not _is_left_out(name, config))
 
 
 def _is_left_out(name: str, config: Config) -> bool:
     """Layers for speculation lie behind the last one; a tied head is the embedding once more."""
-    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    layer = re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name)
     is_extra = layer is not None and name.startswith("model.layers.") and int(layer[1]) >= config.layers > 0
     return is_extra or name.startswith("mtp.") or (config.is_tied and name.endswith("lm_head.weight"))
 
@@ -142,18 +133,14 @@ def _image_tokens(processor: Mapping[str, object], config: Config) -> int:
     vision = config.top.get("vision_config")
     if not isinstance(vision, dict):
         return 0
-    fixed = config.top.get("mm_tokens_per_image")
-    if isinstance(fixed, int):
+    fixed = count_in(config.top, "mm_tokens_per_image", default=0)
+    if fixed:
         return fixed
     size = processor.get("size")
-    pixels = processor.get("max_pixels") or (size.get("longest_edge") if isinstance(size, dict) else None)
-    side = _number(vision, "patch_size", 14) * _number(vision, "spatial_merge_size", 1)
-    if isinstance(pixels, int) and pixels > 1_000_000:
+    edge = count_in(size, "longest_edge", default=0) if isinstance(size, dict) else 0
+    pixels = count_in(processor, "max_pixels", default=edge)
+    side = count_in(vision, "patch_size", default=14) * count_in(vision, "spatial_merge_size", default=1)
+    if pixels > 1_000_000:
         return pixels // side**2
-    edge = _number(vision, "image_size", 0)
+    edge = count_in(vision, "image_size", default=0)
     return (edge // side) ** 2 if edge else 16384
-
-
-def _number(section: Mapping[str, object], name: str, default: int) -> int:
-    value = section.get(name)
-    return value if isinstance(value, int) else default

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from installer.host import Host
 from installer.language import tr
+from installer.model.plain_file import entries_below, read_regular
 from installer.model.safetensors import Damaged, Tensor, read_header
 from installer.weights import selection
 from installer.weights.selection import GGUF, GGUF_HINT
@@ -47,12 +48,14 @@ def obstacles(path: Path, host: Host) -> Iterator[tuple[Path, str]]:
         if host.at(directory).stat().st_mode & needed != needed:
             yield directory, "rx" if directory == path else "x"
     real = host.at(path)
-    for entry in sorted(real.rglob("*")):
-        needed, shown = 0o005 if entry.is_dir() else 0o004, path / entry.relative_to(real)
-        if not entry.exists():
+    for entry in sorted(entries_below(real)):
+        shown = path / entry.relative_to(real)
+        try:
+            needed = 0o005 if entry.is_dir() else 0o004
+            if entry.stat().st_mode & needed != needed:
+                yield shown, "r"
+        except OSError:
             yield shown, ""
-        elif entry.stat().st_mode & needed != needed:
-            yield shown, "r"
 
 
 def check_access(path: Path, host: Host) -> list[str]:
@@ -71,9 +74,7 @@ def _closed(place: Path, rights: str) -> str:
 def json_object(path: Path, problems: list[str]) -> dict[str, object]:
     """The file's content; what is wrong with it is added to the problems."""
     try:
-        if path.stat().st_size > LONGEST_JSON:
-            raise ValueError(tr("too large"))
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, LONGEST_JSON))
         if not isinstance(content, dict):
             raise ValueError(tr("no JSON object"))
     except FileNotFoundError:

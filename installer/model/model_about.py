@@ -10,6 +10,7 @@ from pathlib import Path
 
 from installer.host import Host
 from installer.model import builtin
+from installer.model.plain_file import read_regular
 from installer.report import Report
 from installer.runtime.vllm_text import one_line
 from installer.settings import Settings
@@ -90,7 +91,7 @@ def _about(texts: Mapping[str, str], names: Iterable[str]) -> About:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode(errors="replace") if path.stat().st_size <= LONGEST else ""
+        return read_regular(path, LONGEST).decode(errors="replace")
     except OSError:
         return ""
 

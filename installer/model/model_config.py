@@ -38,8 +38,24 @@ LIMITS = (
 # These leave max_position_embeddings as long as the stretched positions are.
 STRETCHED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 UNKNOWN_LIMIT = 2048  # vLLM's own assumption
+# What no model has; without a bound one made-up number fills the memory of whoever counts with it.
+LARGEST = 2**50
+MOST_LAYERS = 2000
 # Has kv_lora_rank, but its cache holds whole heads.
 NOT_MLA = ("minicpm3",)
+
+
+def number_in(value: object) -> float | None:
+    """What can be counted with: JSON has NaN, Infinity and numbers of thousands of digits as well."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if 0 <= value <= LARGEST else None
+
+
+def count_in(section: Mapping[str, object], *names: str, default: int) -> int:
+    """The first of these fields that holds a count of at least one."""
+    counts = (int(number) for name in names if (number := number_in(section.get(name))) is not None)
+    return next((count for count in counts if count), default)
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,8 @@ class Config:
     def number(self, *names: str, default: int = 0) -> int:
         """The first of these fields that holds a number."""
         for name in names:
-            value = self.text.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = number_in(self.text.get(name))
+            if value is not None:
                 return int(value)
         return default
 
@@ -80,7 +96,8 @@ class Config:
 
     @property
     def layers(self) -> int:
-        return len(self.word("hybrid_override_pattern")) or self.number("num_hidden_layers", "n_layer", "n_layers")
+        told = len(self.word("hybrid_override_pattern")) or self.number("num_hidden_layers", "n_layer", "n_layers")
+        return min(told, MOST_LAYERS)
 
     @property
     def hidden(self) -> int:
@@ -148,7 +165,7 @@ class Config:
     def limit(self) -> int:
         """The longest context that vLLM accepts for the model."""
         named = [self.number(name) for name in LIMITS if self.number(name) > 0]
-        return int((min(named) if named else UNKNOWN_LIMIT) * self._stretch())
+        return max(1, int((min(named) if named else UNKNOWN_LIMIT) * self._stretch()))
 
     def _stretch(self) -> float:
         if "gemma3" in self.family:
@@ -156,7 +173,7 @@ class Config:
         rope = self.section("rope_parameters") or self.section("rope_scaling")
         factor = 1.0
         for part in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):
-            value = part.get("factor")
-            if part.get("rope_type", part.get("type")) not in STRETCHED and isinstance(value, (int, float)):
+            value = number_in(part.get("factor"))
+            if part.get("rope_type", part.get("type")) not in STRETCHED and value is not None:
                 factor = float(value)
         return factor

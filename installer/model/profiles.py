@@ -22,7 +22,8 @@ from installer.model.model_about import About
 from installer.settings import Settings
 
 # A chat template that shows the tools to the model has them in a variable of this name.
-TOOLS_VARIABLE = re.compile(r"\{[{%][^}]*(?<![\w.'\"\[])tools\b")
+EXPRESSION = re.compile(r"\{[{%]([^}]*)")  # once over the text, however many are opened and never closed
+TOOLS_VARIABLE = re.compile(r"(?<![\w.'\"\[])tools\b")
 TEMPLATE_NEEDED = mark(  # kept in the state
     "it can call tools, but its chat template does not show them to it: give one that does, -- --chat-template FILE"
 )
@@ -116,7 +117,7 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     known = load()
     family = known.family_of(about.architectures) or Family("")
     own_template = any(arg.startswith("--chat-template") for arg in vllm_args)
-    shows_tools = own_template or not about.template or TOOLS_VARIABLE.search(about.template) is not None
+    shows_tools = own_template or not about.template or _shows_tools(about.template)
     tool_parser = _first((*family.tools, *known.formats.tools), about.template)
     return Profile(
         family=family.name,
@@ -125,6 +126,10 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
         takes_images=any(about.config.get(name) for name in IMAGES),
         needs=(TEMPLATE_NEEDED,) if tool_parser and not shows_tools else (),
     )
+
+
+def _shows_tools(template: str) -> bool:
+    return any(TOOLS_VARIABLE.search(found[1]) for found in EXPRESSION.finditer(template))
 
 
 def _first(choices: Sequence[Choice], template: str) -> str | None:

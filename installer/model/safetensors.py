@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from installer.language import tr
+from installer.model.plain_file import open_regular
 
 # The library accepts 100 MB. 32 MiB are 250,000 tensors in one file; more is made to fill the reader's memory.
 LONGEST_HEADER = 32 * 1024 * 1024
+# Multiplied with each other, numbers without a bound keep the processor busy for hours.
+LARGEST_COUNT = 10**40
+MOST_DIMENSIONS = 64
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -40,10 +45,10 @@ class Tensor:
 
 def read_header(path: Path) -> Mapping[str, Tensor]:
     """The file's tensors by name. Reads the header alone, however large the file is."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        body = path.stat().st_size - 8 - length
+        body = os.fstat(file.fileno()).st_size - 8 - length
         if length < 2 or body < 0:
             raise Damaged(tr("its header has an impossible length"))
         if length > LONGEST_HEADER:
@@ -88,7 +93,9 @@ def _tensor(name: str, entry: object) -> Tensor:
 
 def _counts(value: object) -> tuple[int, ...] | None:
     """The list as numbers, unless something in it is none; True is none, although Python counts with it."""
-    if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
+    if not isinstance(value, list) or len(value) > MOST_DIMENSIONS:
+        return None
+    if not all(type(number) is int and 0 <= number < LARGEST_COUNT for number in value):
         return None
     return tuple(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from installer.host import Host
 from installer.language import mark, tr
 from installer.model import builtin
 from installer.model.checkpoint import check_directory
+from installer.model.plain_file import entries_below, read_regular
 from installer.model.summary import Summary, summarise
 from installer.report import Report
 from installer.settings import Settings
@@ -19,6 +21,7 @@ from installer.weights.hub import ModelError
 from installer.weights.inventory import Cached
 
 SUMS = "SHA256SUMS"
+LONGEST_NOTE = 16 * 1024 * 1024
 LOCAL_NOTES = ".cache/huggingface/download"  # where the hub's client keeps the checksums of a directory it filled
 
 
@@ -140,7 +143,7 @@ def _local(path: Path, settings: Settings, host: Host, report: Report) -> Verifi
     """A directory of the user's own: complete, readable, and right as far as checksums lie beside the files."""
     real = host.at(path)
     known = dict(_checksums(real))
-    missing = tuple(sorted(name for name in known if not (real / name).is_file()))
+    missing = tuple(sorted(name for name in known if not os.path.isfile(real / name)))  # noqa: PTH113 takes any name
     there = {real / name: (name, digest) for name, digest in known.items() if name not in missing}
     total = sum(file.stat().st_size for file in there)
     with report.bytes(tr("checking {what}", what=path), total, len(there)) as advance:
@@ -156,14 +159,21 @@ def _local(path: Path, settings: Settings, host: Host, report: Report) -> Verifi
 def _checksums(path: Path) -> Iterator[tuple[str, str]]:
     """Name and checksum of files, from notes that lie in the directory itself."""
     notes = path / LOCAL_NOTES
-    for note in sorted(notes.rglob("*.metadata")):
-        lines = note.read_text(errors="replace").splitlines()
+    for note in sorted(note for note in entries_below(notes) if note.suffix == ".metadata"):
+        lines = _text(note).splitlines()
         name = str(note.relative_to(notes)).removesuffix(".metadata")
         if len(lines) > 1 and hub.DIGEST.fullmatch(lines[1]) and hub.is_inside(name):
             yield name, lines[1]
-    if (path / SUMS).is_file():
-        for line in (path / SUMS).read_text(errors="replace").splitlines():
-            digest, _, name = line.partition(" ")
-            name = name.lstrip(" *").removeprefix("./")
-            if hub.DIGEST.fullmatch(digest) and hub.is_inside(name):
-                yield name, digest
+    for line in _text(path / SUMS).splitlines():
+        digest, _, name = line.partition(" ")
+        name = name.lstrip(" *").removeprefix("./")
+        if hub.DIGEST.fullmatch(digest) and hub.is_inside(name):
+            yield name, digest
+
+
+def _text(path: Path) -> str:
+    """A note's text; what cannot be one says nothing."""
+    try:
+        return read_regular(path, LONGEST_NOTE).decode(errors="replace")
+    except OSError:
+        return ""
