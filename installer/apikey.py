@@ -1,24 +1,42 @@
-"""Rotating and revoking keys without a restart: the unit first, then a reload, then the proof; or everything back."""
+"""Rotating and revoking keys without a restart: the unit first, then the service, then the proof; or everything back.
+
+It waits for no other change, however long that takes: a leaked key can always be revoked at once.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
-from installer import keys, prove, render, steps
-from installer.changes import Change, Reload, Run, Write
+from installer import keyring, keys, prove, render, steps
+from installer.changes import Write
 from installer.deploy import apply, settled
 from installer.errors import Refused, undone
-from installer.host import Host
+from installer.host import Busy, Host
+from installer.keyring import PutInForce, unit_keys
 from installer.keys import Key
 from installer.language import english, mark, tr
 from installer.layout import Layout
 from installer.report import Report
-from installer.state import State, event, managed, save_state
+from installer.state import Rekeying, State, event, managed, save_state
 from installer.steps import Wanted
-from installer.target import Target
+
+POLL = 0.1
+TAKES_UP = (
+    30.0  # seconds within which a starting service gets from its launcher to vLLM, which reads no arguments of ours
+)
+SERVES, STARTS, STOPPED = "serves", "starts", "stopped"  # what a service does when its keys have changed
+OUTCOME = {
+    SERVES: mark("proved"),
+    STARTS: mark("written; the service is starting"),
+    STOPPED: mark("written; the service is not running"),
+}
+Edit = Callable[[tuple[Key, ...]], tuple[Key, ...]]
 
 
 @dataclass(frozen=True)
@@ -36,42 +54,118 @@ class Rotated:
     name: str
     made: str | None
     old_until: str | None
-    live: bool
+    service: str  # SERVES, STARTS or STOPPED
+
+
+@dataclass(frozen=True)
+class _Rekeying:
+    """A change of keys: its name in the history, what becomes of the unit's keys, and of those of a generation before.
+
+    `accepted` is the key that has to open the service then.
+    """
+
+    what: str
+    edit: Edit
+    edit_proved: Edit
+    accepted: str | None = None
 
 
 def list_keys(service: str, host: Host) -> tuple[Key, ...]:
     layout = Layout(service)
     managed(host, layout)
-    return keys.named_apart(steps.unit_keys(host, layout))
+    return keys.named_apart(unit_keys(host, layout))
 
 
 def set_key(service: str, rotation: Rotation, host: Host, report: Report, show: Callable[[Rotated], None]) -> None:
     """Put a key into force and see it accepted; `show` hands it over before it counts as known."""
-    layout = Layout(service)
-    with host.lock(layout.lock, f"vllm-install set-apikey --service {service}"):
-        state = settled(managed(host, layout), host, layout, report)
-        text = rotation.text or keys.generate(service)
-        new = Key(rotation.name, keys.digest(text), rotation.role)
-        until = _from_now(rotation.keep_old) if rotation.keep_old else None
-        held = _held(host, layout)
-        replaced = any(key.name == new.name for key in held)
-        wanted = keys.rotate(held, new, until, _from_now(timedelta()))
+    text = rotation.text or keys.generate(service)
+    new = Key(rotation.name, keys.digest(text), rotation.role)
+    until = _from_now(rotation.keep_old) if rotation.keep_old else None
 
-        def hand_over(live: bool) -> None:
-            show(Rotated(new.name, None if rotation.text else text, until if replaced else None, live))
+    def edit(held: tuple[Key, ...]) -> tuple[Key, ...]:
+        return keys.rotate(held, new, until, _from_now(timedelta()))
 
-        _change(_Rekeying(f"set-apikey {new.name}", wanted, text), state, host, layout, report, hand_over)
+    def hand_over(before: tuple[Key, ...], now: str) -> None:
+        replaced = any(key.name == new.name for key in before)
+        show(Rotated(new.name, None if rotation.text else text, until if replaced else None, now))
+
+    _change(_Rekeying(f"set-apikey {new.name}", edit, edit, text), Layout(service), host, report, hand_over)
 
 
 def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
-    layout = Layout(service)
-    with host.lock(layout.lock, f"vllm-install keys revoke --service {service}"):
-        state = settled(managed(host, layout), host, layout, report)
-        wanted = keys.revoke(_held(host, layout), name, _from_now(timedelta()))
-        _change(_Rekeying(f"keys revoke {name}", wanted), state, host, layout, report)
+    def edit(held: tuple[Key, ...]) -> tuple[Key, ...]:
+        return keys.revoke(held, name, _from_now(timedelta()))
+
+    def edit_proved(held: tuple[Key, ...]) -> tuple[Key, ...]:
+        return tuple(key for key in held if key.name != name)
+
+    _change(_Rekeying(f"keys revoke {name}", edit, edit_proved), Layout(service), host, report, lambda *_: None)
 
 
-def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
+def _change(
+    rekeying: _Rekeying,
+    layout: Layout,
+    host: Host,
+    report: Report,
+    hand_over: Callable[[tuple[Key, ...], str], None],
+) -> None:
+    """The keys first, then what an earlier change left half done: that may take minutes."""
+    state = managed(host, layout)
+    if state.proved is None and host.lock_holder(layout.change_lock) is None:
+        with host.lock(layout.change_lock, f"vllm-install {rekeying.what} --service {layout.service}"):
+            settled(host, layout, report)
+        raise Refused(
+            tr("{service} was never proved", service=layout.service),
+            f"vllm-install deploy --service {layout.service}",
+        )
+    with keyring.locked(host, layout, report):
+        _rekey(rekeying, managed(host, layout), host, layout, report, hand_over)
+    if state.pending:
+        with (
+            contextlib.suppress(Busy),  # it was not cut off: somebody is at it
+            host.lock(layout.change_lock, f"vllm-install {rekeying.what} --service {layout.service}"),
+        ):
+            settled(host, layout, report)
+
+
+def _rekey(
+    rekeying: _Rekeying,
+    state: State,
+    host: Host,
+    layout: Layout,
+    report: Report,
+    hand_over: Callable[[tuple[Key, ...], str], None],
+) -> None:
+    """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
+    text, held = _held(host, layout)
+    wanted = rekeying.edit(held)
+    begun = Rekeying(rekeying.what, tuple(dataclasses.replace(key, plain=None).argument for key in held))
+    state = dataclasses.replace(state, rekeying=begun)
+    save_state(host, layout, state)
+    try:
+        unit = Write(layout.unit, render.with_keys(text, wanted), host.mode(layout.unit) or 0o644)
+        put = PutInForce(layout, wanted)
+        apply([*([unit] if unit.text != text else []), put], host, report)
+        now = _prove(put, state, host, rekeying.accepted)
+        hand_over(held, now)
+        save_state(host, layout, _changed(state, rekeying, wanted, OUTCOME[now]))
+    except Exception as error:
+        raise undone(error, lambda why: _put_back(state, text, why, host, layout)) from error
+
+
+def _changed(state: State, rekeying: _Rekeying, wanted: tuple[Key, ...], outcome: str) -> State:
+    """What a change that is under way would come back to changes as well; then no key comes back by it."""
+    proved = state.proved
+    if proved and state.pending is None:
+        proved = dataclasses.replace(proved, keys=wanted)
+    elif proved:
+        edited = rekeying.edit_proved(proved.keys)
+        proved = dataclasses.replace(proved, keys=edited if keys.may_ask(edited) else wanted)
+    history = (*state.history, event(rekeying.what, outcome))
+    return dataclasses.replace(state, proved=proved, rekeying=None, history=history)
+
+
+def _held(host: Host, layout: Layout) -> tuple[str, tuple[Key, ...]]:
     text = host.read(layout.unit)
     if not text:
         again = f"vllm-install deploy --service {layout.service}"
@@ -81,79 +175,41 @@ def _held(host: Host, layout: Layout) -> tuple[Key, ...]:
             tr("{unit} is masked", unit=layout.unit),
             f"systemctl unmask {layout.service} && {again}",
         )
-    return keys.named_apart(steps.unit_keys(host, layout))
+    return text, keys.named_apart(unit_keys(host, layout))
 
 
-@dataclass(frozen=True)
-class _Rekeying:
-    """A change of keys: its name in the history, all keys after it, and the one that has to be accepted then."""
-
-    what: str
-    keys: tuple[Key, ...]
-    accepted: str | None = None
-
-
-def _change(
-    rekeying: _Rekeying,
-    state: State,
-    host: Host,
-    layout: Layout,
-    report: Report,
-    hand_over: Callable[[bool], None] = lambda _: None,
-) -> None:
-    """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
-    what, wanted = rekeying.what, rekeying.keys
-    if state.proved is None:
-        raise Refused(
-            tr("{service} was never proved", service=layout.service),
-            f"vllm-install deploy --service {layout.service}",
-        )
-    before = host.read(layout.unit) or ""
-    # The unit says which keys there were, also of those pasted in since; cut off, we go back to just these.
-    proved = dataclasses.replace(state.proved, keys=_held(host, layout))
-    state = dataclasses.replace(state, proved=proved)
-    live = steps.running_process(host, layout) is not None
-    if live:
-        prove.wait_until_ready(layout, host, report)
-    target = dataclasses.replace(proved, keys=wanted)
-    save_state(host, layout, dataclasses.replace(state, pending=what))
-    try:
-        apply(_changes(render.with_keys(before, wanted), live, host, layout), host, report)
-        if live:
-            _prove(target, layout, host, rekeying.accepted)
-        hand_over(live)
-        outcome = event(what, mark("proved") if live else mark("written; the service is not running"))
-        save_state(host, layout, dataclasses.replace(state, proved=target, history=(*state.history, outcome)))
-    except Exception as error:
-        raise undone(error, lambda why: _put_back(state, what, before, why, host, layout, report)) from error
+def _prove(put: PutInForce, state: State, host: Host, accepted: str | None) -> str:
+    """What the service does, once the keys are in force and nothing that it started with can put others there."""
+    layout, asked = put.layout, keyring.in_force(put.keys)
+    began = time.monotonic()
+    while True:
+        shown = steps.unit_properties(host, layout.unit_name, "ActiveState", "MainPID")
+        pid, active = int(shown.get("MainPID") or 0), shown.get("ActiveState")
+        if not pid or active not in ("active", "reloading", "activating"):
+            return STARTS if active == "activating" else STOPPED
+        # A launcher that was started before the unit was written still has the old keys to put there.
+        launching = "vllm_launcher.py" in (host.read(Path(f"/proc/{pid}/cmdline")) or "")
+        if not launching and keyring.live_keys(host, layout) == asked:
+            break
+        if time.monotonic() - began > TAKES_UP:
+            raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
+        time.sleep(POLL)
+        put.put(host)
+    if active == "activating":
+        return STARTS
+    if state.proved:
+        time.sleep(POLL)  # the guard looks every 0.05 s
+        target = dataclasses.replace(state.proved, keys=put.keys)
+        want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
+        prove.keys_in_force(want, accepted)
+    return SERVES
 
 
-def _changes(text: str, live: bool, host: Host, layout: Layout) -> Iterator[Change]:
-    if host.read(layout.unit) != text:
-        yield Write(layout.unit, text, host.mode(layout.unit) or 0o644)
-    yield Reload(layout.unit_name) if live else Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
-
-
-def _prove(target: Target, layout: Layout, host: Host, accepted: str | None) -> None:
-    process = steps.running_process(host, layout)
-    asked = frozenset((key.name, key.digest) for key in target.keys)
-    if process is None or not asked <= process.keys:
-        raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
-    if stale := process.keys - asked:
-        raise prove.NotProved(tr("the key {name!r} is still in force", name=sorted(stale)[0][0]))
-    want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
-    prove.keys_in_force(want, accepted)
-
-
-def _put_back(state: State, what: str, before: str, why: str, host: Host, layout: Layout, report: Report) -> str:
-    """The unit as it was; the process is told only if it did take other keys: what failed was perhaps the telling."""
-    assert state.proved is not None, "only a proved service has keys to put back"
-    process = steps.running_process(host, layout)
-    told = process is not None and process.keys != frozenset((key.name, key.digest) for key in state.proved.keys)
-    apply(_changes(before, told, host, layout), host, report)
-    save_state(
-        host, layout, dataclasses.replace(state, history=(*state.history, event(what, f"undone: {english(why)}")))
-    )
+def _put_back(state: State, before: str, why: str, host: Host, layout: Layout) -> str:
+    """The unit as it was, byte for byte; the rest as after a change that was cut off."""
+    if host.read(layout.unit) != before:
+        host.write(layout.unit, before, host.mode(layout.unit) or 0o644)
+    keyring.put_back(state, f"undone: {english(why)}", host, layout)
     return tr("the keys are as they were")
 
 

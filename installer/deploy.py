@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from installer import ownership, prove, render, steps
+from installer import keyring, ownership, prove, render, steps
 from installer.adoption import former
 from installer.changes import Change, Write
 from installer.checks import preflight
@@ -19,12 +21,16 @@ from installer.language import english, tr
 from installer.layout import Layout
 from installer.memory import fit
 from installer.memory.capacity import Estimate
+from installer.memory.vllm_log import Calibration
+from installer.model import builtin
 from installer.report import Report
 from installer.resolve import Request, Resolved, resolve
-from installer.state import State, event, load_state, managed, owned_on, save_state, services, text_digest
+from installer.state import State, check_records, event, load_state, managed, owned_on, services, text_digest
 from installer.steps import Wanted
 from installer.target import Target
-from installer.weights import models
+from installer.weights import inventory, models
+
+ANY = Layout("any")  # for what all services share
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
     `show` hands the result, a new key among it, to the user; only when it returns does the key count as known.
     """
     layout = Layout(request.settings.service)
-    with host.lock(layout.lock, f"vllm-install {request.verb} --service {layout.service}"):
-        state = not_half_adopted(load_state(host, layout) or State(layout.service), host, layout, report)
+    with host.lock(layout.change_lock, f"vllm-install {request.verb} --service {layout.service}"):
+        state = not_half_adopted(_recorded(host, layout, report), host, layout, report)
         if state.pending:
             report.warn(tr("{pending} was cut off; this run completes it", pending=state.pending))
         _converge(request, state, host, report, show)
@@ -73,12 +79,18 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
 def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
     """Take the place of a deployment that somebody made by hand: proved, or everything is as it was."""
     layout = Layout(request.settings.service)
-    with host.lock(layout.lock, f"vllm-install adopt --service {layout.service}"):
+    with host.lock(layout.change_lock, f"vllm-install adopt --service {layout.service}"):
         _refuse_managed(load_state(host, layout), layout)
         state = State(layout.service, former=request.former)
         if request.former:
             former.keep(request.former, host, layout)
         _converge(request, state, host, report, show)
+
+
+def _recorded(host: Host, layout: Layout, report: Report) -> State:
+    """What is known of a service when a change of it begins; a change of keys that was cut off is undone."""
+    with keyring.locked(host, layout, report) as state:
+        return state or State(layout.service)
 
 
 def plan_adopt(request: Request, host: Host, report: Report) -> list[Change]:
@@ -92,7 +104,7 @@ def make_way(service: str, host: Host, report: Report) -> None:
     layout = Layout(service)
     state = load_state(host, layout)
     if state and state.former and state.proved is None:
-        with host.lock(layout.lock, f"vllm-install adopt --service {service}"):
+        with host.lock(layout.change_lock, f"vllm-install adopt --service {service}"):
             not_half_adopted(state, host, layout, report)
     else:
         _refuse_managed(state, layout)
@@ -109,8 +121,14 @@ def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -
             unit=state.former.unit,
         )
     )
-    apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
+    _take_away(state, host, layout, report)
     return State(layout.service)
+
+
+def _take_away(state: State, host: Host, layout: Layout, report: Report) -> None:
+    """All but what was downloaded; nobody changes a key meanwhile, who would bring a part of it back."""
+    with keyring.locked(host, layout, report):
+        apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
 
 
 def _refuse_managed(state: State | None, layout: Layout) -> None:
@@ -135,8 +153,8 @@ def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None
 def change(request: Request, host: Host, report: Report, show: Show) -> None:
     """The same for a service that is there already; what an earlier change left half done is undone first."""
     layout = Layout(request.settings.service)
-    with host.lock(layout.lock, f"vllm-install {request.verb} --service {layout.service}"):
-        _converge(request, settled(managed(host, layout), host, layout, report), host, report, show)
+    with host.lock(layout.change_lock, f"vllm-install {request.verb} --service {layout.service}"):
+        _converge(request, settled(host, layout, report), host, report, show)
 
 
 def plan_change(request: Request, host: Host, report: Report) -> list[Change]:
@@ -148,8 +166,8 @@ def plan_change(request: Request, host: Host, report: Report) -> list[Change]:
 def rollback(service: str, host: Host, report: Report, show: Show) -> None:
     """Return to the generation before the last change, with today's keys: a revoked key stays revoked."""
     layout = Layout(service)
-    with host.lock(layout.lock, f"vllm-install rollback --service {service}"):
-        state = settled(managed(host, layout), host, layout, report)
+    with host.lock(layout.change_lock, f"vllm-install rollback --service {service}"):
+        state = settled(host, layout, report)
         want, changes = _return(state, host, layout)
         _transact(Attempt("rollback", want, changes), state, host, report, show)
 
@@ -172,8 +190,10 @@ def _return(state: State, host: Host, layout: Layout) -> tuple[Wanted, list[Chan
     return want, changes
 
 
-def settled(state: State, host: Host, layout: Layout, report: Report) -> State:
+def settled(host: Host, layout: Layout, report: Report) -> State:
     """The state with nothing half done in it: what was cut off is undone before anything new begins."""
+    managed(host, layout)
+    state = _recorded(host, layout, report)
     if not state.pending:
         return state
     if state.former and state.proved is None:
@@ -188,14 +208,33 @@ def settled(state: State, host: Host, layout: Layout, report: Report) -> State:
             tr("vllm-install deploy completes it"),
         )
     report.warn(tr("{pending} was cut off; undoing it first", pending=state.pending))
-    return _converge_back(state, state.proved, host, layout, report, "undone: cut off")
+    return _converge_back(state, host, layout, report, "undone: cut off")
 
 
 def apply(changes: Iterable[Change], host: Host, report: Report) -> None:
     for change in changes:
-        report.begin(change)
-        change.apply(host, report)
-        report.done(change)
+        with _alone(change, host, report):
+            report.begin(change)
+            change.apply(host, report)
+            report.done(change)
+
+
+def _alone(change: Change, host: Host, report: Report) -> AbstractContextManager[None]:
+    """What services share is changed by one at a time; an engine, which takes minutes, has a lock of its own."""
+    if isinstance(change, engines.InstallEngine):
+        return _shared(english(change.describe()), ANY.engines_lock, report, host)
+    if isinstance(change, inventory.RemoveModel | builtin.MakeBuiltin | steps.RemoveUnused) or (
+        isinstance(change, Write) and (ANY.opt in change.path.parents or change.path in render.shared_units())
+    ):
+        return _shared(english(change.describe()), ANY.shared_lock, report, host)
+    return nullcontext()
+
+
+def _shared(what: str, lock: Path, report: Report, host: Host) -> AbstractContextManager[None]:
+    def busy(holder: str) -> None:
+        report.note(tr("waiting for: {holder}", holder=holder))
+
+    return host.lock(lock, f"vllm-install: {what}", busy)
 
 
 def plan_uninstall(service: str, host: Host, *, purge: bool) -> list[Change]:
@@ -207,22 +246,23 @@ def plan_uninstall(service: str, host: Host, *, purge: bool) -> list[Change]:
 def uninstall(service: str, host: Host, report: Report, *, purge: bool) -> list[Change]:
     """Remove what we made for one service; interrupted, it is simply run again."""
     layout = Layout(service)
-    with host.lock(layout.lock, f"vllm-install uninstall --service {service}"):
-        changes = plan_uninstall(service, host, purge=purge)
-        apply(changes, host, report)
+    with host.lock(layout.change_lock, f"vllm-install uninstall --service {service}"):
+        with keyring.locked(host, layout, report):
+            changes = plan_uninstall(service, host, purge=purge)
+            apply(changes, host, report)
         return changes
 
 
 def plan_prune(host: Host) -> list[Change]:
+    check_records(host)
     return list(steps.unused_programs(Layout("any"), [Layout(name) for name in services(host)], host))
 
 
 def prune(host: Host, report: Report) -> list[Change]:
     """Remove engines and runtimes that nothing on this host can come back to."""
-    with host.lock(Layout("any").lock, "vllm-install prune"):
-        changes = plan_prune(host)
-        apply(changes, host, report)
-        return changes
+    changes = plan_prune(host)
+    apply(changes, host, report)
+    return changes
 
 
 # The transaction
@@ -243,19 +283,20 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
     if not changes:
         prove.serving(want, host, report)
         if state.pending:
-            _remember(state, want.target, host, layout, "proved")
+            _remember(state, want.target, host, layout, "proved", report)
         show(Deployed(want, (), None, False))
         return
     settings_text = host.read(layout.settings_file)
-    claimed = _claim(dataclasses.replace(state, key_shown=new_key is None), want, changes, host, attempt.verb)
+    with _shared(attempt.verb, ANY.shared_lock, report, host):
+        _check_shared(want, changes, host)
+        claimed = _claim(state, want, changes, host, attempt.verb, report, key_shown=new_key is None)
     try:
         apply(changes, host, report)
         prove.serving(want, host, report)
         for key in filter(None, (new_key, *attempt.given)):
             prove.keys_in_force(want, key)
-        calibration = fit.measured(want.target, layout, host) or state.calibration
-        measured = dataclasses.replace(claimed, calibration=calibration)
-        remembered = _remember(measured, want.target, host, layout, "proved")
+        measured = fit.measured(want.target, layout, host)
+        remembered = _remember(claimed, want.target, host, layout, "proved", report, measured)
     except Exception as error:
         failed = undone(error, lambda why: put_back(claimed, settings_text, why, host, layout, report))
         if state.proved is None and isinstance(failed, InstallError):
@@ -263,7 +304,8 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
         raise failed from error
     show(Deployed(want, tuple(changes), new_key, first=state.proved is None))
     if not remembered.key_shown:
-        save_state(host, layout, dataclasses.replace(remembered, key_shown=True))
+        shown = partial(dataclasses.replace, key_shown=True)
+        keyring.update(remembered, shown, host, layout, report)
 
 
 def _for_a_first_deploy(hint: str) -> str:
@@ -306,8 +348,26 @@ def space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
 # Remembering
 
 
-def _claim(state: State, want: Wanted, changes: list[Change], host: Host, verb: str) -> State:
+def _claim(
+    state: State, want: Wanted, changes: list[Change], host: Host, verb: str, report: Report, *, key_shown: bool
+) -> State:
     """Write down what is about to become ours, before it does: a receipt written last would be lost with us."""
+    claim = partial(_claimed, want=want, changes=changes, host=host, verb=verb, key_shown=key_shown)
+    return keyring.update(state, claim, host, want.layout, report)
+
+
+def _check_shared(want: Wanted, changes: list[Change], host: Host) -> None:
+    """What several services share was there when this was planned, or is among the changes."""
+
+    def what(change: Change) -> tuple[object, ...]:
+        return type(change), change.model.path if isinstance(change, models.Download) else getattr(change, "path", None)
+
+    planned = {what(change) for change in changes}
+    if any(what(change) not in planned for step in (steps.engine, steps.weights) for change in step(want, host)):
+        raise Refused(tr("what this service needs was removed meanwhile"), tr("run the same command again"))
+
+
+def _claimed(state: State, want: Wanted, changes: list[Change], host: Host, verb: str, key_shown: bool) -> State:
     layout, owned = want.layout, dict(state.owned)
     for change in changes:
         if isinstance(change, Write) and ownership.is_claimed(change.path, layout):
@@ -319,24 +379,31 @@ def _claim(state: State, want: Wanted, changes: list[Change], host: Host, verb: 
     for shared in render.shared_units().keys() & owned_on(host).keys():
         owned.setdefault(str(shared), (text_digest(host.read(shared) or ""),))
     owns_user = state.owns_user or not steps.has_user(host, layout.user)
-    model = str(want.target.model.path)
-    claimed = dataclasses.replace(state, owned=owned, owns_user=owns_user, pending=verb, pending_model=model)
-    save_state(host, layout, claimed)
-    return claimed
+    return dataclasses.replace(
+        state, owned=owned, owns_user=owns_user, key_shown=key_shown, pending=verb,
+        pending_model=str(want.target.model.path), pending_engine=want.target.engine.id,
+    )  # fmt: skip
 
 
-def _remember(state: State, target: Target, host: Host, layout: Layout, outcome: str) -> State:
-    """The change is over: of each file only one text is ours, the one that is there."""
-    owned = {path: _ours_now(path, digests, host, layout) for path, digests in state.owned.items()}
-    history = (*state.history, event(state.pending or "deploy", outcome))
-    previous = state.previous
-    if state.proved and _generation(state.proved, layout) != _generation(target, layout):
-        previous = state.proved
-    remembered = dataclasses.replace(
-        state, owned=owned, proved=target, previous=previous, pending=None, pending_model=None, history=history
-    )
-    save_state(host, layout, remembered)
-    return remembered
+def _remember(
+    state: State, target: Target, host: Host, layout: Layout, outcome: str, report: Report,
+    measured: Calibration | None = None,
+) -> State:  # fmt: skip
+    """The change is over: of each file only one text is ours, the one that is there; of the keys, those in the unit."""
+
+    def over(now: State) -> State:
+        owned = {path: _ours_now(path, digests, host, layout) for path, digests in now.owned.items()}
+        history = (*now.history, event(now.pending or "deploy", outcome))
+        proved = dataclasses.replace(target, keys=keyring.held_in_unit(host, layout) or target.keys)
+        previous = now.previous
+        if now.proved and _generation(now.proved, layout) != _generation(target, layout):
+            previous = now.proved
+        return dataclasses.replace(
+            now, owned=owned, proved=proved, previous=previous, pending=None, pending_model=None, pending_engine=None,
+            calibration=measured or now.calibration, history=history,
+        )  # fmt: skip
+
+    return keyring.update(state, over, host, layout, report)
 
 
 def _ours_now(path: str, digests: tuple[str, ...], host: Host, layout: Layout) -> tuple[str, ...]:
@@ -354,7 +421,7 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
     """Converge forwards to what was proved last; with nothing proved yet, take everything away but the downloads."""
     report.warn(tr("{summary}; putting the host back as it was", summary=summary))
     if state.proved is None:
-        apply(steps.removal(layout, state, host, weights=False, engine=False), host, report)
+        _take_away(state, host, layout, report)
         if state.former:
             return tr(
                 "{unit} is back as it was; the engine and the weights stay for the next try", unit=state.former.unit
@@ -363,22 +430,28 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
     # Converging would give back the values, but not every byte.
     if settings_text is not None and host.read(layout.settings_file) != settings_text:
         host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
-    _converge_back(state, state.proved, host, layout, report, f"undone: {english(summary)}")
+    _converge_back(state, host, layout, report, f"undone: {english(summary)}")
     if (state.pending or "").startswith("set-context"):
         return tr("the service is back at {context}", context=state.proved.settings.max_model_len or "auto")
     return tr("{unit} is back as it was", unit=layout.unit_name)
 
 
-def _converge_back(state: State, proved: Target, host: Host, layout: Layout, report: Report, outcome: str) -> State:
+def _converge_back(state: State, host: Host, layout: Layout, report: Report, outcome: str) -> State:
+    """To what was proved, with the keys that it has now: one may have been revoked meanwhile."""
+    state = load_state(host, layout) or state
+    proved = state.proved
+    assert proved is not None, "there is something to converge to"
     want = _with_probe_key(proved, host, layout)
-    changes = steps.plan(want, host)
-    if all(isinstance(change, models.Download) for change in changes):
-        changes = []  # weights that went bad under a running service are no reason to touch it
-    due = [_keeping_edits(change, want, state, host) for change in changes]
-    state = _claim(state, want, changes, host, state.pending or "deploy")
+    verb = state.pending or "deploy"
+    with _shared(verb, ANY.shared_lock, report, host):
+        changes = steps.plan(want, host)
+        if all(isinstance(change, models.Download) for change in changes):
+            changes = []  # weights that went bad under a running service are no reason to touch it
+        due = [_keeping_edits(change, want, state, host) for change in changes]
+        state = _claim(state, want, changes, host, verb, report, key_shown=state.key_shown)
     apply(due, host, report)
     prove.serving(want, host, report)
-    return _remember(state, proved, host, layout, outcome)
+    return _remember(state, proved, host, layout, outcome, report)
 
 
 def _keeping_edits(change: Change, want: Wanted, state: State, host: Host) -> Change:

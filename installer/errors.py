@@ -126,7 +126,7 @@ def _explain_os_error(error: OSError) -> InstallError | None:
         return InstallError(
             tr("no permission for {where}", where=where), tr("run the command as root (sudo)"), Exit.REFUSED
         )
-    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG):
         return InstallError(
             tr("{where} is not what it has to be: {reason}", where=where, reason=error.strerror),
             tr("move it away: mv {where} {where}.before", where=where),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,33 @@ INHERITED = (
 )  # fmt: skip
 
 ENDS_WITHIN = 60.0  # seconds that a process which clears up gets for it
+
+
+CHUNK = 256 * 1024
+LONGEST = 64 * 1024 * 1024  # bytes of a file that is read whole
+NOTHING = os.makedev(1, 3)  # /dev/null, to which a masked unit is a link
+
+
+class Busy(Refused):
+    """Somebody else holds the lock."""
+
+
+class Strange(Refused):
+    """Something lies in a file's place that we neither read nor wait for."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            tr("{where} is not what it has to be: {reason}", where=path, reason=why),
+            tr("move it away: mv {where} {where}.before", where=path),
+        )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock, and for how many seconds."""
+
+    command: str
+    seconds: int
 
 
 @dataclass(frozen=True)
@@ -209,9 +240,46 @@ class Host:
     # files
 
     def read(self, path: Path) -> str | None:
+        return self._read(path, 0, None, LONGEST)
+
+    def read_of(self, path: Path, owners: Collection[int], longest: int) -> str | None:
+        """A file in a directory that others may write: the file itself, no link, from one of its owners, and short."""
+        return self._read(path, os.O_NOFOLLOW, owners, longest)
+
+    def _read(self, path: Path, flags: int, owners: Collection[int] | None, longest: int) -> str | None:
+        """Nothing that lies there makes us wait or fill our memory: a pipe, a device, a text without an end."""
         try:
+            handle = os.open(self.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise Strange(path, error.strerror or "") from None
+            raise
+        try:
+            self._check_readable(path, os.fstat(handle), owners)
             # Bytes in, bytes out: neither the locale nor a foreign line end may change a file that is only edited.
-            return self.at(path).read_bytes().decode(errors="surrogateescape")
+            content = bytearray()
+            while chunk := os.read(handle, CHUNK):  # not at once, which would ask for the memory that may be needed
+                content += chunk
+                if len(content) > longest:
+                    raise Strange(path, tr("it is longer than {bytes} bytes", bytes=longest))
+            return content.decode(errors="surrogateescape")
+        finally:
+            os.close(handle)
+
+    @staticmethod
+    def _check_readable(path: Path, found: os.stat_result, owners: Collection[int] | None) -> None:
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found.st_mode) and found.st_rdev != NOTHING:
+            raise Strange(path, tr("it is no regular file"))
+        if owners is not None and found.st_uid not in owners:
+            raise Strange(path, tr("it belongs to the user {uid}", uid=found.st_uid))
+
+    def owner(self, path: Path) -> int | None:
+        try:
+            return self.at(path).lstat().st_uid
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -253,6 +321,25 @@ class Host:
             raise
         self._sync_dir(target.parent)
 
+    def write_into(self, directory: Path, name: str, text: str) -> None:
+        """Replace a file in a directory of another user's, who gets it. What lay there is never followed."""
+        with _opened(self.at(directory)) as parent:
+            theirs = os.fstat(parent)
+            new = f".{name}.{secrets.token_hex(8)}"
+            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    os.fchown(handle, theirs.st_uid, theirs.st_gid)
+                    file.write(text.encode())
+                try:
+                    os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+                except IsADirectoryError:
+                    _remove(parent, name)
+                    os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
+            except BaseException:
+                _is_unlinked(parent, new)
+                raise
+
     def make_dir(self, path: Path, mode: int = 0o755) -> list[Path]:
         """Create a directory and its parents, independent of the caller's umask; says which were missing."""
         missing = [p for p in (path, *path.parents) if not self.at(p).is_dir()]
@@ -261,13 +348,21 @@ class Host:
             self.at(directory).chmod(mode if directory == path else 0o755)
         return missing
 
+    def set_mode(self, path: Path, mode: int) -> None:
+        self.at(path).chmod(mode)
+
+    def keep_others_from_writing(self, tree: Path) -> None:
+        for _, directories, files, handle in os.fwalk(self.at(tree)):
+            for name in (*directories, *files):
+                found = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                if found.st_mode & 0o022 and not stat.S_ISLNK(found.st_mode):
+                    os.chmod(name, stat.S_IMODE(found.st_mode) & ~0o022, dir_fd=handle)
+
     def remove(self, path: Path) -> None:
-        """Remove a file, a link or a whole tree; absent is fine."""
-        target = self.at(path)
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+        """Remove a file, a link or a whole tree, however deep and whoever made it; absent is fine."""
+        if self.exists(path):
+            with _opened(self.at(path.parent), follow=True) as parent:
+                _remove(parent, path.name)
 
     def remove_empty_dir(self, path: Path) -> None:
         with contextlib.suppress(OSError):
@@ -284,25 +379,117 @@ class Host:
     # one change at a time
 
     @contextmanager
-    def lock(self, path: Path, command: str) -> Iterator[None]:
-        """Hold the host's one lock, or say who does."""
-        target = self.at(path)
-        self.make_dir(path.parent)
+    def lock(self, path: Path, command: str, busy: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hold a lock, or say who does; `busy` is told who, and then it is waited for.
+
+        Whoever can open a file can hold a lock on it for ever, so only root can open this one. Who holds it stands
+        beside it, for all to read.
+        """
+        note = path.with_name(f"{path.name}.now")
+        with self._only_for_root(path, command) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = (self.read(note) or "").strip() or tr("another process")
+                if busy is None:
+                    raise Busy(
+                        tr("another change is under way: {holder}", holder=holder),
+                        tr("wait until it ends, then run the command again"),
+                    ) from None
+                busy(holder)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            self.write(note, f"{command} (pid {os.getpid()})\n")
+            try:
+                yield
+            finally:
+                self.remove(note)
+
+    @contextmanager
+    def _only_for_root(self, path: Path, command: str) -> Iterator[int]:
         try:
-            held = target.open("a+")
+            self.make_dir(path.parent)
+            handle = os.open(self.at(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except PermissionError:
             raise Refused(tr("only root can change what this host serves"), f"sudo {command}") from None
-        with held as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or tr("another process")
-                raise Refused(
-                    tr("another change is under way on this host: {holder}", holder=holder),
-                    tr("wait until it ends, then run the command again"),
-                ) from None
-            file.truncate(0)
-            file.write(f"{command} (pid {os.getpid()})\n")
-            file.flush()
-            yield
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+    def lock_holder(self, path: Path) -> Holder | None:
+        """Who holds a lock now. It is looked at from beside, as the kernel lists it: to try it is to hold it."""
+        note = path.with_name(f"{path.name}.now")
+        try:
+            found, since = self.at(path).stat(), self.at(note).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        locks = Path("/proc/locks").read_text().splitlines()
+        if not any(device in line.split() for line in locks):
+            return None
+        return Holder((self.read(note) or "").strip(), max(0, int(time.time() - since)))
+
+
+# Removing what others may have made: by open directories, never by a path, and flat, whatever its depth
+
+
+BATCH = 10_000
+
+
+def _remove(parent: int, name: str) -> None:
+    """What lies in directories of a directory is moved up into it and then removed: three are open at any depth."""
+    if _is_unlinked(parent, name):
+        return
+    with _opened(name, parent) as top:
+        fresh = itertools.count()
+        for entry in _entries(top):
+            if not _is_unlinked(top, entry):
+                with _opened(entry, top) as below:
+                    for further in _entries(below):
+                        if not _is_unlinked(below, further):
+                            _move_up(below, further, top, fresh)
+                os.rmdir(entry, dir_fd=top)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _entries(directory: int) -> Iterator[str]:
+    """Until none is left, files before directories: what says that a tree is whole goes first."""
+    while True:
+        with os.scandir(directory) as found:
+            batch = sorted(itertools.islice(found, BATCH), key=lambda entry: entry.is_dir(follow_symlinks=False))
+        if not batch:
+            return
+        yield from (entry.name for entry in batch)
+
+
+def _is_unlinked(directory: int, name: str) -> bool:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except IsADirectoryError:
+        return False
+    except FileNotFoundError:
+        pass  # somebody else took it away just now
+    return True
+
+
+def _move_up(below: int, name: str, top: int, fresh: Iterator[int]) -> None:
+    for number in fresh:
+        try:
+            os.rename(name, f".{number}", src_dir_fd=below, dst_dir_fd=top)
+        except (FileExistsError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                continue
+            raise
+        return
+
+
+@contextmanager
+def _opened(name: str | Path, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    handle = os.open(name, flags, dir_fd=parent)
+    try:
+        yield handle
+    finally:
+        os.close(handle)

@@ -154,12 +154,17 @@ def revoke(held: Iterable[Key], name: str, now: str) -> tuple[Key, ...]:
     if name not in names:
         raise UsageError(tr("there is no key named {name!r}", name=name), tr("keys: {names}", names=", ".join(names)))
     left = tuple(key for key in held if key.name != name)
-    if not any(key.name != PROBE and key.role != "metrics" and not is_expired(key, now) for key in left):
+    if not may_ask(key for key in left if not is_expired(key, now)):
         raise UsageError(
             tr("{name!r} is the last key that can ask the model; without it nobody could", name=name),
             tr("rotate it instead: vllm-install set-apikey"),
         )
     return left
+
+
+def may_ask(held: Iterable[Key]) -> bool:
+    """Whether any of these keys can ask the model."""
+    return any(key.name != PROBE and key.role != "metrics" for key in held)
 
 
 def check_name(name: str) -> str:

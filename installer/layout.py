@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+LOCKS = Path("/run/vllm-install")
 STATES = Path("/var/lib/vllm-install")  # below it, one directory for each service
 
 
@@ -64,6 +65,16 @@ class Layout:
     def run_dir(self) -> Path:
         return Path("/run") / self.service
 
+    @property
+    def change_lock(self) -> Path:
+        """Held by a change of the service from its beginning to its proof, which may take minutes."""
+        return LOCKS / f"{self.service}.change"
+
+    @property
+    def keys_lock(self) -> Path:
+        """Held for a moment by whoever writes the unit or the record: a key can be revoked while a change runs."""
+        return LOCKS / f"{self.service}.keys"
+
     # shared by all services on the host
     @property
     def opt(self) -> Path:
@@ -91,5 +102,11 @@ class Layout:
         return Path("/var/cache/vllm-install/builtin")
 
     @property
-    def lock(self) -> Path:
-        return Path("/run/vllm-install.lock")
+    def shared_lock(self) -> Path:
+        """Held while something is changed or claimed that several services use."""
+        return LOCKS / "shared"
+
+    @property
+    def engines_lock(self) -> Path:
+        """Held while an engine is built."""
+        return LOCKS / "engines"

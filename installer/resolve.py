@@ -15,6 +15,7 @@ from installer.checks.facts import Facts, Interpreter
 from installer.engine import engines
 from installer.errors import Refused
 from installer.host import Host
+from installer.keyring import unit_keys
 from installer.language import tr
 from installer.layout import Layout
 from installer.model import formats, model_about, profiles, trust
@@ -23,7 +24,7 @@ from installer.model.profiles import Profile
 from installer.report import Report
 from installer.settings import Settings
 from installer.state import State
-from installer.steps import Wanted, unit_keys
+from installer.steps import Wanted
 from installer.target import Target
 from installer.weights import models
 

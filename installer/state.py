@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 from installer import keys
 from installer.adoption.former import Former
 from installer.engine.engines import Engine
-from installer.errors import InstallError, Refused, UsageError
-from installer.host import Host
+from installer.errors import Refused, UsageError
+from installer.host import Host, Strange
 from installer.language import tr
 from installer.layout import STATES, Layout
 from installer.memory.vllm_log import Calibration
@@ -27,6 +28,7 @@ from installer.target import Target
 from installer.weights.models import Model
 
 VERSION = 1
+LONGEST = 4 * 1024 * 1024  # bytes of a record; a real one has some ten thousand
 HISTORY = 20
 
 
@@ -36,6 +38,18 @@ class Event:
     who: str
     what: str
     outcome: str
+
+
+class Damaged(Refused):
+    """The record of a service cannot be read; what is not about that service goes on without it."""
+
+
+@dataclass(frozen=True)
+class Rekeying:
+    """A change of keys that has not finished: what it is, and the unit's keys before it."""
+
+    what: str
+    before: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -49,49 +63,91 @@ class State:
     calibration: Calibration | None = None  # what vLLM measured when `proved` was proved
     pending: str | None = None  # the command that has not finished, if one was cut off
     pending_model: str | None = None  # the path of the model that it works towards
+    pending_engine: str | None = None  # the id of the engine that it works towards
+    rekeying: Rekeying | None = None
     key_shown: bool = False
     former: Former | None = None  # the unit that the service was adopted from
     history: tuple[Event, ...] = ()
 
+    @property
+    def engines(self) -> set[str]:
+        """The ids of those that it runs, could roll back to, or works towards."""
+        found = {target.engine.id for target in (self.proved, self.previous) if target}
+        return found | ({self.pending_engine} if self.pending_engine else set())
+
+    @property
+    def unfinished(self) -> str | None:
+        """The command that was cut off, if nobody is at it now."""
+        return self.pending or (self.rekeying.what if self.rekeying else None)
+
 
 def load_state(host: Host, layout: Layout) -> State | None:
-    text = host.read(layout.state_file)
-    if text is None:
-        return None
+    """The record, from a file that only root can have written; whatever else lies there is Damaged."""
     try:
-        data = json.loads(text)
-        if data["version"] != VERSION:
-            what = tr(
-                "{path} was written by another version of vllm-install (format {format})",
-                path=layout.state_file, format=data["version"],
-            )  # fmt: skip
-            raise InstallError(what, tr("install the newer version of vllm-install again"))
-        return State(
-            service=data["service"],
-            owned={path: tuple(digests) for path, digests in data["owned"].items()},
-            owns_user=data["owns_user"],
-            proved=_target(data["proved"], layout.service) if data["proved"] else None,
-            previous=_target(data["previous"], layout.service) if data["previous"] else None,
-            calibration=Calibration(**data["calibration"]) if data["calibration"] else None,
-            pending=data["pending"],
-            pending_model=data.get("pending_model"),
-            key_shown=data["key_shown"],
-            former=_former(data["former"]) if data.get("former") else None,
-            history=tuple(Event(**event) for event in data["history"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise InstallError(
-            tr(
-                "{path} cannot be read: {kind}: {error}",
-                path=layout.state_file,
-                kind=type(error).__name__,
-                error=error,
-            ),
-            tr(
-                "move it away and run deploy again, which names what else is in its way: mv {path} /root/",
-                path=layout.state_file,
-            ),
-        ) from None
+        text = host.read_of(layout.state_file, (0, os.geteuid()), LONGEST)
+        return None if text is None else _state(json.loads(text), layout)
+    except Damaged:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        reason = tr("{what}: {why}", what=type(error).__name__, why=error)
+    except Strange as error:
+        reason = error.message
+    except IsADirectoryError as error:
+        reason = error.strerror or ""
+    raise Damaged(
+        tr("{path} cannot be read: {reason}", path=layout.state_file, reason=reason),
+        tr(
+            "move it away and run deploy again, which names what else is in its way: mv {path} /root/",
+            path=layout.state_file,
+        ),
+    )
+
+
+def _state(data: dict[str, Any], layout: Layout) -> State:
+    if data["version"] != VERSION:
+        what = tr(
+            "{path} was written by another version of vllm-install (format {format})",
+            path=layout.state_file, format=data["version"],
+        )  # fmt: skip
+        raise Damaged(what, tr("install the newer version of vllm-install again"))
+    return State(
+        service=data["service"],
+        owned={path: tuple(digests) for path, digests in data["owned"].items()},
+        owns_user=data["owns_user"],
+        proved=_target(data["proved"], layout.service) if data["proved"] else None,
+        previous=_target(data["previous"], layout.service) if data["previous"] else None,
+        calibration=Calibration(**data["calibration"]) if data["calibration"] else None,
+        pending=data["pending"],
+        pending_model=data.get("pending_model"),
+        pending_engine=data.get("pending_engine"),
+        rekeying=_rekeying(data["rekeying"]) if data.get("rekeying") else None,
+        key_shown=data["key_shown"],
+        former=_former(data["former"]) if data.get("former") else None,
+        history=tuple(Event(**event) for event in data["history"]),
+    )
+
+
+def readable_state(host: Host, layout: Layout) -> State | None:
+    """What is known of a service by what is about another one."""
+    try:
+        return load_state(host, layout)
+    except Damaged:
+        return None
+
+
+def readable_states(host: Host, of: Iterable[Layout]) -> list[State] | None:
+    """Of several services; None where the record of one cannot be read, so that nobody knows what it needs."""
+    try:
+        found = [load_state(host, layout) for layout in of]
+    except Damaged:
+        return None
+    return [state for state in found if state]
+
+
+def check_records(host: Host) -> None:
+    """Refuse what takes away what nobody needs while nobody knows who needs what."""
+    for service in services(host):
+        load_state(host, Layout(service))
 
 
 def managed(host: Host, layout: Layout) -> State:
@@ -117,6 +173,8 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
         "calibration": state.calibration.to_json() if state.calibration else None,
         "pending": state.pending,
         "pending_model": state.pending_model,
+        "pending_engine": state.pending_engine,
+        "rekeying": dataclasses.asdict(state.rekeying) if state.rekeying else None,
         "key_shown": state.key_shown,
         "former": state.former.to_json() if state.former else None,
         "history": [dataclasses.asdict(event) for event in state.history[-HISTORY:]],
@@ -160,7 +218,7 @@ def owned_on(host: Host) -> dict[Path, set[str]]:
     """Every file that is ours on this host, with what we may have written there; some belong to several services."""
     owned: dict[Path, set[str]] = {}
     for service in services(host):
-        state = load_state(host, Layout(service))
+        state = readable_state(host, Layout(service))
         for path, digests in state.owned.items() if state else ():
             owned.setdefault(Path(path), set()).update(digests)
     return owned
@@ -175,6 +233,10 @@ def _target_data(target: Target) -> dict[str, object]:
         # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
         "keys": [dataclasses.replace(key, plain=None).argument for key in target.keys],
     }
+
+
+def _rekeying(data: dict[str, Any]) -> Rekeying:
+    return Rekeying(data["what"], tuple(data["before"]))
 
 
 def _former(data: dict[str, Any]) -> Former:

@@ -12,12 +12,14 @@ from installer.airgap.bundle_file import Bundle
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.engine import engines
 from installer.host import Host
-from installer.keys import PROBE, Key, parse
+from installer.keyring import live_keys, write_unit
+from installer.keys import PROBE
 from installer.language import tr
 from installer.layout import STATES, Layout
-from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, shared_units
+from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, runtime_dir, shared_units
+from installer.report import Report
 from installer.settings_file import wanted
-from installer.state import State, ejected, load_state, services
+from installer.state import State, ejected, readable_states, services
 from installer.target import Target
 from installer.weights import inventory, models
 
@@ -124,16 +126,9 @@ def running_process(host: Host, layout: Layout) -> Process | None:
         return None
     environment = host.read(Path(f"/proc/{pid}/environ")) or ""
     variables = dict(pair.partition("=")[::2] for pair in environment.split("\0"))
-    live = host.read(layout.run_dir / "keys") or ""
-    keys = frozenset((line.split()[0], line.split()[2]) for line in live.splitlines() if len(line.split()) >= 3)
-    return Process(pid, variables.get(DIGEST_VARIABLE, ""), keys, shown["ActiveState"] != "activating")
-
-
-def unit_keys(host: Host, layout: Layout) -> list[Key]:
-    """The keys in the unit, which is their one source of truth."""
-    words = exec_line(host.read(layout.unit) or "")
-    words = words[: words.index("--")] if "--" in words else words
-    return [parse(value) for flag, value in zip(words, words[1:], strict=False) if flag == "--api-key"]
+    return Process(
+        pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, layout), shown["ActiveState"] != "activating"
+    )
 
 
 def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:
@@ -154,13 +149,21 @@ def has_user(host: Host, name: str) -> bool:
 def _files(want: Wanted, host: Host, only: list[Path]) -> Iterator[Change]:
     files = render(want.target, want.layout)
     for path in only:
-        secret = path == want.layout.unit and any(key.plain for key in want.target.keys)
-        yield from _write(host, path, files[path].text, files[path].mode, secret=secret)
+        text, mode = files[path].text, files[path].mode
+        if path != want.layout.unit:
+            yield from _write(host, path, text, mode)
+        elif _differs(host, path, text, mode):
+            secret = any(key.plain for key in want.target.keys)
+            yield write_unit(path, text, mode, want.layout, host, secret=secret)
 
 
 def _write(host: Host, path: Path, text: str, mode: int, *, secret: bool = False) -> Iterator[Change]:
-    if host.read(path) != text or host.mode(path) != mode:
+    if _differs(host, path, text, mode):
         yield Write(path, text, mode, secret)
+
+
+def _differs(host: Host, path: Path, text: str, mode: int) -> bool:
+    return host.read(path) != text or host.mode(path) != mode
 
 
 # Taking everything away again
@@ -176,8 +179,10 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     if host.exists(layout.unit) and layout.unit not in kept:
         yield Run(("systemctl", "disable", "--now", layout.unit_name), tr("stop the service"))
     for path in (Path(name) for name in state.owned):
-        if host.exists(path) and path not in kept and (path not in shared or not (others or let_go)):
+        if path not in shared and path not in kept and host.exists(path):
             yield Remove(path)
+        elif path in shared and host.exists(path) and not (others or let_go):
+            yield RemoveUnused(path, without=layout.service)
     if before:
         yield from former.put_back(before, host, layout)
     if host.exists(layout.drop_ins):
@@ -194,10 +199,10 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     if host.exists(layout.cache_dir):
         yield Remove(layout.cache_dir)
     if engine:
-        yield from unused_programs(layout, others, host)
+        yield from unused_programs(layout, others, host, without=layout.service)
         yield from (Remove(parent, only_if_empty=True) for parent in (layout.engines, layout.runtimes))
         if not (others or let_go) and host.exists(layout.wheel_cache):
-            yield Remove(layout.wheel_cache)  # it goes with the last service
+            yield RemoveUnused(layout.wheel_cache, without=layout.service)  # it goes with the last service
     if weights:
         yield from _unused_weights(layout, state, others, host)
     yield Remove(layout.state_dir)
@@ -205,17 +210,40 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
         yield Remove(directory, only_if_empty=True)
 
 
-def unused_programs(layout: Layout, services: list[Layout], host: Host) -> Iterator[Change]:
-    """Engines and runtimes that none of these services, nor an ejected one, starts or could roll back to."""
+@dataclass(frozen=True)
+class RemoveUnused(Remove):
+    """Remove what services share. Whether one needs it is looked at again: another may have claimed it meanwhile."""
+
+    without: str = ""  # a service that is about to go, and needs nothing any more
+
+    def apply(self, host: Host, report: Report) -> None:
+        layout = Layout(self.without or "any")
+        others = [Layout(name) for name in services(host) if name != self.without]
+        if self.path.parent in (layout.engines, layout.runtimes):
+            unused = {change.path for change in unused_programs(layout, others, host)}
+        else:
+            unused = set() if others or ejected(host) else {self.path}
+        if self.path in unused:
+            super().apply(host, report)
+
+
+def unused_programs(layout: Layout, services: list[Layout], host: Host, *, without: str = "") -> Iterator[RemoveUnused]:
+    """Engines and runtimes that none of these services, nor an ejected one, starts or could roll back to.
+
+    Nothing is known to be unused while a service's record cannot be read.
+    """
+    states = readable_states(host, services)
+    if states is None:
+        return
     units = [*(host.read(service.unit) or "" for service in services), *ejected(host).values()]
     used = {Path(word) for text in units for word in exec_line(text)[:2]}
-    for service in services:
-        if state := load_state(host, service):
-            used |= {layout.engines / target.engine.id / "any" for target in (state.proved, state.previous) if target}
+    for state in states:
+        used |= {layout.engines / engine / "any" for engine in state.engines}
+        used |= {runtime_dir(layout) / "any"} if state.pending else set()
     for parent in (layout.engines, layout.runtimes):
         for path in host.children(parent):
             if not any(path in program.parents for program in used):
-                yield Remove(path)
+                yield RemoveUnused(path, without=without)
 
 
 def _unused_weights(layout: Layout, state: State, others: list[Layout], host: Host) -> Iterator[Change]:

@@ -222,6 +222,22 @@ def test_any_user_can_read_it_whatever_the_umask(host: Host, settings: Settings)
         assert path.stat().st_mode & needed == needed, path
 
 
+def test_nobody_else_can_write_into_it_or_hold_a_lock_of_uvs(host: Host, settings: Settings) -> None:
+    change = install(host, settings)
+    for path in [host.at(change.path), *host.at(change.path).rglob("*")]:
+        assert path.is_symlink() or not path.stat().st_mode & 0o022, path
+    assert list(host.at(change.path).rglob("*.lock")) == []
+    assert host.mode(change.layout.wheel_cache) == 0o700
+
+
+def test_an_engine_that_somebody_else_built_meanwhile_is_left_alone(host: Host, settings: Settings) -> None:
+    change = install(host, settings)
+    mine = host.at(change.path / "bin/mine")
+    mine.touch()
+    change.apply(host, Report())
+    assert mine.exists()
+
+
 def test_what_a_start_imports_is_compiled(host: Host, settings: Settings) -> None:
     site = packages(host, install(host, settings))
     sources = list(site.glob("vllm/**/*.py"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from installer.errors import CommandFailed, InstallError, Refused
-from installer.host import Host
+from installer.errors import CommandFailed, InstallError
+from installer.host import BATCH, Busy, Host, Strange
 
 REPO = Path(__file__).resolve().parent.parent
 FILE = Path("/etc/app/app.conf")
@@ -247,20 +249,176 @@ def test_systemctl_works_on_the_root_alone(host: Host) -> None:
 # The lock
 
 
+LOCK = Path("/run/app/app.change")
+
+
 def test_the_lock_is_held_by_one_and_says_by_whom(host: Host) -> None:
-    lock = Path("/run/app.lock")
-    with host.lock(lock, "app deploy"), pytest.raises(Refused) as caught, host.lock(lock, "app other"):
+    with host.lock(LOCK, "app deploy"), pytest.raises(Busy) as caught, host.lock(LOCK, "app other"):
         pass
     assert f"app deploy (pid {os.getpid()})" in caught.value.message
-    with host.lock(lock, "app again"):
-        assert host.read(lock) == f"app again (pid {os.getpid()})\n"
+    assert host.lock_holder(LOCK) is None
+    with host.lock(LOCK, "app again"):
+        holder = host.lock_holder(LOCK)
+        assert holder is not None
+        assert holder.command == f"app again (pid {os.getpid()})"
+    assert host.lock_holder(LOCK) is None
+
+
+def hold(host: Host, end: str) -> subprocess.Popen[str]:
+    """A process that holds the lock, and then does what `end` says."""
+    script = (
+        "import os, signal; from pathlib import Path; from installer.host import Host\n"
+        f"with Host(Path({str(host.root)!r})).lock(Path({str(LOCK)!r}), 'x'): print(flush=True); {end}"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPO, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 def test_the_lock_ends_with_its_holder(host: Host) -> None:
-    script = (
-        "import os, signal; from pathlib import Path; from installer.host import Host\n"
-        f"with Host(Path({str(host.root)!r})).lock(Path('/run/app.lock'), 'x'): os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", script], cwd=REPO, check=False).returncode == -signal.SIGKILL
-    with host.lock(Path("/run/app.lock"), "next"):
+    with hold(host, "os.kill(os.getpid(), signal.SIGKILL)") as process:
+        assert process.wait() == -signal.SIGKILL
+    assert host.lock_holder(LOCK) is None, "a note that a killed process left is nobody's"
+    with host.lock(LOCK, "next"):
         pass
+
+
+def test_a_lock_that_is_waited_for_is_given_when_it_is_free(host: Host) -> None:
+    holders = []
+    with hold(host, "input()") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def release(holder: str) -> None:
+            holders.append(holder)
+            process.communicate("\n")
+
+        with host.lock(LOCK, "mine", release):
+            assert host.lock_holder(LOCK) is not None
+    assert holders == [f"x (pid {process.pid})"]
+
+
+@pytest.mark.root
+def test_nobody_but_root_can_hold_the_lock_and_all_can_see_who_does() -> None:
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
+    before = os.umask(0)
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            os.chmod(root, 0o755)
+            host = Host(Path(root))
+            with host.lock(LOCK, "app deploy"):
+                hold = [*nobody, "flock", "-n", host.at(LOCK), "true"]
+                held = subprocess.run(hold, check=False, capture_output=True)
+                look = [*nobody, "cat", host.at(LOCK.with_name("app.change.now"))]
+                seen = subprocess.run(look, check=False, capture_output=True, text=True)
+            modes = host.mode(LOCK), host.mode(LOCK.parent)
+    finally:
+        os.umask(before)
+    assert b"ermission denied" in held.stderr
+    assert seen.stdout == f"app deploy (pid {os.getpid()})\n"
+    assert modes == (0o600, 0o755)
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(host: Host) -> None:
+    host.make_dir(LOCK.parent)
+    host.at(LOCK).symlink_to(host.root / "elsewhere")
+    with pytest.raises(OSError, match="Too many levels"), host.lock(LOCK, "x"):
+        pass
+    assert not (host.root / "elsewhere").exists()
+
+
+# What others may write
+
+
+def planted(kind: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        here = os.open(path.parent, os.O_RDONLY)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"/proc/self/fd/{here}/{path.name}")
+        os.close(here)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(path.with_name("secret"))
+        path.with_name("secret").write_text("root's\n")
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "endless":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+
+
+KINDS = ("pipe", "socket", "directory", "link", "loop", "device", "endless")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_others_put_in_a_files_place_is_neither_followed_nor_waited_for(host: Host, kind: str) -> None:
+    planted(kind, host.at(FILE))
+    with pytest.raises((Strange, IsADirectoryError)):
+        host.read_of(FILE, (os.getuid(),), 1000)
+    if kind == "link":
+        assert host.read(FILE) == "root's\n"  # where only root writes, a link is somebody's wish
+    else:
+        with pytest.raises((Strange, IsADirectoryError)):
+            host.read(FILE)
+
+
+def test_a_file_of_another_owner_is_none(host: Host) -> None:
+    host.write(FILE, "x")
+    assert host.read_of(FILE, (os.getuid(),), 1) == "x"
+    for owners, longest in (((os.getuid() + 1,), 10), ((), 10), ((os.getuid(),), 0)):
+        with pytest.raises(Strange):
+            host.read_of(FILE, owners, longest)
+    assert host.read_of(FILE.with_name("absent"), (), 1) is None
+
+
+def test_a_masked_unit_reads_as_empty(host: Host) -> None:
+    host.make_dir(FILE.parent)
+    host.at(FILE).symlink_to("/dev/null")
+    assert host.read(FILE) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_lies_there_is_replaced(host: Host, kind: str) -> None:
+    planted(kind, host.at(FILE))
+    secret = host.at(FILE).with_name("secret")
+    host.write_into(FILE.parent, FILE.name, "mine\n")
+    assert host.read_of(FILE, (os.getuid(),), 10) == "mine\n"
+    assert host.mode(FILE) == 0o600
+    assert not secret.exists() or secret.read_text() == "root's\n"
+    assert {path.name for path in host.children(FILE.parent)} <= {FILE.name, "secret"}
+
+
+def test_a_tree_of_any_depth_goes_and_nothing_beside_it(host: Host) -> None:
+    """Deeper than a path can be long, than Python can recurse and than a process may have open files."""
+    theirs = host.root / "theirs"
+    theirs.mkdir()
+    (theirs / "kept").touch()
+    (host.root / "tree").mkdir()
+    here = os.open(host.root / "tree", os.O_RDONLY)
+    for depth in range(3000):
+        os.mkdir("d" * 200, dir_fd=here)
+        os.symlink(theirs, "link", dir_fd=here)
+        os.close(os.open(f"file{depth}", os.O_CREAT, dir_fd=here))
+        os.mkdir(f".{depth}", dir_fd=here)  # names that a removal might choose itself
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    host.remove(Path("/tree"))
+    assert {path.name for path in host.children(Path("/"))} == {"theirs"}
+    assert (theirs / "kept").exists()
+
+
+def test_a_directory_of_many_entries_goes(host: Host) -> None:
+    (host.root / "tree/sub").mkdir(parents=True)
+    for number in range(BATCH + 10):
+        (host.root / f"tree/sub/{number}").touch()
+    host.remove(Path("/tree"))
+    assert not host.exists(Path("/tree"))

@@ -12,15 +12,31 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from installer import keys
-from installer.errors import InstallError
+from installer import deploy, keys, steps
+from installer.errors import Exit, InstallError
 from installer.host import Host
 from installer.layout import Layout
 from installer.model.profiles import Profile
 from installer.settings import Settings
-from installer.state import HISTORY, Event, State, event, load_state, owned_on, save_state, services, text_digest
+from installer.state import (
+    HISTORY,
+    Damaged,
+    Event,
+    Rekeying,
+    State,
+    event,
+    load_state,
+    owned_on,
+    readable_state,
+    readable_states,
+    save_state,
+    services,
+    text_digest,
+)
+from installer.weights import inventory
 from tests.samples import any_settings
 from tests.targets import KEYS, target
+from tests.test_host import KINDS, planted
 
 LAYOUT = Layout("qwen3vl")
 
@@ -37,6 +53,8 @@ def state(**changed: object) -> State:
         owns_user=True,
         proved=target(),
         pending="deploy",
+        pending_engine="0123",
+        rekeying=Rekeying("set-apikey default", (KEYS[0].argument,)),
         key_shown=True,
         history=(event("deploy", "proved"), Event("2026-01-02T03:04:05Z", "ana", "set-context", "undone: too large")),
     )
@@ -94,16 +112,53 @@ def test_the_history_is_bounded(host: Host) -> None:
     assert loaded.history == long[-HISTORY:]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", "3", '"x"', "{}", '{"version": 1}', "\x00\udcff", '{"version": 1, "owned": []}'],
-)
+DAMAGED = {
+    "empty": "", "cut off": "{", "a list": "[]", "null": "null", "a number": "3", "a text": '"x"', "no version": "{}",
+    "no fields": '{"version": 1}', "no text": "\x00\udcff", "other types": '{"version": 1, "owned": []}',
+    "nested": "[" * 200_000, "nested objects": '{"a":' * 200_000, "a long number": '{"version": ' + "9" * 9000 + "}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_named_with_a_way_out(host: Host, text: str) -> None:
     host.write(LAYOUT.state_file, text)
-    for read in (lambda: load_state(host, LAYOUT), lambda: owned_on(host)):
-        with pytest.raises(InstallError, match=f"{LAYOUT.state_file} cannot be read") as caught:
-            read()
-        assert "mv " in caught.value.hint
+    with pytest.raises(Damaged, match=f"{LAYOUT.state_file} cannot be read") as caught:
+        load_state(host, LAYOUT)
+    assert "mv " in caught.value.hint
+    assert caught.value.exit_code == Exit.REFUSED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_lies_in_the_place_of_the_record_is_named(host: Host, kind: str) -> None:
+    planted(kind, host.at(LAYOUT.state_file))
+    with pytest.raises(Damaged, match=f"{LAYOUT.state_file} cannot be read"):
+        load_state(host, LAYOUT)
+    assert services(host) == ["qwen3vl"]
+
+
+@pytest.mark.root
+def test_a_record_that_another_user_wrote_is_none(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    os.chown(host.at(LAYOUT.state_file), 65534, 65534)
+    with pytest.raises(Damaged, match="65534"):
+        load_state(host, LAYOUT)
+
+
+def test_one_damaged_record_keeps_nobody_from_what_is_about_others(host: Host) -> None:
+    save_state(host, Layout("other"), State("other", owned={"/etc/b": ("4",)}, pending_engine="1"))
+    host.write(LAYOUT.state_file, "{")
+    assert owned_on(host) == {Path("/etc/b"): {"4"}}
+    assert readable_state(host, LAYOUT) is None
+    # But what takes away what nobody needs has to know what everybody needs.
+    assert readable_states(host, [Layout("other"), LAYOUT]) is None
+    engine = LAYOUT.engines / "0123"
+    host.make_dir(engine)
+    assert list(steps.unused_programs(LAYOUT, [Layout("other"), LAYOUT], host)) == []
+    for refused in (deploy.plan_prune, inventory.plan_prune):
+        with pytest.raises(Damaged):
+            refused(host)
+    host.remove(LAYOUT.state_dir)
+    assert [change.path for change in steps.unused_programs(LAYOUT, [Layout("other")], host)] == [engine]
 
 
 @pytest.mark.parametrize(

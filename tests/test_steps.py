@@ -13,6 +13,7 @@ from installer.changes import Change, Remove, Restart, Run, Write
 from installer.checks.problem import Problem
 from installer.engine.engines import MARKER, InstallEngine
 from installer.host import Host
+from installer.keyring import WriteUnit
 from installer.keys import Key, digest
 from installer.layout import Layout
 from installer.model import builtin
@@ -71,16 +72,16 @@ def apply(changes: Iterable[Change], host: Host) -> None:
 def record(want: Wanted, changes: list[Change], host: Host) -> State:
     """Apply as deploy does: claim, change, remember."""
     before = load_state(host, want.layout) or State(want.layout.service)
-    state = deploy._claim(before, want, changes, host, "deploy")
+    state = deploy._claim(before, want, changes, host, "deploy", Report(), key_shown=True)
     apply(changes, host)
-    deploy._remember(state, want.target, host, want.layout, "proved")
+    deploy._remember(state, want.target, host, want.layout, "proved", Report())
     remembered = load_state(host, want.layout)
     assert remembered is not None
     return remembered
 
 
 def tree(host: Host) -> dict[str, str]:
-    entries = sorted(host.root.rglob("*"))
+    entries = sorted(path for path in host.root.rglob("*") if host.root / "run" not in (path, *path.parents))
     return {str(p.relative_to(host.root)): p.read_text() if p.is_file() else "/" for p in entries}
 
 
@@ -106,6 +107,7 @@ def want() -> Wanted:
 def test_a_bare_host_needs_everything_in_this_order(host: Host, want: Wanted) -> None:
     files = {path: Write(path, file.text, file.mode) for path, file in render(want.target, LAYOUT).items()}
     account, unit = files.pop(LAYOUT.sysusers), files.pop(LAYOUT.unit)
+    unit = WriteUnit(unit.path, unit.text, unit.mode, layout=LAYOUT)
     assert list(steps.account(want, host)) == [
         account,
         Run(("systemd-sysusers", str(LAYOUT.sysusers)), "create the user vllm-qwen3vl"),
@@ -263,7 +265,7 @@ def test_keys_in_the_unit_may_be_edited_by_hand(host: Host, want: Wanted) -> Non
 def test_an_older_text_of_ours_is_ours_while_a_change_is_under_way(host: Host, want: Wanted) -> None:
     state = record(want, plan(want, host), host)
     changed = with_settings(want, port=8001)
-    deploy._claim(state, changed, plan(changed, host), host, "deploy")
+    deploy._claim(state, changed, plan(changed, host), host, "deploy", Report(), key_shown=True)
     assert problems(changed, host) == [], "cut off before the unit was written"
     apply(plan(changed, host), host)
     assert problems(want, host) == [], "cut off after it was written"

@@ -163,8 +163,7 @@ def _fetch(resolved: Resolved, host: Host, report: Report) -> None:
     problems = preflight.check_space(deploy.space_needed(changes, want.layout), resolved.facts)
     if problems:
         raise preflight.refuse(problems)
-    with host.lock(want.layout.lock, "vllm-install test"):
-        deploy.apply(changes, host, report)
+    deploy.apply(changes, host, report)
 
 
 # The keeper

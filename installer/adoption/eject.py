@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from installer import ownership, steps
+from installer import keyring, ownership
 from installer.changes import Change, Remove, Run, Write
 from installer.deploy import apply, put_back, settled
 from installer.errors import Refused, undone
@@ -41,32 +41,37 @@ def _is_let_go(host: Host, layout: Layout) -> bool:
 def eject(service: str, host: Host, report: Report) -> list[Change]:
     """The service runs on through all of this; interrupted, any next command undoes it or this one completes it."""
     layout = Layout(service)
-    with host.lock(layout.lock, f"vllm-install eject --service {service}"):
+    with host.lock(layout.change_lock, f"vllm-install eject --service {service}"):
         if _is_let_go(host, layout):
             changes = plan(service, host)
             apply(changes, host, report)
             return changes
-        state = settled(managed(host, layout), host, layout, report)
+        state = settled(host, layout, report)
         if state.proved is None:
             raise Refused(
                 tr("{service} was never proved", service=service),
                 f"vllm-install deploy --service {service}",
             )
-        changes = list(_changes(state, host, layout))
-        owned = dict(state.owned)
-        for change in changes:
-            if isinstance(change, Write):
-                path = str(change.path)
-                fingerprint = ownership.fingerprint(change.text, change.path, layout)
-                owned[path] = (*owned.get(path, ()), fingerprint)
-        claimed = dataclasses.replace(state, owned=owned, pending="eject")
-        save_state(host, layout, claimed)
+        plan(service, host)  # it refuses before anything is written
         settings_text = host.read(layout.settings_file)
         try:
-            apply(changes, host, report)
+            with keyring.locked(host, layout, report):
+                return _let_go(state, host, layout, report)
         except Exception as error:
-            raise undone(error, lambda why: put_back(claimed, settings_text, why, host, layout, report)) from error
-        return changes
+            raise undone(error, lambda why: put_back(state, settings_text, why, host, layout, report)) from error
+
+
+def _let_go(state: State, host: Host, layout: Layout, report: Report) -> list[Change]:
+    changes = list(_changes(state, host, layout))
+    owned = dict(state.owned)
+    for change in changes:
+        if isinstance(change, Write):
+            path = str(change.path)
+            fingerprint = ownership.fingerprint(change.text, change.path, layout)
+            owned[path] = (*owned.get(path, ()), fingerprint)
+    save_state(host, layout, dataclasses.replace(state, owned=owned, pending="eject"))
+    apply(changes, host, report)
+    return changes
 
 
 def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
@@ -77,7 +82,7 @@ def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
             f"vllm-install deploy --service {layout.service}",
         )
     yield Write(layout.ejected_probe_key, host.read(layout.probe_key) or "", 0o600, secret=True)
-    secret = any(key.plain for key in steps.unit_keys(host, layout))
+    secret = any(key.plain for key in keyring.unit_keys(host, layout))
     yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)
     yield Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
     if str(layout.settings_file) in state.owned:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from installer.diagnosis import doctor_files as files
 from installer.diagnosis import doctor_host as below
 from installer.diagnosis import doctor_running as running
-from installer.diagnosis.finding import FAULT, Finding
+from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.engine import engines
 from installer.errors import InstallError
 from installer.language import mark, tr
@@ -65,6 +65,8 @@ class Diagnosis:
 
 def diagnose(scene: Scene) -> Diagnosis:
     found = _run((*CHECKS, *AFTERWARDS, *NOTES), scene)
+    if scene.under_way:
+        return replace(found, findings=tuple(replace(finding, severity=NOTE) for finding in found.findings))
     if [finding.id for finding in found.findings if finding.severity == FAULT] != ["service-failed"]:
         return found
     deeper = _run(((mark("the engine's packages"), _check_import),), scene)
@@ -72,7 +74,9 @@ def diagnose(scene: Scene) -> Diagnosis:
 
 
 def cause(scene: Scene) -> Finding | None:
-    """Why a service does not serve, without the checks that take seconds."""
+    """Why a service does not serve, without the checks that take seconds; none while a change makes it so."""
+    if scene.under_way:
+        return None
     found = _run((*CHECKS, *AFTERWARDS), scene).findings
     return next((finding for finding in found if finding.severity == FAULT), None)
 

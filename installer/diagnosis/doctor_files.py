@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from installer import guessing, keys, settings_file, steps
+from installer import guessing, keyring, keys, settings_file, steps
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.engine.engines import MARKER, is_complete
 from installer.errors import InstallError, UsageError
@@ -318,7 +318,7 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
     unit, now = scene.layout.unit, datetime.now(timezone.utc)
     new = f"sudo vllm-install set-apikey --service {scene.service}"
     try:
-        held = [key for key in steps.unit_keys(scene.host, scene.layout) if key.name != keys.PROBE]
+        held = [key for key in keyring.unit_keys(scene.host, scene.layout) if key.name != keys.PROBE]
     except InstallError as error:
         yield Finding("key-malformed", error.message, str(unit), (f"sudoedit {unit}", scene.deploy))
         return
@@ -355,7 +355,11 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
 
 
 def check_history(scene: Scene) -> Iterator[Finding]:
-    if scene.state and scene.state.pending:
-        cause = tr("{what} was cut off", what=scene.state.pending)
+    if holder := scene.under_way:
+        cause = tr("under way: {command}, {seconds} s", command=holder.command, seconds=holder.seconds)
+        wait = f"vllm-install status --service {scene.service} --watch"
+        yield Finding("change-under-way", cause, str(scene.layout.change_lock), (wait,), NOTE)
+    elif scene.state and scene.state.unfinished:
+        cause = tr("{what} was cut off", what=scene.state.unfinished)
         severity = NOTE if scene.active == "active" else FAULT
         yield Finding("change-cut-off", cause, str(scene.layout.state_file), (scene.deploy,), severity)

@@ -204,6 +204,8 @@ class InstallEngine:
 
     def apply(self, host: Host, report: Report) -> None:
         engine = self.engine
+        if is_complete(host, self.layout, engine.id):
+            return  # another service's deploy was first
         store = self.layout.wheel_cache / "bytecode"
         with readable_by_all():
             self._clear(host)
@@ -216,6 +218,9 @@ class InstallEngine:
             report.note(tr("checking that it imports, compiling what a start needs"))
             self._check(host, site)
             bytecode.save(host.at(site), host.at(store))
+            host.remove(self.path / ".lock")  # uv's, for all to hold
+            host.keep_others_from_writing(self.path)
+            host.set_mode(self.path, 0o755)
             about = asdict(engine) | {"python": str(engine.python), "lock": _digest(engine.lock)}
             host.write(self.path / MARKER, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
@@ -225,7 +230,10 @@ class InstallEngine:
             if path == self.path or not host.exists(path / MARKER):
                 host.remove(path)
         host.make_dir(self.layout.engines)
-        host.make_dir(self.layout.wheel_cache)
+        # uv lets everybody write its locks, and so hold them: nobody else gets to those, nor into half an engine.
+        for directory in (self.path, self.layout.wheel_cache):
+            host.make_dir(directory)
+            host.set_mode(directory, 0o700)
 
     def _install(self, host: Host, report: Report) -> None:
         engine = self.engine

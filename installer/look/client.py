@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from installer.checks.processes import Address
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
+from installer.keyring import unit_keys
 from installer.keys import PROBE
 from installer.language import tr
 from installer.layout import Layout
@@ -19,7 +20,6 @@ from installer.prove import local_address
 from installer.report import Report
 from installer.settings import Settings
 from installer.state import managed
-from installer.steps import unit_keys
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 PLACEHOLDER = "REPLACE-WITH-YOUR-KEY"

@@ -14,7 +14,7 @@ from installer.checks.facts import Facts
 from installer.checks.problem import Problem
 from installer.diagnosis import journal
 from installer.errors import InstallError
-from installer.host import Host
+from installer.host import Holder, Host, Strange
 from installer.layout import Layout
 from installer.prove import local_address
 from installer.render import exec_line
@@ -41,6 +41,11 @@ class Scene:
     @property
     def service(self) -> str:
         return self.layout.service
+
+    @cached_property
+    def under_way(self) -> Holder | None:
+        """The change that somebody makes just now; what is half done then is no fault."""
+        return self.host.lock_holder(self.layout.change_lock)
 
     @property
     def deploy(self) -> str:
@@ -127,7 +132,7 @@ class Scene:
         """A file's text; None where it is not there or not for our eyes."""
         try:
             return self.host.read(path)
-        except OSError:
+        except (OSError, Strange):
             return None
 
 

@@ -9,6 +9,7 @@ from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import translated
 from installer.errors import InstallError
 from installer.host import Host
+from installer.keyring import unit_keys
 from installer.keys import Key
 from installer.language import tr
 from installer.look import load, scene
@@ -16,7 +17,7 @@ from installer.look.load import GpuUse, Sample
 from installer.look.scene import Scene
 from installer.report import size
 from installer.state import Event, services
-from installer.steps import unit_keys, wants_link
+from installer.steps import wants_link
 
 SHOWN_CHANGES = 5
 
@@ -47,6 +48,8 @@ class Status:
     load: Sample | None  # needs root: /metrics answers to a key only
     keys: tuple[str, ...]
     pending: str | None
+    under_way: str | None  # the command that changes it now, with its pid
+    under_way_for: int | None  # seconds
     last_changes: tuple[Event, ...]  # the newest first
 
     @property
@@ -56,16 +59,18 @@ class Status:
 
 
 def status(service: str, host: Host) -> Status:
-    return of(scene.look(service, host))
+    seen = scene.look(service, host)
+    if seen.damage:
+        raise seen.damage
+    return of(seen)
 
 
 def all_services(host: Host) -> list[Status]:
-    return [status(service, host) for service in services(host)]
+    """One whose record is damaged too: what is wrong stands as its problem."""
+    return [of(scene.look(service, host)) for service in services(host)]
 
 
 def of(scene: Scene) -> Status:
-    if scene.damage:
-        raise scene.damage
     state, shown, host = scene.state, scene.unit, scene.host
     target = state.proved if state else None
     settings = target.settings if target else None
@@ -78,7 +83,7 @@ def of(scene: Scene) -> Status:
         active=f"{scene.active or 'unknown'} ({shown.get('SubState', '')})",
         ready=ready,
         stage=scene.stage,
-        problem=None if ready else doctor.cause(scene),
+        problem=None if ready and not scene.damage else doctor.cause(scene),
         since=shown.get("ActiveEnterTimestamp" if ready else "StateChangeTimestamp", ""),
         pid=int(shown.get("MainPID") or 0),
         restarts=int(shown.get("NRestarts") or 0),
@@ -95,7 +100,9 @@ def of(scene: Scene) -> Status:
         gpus=load.gpus(host, target.engine.kind if target else None),
         load=measured,
         keys=_keys(scene),
-        pending=state.pending if state else None,
+        pending=None if scene.under_way or not state else state.unfinished,
+        under_way=scene.under_way.command if scene.under_way else None,
+        under_way_for=scene.under_way.seconds if scene.under_way else None,
         last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
     )
 
@@ -144,8 +151,15 @@ def lines(status: Status) -> list[tuple[str, str]]:
         *([(tr("load"), load_line(status.load))] if status.load else []),
         (tr("keys"), tr(", ").join(status.keys) or "-"),
         *_change_lines(status.last_changes),
+        *_under_way_lines(status),
         *([(tr("unfinished"), tr("{what} was cut off; run it again", what=status.pending))] if status.pending else []),
     ]
+
+
+def _under_way_lines(status: Status) -> list[tuple[str, str]]:
+    if status.under_way is None:
+        return []
+    return [(tr("under way"), tr("{what}, {seconds} s", what=status.under_way, seconds=status.under_way_for))]
 
 
 def stage_line(service: str, active: str, stage: str) -> str:

@@ -84,9 +84,14 @@ def _print_rotated(service: str, done: Rotated) -> None:
     if done.made:
         click.echo(done.made)
         click.echo(tr("this key is shown only now; keep it"), err=True)
-    if done.live:
+    if done.service == "serves":
         click.echo(
             tr("{service}: the key {name} is in force; nothing was restarted", service=service, name=done.name),
+            err=True,
+        )
+    elif done.service == "starts":
+        click.echo(
+            tr("{service} is starting; the key {name} works as soon as it answers", service=service, name=done.name),
             err=True,
         )
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,14 +79,8 @@ def strangers(snapshot: Path, files: Iterable[ModelFile], host: Host) -> list[st
 @contextmanager
 def alone(folder: Path, host: Host, busy: Callable[[], None]) -> Iterator[None]:
     """One process at a time changes a repository. Where another one does, `busy` is called; then it is waited for."""
-    path = folder.parent / ".locks" / f"{folder.name}.vllm-install.lock"
-    host.make_dir(path.parent)
-    with host.at(path).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    path = folder.parent / ".locks" / f"{folder.name}.vllm-install"
+    with host.lock(path, "vllm-install models pull", lambda _: busy()):
         yield
 
 

@@ -20,7 +20,7 @@ from installer.layout import Layout
 from installer.model import builtin
 from installer.render import exec_line
 from installer.report import Report, size
-from installer.state import ejected, load_state, services
+from installer.state import check_records, ejected, readable_state, readable_states, services
 from installer.values import BUILTIN
 from installer.weights import cache, partial
 from installer.weights.hub import ModelFile
@@ -81,11 +81,14 @@ def models(host: Host) -> list[Cached]:
 
 
 def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
-    """Path -> who needs it: a service now, for a rollback, or for a change that was cut off; any process that runs."""
+    """Path -> who needs it: a service now, for a rollback, or for a change that was cut off; any process that runs.
+
+    Of a service whose record cannot be read, only what it serves is known.
+    """
     found: dict[Path, dict[str, None]] = {}
     for name in set(services(host)) - {without}:
         layout = Layout(name)
-        state = load_state(host, layout)
+        state = readable_state(host, layout)
         needed = [(path, name) for path in _served(exec_line(host.read(layout.unit) or ""))]
         if state and state.proved:
             needed.append((state.proved.model.path, name))
@@ -187,12 +190,13 @@ class RemoveModel:
 
 
 def plan_prune(host: Host) -> list[RemoveModel]:
+    check_records(host)
     folders = [*_folders(host), *host.children(ANY.builtin_models)]
     return [change for folder in folders if (change := unneeded(folder, host))]
 
 
 def prune(host: Host, report: Report) -> list[RemoveModel]:
-    with host.lock(ANY.lock, "vllm-install models prune"):
+    with host.lock(ANY.shared_lock, "vllm-install models prune", lambda holder: report.note(holder)):
         changes = plan_prune(host)
         for change in changes:
             report.begin(change)
@@ -202,7 +206,9 @@ def prune(host: Host, report: Report) -> list[RemoveModel]:
 
 
 def unneeded(folder: Path, host: Host, without: str = "") -> RemoveModel | None:
-    """What nobody needs of one repository, links before what they point to; None where all of it is needed."""
+    """What nobody needs of one repository, links before what they point to; None where all of it may be needed."""
+    if readable_states(host, [Layout(name) for name in services(host) if name != without]) is None:
+        return None
     used = uses(host, without)
     if folder.parent == ANY.builtin_models and any(_is_in(path, folder) for path in used):
         return None
