@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from installer import trees
 from installer.errors import CommandFailed, InstallError, Refused
 from installer.language import tr
 
@@ -323,7 +323,7 @@ class Host:
 
     def write_into(self, directory: Path, name: str, text: str) -> None:
         """Replace a file in a directory of another user's, who gets it. What lay there is never followed."""
-        with _opened(self.at(directory)) as parent:
+        with trees.opened(self.at(directory)) as parent:
             theirs = os.fstat(parent)
             new = f".{name}.{secrets.token_hex(8)}"
             handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
@@ -334,10 +334,10 @@ class Host:
                 try:
                     os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
                 except IsADirectoryError:
-                    _remove(parent, name)
+                    trees.remove(parent, name)
                     os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
             except BaseException:
-                _is_unlinked(parent, new)
+                trees.is_unlinked(parent, new)
                 raise
 
     def make_dir(self, path: Path, mode: int = 0o755) -> list[Path]:
@@ -361,8 +361,8 @@ class Host:
     def remove(self, path: Path) -> None:
         """Remove a file, a link or a whole tree, however deep and whoever made it; absent is fine."""
         if self.exists(path):
-            with _opened(self.at(path.parent), follow=True) as parent:
-                _remove(parent, path.name)
+            with trees.opened(self.at(path.parent), follow=True) as parent:
+                trees.remove(parent, path.name)
 
     def remove_empty_dir(self, path: Path) -> None:
         with contextlib.suppress(OSError):
@@ -398,7 +398,8 @@ class Host:
                     ) from None
                 busy(holder)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            self.write(note, f"{command} (pid {os.getpid()})\n")
+            with contextlib.suppress(OSError):  # a service that fills /run keeps nobody from revoking its keys
+                self.write(note, f"{command} (pid {os.getpid()})\n")
             try:
                 yield
             finally:
@@ -420,76 +421,15 @@ class Host:
         """Who holds a lock now. It is looked at from beside, as the kernel lists it: to try it is to hold it."""
         note = path.with_name(f"{path.name}.now")
         try:
-            found, since = self.at(path).stat(), self.at(note).stat().st_mtime
+            found = self.at(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
         locks = Path("/proc/locks").read_text().splitlines()
         if not any(device in line.split() for line in locks):
             return None
-        return Holder((self.read(note) or "").strip(), max(0, int(time.time() - since)))
-
-
-# Removing what others may have made: by open directories, never by a path, and flat, whatever its depth
-
-
-BATCH = 10_000
-
-
-def _remove(parent: int, name: str) -> None:
-    """What lies in directories of a directory is moved up into it and then removed: three are open at any depth."""
-    if _is_unlinked(parent, name):
-        return
-    with _opened(name, parent) as top:
-        fresh = itertools.count()
-        for entry in _entries(top):
-            if not _is_unlinked(top, entry):
-                with _opened(entry, top) as below:
-                    for further in _entries(below):
-                        if not _is_unlinked(below, further):
-                            _move_up(below, further, top, fresh)
-                os.rmdir(entry, dir_fd=top)
-    os.rmdir(name, dir_fd=parent)
-
-
-def _entries(directory: int) -> Iterator[str]:
-    """Until none is left, files before directories: what says that a tree is whole goes first."""
-    while True:
-        with os.scandir(directory) as found:
-            batch = sorted(itertools.islice(found, BATCH), key=lambda entry: entry.is_dir(follow_symlinks=False))
-        if not batch:
-            return
-        yield from (entry.name for entry in batch)
-
-
-def _is_unlinked(directory: int, name: str) -> bool:
-    try:
-        os.unlink(name, dir_fd=directory)
-    except IsADirectoryError:
-        return False
-    except FileNotFoundError:
-        pass  # somebody else took it away just now
-    return True
-
-
-def _move_up(below: int, name: str, top: int, fresh: Iterator[int]) -> None:
-    for number in fresh:
         try:
-            os.rename(name, f".{number}", src_dir_fd=below, dst_dir_fd=top)
-        except (FileExistsError, NotADirectoryError):
-            continue
-        except OSError as error:
-            if error.errno == errno.ENOTEMPTY:
-                continue
-            raise
-        return
-
-
-@contextmanager
-def _opened(name: str | Path, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    handle = os.open(name, flags, dir_fd=parent)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+            seconds = int(time.time() - self.at(note).stat().st_mtime)
+        except FileNotFoundError:
+            seconds = 0
+        return Holder((self.read(note) or "").strip() or tr("another process"), max(0, seconds))

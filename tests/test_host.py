@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from installer.errors import CommandFailed, InstallError
-from installer.host import BATCH, Busy, Host, Strange
+from installer.host import Busy, Host, Strange
+from installer.trees import BATCH
 
 REPO = Path(__file__).resolve().parent.parent
 FILE = Path("/etc/app/app.conf")
