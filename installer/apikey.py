@@ -33,7 +33,7 @@ TAKES_UP = (
 SERVES, STARTS, STOPPED = "serves", "starts", "stopped"  # what a service does when its keys have changed
 OUTCOME = {
     SERVES: mark("proved"),
-    STARTS: mark("written; the service is starting"),
+    STARTS: mark("in force as soon as the service answers"),
     STOPPED: mark("written; the service is not running"),
 }
 Edit = Callable[[tuple[Key, ...]], tuple[Key, ...]]
@@ -195,13 +195,11 @@ def _prove(put: PutInForce, state: State, host: Host, accepted: str | None) -> s
             raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
         time.sleep(POLL)
         put.put(host)
-    if active == "activating":
-        return STARTS
-    if state.proved:
-        time.sleep(POLL)  # the guard looks every 0.05 s
-        target = dataclasses.replace(state.proved, keys=put.keys)
-        want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
-        prove.keys_in_force(want, accepted)
+    if active == "activating" or state.proved is None or host.lock_holder(layout.change_lock):
+        return STARTS  # where it listens is about to change, perhaps; who changes it proves it
+    time.sleep(POLL)  # the guard looks every 0.05 s
+    target = dataclasses.replace(state.proved, keys=put.keys)
+    prove.keys_in_force(Wanted(target, layout, (host.read(layout.probe_key) or "").strip()), accepted)
     return SERVES
 
 

@@ -246,7 +246,7 @@ def test_on_a_starting_service_it_waits_for_nothing(machine: Machine) -> None:
         machine.run("systemctl", "restart", "--no-block", SERVICE)
         until("it loads", lambda: "loading" in unit(machine, "StatusText")["StatusText"], machine)
         done = cli(machine, "set-apikey", "-", stdin=OTHER)
-        assert "is starting; the key default works as soon as it answers" in done.err
+        assert "the key default is in force as soon as the service answers" in done.err
     until("it is up", lambda: is_up(machine), machine)
     assert (status(machine, OTHER), status(machine, KEY)) == (200, 401)
 

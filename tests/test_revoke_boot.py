@@ -98,7 +98,7 @@ def test_a_key_is_revoked_while_a_change_of_the_same_service_loads(machine: Mach
     with loading(machine, then) as change:
         cli(machine, "keys", "revoke", "leaked")
         after = cli(machine, "set-apikey", "--name", "rotated")
-        assert "is starting; the key rotated works as soon as it answers" in after.err
+        assert "the key rotated is in force as soon as the service answers" in after.err
         assert (knows(machine, leaked), knows(machine, rotated)) == ([], [])
         assert change.poll() is None
     assert change.returncode == (6 if then else 0)

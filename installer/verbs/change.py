@@ -91,7 +91,7 @@ def _print_rotated(service: str, done: Rotated) -> None:
         )
     elif done.service == "starts":
         click.echo(
-            tr("{service} is starting; the key {name} works as soon as it answers", service=service, name=done.name),
+            tr("{service}: the key {name} is in force as soon as the service answers", service=service, name=done.name),
             err=True,
         )
     else:
