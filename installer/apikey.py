@@ -139,8 +139,7 @@ def _rekey(
     """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
     text, held = _held(host, layout)
     wanted = rekeying.edit(held)
-    begun = Rekeying(rekeying.what, tuple(dataclasses.replace(key, plain=None).argument for key in held))
-    state = dataclasses.replace(state, rekeying=begun)
+    state = dataclasses.replace(state, rekeying=Rekeying(rekeying.what, keyring.in_record(held)))
     save_state(host, layout, state)
     try:
         unit = Write(layout.unit, render.with_keys(text, wanted), host.mode(layout.unit) or 0o644)

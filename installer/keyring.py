@@ -42,6 +42,11 @@ def live_keys(host: Host, layout: Layout) -> frozenset[tuple[str, str]]:
     return frozenset((line.split()[0], line.split()[2]) for line in text.splitlines() if len(line.split()) >= 3)
 
 
+def in_record(held: Iterable[Key]) -> tuple[str, ...]:
+    """As the record names keys: one that the unit holds verbatim by its digest, for everybody can read the record."""
+    return tuple(dataclasses.replace(key, plain=None).argument for key in held)
+
+
 def in_force(held: Iterable[Key]) -> frozenset[tuple[str, str]]:
     return frozenset((key.name, key.digest) for key in held)
 
@@ -74,7 +79,8 @@ def put_back(state: State, outcome: str, host: Host, layout: Layout) -> State:
     assert state.rekeying is not None, "there is a change of keys to undo"
     before = tuple(keys.parse(argument) for argument in state.rekeying.before)
     if text := host.read(layout.unit):
-        host.write(layout.unit, with_keys(text, before), host.mode(layout.unit) or 0o644)
+        if in_record(keys.named_apart(_keys_in(text))) != state.rekeying.before:
+            host.write(layout.unit, with_keys(text, before), host.mode(layout.unit) or 0o644)
         host.systemctl("daemon-reload")
         if live_keys(host, layout) != in_force(before):  # what failed was perhaps just that
             PutInForce(layout, before).apply(host, Report())
