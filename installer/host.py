@@ -398,12 +398,11 @@ class Host:
                     ) from None
                 busy(holder)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            with contextlib.suppress(OSError):  # a service that fills /run keeps nobody from revoking its keys
-                self.write(note, f"{command} (pid {os.getpid()})\n")
+            self._leave_note(note, f"{command} (pid {os.getpid()})\n")
             try:
                 yield
             finally:
-                self.remove(note)
+                self._leave_note(note, "")
 
     @contextmanager
     def _only_for_root(self, path: Path, command: str) -> Iterator[int]:
@@ -416,6 +415,14 @@ class Host:
             yield handle
         finally:
             os.close(handle)
+
+    def _leave_note(self, note: Path, text: str) -> None:
+        """For people, so it need not be there: a service that fills /run keeps nobody from revoking its keys."""
+        with contextlib.suppress(OSError):
+            handle = os.open(self.at(note), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with os.fdopen(handle, "w") as file:
+                os.fchmod(handle, 0o644)
+                file.write(text)
 
     def lock_holder(self, path: Path) -> Holder | None:
         """Who holds a lock now. It is looked at from beside, as the kernel lists it: to try it is to hold it."""
