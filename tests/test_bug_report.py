@@ -8,6 +8,7 @@ import stat
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,9 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from installer.diagnosis.bug_report import _versions
 from installer.diagnosis.redact import Redactor, harvest
+from installer.host import Host
+from installer.layout import Layout
+from installer.look.scene import Scene
+from installer.state import State
 from tests.boot.machine import Machine
 from tests.life import SERVICE, cli, standin
+from tests.targets import target
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 # None of them has a part that means something; WINDOW characters of one are one too many.
@@ -163,3 +170,11 @@ def test_ordinary_words_stay() -> None:
     line = "INFO 11-21 KV cache size: 28,672 tokens; --max-model-len 1024 --port 8000 on 127.0.0.1 and 0.0.0.0"
     assert Redactor([])(line) == line
     assert harvest(line) == set()
+
+
+def test_the_versions_are_those_of_the_packages_without_their_checksums(host: Host) -> None:
+    engine = replace(target().engine, lock=f"torch==2.13.0 --hash=sha256:{'a' * 64} --hash=sha256:{'b' * 64}\n")
+    state = State(SERVICE, proved=replace(target(), engine=engine))
+    said = _versions(Scene(host, Layout(SERVICE), state, None))
+    assert "vLLM 0.32.0 (cuda), /usr/bin/python3.11, tested lock\ntorch==2.13.0\n" in said
+    assert "sha256" not in said

@@ -17,6 +17,7 @@ from installer import __version__
 from installer.diagnosis import journal
 from installer.diagnosis.doctor import Diagnosis
 from installer.diagnosis.redact import MASK, Redactor, harvest
+from installer.engine.engines import Engine
 from installer.errors import InstallError, Refused
 from installer.host import Host
 from installer.language import tr
@@ -90,9 +91,14 @@ def _output(host: Host, command: tuple[str, ...]) -> str:
 def _versions(scene: Scene) -> str:
     proved = scene.state.proved if scene.state else None
     release = scene.host.read(Path("/etc/os-release")) or scene.host.read(Path("/usr/lib/os-release")) or ""
-    lock = f"\n{proved.engine.lock}" if proved else ""
-    engine = f"vLLM {proved.engine.vllm_version} ({proved.engine.kind}), {proved.engine.python}\n" if proved else ""
-    return f"vllm-install {__version__}\n{engine}{release}{lock}"
+    return f"vllm-install {__version__}\n{_engine(proved.engine) if proved else ''}{release}"
+
+
+def _engine(engine: Engine) -> str:
+    """Without the checksums of a lock: everybody has them, and they hide the versions."""
+    lock = "tested lock" if engine.is_tested else "resolved"
+    packages = "\n".join(engine.packages)
+    return f"vLLM {engine.vllm_version} ({engine.kind}), {engine.python}, {lock}\n{packages}\n"
 
 
 def _json(value: object) -> str:
