@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from installer.checks.custody import Custody
 from installer.language import tr
 
 Body = dict[str, object]
@@ -57,6 +58,7 @@ class Api:
     port: int
     key: str | None
     timeout: float
+    custody: Custody | None = None  # of the port; without it the key is of no worth to others
 
     @property
     def url(self) -> str:
@@ -64,7 +66,7 @@ class Api:
         return f"http://{host}:{self.port}"
 
     def ask(self, method: str, path: str, body: Body | None = None) -> Answer:
-        with self._request(method, path, body) as response, self.explained(path):
+        with self._request(method, path, body) as (response, _), self.explained(path):
             return Answer(response.status, response.read(LONGEST))
 
     def with_key(self, key: str | None) -> Api:
@@ -72,24 +74,33 @@ class Api:
 
     @contextlib.contextmanager
     def stream(self, path: str, body: Body) -> Iterator[Stream]:
-        began = time.monotonic()
-        with self._request("POST", path, {**body, "stream": True}) as response:
+        with self._request("POST", path, {**body, "stream": True}) as (response, began):
             yield Stream(self, path, response, began)
 
     @contextlib.contextmanager
-    def _request(self, method: str, path: str, body: Body | None) -> Iterator[http.client.HTTPResponse]:
+    def _request(self, method: str, path: str, body: Body | None) -> Iterator[tuple[http.client.HTTPResponse, float]]:
+        """The response, and when the request was sent."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         connection = http.client.HTTPConnection(self.address, self.port, timeout=self.timeout)
         try:
             with self.explained(path):
+                connection.connect()
+                self._check_custody(connection)
+                began = time.monotonic()
                 connection.request(method, path, json.dumps(body) if body is not None else None, headers)
                 response = connection.getresponse()
             try:
-                yield response
+                yield response, began
             finally:
                 response.close()
         finally:
             connection.close()
+
+    def _check_custody(self, connection: http.client.HTTPConnection) -> None:
+        if self.key and self.custody:
+            address, port = connection.sock.getpeername()[:2]
+            if why := self.custody.objection(address, port):
+                raise NoAnswer(tr("no key was sent to {url}: {why}", url=self.url, why=why))
 
     @contextlib.contextmanager
     def explained(self, path: str) -> Iterator[None]:

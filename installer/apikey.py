@@ -198,7 +198,7 @@ def _prove(put: PutInForce, state: State, host: Host, accepted: str | None) -> s
         return STARTS  # where it listens is about to change, perhaps; who changes it proves it
     time.sleep(POLL)  # the guard looks every 0.05 s
     target = dataclasses.replace(state.proved, keys=put.keys)
-    prove.keys_in_force(Wanted(target, layout, (host.read(layout.probe_key) or "").strip()), accepted)
+    prove.keys_in_force(Wanted(target, layout, (host.read(layout.probe_key) or "").strip()), host, accepted)
     return SERVES
 
 

@@ -294,7 +294,7 @@ def _transact(attempt: Attempt, state: State, host: Host, report: Report, show: 
         apply(changes, host, report)
         prove.serving(want, host, report)
         for key in filter(None, (new_key, *attempt.given)):
-            prove.keys_in_force(want, key)
+            prove.keys_in_force(want, host, key)
         measured = fit.measured(want.target, layout, host)
         remembered = _remember(claimed, want.target, host, layout, "proved", report, measured)
     except Exception as error:

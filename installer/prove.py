@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-import psutil
+from dataclasses import dataclass
 
 from installer.api import Answer, Api, NoAnswer
+from installer.checks.custody import Custody
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
@@ -20,7 +19,6 @@ from installer.language import mark, tr
 from installer.layout import Layout
 from installer.memory.vllm_log import read_refusal
 from installer.report import Report
-from installer.runtime.vllm_text import one_line
 from installer.settings import Settings
 from installer.steps import Wanted, unit_properties
 
@@ -42,10 +40,10 @@ class NotProved(InstallError):
 def serving(want: Wanted, host: Host, report: Report) -> None:
     """Return when everything a client relies on was seen to hold; raise NotProved otherwise."""
     wait_until_ready(want.layout, host, report)
-    _check_listener(want, host)
-    _check_keys(want)
-    _check_model(want)
-    _check_answer(want)
+    server = Server(want, host)
+    _check_keys(server)
+    _check_model(server)
+    _check_answer(server)
 
 
 def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
@@ -109,13 +107,21 @@ def journal(layout: Layout, host: Host, count: int) -> list[str]:
     return host.run("journalctl", *words, check=False).stdout.splitlines()
 
 
-def request(want: Wanted, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
-    settings = want.target.settings
-    api = Api(local_address(settings.host), settings.port, key, ANSWER_WITHIN)
-    try:
-        return api.ask(method, path, body)
-    except NoAnswer as error:
-        raise NotProved(str(error), f"journalctl -u {want.layout.service} -n 200") from None
+@dataclass(frozen=True)
+class Server:
+    """The service as it is asked; a key is sent to nobody but its own processes."""
+
+    want: Wanted
+    host: Host
+
+    def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
+        settings, layout = self.want.target.settings, self.want.layout
+        custody = Custody(self.host, layout.unit_name, layout.user)
+        api = Api(local_address(settings.host), settings.port, key, ANSWER_WITHIN, custody)
+        try:
+            return api.ask(method, path, body)
+        except NoAnswer as error:
+            raise NotProved(str(error), f"journalctl -u {layout.service} -n 200") from None
 
 
 def local_address(listen: str) -> str:
@@ -123,49 +129,26 @@ def local_address(listen: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104
 
 
-def _check_listener(want: Wanted, host: Host) -> None:
-    port, unit = want.target.settings.port, want.layout.unit_name
-    pids = {
-        found.pid
-        for found in psutil.net_connections("tcp")
-        if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid
-    }
-    for pid in pids:
-        if f"/{unit}" not in (host.read(Path(f"/proc/{pid}/cgroup")) or ""):
-            raise NotProved(
-                tr(
-                    "port {port} is answered by another process: {name} (pid {pid})",
-                    port=port,
-                    name=one_line(psutil.Process(pid).name()),
-                    pid=pid,
-                ),
-                tr("free the port, or take another one with --port"),
-            )
-    if not pids:
-        raise NotProved(
-            tr("nothing listens on port {port}", port=port),
-            f"systemctl status {want.layout.service}",
-        )
-
-
-def keys_in_force(want: Wanted, accepted: str | None) -> None:
+def keys_in_force(want: Wanted, host: Host, accepted: str | None) -> None:
     """The service refuses whom it should, and takes the probe key and the key that was just set."""
-    _check_keys(want)
+    server = Server(want, host)
+    _check_keys(server)
     for key in filter(None, (want.probe_key, accepted)):
-        status = request(want, "GET", "/v1/models", key).status
+        status = server.ask("GET", "/v1/models", key).status
         if status not in (200, 403):
             raise NotProved(tr("a request with a valid key was answered with {status} instead of 200", status=status))
 
 
-def _check_keys(want: Wanted) -> None:
+def _check_keys(server: Server) -> None:
     for key, otherwise in ((None, ANSWERS_WITHOUT_KEY), (generate("wrong"), ANSWERS_WRONG_KEY)):
-        status = request(want, "GET", "/v1/models", key).status
+        status = server.ask("GET", "/v1/models", key).status
         if status != 401:
             raise NotProved(tr(otherwise, status=status))
 
 
-def _check_model(want: Wanted) -> None:
-    answer = request(want, "GET", "/v1/models", want.probe_key)
+def _check_model(server: Server) -> None:
+    want = server.want
+    answer = server.ask("GET", "/v1/models", want.probe_key)
     if answer.status != 200:
         raise NotProved(
             tr("a request with the probe key was answered with {status} instead of 200", status=answer.status)
@@ -186,14 +169,15 @@ def _check_model(want: Wanted) -> None:
         raise NotProved(tr("its context is {given} instead of {asked}", given=given, asked=asked))
 
 
-def _check_answer(want: Wanted) -> None:
+def _check_answer(server: Server) -> None:
+    want = server.want
     body: dict[str, object] = {
         "model": want.target.model.id,
         "prompt": "Hi",
         "max_tokens": 1,
         "temperature": 0,
     }
-    plain = request(want, "POST", "/v1/completions", want.probe_key, body)
+    plain = server.ask("POST", "/v1/completions", want.probe_key, body)
     choices = plain.json().get("choices")
     if plain.status != 200 or not choices:
         raise NotProved(
@@ -203,7 +187,7 @@ def _check_answer(want: Wanted) -> None:
                 body=plain.body[:200],
             )
         )
-    streamed = request(want, "POST", "/v1/completions", want.probe_key, {**body, "stream": True})
+    streamed = server.ask("POST", "/v1/completions", want.probe_key, {**body, "stream": True})
     events = list(_events(streamed.body))
     if streamed.status != 200 or len(events) < 2 or events[-1] != b"[DONE]":
         raise NotProved(

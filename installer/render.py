@@ -21,7 +21,9 @@ from installer.settings import Settings
 from installer.target import Target
 
 DIGEST_VARIABLE = "VLLM_INSTALL_DIGEST"
-RUNTIME_FILES = ("vllm_launcher.py", "vllm_watcher.py", "vllm_guard.py", "vllm_text.py")
+RUNTIME_FILES = (
+    "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
+)  # fmt: skip
 CPU_MEMORY_SHARE = 0.4
 HOMES = ("/home/", "/root/", "/run/user/")
 

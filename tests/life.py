@@ -30,6 +30,22 @@ print(answer.status)
 print(answer.read().decode())
 """
 
+# Does all that a local user can to listen on a port: prints each address where it came to that.
+TAKE = """
+import socket, sys
+for family, address in ((2, "127.0.0.1"), (2, "0.0.0.0"), (10, "::"), (10, "::ffff:127.0.0.1")):
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        taker = socket.socket(family)
+        taker.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            taker.bind((address, int(sys.argv[1])))
+            taker.listen()
+            print(address, flush=True)
+        except OSError:
+            pass
+        taker.close()
+"""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -124,6 +140,12 @@ def engine_pid(machine: Machine, service: str = SERVICE) -> int:
 
 def is_up(machine: Machine, service: str = SERVICE) -> bool:
     return unit(machine, "ActiveState", service=service)["ActiveState"] == "active"
+
+
+def taken(machine: Machine, port: int = 8000) -> str:
+    """Where somebody with no rights at all gets to listen on the service's port."""
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    return machine.run(*user, "/usr/bin/python3", "-c", TAKE, str(port)).stdout
 
 
 def until(what: str, condition: Callable[[], T], machine: Machine, seconds: float = 60) -> T:

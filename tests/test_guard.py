@@ -33,7 +33,9 @@ def guard_module() -> Iterator[Any]:
     assert spec
     assert spec.loader
     sys.modules["vllm_guard"] = module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(RUNTIME))
     spec.loader.exec_module(module)
+    sys.path.remove(str(RUNTIME))
     yield module
     del sys.modules["vllm_guard"]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import http.server
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -13,12 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from installer.assets import RUNTIME
+from installer.runtime import vllm_watcher
 from tests.boot.surroundings import REPO
 
 LAUNCHER = RUNTIME / "vllm_launcher.py"
@@ -169,7 +173,7 @@ def test_ready_after_an_answer_and_vllm_is_the_main_process(service: Service) ->
     assert stages[0] == "STATUS=starting"
     assert "STATUS=waiting for the first answer" in stages
     shown = arguments(process.pid)
-    assert "-m vllm.entrypoints.cli.main serve /models/tiny" in shown
+    assert "/vllm_listen.py serve /models/tiny" in shown
     assert shown.rstrip().endswith("--allowed-media-domains none.invalid --middleware vllm_guard.Guard")
     assert "sha256" not in shown
     assert [service.status("/v1/models", key) for key in (None, "wrong", USER, PROBE)] == [401, 401, 200, 200]
@@ -300,6 +304,85 @@ def test_a_full_runtime_directory_keeps_the_old_keys(service: Service) -> None:
 # Custody
 
 
+def listens(address: str, port: int) -> bool:
+    """Whether somebody who does all he can gets to listen there beside the service."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as taker:
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            taker.bind((address, port))
+            taker.listen()
+            return True
+    return False
+
+
+@pytest.mark.parametrize("stage", ["load", "capture"])
+def test_nobody_else_can_listen_while_it_loads_and_callers_see_nobody(service: Service, stage: str) -> None:
+    service.faults(f"stall={stage}")
+    service.start()
+    service.hear({"load": "STATUS=loading weights", "capture": "STATUS=capturing graphs"}[stage])
+    assert [listens(address, service.port) for address in ("127.0.0.1", "0.0.0.0", "::")] == [False] * 3
+    for _ in range(100):  # more than the queue takes: they are turned away, not left to wait
+        with pytest.raises(OSError, match=r"reset|closed|Broken"):
+            service.status("/health")
+
+
+def test_it_listens_on_the_one_socket_until_it_stops(service: Service) -> None:
+    process = service.start()
+    service.hear("READY=1")
+    assert not listens("127.0.0.1", service.port)
+    holders = {pid for pid in service.ours() for link in descriptors(pid) if link == listening_socket(service.port)}
+    assert holders == {process.pid}, "the watcher would keep the port open"
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert listens("127.0.0.1", service.port)
+
+
+def descriptors(pid: int) -> list[str]:
+    return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def listening_socket(port: int) -> str:
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (inode,) = (row[9] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}"))
+    return f"socket:[{inode}]"
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Answers as the guard does, and keeps what it is told."""
+
+    told: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.told.append(self.headers.get("Authorization", ""))
+        self.send_response(401)
+        self.end_headers()
+
+
+@contextmanager
+def serving(port: int) -> Iterator[http.server.HTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_watcher_sends_its_key_to_the_launcher_s_socket_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "probe-key").write_text(PROBE)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    Stranger.told.clear()
+    with serving(0) as server:
+        port, vllm = server.server_port, vllm_watcher.Vllm(os.getpid(), "127.0.0.1", os.dup(server.fileno()))
+        assert vllm.ask("GET", "/v1/models", 10)[0] == 401
+    vllm._listener.close()
+    with serving(port):
+        assert vllm.ask("GET", "/v1/models", 10) == (0, b"")
+        assert vllm.ask("GET", "/is-this-guarded", 10, key=False)[0] == 401
+    assert Stranger.told == [f"Bearer {PROBE}", ""]
+
+
 @pytest.mark.parametrize("verb", ["launch", "check"])
 def test_the_holder_of_the_port_is_named(service: Service, verb: str) -> None:
     with socket.socket() as holder:
@@ -373,6 +456,33 @@ def test_an_engine_busy_with_a_long_answer_is_not_hung(service: Service) -> None
     for _ in range(2):
         service.hear("WATCHDOG=1")
     assert not any("trigger" in line for line in service.heard)
+
+
+def test_a_server_short_of_descriptors_is_not_hung(service: Service) -> None:
+    process = service.start()
+    service.hear("READY=1")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    with ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+        service.hear("STATUS=too many connections")
+        for _ in range(2):  # each of them is later than the watchdog's patience
+            service.hear("WATCHDOG=1")
+    service.hear("STATUS=serving")
+    assert process.poll() is None
+    assert not any("trigger" in line for line in service.heard)
+
+
+def test_a_server_short_of_descriptors_is_hung_if_it_does_nothing(service: Service) -> None:
+    process = service.start()
+    service.hear("READY=1")
+    with ExitStack() as held:
+        for _ in range(60):
+            held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+        wait_until(lambda: len(descriptors(process.pid)) > 60)
+        process.send_signal(signal.SIGSTOP)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        service.hear("WATCHDOG=trigger")
 
 
 def test_an_engine_that_dies_ends_the_service_by_a_signal(service: Service) -> None:

@@ -82,7 +82,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
     assert set(files) == {
         LAYOUT.sysusers,
         LAYOUT.unit,
-        *(runtime / name for name in ("vllm_launcher.py", "vllm_watcher.py", "vllm_guard.py", "vllm_text.py")),
+        *(runtime / f"vllm_{name}.py" for name in ("launcher", "listen", "watcher", "guard", "connections", "text")),
         *(LAYOUT.unit.parent / shipped.name for shipped in asset_dir("units").iterdir()),
     }
     needless = LAYOUT.unit.parent / "vllm-nvidia-nodes.service"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.boot.machine import Machine
 from tests.boot.snapshot import snapshot
-from tests.life import SERVICE, ask, cli, is_gone, is_up, main_pid, processes, serves, standin, unit, until
+from tests.life import SERVICE, ask, cli, is_gone, is_up, main_pid, processes, serves, standin, taken, unit, until
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 DROP_IN = f"{UNIT}.d/override.conf"
@@ -146,7 +147,7 @@ def test_a_missing_engine_is_named_and_put_back_by_deploy(machine: Machine, key:
     cli(machine, "deploy")
 
 
-@pytest.mark.parametrize("victim", ["vllm.entrypoints", "VLLM::EngineCore", "vllm_watcher.py"])
+@pytest.mark.parametrize("victim", ["vllm_listen.py", "VLLM::EngineCore", "vllm_watcher.py"])
 def test_whatever_the_kernel_kills_for_memory_it_comes_back(machine: Machine, key: str, victim: str) -> None:
     """The kernel picks any of the three, and sends what we send here."""
     with written(machine, DROP_IN, "[Service]\nWatchdogSec=4\n"):
@@ -186,6 +187,68 @@ def test_a_port_held_by_somebody_else_is_named(machine: Machine, key: str) -> No
     finally:
         machine.run("systemctl", "stop", "taker")
     comes_back(machine)
+
+
+# Somebody with no rights, who answers on the service's port as the guard does, and tells what he was sent.
+STRANGER = """
+import http.server
+class Stranger(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print("sent:", self.headers.get("Authorization"), flush=True)
+        self.send_response(401 if "wrong" in self.headers.get("Authorization", "wrong") else 200)
+        self.end_headers()
+    do_POST = do_GET
+http.server.HTTPServer(("127.0.0.1", 8000), Stranger).serve_forever()
+"""
+# The unit is up, its own process does not listen.
+DEAF = "[Service]\nType=exec\nExecStartPre=\nExecStart=\nExecStart=/bin/sleep infinity\nWatchdogSec=0\nRestart=no\n"
+
+
+@contextlib.contextmanager
+def stranger(machine: Machine) -> Iterator[None]:
+    machine.write("/root/key", OWN_KEY)
+    with written(machine, DROP_IN, DEAF):
+        machine.run("systemctl", "restart", SERVICE)
+        machine.run("systemd-run", "--quiet", "--unit=stranger", "--uid=65534", "/usr/bin/python3", "-c", STRANGER)
+        until("the stranger listens", lambda: ":8000" in machine.run("ss", "-Hltn").stdout, machine)
+        try:
+            yield
+        finally:
+            machine.run("systemctl", "stop", "stranger")
+            machine.run("systemctl", "stop", SERVICE)
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def test_no_key_is_sent_to_who_listens_in_the_service_s_place(machine: Machine, key: str) -> None:
+    with stranger(machine):
+        shown = cli(machine, "status", "--json").json
+        assert (shown["active"], shown["listening"], shown["load"]) == ("active (running)", False, None)
+        assert "held by pid" in cli(machine, "doctor", code=8).out
+        failed = cli(machine, "test", "--key-file", "/root/key", code=6)
+        assert "failed: listens: port 8000 is held by pid" in failed.out
+        failed = cli(machine, "set-apikey", code=6)
+        assert re.search(
+            r"no key was sent to http://127.0.0.1:8000: port 8000 is held by pid \d+ \(.*not by", failed.err
+        )
+        assert "send no key there now: port 8000 is held" in cli(machine, "client-config", "--format", "env").err
+        user = ("setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "env", "HOME=/tmp")
+        machine.shell("chmod 755 /root; chmod 644 /root/key")
+        asked = machine.run(*user, sys.executable, "-m", "installer", "test", "--key-file", "/root/key", check=False)
+        assert "port 8000 is held by a process of another user" in asked.stdout, asked
+        machine.shell("chmod 700 /root")
+    sent = set(re.findall(r"sent: (.*)", machine.journal("--unit=stranger")))
+    assert [words for words in sent if not words.startswith(("None", "Bearer sk-wrong-"))] == []
+
+
+def test_nobody_else_can_listen_while_it_starts_serves_or_is_killed(machine: Machine, key: str) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    machine.write(FAULTS, "slow-start=3")
+    machine.run("systemctl", "start", "--no-block", SERVICE)
+    until("it loads", lambda: unit(machine, "StatusText")["StatusText"] == "loading weights", machine)
+    assert taken(machine) == ""
+    comes_back(machine)
+    assert taken(machine) == ""
+    machine.at(FAULTS).unlink()
 
 
 def test_two_services_do_not_open_or_hurt_one_another(machine: Machine, key: str, standin_wheels: Path) -> None:

@@ -121,7 +121,7 @@ def test_with_systemd_it_has_a_service_s_sandbox_and_a_user_of_its_own(machine: 
         "DynamicUser=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateDevices=yes", "NoNewPrivileges=yes",
         "CapabilityBoundingSet=",
     }  # fmt: skip
-    users = machine.shell("ps ax -o user:32,args | grep 'vllm.entrypoints' | grep -v grep").stdout
+    users = machine.shell("ps ax -o user:32,args | grep 'vllm_listen' | grep -v grep").stdout
     assert users
     assert not users.startswith("root")
     kill(machine, "TERM")

@@ -11,7 +11,7 @@ from installer.acceptance.apitest import Subject
 from installer.acceptance.replies import Failed
 from installer.acceptance.trial import Trial
 from installer.api import Api
-from installer.checks.processes import listener
+from installer.checks.custody import Custody
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
 from installer.language import tr
@@ -42,13 +42,13 @@ def of_service(service: str, given_key: str | None, host: Host, report: Report, 
             ),
         )
     return _subject(
-        target, host.read(layout.unit) or "", check_key(key), timeout,
+        target, host.read(layout.unit) or "", check_key(key), timeout, Custody(host, layout.unit_name, layout.user),
         look=f"vllm-install logs --service {service}", is_ours=_watch_over(target, layout, host, report),
     )  # fmt: skip
 
 
 def of_trial(trial: Trial, timeout: float) -> Subject:
-    return _subject(trial.target, trial.unit_text, trial.key, timeout, look="", is_ours=None)
+    return _subject(trial.target, trial.unit_text, trial.key, timeout, trial.custody, look="", is_ours=None)
 
 
 def check_key(text: str) -> str:
@@ -64,13 +64,14 @@ def _subject(
     unit_text: str,
     key: str,
     timeout: float,
+    custody: Custody,
     *,
     look: str,
     is_ours: Callable[[], str] | None,
 ) -> Subject:
     settings, flags = target.settings, _flags(unit_text)
     address = prove.local_address(settings.host)
-    api = Api(address, settings.port, key, timeout)
+    api = Api(address, settings.port, key, timeout, custody)
     return Subject(
         api=api,
         model=target.model.id,
@@ -121,14 +122,8 @@ def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> C
             raise Failed(
                 tr("{unit} does not run ({state})", unit=unit, state=state), f"sudo systemctl start {layout.service}"
             )
-        process = listener(host, settings.host, settings.port)
-        if process is None:
-            raise Failed(
-                tr("nothing listens on port {port}", port=settings.port),
-                f"systemctl status {layout.service}",
-            )
-        if process.pid and process.unit != unit:
-            raise Failed(tr("port {port} is held by {holder}", port=settings.port, holder=process), process.how_to_stop)
+        if why := Custody(host, unit, layout.user).objection(prove.local_address(settings.host), settings.port):
+            raise Failed(why, f"systemctl status {layout.service}")
         return tr("{unit} on port {port}", unit=unit, port=settings.port)
 
     return check

@@ -24,6 +24,7 @@ from pathlib import Path
 from installer import deploy, keys, prove, render, steps
 from installer.assets import RUNTIME
 from installer.checks import preflight
+from installer.checks.custody import Custody
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
@@ -55,6 +56,7 @@ class Trial:
     unit_text: str
     key: str
     keeper: Keeper
+    custody: Custody
 
     def why_ended(self) -> prove.NotProved | None:
         """What ended the server, if it is not there any more."""
@@ -146,7 +148,7 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
             keeper = Keeper(process)
             _hand_over(process, _task(unit_text, layout, key, mark, home))
             keeper.wait_until_ready(report)
-            yield Trial(target, unit_text, key, keeper)
+            yield Trial(target, unit_text, key, keeper, Custody(host, _unit() if wrapper else ""))
     finally:
         # A keeper that was killed itself left its work to us.
         host.end_marked(mark)
@@ -175,9 +177,13 @@ def _wrapper(host: Host, unit_text: str) -> list[str]:
         return []
     properties = ["DynamicUser=yes", "TimeoutStopSec=20", *render.sandbox(unit_text)]
     return [
-        "systemd-run", "--quiet", "--collect", "--pipe", f"--unit={SERVICE}-{os.getpid()}", "--service-type=exec",
+        "systemd-run", "--quiet", "--collect", "--pipe", f"--unit={_unit()}", "--service-type=exec",
         "--description=vLLM on trial", *(f"--property={line}" for line in properties),
     ]  # fmt: skip
+
+
+def _unit() -> str:
+    return f"{SERVICE}-{os.getpid()}.service"
 
 
 def _home(*, is_private: bool) -> Path:

@@ -39,14 +39,28 @@ class Process:
 
 def listener(host: Host, address: str, port: int) -> Process | None:
     """The process that listens where a service wants to listen."""
-    sockets = set()
+    sockets = {f"socket:[{inode}]" for taken, inode, _ in _listening(host, port) if conflict(address, taken)}
+    return _owner(host, sockets) if sockets else None
+
+
+def listening(host: Host, address: Address, port: int) -> dict[str, int]:
+    """inode -> uid of the sockets that take connections to this very address; several share a port knowingly."""
+    found = list(_listening(host, port))
+    exact = {inode: uid for taken, inode, uid in found if taken == address}
+    family = {i: uid for taken, i, uid in found if taken.version == address.version and taken.is_unspecified}
+    # Only where no IPv4 listener takes it can it come to one of IPv6, which then takes both.
+    both = {i: uid for taken, i, uid in found if taken.version == 6 and taken.is_unspecified}
+    return exact | family or (both if address.version == 4 else {})
+
+
+def _listening(host: Host, port: int) -> Iterator[tuple[Address, str, int]]:
+    """Address, inode and uid of each socket that listens on a port."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in (host.read(Path(table)) or "").splitlines()[1:]:
             columns = line.split()
             taken, _, taken_port = columns[1].partition(":")
-            if columns[3] == LISTEN and int(taken_port, 16) == port and conflict(address, _decode(taken)):
-                sockets.add(f"socket:[{columns[9]}]")
-    return _owner(host, sockets) if sockets else None
+            if columns[3] == LISTEN and int(taken_port, 16) == port:
+                yield _decode(taken), columns[9], int(columns[7])
 
 
 def conflict(wanted: str, taken: Address) -> bool:
@@ -78,17 +92,20 @@ def _decode(text: str) -> Address:
 
 
 def _owner(host: Host, sockets: set[str]) -> Process:
-    pids = sorted(int(path.name) for path in host.at(Path("/proc")).iterdir() if path.name.isdigit())
-    for pid in pids:
-        if any(handle in sockets for handle in _handles(host.at(Path(f"/proc/{pid}/fd")))):
+    for pid in pids(host):
+        if any(handle in sockets for handle in handles(host, pid)):
             return describe(host, pid)
     return Process(0, "unknown")
 
 
-def _handles(directory: Path) -> Iterator[str]:
+def pids(host: Host) -> list[int]:
+    return sorted(int(path.name) for path in host.at(Path("/proc")).iterdir() if path.name.isdigit())
+
+
+def handles(host: Host, pid: int) -> Iterator[str]:
     """What a process has open. It may end meanwhile, open and close files, or be another user's."""
     with suppress(OSError):
-        for handle in directory.iterdir():
+        for handle in host.at(Path(f"/proc/{pid}/fd")).iterdir():
             with suppress(OSError):
                 yield str(handle.readlink())
 

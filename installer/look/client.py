@@ -9,6 +9,7 @@ import shlex
 import socket
 from dataclasses import dataclass
 
+from installer.checks.custody import Custody
 from installer.checks.processes import Address
 from installer.errors import InstallError, Refused, UsageError
 from installer.host import Host
@@ -47,6 +48,9 @@ def client_of(service: str, host: Host, report: Report, *, far: str | None = Non
         _address_for(far, target.settings.host, report) if far is not None else local_address(target.settings.host)
     )
     key = _plain_key(host, layout) if show_key else None
+    here = local_address(target.settings.host)
+    if stranger := Custody(host, layout.unit_name, layout.user).stranger(here, target.settings.port):
+        report.warn(tr("send no key there now: {stranger}", stranger=stranger))
     return Client(base_url(target.settings, address), target.model.id, key)
 
 

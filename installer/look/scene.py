@@ -10,6 +10,7 @@ from pathlib import Path
 from installer import settings_file
 from installer.api import Api
 from installer.checks import facts, preflight
+from installer.checks.custody import Custody
 from installer.checks.facts import Facts
 from installer.checks.problem import Problem
 from installer.diagnosis import journal
@@ -115,9 +116,13 @@ class Scene:
         except PermissionError:
             return None
 
+    @property
+    def custody(self) -> Custody:
+        return Custody(self.host, self.layout.unit_name, self.layout.user)
+
     def api(self, timeout: float = ANSWER_WITHIN) -> Api:
         settings = self.settings
-        return Api(local_address(settings.host), settings.port, self.probe_key, timeout)
+        return Api(local_address(settings.host), settings.port, self.probe_key, timeout, self.custody)
 
     @cached_property
     def runs(self) -> list[list[str]]:

@@ -15,6 +15,7 @@ from installer.language import tr
 from installer.look import load, scene
 from installer.look.load import GpuUse, Sample
 from installer.look.scene import Scene
+from installer.prove import local_address
 from installer.report import size
 from installer.state import Event, services
 from installer.steps import wants_link
@@ -108,9 +109,8 @@ def of(scene: Scene) -> Status:
 
 
 def _listens(scene: Scene) -> bool:
-    from installer.checks.processes import listener
-
-    return listener(scene.host, scene.settings.host, scene.settings.port) is not None
+    """The service itself: somebody else on its port is nobody."""
+    return not scene.custody.objection(local_address(scene.settings.host), scene.settings.port)
 
 
 def _keys(scene: Scene) -> tuple[str, ...]:
@@ -145,7 +145,10 @@ def lines(status: Status) -> list[tuple[str, str]]:
         (tr("engine"), f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
         (tr("context"), _context(status)),
         (tr("KV cache"), tr("{count} tokens", count=status.kv_tokens) if status.kv_tokens else "-"),
-        (tr("listens on"), f"{status.address or '-'}" + ("" if status.listening else tr(" (nobody listens)"))),
+        (
+            tr("listens on"),
+            f"{status.address or '-'}" + ("" if status.listening else tr(" (it does not listen there)")),
+        ),
         (tr("memory"), size(status.memory) if status.memory else "-"),
         *((f"GPU {number}", gpu_line(gpu)) for number, gpu in enumerate(status.gpus)),
         *([(tr("load"), load_line(status.load))] if status.load else []),

@@ -16,7 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from hashlib import sha256
 from posixpath import normpath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from installer.runtime.vllm_connections import Connections
+else:
+    from vllm_connections import Connections
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -160,6 +165,7 @@ class Guard:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
         if kind == "lifespan":
+            Connections.bound(scope)
             return self.app(scope, receive, send)
         root = scope.get("root_path")
         needed = LEVELS.get(scope["path"]) if not root else None

@@ -4,7 +4,8 @@
     reload --api-key KEY…                    ExecReload=     replace the key digests of the running service
     check -- serve MODEL …                   ExecStartPre=+  name whoever holds the port or the GPU's memory
 
-launch leaves three parts behind: vLLM as the unit's main process, the guard inside it, and the watcher beside it.
+launch leaves three parts behind: vLLM as the unit's main process, the guard inside it, and the watcher beside it. It
+listens on the port before any of them runs, and hands them the socket (vllm_listen.py).
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING:
-    from installer.runtime.vllm_watcher import PROBE, command_of, notify, say
+    from installer.runtime.vllm_listen import LISTENER
+    from installer.runtime.vllm_watcher import BACKLOG, PROBE, command_of, notify, say
 else:
-    from vllm_watcher import PROBE, command_of, notify, say
+    from vllm_listen import LISTENER
+    from vllm_watcher import BACKLOG, PROBE, command_of, notify, say
 
 BAD_CONFIGURATION = 78  # with RestartPreventExitStatus=: trying again would change nothing
 BUSY = 75  # somebody else has the port; it may be free at the next try
@@ -178,7 +181,7 @@ def launch(words: list[str]) -> NoReturn:
     check_command(serve)
     write_keys(keys, probe_digest())
     host, port = address(serve)
-    check_port(host, port)
+    listener = listen(host, port).detach()
     here, runtime = os.path.dirname(os.path.abspath(__file__)), runtime_directory()
     environment = {name: value for name, value in os.environ.items() if name not in KEPT_FROM_VLLM}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
@@ -193,11 +196,15 @@ def launch(words: list[str]) -> NoReturn:
         # An empty list would let anyone have this host fetch any address; the name is one that never exists.
         serve = [*serve, "--allowed-media-domains", "none.invalid"]
     # Not -I, which would keep it from the file beside it.
-    watcher = [sys.executable, "-EsS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), host, str(port)]
-    subprocess.run(watcher, stdin=subprocess.DEVNULL, check=True)
+    watcher = [sys.executable, "-EsS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), host, str(listener)]
+    subprocess.run(watcher, stdin=subprocess.DEVNULL, check=True, pass_fds=[listener])
+    os.set_inheritable(listener, True)
+    environment[LISTENER] = str(listener)
     # -P: a folder named vllm in the working directory must not take vLLM's place.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
-    command = [sys.executable, *safe, "-m", "vllm.entrypoints.cli.main", *serve, "--middleware", "vllm_guard.Guard"]
+    command = [
+        sys.executable, *safe, os.path.join(here, "vllm_listen.py"), *serve, "--middleware", "vllm_guard.Guard",
+    ]  # fmt: skip
     os.execve(sys.executable, command, environment)
 
 
@@ -263,7 +270,7 @@ def log_configuration(runtime: str, serve: list[str]) -> dict[str, object]:
 def check(words: list[str]) -> None:
     """As root, before the sandbox: it can name processes that the service itself cannot see."""
     _, serve = split(words)
-    check_port(*address(serve))
+    listen(*address(serve)).close()
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         shown = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20).stdout
@@ -271,19 +278,20 @@ def check(words: list[str]) -> None:
             say(f"GPU memory is held by pid {pid} ({command_of(int(pid))}): {memory}", 5)
 
 
-def check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
+def listen(host: str, port: int) -> socket.socket:
+    """From now on nobody else can, neither here nor on one of the addresses that this one covers; or who does."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(1)
-        except PermissionError:
-            raise Refused(f"port {port} is not open to this user: take one above 1023") from None
-        except OSError as error:
-            held = f"port {port} is held by {holder(port)}"
-            why = held if error.errno == 98 else f"cannot listen on {host} port {port}: {error.strerror}"
-            raise Refused(why, BUSY) from None
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except PermissionError:
+        raise Refused(f"port {port} is not open to this user: take one above 1023") from None
+    except OSError as error:
+        held = f"port {port} is held by {holder(port)}"
+        why = held if error.errno == 98 else f"cannot listen on {host} port {port}: {error.strerror}"
+        raise Refused(why, BUSY) from None
+    return listener
 
 
 def holder(port: int) -> str:

@@ -1,4 +1,4 @@
-"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py MAIN-PID HOST PORT`.
+"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py MAIN-PID HOST LISTENER`.
 
 STATUS= with the stage of the start, READY=1 once a request was answered and one without a key refused, WATCHDOG=1 as
 long as the engine makes progress. `/health` is no witness of progress: it is 200 with a hung engine. Stdlib only.
@@ -11,12 +11,14 @@ import contextlib
 import functools
 import glob
 import http.client
+import itertools
 import json
 import os
 import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -58,6 +60,8 @@ PROGRESS = re.compile(
 )
 QUEUES = re.compile(r"^vllm:num_requests_(?:running|waiting)[ {].*", re.MULTILINE)
 PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; VLLM_START_PATIENCE_SEC
+SPARE = 8  # descriptors; with fewer left a process is short of them
+BACKLOG = 63  # of the launcher's listener; whoever serves on it sets another one, and so tells that it does
 NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
 
 
@@ -128,10 +132,13 @@ def is_gone(pid: int) -> bool:
 class Vllm:
     """vLLM seen from outside: its processes, its log's telling lines, its HTTP interface."""
 
-    def __init__(self, pid: int, host: str, port: int) -> None:
+    def __init__(self, pid: int, host: str, listener: int) -> None:
         self.pid = pid
         self._born = self._birth(pid)
-        self.port = port
+        self._listener = socket.socket(fileno=listener)
+        self._inode = str(os.fstat(listener).st_ino)
+        self.port: int = self._listener.getsockname()[1]
+        self.is_listening = threading.Event()
         self._host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
             self._key = file.read().strip()
@@ -170,10 +177,51 @@ class Vllm:
             return file.read().splitlines()
         return []
 
+    def lacks_descriptors(self) -> bool:
+        """Whether one of its processes has so many files open that it can hardly open another."""
+        for pid in {self.pid, *self.children()}:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/limits") as file:
+                limit = re.search(r"^Max open files +(\d+)", file.read(), re.MULTILINE)
+                if limit and len(os.listdir(f"/proc/{pid}/fd")) > int(limit[1]) - SPARE:
+                    return True
+        return False
+
+    def worked(self) -> int:
+        """Ticks of processor time that the main process has used."""
+        return sum(map(int, (stat(self.pid) or ["0"] * 13)[11:13]))
+
     def signal(self, number: signal.Signals) -> None:
         if self.is_running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def turn_away(self) -> None:
+        """Reset whoever connects before vLLM listens itself: to callers it looks as if nobody listened yet."""
+        self._listener.setblocking(False)
+        while self._backlog() == BACKLOG:
+            if select.select([self._listener], [], [], 0.1)[0] and self._backlog() == BACKLOG:
+                with contextlib.suppress(OSError), self._listener.accept()[0] as caller:
+                    caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._listener.close()  # or a service that stops would go on listening
+        self.is_listening.set()
+
+    def _backlog(self) -> int:
+        """As the kernel tells it of a listening socket, which vLLM shares with us: tcpi_sacked (linux/tcp.h)."""
+        return int(struct.unpack_from("I", self._listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 28)[0])
+
+    def is_the_listener(self) -> bool:
+        """Whether the socket that the launcher made still listens; as long as it does, nobody else can.
+
+        Asked with a connection open, it tells whose that is: a socket that was closed does not come back.
+        """
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with contextlib.suppress(OSError), open(table) as file:
+                next(file)
+                # The kernel shows those that listen first, and there may be very many of the others.
+                for row in itertools.takewhile(lambda row: row[3] == "0A", map(str.split, file)):
+                    if row[9] == self._inode:
+                        return True
+        return False
 
     def ask(
         self, method: str, path: str, patience: float, *, body: object = None, key: bool = True
@@ -183,6 +231,10 @@ class Vllm:
         headers |= {"Content-Type": "application/json"} if body else {}
         connection = http.client.HTTPConnection(self._host, self.port, timeout=patience)
         try:
+            connection.connect()
+            if key and not self.is_the_listener():
+                say(f"port {self.port} is not ours any more: no key was sent there", 3)
+                return 0, b""
             connection.request(method, path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
             return response.status, response.read()
@@ -193,7 +245,7 @@ class Vllm:
 
     def is_guarded(self) -> bool | None:
         """Whether a request without a key is refused; None while there is no server."""
-        status, _ = self.ask("GET", "/is-this-guarded", 10, key=False)
+        status, _ = self.ask("GET", "/is-this-guarded", 10, key=False) if self.is_listening.is_set() else (0, b"")
         return status == 401 if status else None
 
     def answers(self, patience: float) -> bool:
@@ -232,7 +284,8 @@ class Watcher:
 
     def watch(self) -> NoReturn:
         notify("STATUS=starting")
-        threading.Thread(target=self.stop_at_once, daemon=True).start()
+        for beside in (self.vllm.turn_away, self.stop_at_once):
+            threading.Thread(target=beside, daemon=True).start()
         self.see_it_start()
         self.is_ready.set()
         self.stage = "serving"
@@ -305,9 +358,13 @@ class Watcher:
     def see_it_serve(self) -> NoReturn:
         counters, engine, at = self.vllm.metrics(PROGRESS), self.vllm.children(), time.monotonic()
         while True:
+            worked = self.vllm.worked()
             self.wait_for_tick(engine)
             before, counters = counters, self.vllm.metrics(PROGRESS)
-            alive = bool(counters) and counters != before
+            # It cannot take a connection, ours neither; that is no hang, and no reason to take it from those it serves.
+            is_short = not counters and self.vllm.lacks_descriptors() and self.vllm.worked() > worked
+            self.tell_shortage(is_short)
+            alive = is_short or (bool(counters) and counters != before)
             if not alive:
                 # Idle, or hung, or in a step longer than a tick: only the last of these moves on during the question.
                 answered = self.vllm.answers(self.watchdog / 2)
@@ -321,6 +378,13 @@ class Watcher:
             elif time.monotonic() - at > 0.7 * self.watchdog:
                 self.end_hung("the engine makes no progress and answers no request")
             engine |= self.vllm.children()
+
+    def tell_shortage(self, is_short: bool) -> None:
+        serving, short = f"serving {self.vllm.model}", "too many connections: no descriptor is left for another one"
+        if is_short != (self.stage == short):
+            self.stage = short if is_short else "serving"
+            notify(f"STATUS={short if is_short else serving}")
+            say(short if is_short else serving, 4)
 
     def wait_for_tick(self, engine: set[int]) -> None:
         """A quarter of the watchdog's time, in which the death of an engine process is noticed within a second."""

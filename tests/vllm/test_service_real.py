@@ -27,6 +27,7 @@ from tests.life import (
     main_pid,
     processes,
     serves,
+    taken,
     unit,
     until,
 )  # fmt: skip
@@ -95,7 +96,7 @@ def service(machine: Machine) -> Deployed:
         port = int(server.getsockname()[1])  # the machine shares this host's network, for the package index
     options = f"--model {MODEL} --engine cpu --gpu-memory-utilization 0.1 --context 16k --drain 90 --port {port}"
     key = cli(machine, "deploy", *options.split(), timeout=600).key
-    machine.write("/root/drop-in", "[Service]\nWatchdogSec=20\n")
+    machine.write("/root/drop-in", "[Service]\nLimitNOFILE=4096\nWatchdogSec=20\n")
     edit = f"SYSTEMD_EDITOR='cp /root/drop-in' systemctl edit {SERVICE}"
     machine.run("script", "--quiet", "--return", "--command", edit, "/dev/null")  # it wants a terminal
     assert "WatchdogSec=20" in machine.at(DROP_IN).read_text()
@@ -158,6 +159,8 @@ def starts(machine: Machine, service: Deployed) -> None:
     starting, seen = machine.start("systemctl", "start", SERVICE), dict[str, str]()
     while starting.poll() is None:
         shown = unit(machine, "StatusText", "ActiveState")
+        if shown["StatusText"] not in seen:
+            assert taken(machine, service.port) == "", shown  # nor would who listens there get the probe key
         seen.setdefault(shown["StatusText"], shown["ActiveState"])
     assert starting.returncode == 0, machine.evidence()
     answer: Answer = chat(machine, service.key, service.port)
@@ -265,6 +268,26 @@ def test_bad_clients_do_not_get_in_the_way_of_good_ones(machine: Machine, servic
     lines = machine.journal(f"--unit={SERVICE}").splitlines()[before:]
     assert 1 <= sum("refused" in line for line in lines) <= 40, "one line each would let anybody fill the journal"
     serves(machine, service.key, service.port)
+
+
+def test_half_open_connections_take_nothing_from_those_who_ask(machine: Machine, service: Deployed) -> None:
+    """Half as many again as it has descriptors, held for ever by somebody without a key."""
+    pid, fed = main_pid(machine), set[str]()
+    holder = machine.start(sys.executable, "-m", "tests.vllm.half_open", str(service.port), "6000")
+    assert holder.stdout
+    assert holder.stdout.readline() == "all\n"
+
+    def outlasts_the_watchdog() -> bool:
+        serves(machine, service.key, service.port)
+        assert ask(machine, "GET", "/health", port=service.port).status == 200
+        fed.add(unit(machine, "WatchdogTimestampMonotonic")["WatchdogTimestampMonotonic"])
+        return len(fed) > 6
+
+    until("the watchdog was fed all the time", outlasts_the_watchdog, machine, 120)
+    assert len(machine.shell(f"ls /proc/{pid}/fd").stdout.split()) < 4096 / 2
+    holder.communicate("")
+    assert main_pid(machine) == pid
+    assert "asked for nothing" in machine.journal(f"--unit={SERVICE}")
 
 
 def test_weights_and_engine_are_not_its_own(machine: Machine, service: Deployed) -> None:

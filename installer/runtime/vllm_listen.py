@@ -1,0 +1,38 @@
+"""Becomes `vllm serve` on the socket that the launcher listens on: whatever binds the service's port gets that socket.
+
+vLLM binds its port first and listens last, minutes later; in between anybody on the host could listen there. Stdlib
+only, and nothing but `bind` is replaced: where vLLM and its web server call it has moved between versions.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+LISTENER = "LAUNCHER_LISTENER"  # the variable with the descriptor
+
+
+def hand_in(listener: int) -> None:
+    """Were this ever missed, bind would fail, because the port is taken: no service, but no open door either."""
+    os.set_inheritable(listener, False)
+    with socket.socket(fileno=os.dup(listener)) as held:
+        family, port = held.family, held.getsockname()[1]
+    bind = socket.socket.bind
+
+    def bind_or_take(self: socket.socket, address: Any, /) -> None:
+        if self.family != family or self.type != socket.SOCK_STREAM or address[1] != port:
+            bind(self, address)
+            return
+        socket.socket.bind = bind  # type: ignore[method-assign]
+        os.dup2(listener, self.fileno(), inheritable=False)
+        os.close(listener)
+
+    socket.socket.bind = bind_or_take  # type: ignore[assignment, method-assign]
+
+
+if __name__ == "__main__":
+    hand_in(int(os.environ.pop(LISTENER)))
+    from vllm.entrypoints.cli.main import main  # type: ignore[import-not-found]
+
+    main()
