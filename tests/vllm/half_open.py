@@ -1,4 +1,4 @@
-"""Run in a machine against its service: `half_open.py PORT COUNT` opens that many connections, sends half a head on each.
+"""Run in a machine against its service: `half_open.py PORT COUNT` that many connections, half a head on each.
 
 Whatever is closed on it is opened again after a moment. Says `all` once each was tried, and ends with its input.
 """
