@@ -159,7 +159,7 @@ def starts(machine: Machine, service: Deployed) -> None:
     starting, seen = machine.start("systemctl", "start", SERVICE), dict[str, str]()
     while starting.poll() is None:
         shown = unit(machine, "StatusText", "ActiveState")
-        if shown["StatusText"] not in seen:
+        if shown["ActiveState"] == "activating" and shown["StatusText"] in {*STAGES[:-1]} - seen.keys():
             assert taken(machine, service.port) == "", shown  # nor would who listens there get the probe key
         seen.setdefault(shown["StatusText"], shown["ActiveState"])
     assert starting.returncode == 0, machine.evidence()
