@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from installer.checks.custody import Custody
+from installer.checks.processes import as_address
 from installer.language import tr
 
 Body = dict[str, object]
@@ -81,11 +82,10 @@ class Api:
     def _request(self, method: str, path: str, body: Body | None) -> Iterator[tuple[http.client.HTTPResponse, float]]:
         """The response, and when the request was sent."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        connection = http.client.HTTPConnection(self.address, self.port, timeout=self.timeout)
+        connection = http.client.HTTPConnection(str(as_address(self.address)), self.port, timeout=self.timeout)
         try:
             with self.explained(path):
-                connection.connect()
-                self._check_custody(connection)
+                self._connect(connection)
                 began = time.monotonic()
                 connection.request(method, path, json.dumps(body) if body is not None else None, headers)
                 response = connection.getresponse()
@@ -96,11 +96,13 @@ class Api:
         finally:
             connection.close()
 
-    def _check_custody(self, connection: http.client.HTTPConnection) -> None:
-        if self.key and self.custody:
-            address, port = connection.sock.getpeername()[:2]
-            if why := self.custody.objection(address, port):
-                raise NoAnswer(tr("no key was sent to {url}: {why}", url=self.url, why=why))
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        """To the service itself, where a key is to be sent."""
+        custody = self.custody if self.key else None
+        before = custody.sockets(self.address, self.port) if custody else {}
+        connection.connect()
+        if custody and (why := custody.objection(self.address, self.port, before)):
+            raise NoAnswer(tr("no key was sent to {url}: {why}", url=self.url, why=why))
 
     @contextlib.contextmanager
     def explained(self, path: str) -> Iterator[None]:

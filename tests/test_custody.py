@@ -66,7 +66,7 @@ def test_a_socket_of_our_own_user_is_ours() -> None:
         assert Custody(Host(), "").objection("127.0.0.1", port) == ""
         assert Custody(Host(), "").objection("localhost", port) == ""
     assert "nothing listens" in Custody(Host(), "").objection("127.0.0.1", port)
-    assert Custody(Host(), "").stranger("127.0.0.1", port) == ""
+    assert Custody(Host(), "").stranger("127.0.0.1", port) is None
 
 
 def test_a_unit_s_socket_is_told_from_a_stranger_s_and_no_key_is_sent_to_him() -> None:
@@ -74,10 +74,21 @@ def test_a_unit_s_socket_is_told_from_a_stranger_s_and_no_key_is_sent_to_him() -
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         custody = Custody(Host(), "no-such.service", "no-such-user")
-        assert f"port {port} is held by pid {os.getpid()} (" in custody.stranger("127.0.0.1", port)
+        assert f"port {port} is held by pid {os.getpid()} (" in custody.objection("127.0.0.1", port)
         with pytest.raises(NoAnswer, match="no key was sent to"):
             Api("127.0.0.1", port, "sk-secret", 10, custody).ask("GET", "/v1/models")
         assert server.accept()[0].recv(1000) == b""
+
+
+def test_a_listener_that_came_while_the_connection_was_opened_is_no_proof_of_whose_it_is() -> None:
+    """A stranger may take the connection and go, as soon as the service wants the port."""
+    custody = Custody(Host(), "")
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        before = custody.sockets("127.0.0.1", port)
+        assert custody.objection("127.0.0.1", port, before) == ""
+    with socket.create_server(("127.0.0.1", port)):
+        assert "another one listens" in custody.objection("127.0.0.1", port, before)
 
 
 # Listens as another user until its input ends.

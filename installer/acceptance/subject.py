@@ -122,7 +122,12 @@ def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> C
             raise Failed(
                 tr("{unit} does not run ({state})", unit=unit, state=state), f"sudo systemctl start {layout.service}"
             )
-        if why := Custody(host, unit, layout.user).objection(prove.local_address(settings.host), settings.port):
+        custody, address = Custody(host, unit, layout.user), prove.local_address(settings.host)
+        stranger = custody.stranger(address, settings.port)
+        if stranger and stranger.pid:
+            held = tr("port {port} is held by {holder}", port=settings.port, holder=stranger)
+            raise Failed(held, stranger.how_to_stop)
+        if why := custody.objection(address, settings.port):
             raise Failed(why, f"systemctl status {layout.service}")
         return tr("{unit} on port {port}", unit=unit, port=settings.port)
 

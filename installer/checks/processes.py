@@ -40,7 +40,7 @@ class Process:
 def listener(host: Host, address: str, port: int) -> Process | None:
     """The process that listens where a service wants to listen."""
     sockets = {f"socket:[{inode}]" for taken, inode, _ in _listening(host, port) if conflict(address, taken)}
-    return _owner(host, sockets) if sockets else None
+    return owner(host, sockets) if sockets else None
 
 
 def listening(host: Host, address: Address, port: int) -> dict[str, int]:
@@ -91,7 +91,7 @@ def _decode(text: str) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _owner(host: Host, sockets: set[str]) -> Process:
+def owner(host: Host, sockets: set[str]) -> Process:
     for pid in pids(host):
         if any(handle in sockets for handle in handles(host, pid)):
             return describe(host, pid)

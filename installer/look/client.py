@@ -50,7 +50,8 @@ def client_of(service: str, host: Host, report: Report, *, far: str | None = Non
     key = _plain_key(host, layout) if show_key else None
     here = local_address(target.settings.host)
     if stranger := Custody(host, layout.unit_name, layout.user).stranger(here, target.settings.port):
-        report.warn(tr("send no key there now: {stranger}", stranger=stranger))
+        held = tr("port {port} is held by {holder}", port=target.settings.port, holder=stranger)
+        report.warn(tr("send no key there now: {why}", why=held))
     return Client(base_url(target.settings, address), target.model.id, key)
 
 
