@@ -55,12 +55,18 @@ class Attempt:
     given: tuple[str, ...] = ()  # keys of the user's own, which have to open the service
 
 
-def plan(request: Request, host: Host, report: Report) -> list[Change]:
+@dataclass(frozen=True)
+class Planned:
+    want: Wanted
+    changes: list[Change]
+
+
+def plan(request: Request, host: Host, report: Report) -> Planned:
     """What deploy would do now. Looks at the host and asks the hub and the index, but changes nothing."""
     layout = Layout(request.settings.service)
     state = load_state(host, layout) or State(layout.service)
     resolved = resolve(request, state, host, report, for_real=False)
-    return _checked_plan(request, resolved, state, host)
+    return Planned(resolved.want, _checked_plan(request, resolved, state, host))
 
 
 def deploy(request: Request, host: Host, report: Report, show: Show) -> None:

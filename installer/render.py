@@ -137,9 +137,12 @@ def exec_line(unit_text: str, directive: str = "ExecStart") -> list[str]:
 
 
 def environment(unit_text: str) -> dict[str, str]:
-    """The variables that a unit's text gives its process."""
-    lines = re.findall(r"^Environment=(.*)$", unit_text, re.MULTILINE)
-    return dict(word.partition("=")[::2] for line in lines for word in split_exec(line))
+    """The variables that a unit's text gives its process; an empty assignment takes back those before it."""
+    found: dict[str, str] = {}
+    for line in re.findall(r"^[^\S\n]*Environment[^\S\n]*=(.*)$", unit_text, re.MULTILINE):
+        words = split_exec(line)
+        found = {**found, **dict(word.partition("=")[::2] for word in words)} if words else {}
+    return found
 
 
 def sandbox(unit_text: str) -> list[str]:
@@ -153,7 +156,7 @@ def _unit(target: Target, layout: Layout, digest: str) -> str:
     settings, model = target.settings, target.model
     python = str(layout.engines / target.engine.id / "bin" / "python")
     launcher = str(runtime_dir(layout) / "vllm_launcher.py")
-    environment = {DIGEST_VARIABLE: digest, "HOME": str(layout.cache_dir)}
+    environment = {DIGEST_VARIABLE: digest, "HOME": str(layout.cache_dir), **_visible(target)}
     return template("service.j2").render(
         version=__version__,
         layout=layout,
@@ -163,10 +166,30 @@ def _unit(target: Target, layout: Layout, digest: str) -> str:
         exec_start=[python, launcher, "launch", *_key_words(target.keys), "--", *serve_arguments(target)],
         exec_check=[python, launcher, "check", "--", "serve", "--host", settings.host, "--port", str(settings.port)],
         exec_reload=[python, launcher, "reload", *_key_words(target.keys)],
+        gpu_nodes=_gpu_nodes(target),
         environment=environment,
         local_only=settings.host == "localhost" or settings.host == "::1" or settings.host.startswith("127."),
         bind_model=str(model.path) if str(model.path).startswith(HOMES) else "",
     )
+
+
+def _visible(target: Target) -> dict[str, str]:
+    """The variable by which the engine sees its own GPUs and no others.
+
+    vLLM for ROCm takes no uuid in HIP_VISIBLE_DEVICES (0.32.0); ROCm's runtime takes one in its own variable.
+    """
+    uuids = [gpu.uuid for gpu in target.gpus]
+    if not uuids or not all(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
+        return {}
+    return {"ROCR_VISIBLE_DEVICES" if target.engine.kind == "rocm" else "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+
+
+def _gpu_nodes(target: Target) -> list[str]:
+    """The device nodes of the service's GPUs; every one there may be where they are not known."""
+    nodes = sorted({gpu.node for gpu in target.gpus})
+    if nodes and all(nodes):
+        return nodes
+    return ["/dev/dri"] if target.engine.kind == "rocm" else [f"/dev/nvidia{number}" for number in range(16)]
 
 
 def serve_arguments(target: Target) -> list[str]:

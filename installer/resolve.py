@@ -10,8 +10,10 @@ from installer.adoption import serve_flags
 from installer.adoption.former import Former
 from installer.airgap import bundled
 from installer.airgap.bundle_file import Bundle
-from installer.checks import facts, preflight
-from installer.checks.facts import Facts, Interpreter
+from installer.checks import facts, placement, preflight
+from installer.checks.facts import Facts, Gpu, Interpreter
+from installer.checks.placement import Choice
+from installer.checks.processes import Process
 from installer.engine import engines
 from installer.errors import Refused
 from installer.host import Host
@@ -26,6 +28,8 @@ from installer.settings import Settings
 from installer.state import State
 from installer.steps import Wanted
 from installer.target import Target
+from installer.tenants import visible, with_port, with_tenants
+from installer.values import AUTO
 from installer.weights import models
 
 # A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
@@ -69,25 +73,24 @@ def resolve(
     request: Request, state: State, host: Host, report: Report, *, for_real: bool, throwaway: bool = False
 ) -> Resolved:
     """A plan is not for real: it makes no keys and needs no privilege; a throwaway server needs no systemd either."""
-    settings = request.settings
+    settings = with_port(request.settings, state, host)
     profiles.check_names(settings)
     serve_flags.check(settings.vllm_args, settings.vllm_version, report.warn)
     layout = Layout(settings.service)
-    seen = facts.gather(host, settings, layout)
+    seen = _look(request, settings, host, layout)
     if not for_real:
         seen = dataclasses.replace(seen, is_root=True)
     if request.bundle:
         settings, seen = bundled.fitting(request.bundle, settings, seen)
     if throwaway:
         seen = dataclasses.replace(seen, systemd=preflight.MINIMUM_SYSTEMD, systemd_is_pid1=True, sysusers=True)
-    if request.former and request.former.active:
-        seen = _without(request.former.unit, seen)
     problems = preflight.check(settings, seen, layout)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
     for problem in problems:
         report.warn(str(problem))
     kind = preflight.choose_engine(settings, seen)
+    settings, seen, choice = _place(settings, seen, kind, layout, report)
     interpreter = preflight.choose_interpreter(settings, seen, kind)
     assert interpreter is not None, "preflight reports a missing interpreter"
     model = _model(request, settings, state, host, report)
@@ -101,15 +104,44 @@ def resolve(
     report.note(profile.describe())
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    target = Target(settings, engine, model, held, profile)
+    target = Target(settings, engine, model, held, profile, choice.placed)
     want = Wanted(target, layout, probe, request.bundle, request.former, request.environment)
     return Resolved(want, new_key, seen, about)
 
 
-def _without(unit: str, seen: Facts) -> Facts:
-    """The host as it will be when this unit has stopped; how much GPU memory comes free then cannot be told."""
+def _look(request: Request, settings: Settings, host: Host, layout: Layout) -> Facts:
+    """The host with our services on it, as it will be when an old deployment has made way."""
+    seen = with_tenants(facts.gather(host, settings, layout), host, layout)
+    if request.environment or request.former:  # its variables become the drop-in, in the place of those that are there
+        seen = dataclasses.replace(seen, visible=visible(dict(request.environment)))
+    return _without(request.former.unit, seen, layout) if request.former and request.former.active else seen
+
+
+def _without(unit: str, seen: Facts, layout: Layout) -> Facts:
+    """The host when this unit has stopped: what it holds is what the service will have, on the same GPUs."""
     holder = None if seen.port_holder and seen.port_holder.unit == unit else seen.port_holder
-    return dataclasses.replace(seen, port_holder=holder, service_runs=True)
+    gpus = tuple(dataclasses.replace(gpu, holders=_handed_over(gpu, unit, layout)) for gpu in seen.gpus)
+    return dataclasses.replace(seen, port_holder=holder, gpus=gpus, service_runs=True)
+
+
+def _handed_over(gpu: Gpu, unit: str, layout: Layout) -> tuple[Process, ...]:
+    return tuple(dataclasses.replace(h, unit=layout.unit_name) if h.unit == unit else h for h in gpu.holders)
+
+
+def _place(
+    settings: Settings, seen: Facts, kind: str, layout: Layout, report: Report
+) -> tuple[Settings, Facts, Choice]:
+    """The GPUs for the service, by uuid in its settings; what follows knows of no others."""
+    choice = placement.choose(settings, seen, kind, layout)
+    if kind == "cpu":
+        return settings, seen, choice
+    if choice.by_hand:
+        report.note(tr("GPUs: chosen by hand, {what}", what=choice.by_hand))
+    elif choice.gpus:
+        report.note(tr("GPUs: {gpus}", gpus=tr(", ").join(map(str, choice.gpus))))
+    if settings.gpus != AUTO and choice.named:
+        settings = dataclasses.replace(settings, gpus=tuple(gpu.uuid for gpu in choice.gpus))
+    return settings, dataclasses.replace(seen, gpus=choice.gpus), choice
 
 
 def _model(request: Request, settings: Settings, state: State, host: Host, report: Report) -> models.Model:

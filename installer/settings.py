@@ -53,8 +53,11 @@ class Settings:
     tensor_parallel_size: int = setting(
         1, values.whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE", "TP_SIZE"
     )
+    gpus: tuple[str, ...] = setting(
+        values.AUTO, values.gpus, "Which GPUs: auto, or their uuids, indices or PCI addresses.", "GPUS"
+    )
     host: str = setting("0.0.0.0", values.address, "Address to listen on.", "LISTEN_HOST")  # noqa: S104 the key guards it
-    port: int = setting(8000, values.whole(1, 65535), "Port to listen on.", "PORT")
+    port: int = setting(8000, values.port, "Port to listen on, or auto for the next free one.", "PORT")
     drain: int = setting(
         30, values.whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS"
     )
@@ -222,6 +225,10 @@ def to_text(attribute: str, value: object) -> str:
     """A field's value as it is written into the settings file; parsing it gives the value back."""
     if value is None:
         return "auto" if attribute == "max_model_len" else ""
+    if attribute == "port" and not value:
+        return "auto"
+    if attribute == "gpus" and isinstance(value, tuple):
+        return ",".join(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):

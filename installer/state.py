@@ -24,7 +24,7 @@ from installer.layout import STATES, Layout
 from installer.memory.vllm_log import Calibration
 from installer.model.profiles import Profile
 from installer.settings import FIELDS, load, to_text
-from installer.target import Target
+from installer.target import Placed, Target
 from installer.weights.models import Model
 
 VERSION = 1
@@ -232,6 +232,7 @@ def _target_data(target: Target) -> dict[str, object]:
         "profile": target.profile.to_json(),
         # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
         "keys": [dataclasses.replace(key, plain=None).argument for key in target.keys],
+        "gpus": [dataclasses.asdict(gpu) for gpu in target.gpus],
     }
 
 
@@ -258,4 +259,5 @@ def _target(data: dict[str, Any], service: str) -> Target:
         model=Model(**model),
         keys=tuple(keys.parse(argument) for argument in data["keys"]),
         profile=Profile(**{**profile, "needs": tuple(profile["needs"])}) if profile else Profile(),
+        gpus=tuple(Placed(**gpu) for gpu in data.get("gpus", [])),  # none in what was written before they were chosen
     )

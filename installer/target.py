@@ -12,9 +12,22 @@ from installer.weights.models import Model
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A GPU that a service was given."""
+
+    uuid: str
+    name: str
+    node: str = ""  # its device node, where the driver says which that is
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.uuid})"
+
+
+@dataclass(frozen=True)
 class Target:
     settings: Settings
     engine: Engine
     model: Model
     keys: tuple[Key, ...]
     profile: Profile = field(default_factory=Profile)
+    gpus: tuple[Placed, ...] = ()  # by uuid in the unit; none where all are shown to the service

@@ -13,6 +13,9 @@ from installer.language import mark, tr
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
+AUTO = ("auto",)
+# A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
+GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 MINIMUM_VLLM = (0, 25, 1)
 
 # vLLM flags that a setting of ours owns; given twice, the two would contradict each other.
@@ -97,6 +100,32 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return int(value)
 
     return parse
+
+
+def port(value: str) -> int:
+    """0 stands for auto."""
+    if text(value).lower() == "auto":
+        return 0
+    try:
+        return whole(1, 65535)(value)
+    except ValueError:
+        raise ValueError(tr("expected a whole number between 1 and 65535, or auto")) from None
+
+
+def gpus(value: str) -> tuple[str, ...]:
+    """auto, or GPUs with commas or spaces between; which of them exist is for the host to say."""
+    words = tuple(re.split(r"[\s,]+", text(value)))
+    if words in (AUTO, ("",)):
+        return AUTO
+    for word in words:
+        if not GPU.fullmatch(word):
+            raise ValueError(
+                tr(
+                    "{word!r} names no GPU; expected auto, or uuids, indices or PCI addresses with commas between",
+                    word=word,
+                )
+            )
+    return words
 
 
 def address(value: str) -> str:

@@ -29,6 +29,7 @@ VALUES = {
     "tensor_parallel_size": st.integers(1, 64).map(str),
     "download_connections": st.integers(1, 16).map(str),
     "host": st.one_of(st.ip_addresses().map(str), st.just("localhost")),
+    "gpus": st.sampled_from(["auto", "0", "1,3", "GPU-8932f937 MIG-c6d4f1ef", "0000:3b:00.0"]),
     "port": st.integers(1, 65535).map(str),
     "drain": st.integers(0, 3600).map(str),
     "tool_call_parser": st.sampled_from(["auto", "none", "hermes", "granite-20b-fc", "qwen3_coder"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from installer.ownership import fingerprint
 from installer.render import render
 from installer.settings import Settings
 from installer.state import State, save_state
+from installer.target import Placed
+from tests.commands import check_ours
 from tests.targets import PROBE_KEY, target
 
 SERVICE = "qwen3vl"
@@ -29,10 +32,10 @@ LAYOUT = Layout(SERVICE)
 class Tree:
     """A host as files below a directory, with a service for an NVIDIA GPU on it."""
 
-    def __init__(self, root: Path, *, kind: str = "cuda") -> None:
+    def __init__(self, root: Path, *, kind: str = "cuda", gpus: tuple[Placed, ...] = ()) -> None:
         self.host = Host(root)
         root.chmod(0o755)
-        made = target(Settings(service=SERVICE), kind=kind)
+        made = dataclasses.replace(target(Settings(service=SERVICE), kind=kind), gpus=gpus)
         for path, file in render(made, LAYOUT).items():
             self.write(path, file.text)
         owned = {str(LAYOUT.unit): (fingerprint(self.host.read(LAYOUT.unit) or "", LAYOUT.unit, LAYOUT),)}
@@ -86,7 +89,7 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-GPU = "570.86, 9.0, 81920, 0, GPU-1, NVIDIA H100"
+GPU = "570.86, 9.0, 81920, 0, GPU-1, 0, 00000000:01:00.0, Disabled, NVIDIA H100"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,45 @@ def test_a_gpu_that_is_gone(tree: Tree) -> None:
 def test_a_driver_that_is_too_old(tree: Tree) -> None:
     tree.command("nvidia-smi", f"case $* in *query-gpu*) echo '{GPU}';; esac")
     assert "driver-too-old" in tree.ids()
+
+
+GIVEN = Placed("GPU-1", "NVIDIA H100", "/dev/nvidia3")
+
+
+def seen_on(root: Path, row: str, minor: int = 3) -> Tree:
+    """A service that was given GPU-1, on a host whose GPU is that of this row."""
+    tree = Tree(root, gpus=(GIVEN,))
+    tree.command("nvidia-smi", f"case $* in *query-gpu*) echo '{row}';; esac")
+    tree.write(Path("/proc/driver/nvidia/gpus/0000:01:00.0/information"), f"Device Minor: \t {minor}\n")
+    return tree
+
+
+def test_a_gpu_that_the_service_was_given_and_that_is_there(tmp_path: Path) -> None:
+    assert not [name for name in seen_on(tmp_path, GPU).ids() if name.startswith("gpu")]
+
+
+def test_the_gpu_of_the_service_went_away(tmp_path: Path) -> None:
+    tree = seen_on(tmp_path, GPU.replace("GPU-1", "GPU-2"))
+    finding = next(finding for finding in tree.findings() if finding.id == "gpu-gone")
+    assert (finding.severity, finding.cause) == ("fault", "the GPU NVIDIA H100 (GPU-1) is not on this host")
+    assert finding.evidence == "this host has 0: NVIDIA H100 (GPU-2)"
+    check_ours(list(finding.commands))
+    assert tree.ids().count("gpu-gone") == 1
+
+
+def test_the_gpu_of_the_service_came_back_under_another_number(tmp_path: Path) -> None:
+    finding = next(f for f in seen_on(tmp_path, GPU, minor=0).findings() if f.id == "gpu-renumbered")
+    assert (finding.severity, finding.evidence) == ("fault", "/dev/nvidia3 before, /dev/nvidia0 now")
+
+
+@pytest.mark.parametrize(("gpus", "severity"), [((GIVEN,), "fault"), ((), "note")])
+def test_a_drop_in_that_chooses_gpus(tmp_path: Path, gpus: tuple[Placed, ...], severity: str) -> None:
+    tree = Tree(tmp_path, gpus=gpus)
+    tree.command("nvidia-smi", f"case $* in *query-gpu*) echo '{GPU}';; esac")
+    tree.write(LAYOUT.drop_ins / "mine.conf", "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n")
+    finding = next(finding for finding in tree.findings() if finding.id == "gpus-by-hand")
+    assert finding.severity == severity
+    assert "CUDA_VISIBLE_DEVICES=0, set by hand, wins over GPUS" in finding.cause
 
 
 def test_device_nodes_that_were_not_made(tree: Tree) -> None:

@@ -22,6 +22,7 @@ from tests.boot.surroundings import in_own_mounts
 LAYOUT = Layout("qwen3vl")
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
 MIB = 1024 * 1024
+GB10 = f"580.1, [N/A], [N/A], [N/A], {UUID}, 0, 0000000F:01:00.0, [N/A], NVIDIA GB10"
 KERNEL_MODULE = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (root@host)\n"
 
 
@@ -73,7 +74,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def nvidia_smi(gpus: str, apps: str = "", cuda: str = "13.0") -> str:
     return f"""case "$1" in
---query-gpu=driver_version,compute_cap,memory.total,memory.used,uuid,name) printf '{gpus}';;
+--query-gpu={facts.GPU_QUERY}) printf '{gpus}';;
 --query-compute-apps=pid,used_memory,process_name,gpu_uuid) printf '{apps}';;
 --version) printf 'NVIDIA-SMI version  : 580.1\\nCUDA Version        : {cuda}\\n';;
 *) exit 2;;
@@ -128,7 +129,8 @@ def test_an_nvidia_gpu_and_who_holds_it(machine: Machine) -> None:
     machine.command(
         "/usr/bin/nvidia-smi",
         nvidia_smi(
-            f"580.159.04, 9.0, 143771, 1634, {UUID}, NVIDIA H200\\n580.159.04, 9.0, 143771, 0, GPU-2, NVIDIA H200\\n",
+            f"580.159.04, 9.0, 143771, 1634, {UUID}, 0, 00000000:18:00.0, Disabled, NVIDIA H200\\n"
+            "580.159.04, 9.0, 143771, 0, GPU-2, 1, 00000000:3B:00.0, Disabled, NVIDIA H200\\n",
             f"400, 1634, VLLM::EngineCore, {UUID}\\n401, [N/A], a, b, {UUID}\\n",
         ),
     )
@@ -144,8 +146,59 @@ def test_an_nvidia_gpu_and_who_holds_it(machine: Machine) -> None:
     assert (second.uuid, second.holders) == ("GPU-2", ())
 
 
+def test_which_device_node_is_whose_only_the_driver_says(machine: Machine) -> None:
+    """The numbers of nodes follow another order than nvidia-smi's index; an address has two spellings."""
+    rows = (
+        f"580.1, 9.0, 1, 0, GPU-{i}, {i}, 00000000:{bus}:00.0, Disabled, NVIDIA H200" for i, bus in ((0, 18), (1, "3B"))
+    )
+    machine.command("/usr/bin/nvidia-smi", nvidia_smi("\\n".join(rows)))
+    for bus, minor in (("18", 1), ("3b", 0)):
+        text = f"Model: \t\t NVIDIA H200\nGPU UUID: \t GPU-????????\nDevice Minor: \t {minor}\n"
+        machine.file(f"/proc/driver/nvidia/gpus/0000:{bus}:00.0/information", text)
+    found = [(gpu.index, gpu.pci, gpu.node) for gpu in machine.gather().gpus]
+    assert found == [(0, "0000:18:00.0", "/dev/nvidia1"), (1, "0000:3b:00.0", "/dev/nvidia0")]
+
+
+def slice_report(index: int, total: int) -> str:
+    memory = f"<total>{total} MiB</total><reserved>0 MiB</reserved><used>12 MiB</used>"
+    bar = "<bar1_memory_usage><total>32767 MiB</total><used>0 MiB</used></bar1_memory_usage>"
+    return (
+        f"<mig_device><index>{index}</index><gpu_instance_id>{index + 3}</gpu_instance_id>"
+        f"<fb_memory_usage>{memory}</fb_memory_usage>{bar}</mig_device>"
+    )
+
+
+def test_the_slices_of_a_gpu_take_its_place(machine: Machine) -> None:
+    """The texts are shortened from nvidia-smi's own, of drivers 535 and 580."""
+    whole = "GPU-7f57f032-34ab-a064-c37c-7a4f75601cc5"
+    listed = f"""GPU 0: NVIDIA H200 (UUID: {whole})
+  MIG 2g.35gb     Device  0: (UUID: MIG-377e0049-554c-540b-93c6-d0976f8426cb)
+  MIG 1g.18gb     Device  1: (UUID: MIG-f39aa248-6f1b-5769-b119-8d650bb34b27)
+GPU 1: NVIDIA H200 (UUID: GPU-2)
+"""
+    report = f"""<gpu id="00000000:18:00.0"><mig_devices>{slice_report(0, 33280)}{slice_report(1, 16384)}</mig_devices>
+<uuid>{whole}</uuid></gpu><gpu id="00000000:3B:00.0"><mig_devices>None</mig_devices><uuid>GPU-2</uuid></gpu>"""
+    machine.file("/listed", listed)
+    machine.file("/report", report)
+    rows = (
+        f"580.1, 9.0, 143771, 0, {whole}, 0, 00000000:18:00.0, Enabled, NVIDIA H200\\n"
+        "580.1, 9.0, 143771, 0, GPU-2, 1, 00000000:3B:00.0, Disabled, NVIDIA H200\\n"
+    )
+    mig = f'case "$*" in "-L") cat {machine.root}/listed;; "-q -x") cat {machine.root}/report;; esac'
+    machine.command("/usr/bin/nvidia-smi", nvidia_smi(rows).replace("*) exit 2;;", f"*) {mig};;"))
+    machine.file("/proc/driver/nvidia/gpus/0000:18:00.0/information", "Device Minor: \t 4\n")
+    first, second, other = machine.gather().gpus
+    assert (first.name, first.uuid) == ("NVIDIA H200 MIG 2g.35gb", "MIG-377e0049-554c-540b-93c6-d0976f8426cb")
+    assert (second.name, second.uuid) == ("NVIDIA H200 MIG 1g.18gb", "MIG-f39aa248-6f1b-5769-b119-8d650bb34b27")
+    assert [(gpu.memory_total, gpu.memory_used) for gpu in (first, second)] == [
+        (33280 * MIB, 12 * MIB), (16384 * MIB, 12 * MIB),
+    ]  # fmt: skip
+    assert {(gpu.node, gpu.is_slice, gpu.capability) for gpu in (first, second)} == {("/dev/nvidia4", True, (9, 0))}
+    assert (other.uuid, other.is_slice) == ("GPU-2", False)
+
+
 def test_figures_that_the_driver_does_not_have(machine: Machine) -> None:
-    machine.command("/usr/bin/nvidia-smi", nvidia_smi(f"580.1, [N/A], [N/A], [N/A], {UUID}, NVIDIA GB10\\n", cuda="?"))
+    machine.command("/usr/bin/nvidia-smi", nvidia_smi(f"{GB10}\\n", cuda="?"))
     (gpu,) = machine.gather().gpus
     assert (gpu.capability, gpu.memory_total, gpu.memory_used, gpu.cuda) == (None, 0, 0, None)
 
@@ -178,10 +231,11 @@ def test_a_driver_without_its_tools(machine: Machine) -> None:
     machine.file("/proc/driver/nvidia/version", KERNEL_MODULE)
     machine.file(
         "/proc/driver/nvidia/gpus/0000:01:00.0/information",
-        f"Model: \t\t NVIDIA L4\nIRQ:   \t\t 41\nGPU UUID: \t {UUID}\n",
+        f"Model: \t\t NVIDIA L4\nIRQ:   \t\t 41\nGPU UUID: \t {UUID}\nDevice Minor: \t 0\n",
     )
     (gpu,) = machine.gather().gpus
     assert (gpu.vendor, gpu.name, gpu.uuid, gpu.driver) == ("nvidia", "NVIDIA L4", UUID, "570.86.10")
+    assert (gpu.index, gpu.pci, gpu.node) == (0, "0000:01:00.0", "/dev/nvidia0")
     assert gpu.capability is None
 
 
@@ -213,6 +267,27 @@ def test_amd_gpus(machine: Machine, number: int, arch: str) -> None:
     (gpu,) = machine.gather().gpus
     assert (gpu.vendor, gpu.arch, gpu.name, gpu.driver) == ("amd", arch, f"AMD {arch}", "6.12.12")
     assert (gpu.memory_total, gpu.memory_used, gpu.uuid) == (1000 * MIB, 10 * MIB, "GPU-00000000000000ff")
+
+
+def test_amd_gpus_are_counted_as_the_driver_counts_and_told_apart_without_a_number_of_their_own(
+    machine: Machine,
+) -> None:
+    nodes = "/sys/class/kfd/kfd/topology/nodes"
+    for number, place, unique in ((2, 0xC300, 0), (10, 0x0300, 0xABC)):
+        machine.file(
+            f"{nodes}/{number}/properties",
+            f"simd_count 1216\ngfx_target_version 90402\ndrm_render_minor {126 + number}\nunique_id {unique}\n"
+            f"domain 0\nlocation_id {place}\n",
+        )
+    first, second = machine.gather().gpus
+    assert (first.index, first.uuid, first.pci, first.node) == (
+        0,
+        "0000:c3:00.0",
+        "0000:c3:00.0",
+        "/dev/dri/renderD128",
+    )
+    assert (second.index, second.uuid) == (1, "GPU-0000000000000abc")
+    assert (second.pci, second.node) == ("0000:03:00.0", "/dev/dri/renderD136")
 
 
 # interpreters

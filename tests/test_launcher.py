@@ -423,12 +423,25 @@ def test_the_holder_of_the_port_has_no_say(service: Service, name: str) -> None:
 
 def test_the_holders_of_gpu_memory_are_named(service: Service) -> None:
     fake = service.home / "bin/nvidia-smi"
-    fake.write_text(f"#!/bin/sh\necho '{os.getpid()}, 20480 MiB'\n")
+    fake.write_text(f"#!/bin/sh\necho '{os.getpid()}, 20480 MiB, GPU-1'\n")
     fake.chmod(0o755)
     checked = service.once("check", serve=None)
     assert checked.returncode == 0
     assert f"GPU memory is held by pid {os.getpid()} (" in checked.stderr
     assert "20480 MiB" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("visible", "named"),
+    [("GPU-1", [7]), ("GPU-2,GPU-1", [7, 8]), ("GPU-3", []), ("", [7, 8]), ("1", [7, 8]), ("MIG-1", [7, 8])],
+)
+def test_only_holders_of_the_service_s_own_gpus_are_named(service: Service, visible: str, named: list[int]) -> None:
+    fake = service.home / "bin/nvidia-smi"
+    fake.write_text("#!/bin/sh\necho '7, 20480 MiB, GPU-1'\necho '8, [N/A], GPU-2'\n")
+    fake.chmod(0o755)
+    service.environment["CUDA_VISIBLE_DEVICES"] = visible
+    checked = service.once("check", serve=None)
+    assert [pid for pid in (7, 8) if f"held by pid {pid} (" in checked.stderr] == named
 
 
 # Watching

@@ -76,7 +76,7 @@ def test_a_second_deploy_changes_nothing(machine: Machine, options: tuple[str, .
         assert cli(machine, "deploy", *args, "--json").json == {"service": "qwen3vl", "changes": [], "api_key": None}
     assert "nothing was changed" in cli(machine, "deploy").out
     assert cli(machine, "plan").out == "nothing to change\n"
-    assert cli(machine, "plan", "--json").json == {"service": "qwen3vl", "changes": []}
+    assert cli(machine, "plan", "--json").json == {"service": "qwen3vl", "changes": [], "gpus": []}
     assert difference(before, snapshot(machine.root)) == []
     assert main_pid(machine) == pid
     serves(machine, key)

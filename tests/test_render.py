@@ -31,7 +31,7 @@ from installer.render import (
     without_keys,
 )
 from installer.settings import Settings
-from installer.target import Target
+from installer.target import Placed, Target
 from tests.golden import golden
 from tests.samples import TEXTS, any_settings
 from tests.targets import DEFAULT_KEY, KEYS, PROBE_KEY, target
@@ -41,6 +41,12 @@ KINDS = ("cuda", "cpu", "rocm")
 SYSTEM_UNITS = Path("/usr/lib/systemd/system")
 
 BASE = Settings()
+
+
+def placed(kind: str, *gpus: Placed) -> Target:
+    return dataclasses.replace(target(dataclasses.replace(BASE, tensor_parallel_size=len(gpus)), kind=kind), gpus=gpus)
+
+
 CASES = {
     "cuda": target(),
     "cpu": target(dataclasses.replace(BASE, model="builtin:tiny"), kind="cpu"),
@@ -52,6 +58,9 @@ CASES = {
         ),
         kind="rocm", path=Path("/home/ana/my models: new/qwen"),
     ),
+    "cuda-two-gpus": placed("cuda", Placed("GPU-8932f937", "NVIDIA H200", "/dev/nvidia4"),
+                            Placed("GPU-5d5ba0d6", "NVIDIA H200", "/dev/nvidia1")),
+    "rocm-one-gpu": placed("rocm", Placed("GPU-00000000000000ff", "AMD gfx942", "/dev/dri/renderD129")),
 }  # fmt: skip
 
 
@@ -69,6 +78,38 @@ def stable(text: str, made: Target) -> str:
 def test_units_are_the_golden_ones(case: str) -> None:
     text = stable(unit(CASES[case], LAYOUT), CASES[case])
     assert text == golden(f"{case}.service", text)
+
+
+EVERY_NODE = "BindPaths=" + " ".join(f"-/dev/nvidia{number}" for number in range(16))
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpu", "variable", "nodes"),
+    [
+        ("cuda", Placed("MIG-c6d4f1ef", "H200 MIG 2g.35gb", "/dev/nvidia7"), "CUDA", "BindPaths=-/dev/nvidia7"),
+        ("cuda", Placed("GPU-8932f937", "NVIDIA L4"), "CUDA", EVERY_NODE),  # the driver does not say which is its own
+        ("rocm", Placed("GPU-00ff", "AMD gfx942"), "ROCR", "BindPaths=-/dev/kfd -/dev/dri"),
+        (
+            "rocm",
+            Placed("0000:03:00.0", "AMD gfx1100", "/dev/dri/renderD1"),
+            "",
+            "BindPaths=-/dev/kfd -/dev/dri/renderD1",
+        ),
+    ],
+)
+def test_a_unit_shows_its_gpus_and_no_others(kind: str, gpu: Placed, variable: str, nodes: str) -> None:
+    lines = unit(placed(kind, gpu), LAYOUT).splitlines()
+    visible = [line for line in lines if "VISIBLE_DEVICES" in line]
+    assert visible == ([f"Environment={variable}_VISIBLE_DEVICES={gpu.uuid}"] if variable else [])
+    assert nodes in lines
+    assert ("BindPaths=-/dev/nvidia-caps -/dev/nvidia-caps-imex-channels" in lines) is (kind == "cuda")
+
+
+def test_a_unit_without_a_choice_of_gpus_is_as_it_was() -> None:
+    """What an earlier version deployed is not started anew for the sake of a choice that nobody made."""
+    text = unit(target(), LAYOUT)
+    assert "VISIBLE_DEVICES" not in text
+    assert EVERY_NODE in text.splitlines()
 
 
 def test_the_account_is_the_golden_one() -> None:

@@ -91,6 +91,27 @@ def test_an_error_names_the_value_and_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        ("auto", ("auto",)),
+        ("", ("auto",)),
+        ("0", ("0",)),
+        (" 0, 2 ", ("0", "2")),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",)),
+        ("MIG-GPU-8932f937/1/2 3B:00.0 0000:18:00.0", ("MIG-GPU-8932f937/1/2", "3B:00.0", "0000:18:00.0")),
+    ],
+)
+def test_gpus_are_named_by_index_address_or_uuid(text: str, gpus: tuple[str, ...]) -> None:
+    assert from_flags(gpus=text).gpus == gpus
+    assert from_flags(gpus=to_text("gpus", gpus)).gpus == gpus
+
+
+def test_a_port_may_be_left_to_us() -> None:
+    assert from_flags(port="auto").port == 0
+    assert to_text("port", 0) == "auto"
+
+
+@pytest.mark.parametrize(
     ("text", "tokens"),
     [("1024", 1024), ("32k", 32768), ("256K", 262144), (" 16 ", 16), ("auto", None), ("AUTO", None)],
 )
@@ -121,6 +142,7 @@ GARBAGE = {
     "tensor_parallel_size": ["", "0", "65", "-1", "1.0", "two"],
     "download_connections": ["", "0", "33", "-1", "many"],
     "host": ["", "example.com", "1.2.3", "1.2.3.4.5", "0.0.0.0; rm", "[::1]", "::1\n"],
+    "gpus": ["gpu0", "-1", "0;1", "auto,0", "GPU-", "MIG", "3b:00", "1.0", "GPU-1\nx", "0 %n", "²"],
     "port": ["", "0", "65536", "-1", "80a", "8" * 20],
     "drain": ["-1", "3601", "x"],
     "allowed_media_domains": ["'unclosed", "a\nb", "--trust-remote-code", "good.example -x", "''", "a/b", "'a b'"],

@@ -33,6 +33,7 @@ from installer.state import (
     services,
     text_digest,
 )
+from installer.target import Placed
 from installer.weights import inventory
 from tests.samples import any_settings
 from tests.targets import KEYS, target
@@ -82,6 +83,21 @@ def test_a_state_from_before_there_were_profiles_is_read(host: Host) -> None:
     assert loaded is not None
     assert loaded.proved is not None
     assert loaded.proved.profile == Profile()
+
+
+def test_a_state_from_before_gpus_were_chosen_is_read(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    data = json.loads(host.read(LAYOUT.state_file) or "")
+    del data["proved"]["gpus"], data["proved"]["settings"]["gpus"]
+    host.write(LAYOUT.state_file, json.dumps(data))
+    assert load_state(host, LAYOUT) == state(history=load_state(host, LAYOUT).history)  # type: ignore[union-attr]
+
+
+def test_the_gpus_are_remembered(host: Host) -> None:
+    gpus = (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"), Placed("GPU-1", "NVIDIA H200", ""))
+    whole = state(proved=dataclasses.replace(target(), gpus=gpus))
+    save_state(host, LAYOUT, whole)
+    assert load_state(host, LAYOUT) == whole
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -14,6 +14,7 @@ from rich.console import Console
 from installer.host import Host
 from installer.look import load, watch
 from installer.look.load import GpuUse, quantile, read_metrics, since
+from installer.target import Placed
 
 METRICS = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -88,7 +89,7 @@ def frame(width_of_model: str = "Qwen/Qwen3-VL-8B-Instruct") -> watch.Frame:
         tokens_per_second=123.456,
         prompt_tokens_per_second=None,
         first_token={"p50": 0.12, "p90": 1.5, "p99": None},
-        gpus=(GpuUse("NVIDIA H100", 70 << 30, 80 << 30, 97),),
+        gpus=(GpuUse("NVIDIA H100", "GPU-1", 70 << 30, 80 << 30, 97),),
         has_metrics=True,
     )
 
@@ -119,21 +120,27 @@ def test_one_line_for_a_pipe() -> None:
 def test_what_nvidia_smi_says_of_use(tmp_path: Path) -> None:
     command = tmp_path / "usr/bin/nvidia-smi"
     command.parent.mkdir(parents=True)
-    command.write_text("#!/bin/sh\necho 'NVIDIA H100, SXM, 71680, 81920, 97'\necho 'Thor, [N/A], [N/A], [N/A]'\n")
+    rows = ("GPU-1, NVIDIA H100, SXM, 71680, 81920, 97", "GPU-2, Thor, [N/A], [N/A], [N/A]")
+    command.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
     command.chmod(0o755)
-    assert load.gpus(Host(tmp_path), "cuda") == (
-        GpuUse("NVIDIA H100, SXM", 70 << 30, 80 << 30, 97),
-        GpuUse("Thor", 0, 0, None),
-    )
-    assert load.gpus(Host(tmp_path), "cpu") == ()
+    first, second = GpuUse("NVIDIA H100, SXM", "GPU-1", 70 << 30, 80 << 30, 97), GpuUse("Thor", "GPU-2", 0, 0, None)
+    assert load.gpus(Host(tmp_path), "cuda", ()) == (first, second)
+    gone = Placed("GPU-3", "NVIDIA L4")
+    assert load.gpus(Host(tmp_path), "cuda", (gone, Placed("GPU-1", "NVIDIA H100, SXM"))) == (
+        GpuUse("NVIDIA L4", "GPU-3", 0, 0, None), first,
+    )  # fmt: skip
+    assert load.gpus(Host(tmp_path), "cpu", ()) == ()
     command.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
-    assert load.gpus(Host(tmp_path), "cuda") == ()
+    assert load.gpus(Host(tmp_path), "cuda", ()) == ()
 
 
 def test_what_the_amdgpu_driver_says_of_use(tmp_path: Path) -> None:
-    device = tmp_path / "sys/class/drm/card1/device"
+    device = tmp_path / "sys/class/drm/renderD129/device"
     device.mkdir(parents=True)
+    node = tmp_path / "sys/class/kfd/kfd/topology/nodes/2/properties"
+    node.parent.mkdir(parents=True)
+    node.write_text("simd_count 1216\ngfx_target_version 90402\ndrm_render_minor 129\nunique_id 255\n")
     figures = {"mem_info_vram_total": 64 << 30, "mem_info_vram_used": 1024, "gpu_busy_percent": 5}
     for name, figure in figures.items():
         (device / name).write_text(f"{figure}\n")
-    assert load.gpus(Host(tmp_path), "rocm") == (GpuUse("AMD GPU", 1024, 64 << 30, 5),)
+    assert load.gpus(Host(tmp_path), "rocm", ()) == (GpuUse("AMD gfx942", "GPU-00000000000000ff", 1024, 64 << 30, 5),)

@@ -19,7 +19,7 @@ from installer.host import Host
 from installer.language import mark, tr
 from installer.render import HOMES
 from installer.resolve import HIDDEN
-from installer.settings import Settings, load
+from installer.settings import Settings, load, to_text
 from installer.values import NO_TLS, TLS_FLAGS
 
 VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
@@ -295,11 +295,12 @@ def _same_model_id(
     for name in names[1:]:
         reading.clients.append(tr("the model id {name} is answered no more: a service has one", name=name))
     before = (reading.fields.get("host", Settings.host), reading.fields.get("port", str(Settings.port)))
-    stays = before == (settings.host, str(settings.port)) and "--uds" not in last
+    port = to_text("port", settings.port)
+    stays = before == (settings.host, port) and "--uds" not in last
     reading.clients.append(
-        tr("it listens on {host} port {port}, as before", host=settings.host, port=settings.port)
+        tr("it listens on {host} port {port}, as before", host=settings.host, port=port)
         if stays
-        else tr("it listens on {host} port {port}", host=settings.host, port=settings.port)
+        else tr("it listens on {host} port {port}", host=settings.host, port=port)
     )
     reading.clients.append(tr("every route but /health and /ping needs the key; /metrics too"))
     return settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from installer.checks import ports
@@ -18,9 +18,10 @@ from installer.host import Host
 from installer.language import tr
 from installer.layout import Layout
 from installer.settings import Settings
+from installer.target import Placed
 
 ANSWER_WITHIN = 20.0  # seconds; a wedged GPU driver never answers
-GPU_QUERY = "driver_version,compute_cap,memory.total,memory.used,uuid,name"
+GPU_QUERY = "driver_version,compute_cap,memory.total,memory.used,uuid,index,pci.bus_id,mig.mode.current,name"
 CSV = "--format=csv,noheader,nounits"
 # The sandbox hides these whatever their modes are.
 HIDDEN = frozenset(map(Path, ("/root", "/home", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
@@ -46,6 +47,26 @@ class Gpu:
     memory_total: int = 0  # bytes; 0 where unknown (unified memory, a driver that does not answer)
     memory_used: int = 0
     holders: tuple[Process, ...] = ()
+    index: int = -1  # as nvidia-smi or rocminfo counts; a slice has that of its GPU
+    pci: str = ""  # DOMAIN:BUS:DEVICE.FUNCTION
+    node: str = ""  # its own device node; its number is not the index
+    is_slice: bool = False  # a part of a GPU that MIG cut up
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.uuid or self.pci})"
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A service of ours and what it takes of this host, as its record says."""
+
+    unit: str
+    kind: str
+    gpus: tuple[Placed, ...]  # none where it was deployed before GPUs were chosen, or a drop-in chooses them
+    count: int
+    share: float
+    visible: tuple[tuple[str, str], ...] = ()  # variables of a drop-in that choose GPUs
+    runs: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +118,8 @@ class Facts:
     unprivileged_port: int = 1024  # the lowest port that needs no privilege
     disks: Mapping[Path, Disk] = field(default_factory=dict)
     libnuma: bool = True  # which vLLM's CPU build loads without saying so
+    tenants: tuple[Tenant, ...] = ()  # services of ours, this one too where it was proved
+    visible: tuple[tuple[str, str], ...] = ()  # variables of its drop-ins that choose GPUs
 
 
 def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
@@ -109,7 +132,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         cpu_flags=flags,
         memory_total=memory.get("MemTotal", 0),
         memory_available=memory.get("MemAvailable", 0),
-        gpus=gpus + _amd(host),
+        gpus=gpus + amd_gpus(host),
         nvidia_error=nvidia_error,
         interpreters=_interpreters(host, settings),
         # Triton looks for gcc, then clang; Inductor for g++ alone.
@@ -227,28 +250,67 @@ def _nvidia(host: Host) -> tuple[tuple[Gpu, ...], str]:
         failed = tr("{command} failed with exit status {status}", command="nvidia-smi", status=done.returncode)
         return (), f"{failed}: {said}" if present else ""
     match = re.search(r"CUDA Version\s*:\s*([\d.]+)", _output(host, "nvidia-smi", "--version"))
-    holders = _nvidia_holders(host)
-    gpus = []
-    for line in done.stdout.splitlines():
-        values = [value.strip() for value in line.split(",", 5)]
-        if len(values) != 6:
-            continue
-        driver, capability, total, used, uuid, name = values
-        major, _, minor = capability.partition(".")
-        gpus.append(
-            Gpu(
-                vendor="nvidia",
-                name=name,
-                uuid=uuid,
-                driver=driver,
-                cuda=match[1] if match else None,
-                capability=(int(major), int(minor)) if major.isdigit() and minor.isdigit() else None,
-                memory_total=_mebibytes(total),
-                memory_used=_mebibytes(used),
-                holders=tuple(process for where, process in holders if where == uuid),
-            )
-        )
+    cuda = match[1] if match else None
+    holders, nodes = _nvidia_holders(host), _nvidia_nodes(host)
+    rows = [[value.strip() for value in line.split(",", 8)] for line in done.stdout.splitlines()]
+    gpus: list[Gpu] = []
+    for row in (row for row in rows if len(row) == 9):
+        gpu = _nvidia_gpu(row, cuda, nodes)
+        found = _slices(host, gpu) if row[7] == "Enabled" else [gpu]
+        gpus += [replace(g, holders=tuple(who for where, who in holders if where == g.uuid)) for g in found]
     return tuple(gpus), ""
+
+
+def _nvidia_gpu(row: list[str], cuda: str | None, nodes: Mapping[str, str]) -> Gpu:
+    driver, capability, total, used, uuid, index, pci, _, name = row
+    major, _, minor = capability.partition(".")
+    return Gpu(
+        vendor="nvidia",
+        name=name,
+        uuid=uuid,
+        driver=driver,
+        cuda=cuda,
+        capability=(int(major), int(minor)) if major.isdigit() and minor.isdigit() else None,
+        memory_total=_mebibytes(total),
+        memory_used=_mebibytes(used),
+        index=int(index) if index.isdecimal() else -1,
+        pci=pci_address(pci),
+        node=nodes.get(pci_address(pci), ""),
+    )
+
+
+def pci_address(text: str) -> str:
+    """One spelling of an address on the PCI bus: nvidia-smi prints a domain of eight digits, the kernel one of four."""
+    match = re.fullmatch(r"(?:([0-9a-f]+):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.lower())
+    return f"{int(match[1] or '0', 16):04x}:{match[2]}" if match else ""
+
+
+def _nvidia_nodes(host: Host) -> dict[str, str]:
+    """PCI address -> device node. Only the driver says which is whose: minor numbers follow another order."""
+    nodes = {}
+    for file in _glob(host, "/proc/driver/nvidia/gpus/*/information"):
+        if minor := re.search(r"^Device Minor:\s*(\d+)", host.read(file) or "", re.MULTILINE):
+            nodes[pci_address(file.parent.name)] = f"/dev/nvidia{minor[1]}"
+    return nodes
+
+
+def _slices(host: Host, gpu: Gpu) -> list[Gpu]:
+    """The parts of a GPU that MIG cut up: what it was as a whole cannot be used any more."""
+    listed = _output(host, "nvidia-smi", "-L").partition(f"(UUID: {gpu.uuid})")[2].partition("\nGPU ")[0]
+    report = _output(host, "nvidia-smi", "-q", "-x").partition(f"<uuid>{gpu.uuid}</uuid>")[0].rpartition("<gpu id=")[2]
+    memory = {}
+    for part in re.findall(r"<mig_device>.*?</mig_device>", report, re.DOTALL):
+        figures = re.search(
+            r"<index>(\d+)</index>.*<fb_memory_usage>.*?<total>(\d+) MiB.*?<used>(\d+) MiB", part, re.DOTALL
+        )
+        if figures:
+            memory[figures[1]] = (_mebibytes(figures[2]), _mebibytes(figures[3]))
+    found = []
+    for profile, number, uuid in re.findall(r"MIG (\S+)\s+Device\s+(\d+): \(UUID: (MIG-[^)]+)\)", listed):
+        total, used = memory.get(number, (0, 0))
+        name = f"{gpu.name} MIG {profile}"
+        found.append(replace(gpu, name=name, uuid=uuid, memory_total=total, memory_used=used, is_slice=True))
+    return found
 
 
 def _nvidia_holders(host: Host) -> list[tuple[str, Process]]:
@@ -270,11 +332,14 @@ def _nvidia_without_smi(host: Host) -> tuple[tuple[Gpu, ...], str]:
         cards = _nvidia_cards(host)
         why = tr("no driver is loaded for the NVIDIA card at {addresses}", addresses=", ".join(cards))
         return (), NoDriver(why) if cards else ""
-    gpus = []
-    for file in _glob(host, "/proc/driver/nvidia/gpus/*/information"):
+    gpus: list[Gpu] = []
+    nodes = _nvidia_nodes(host)
+    for index, file in enumerate(_glob(host, "/proc/driver/nvidia/gpus/*/information")):
         values = dict(re.findall(r"^([\w ]+):[ \t]*(.*)$", host.read(file) or "", re.MULTILINE))
         name, uuid = values.get("Model", "NVIDIA GPU").strip(), values.get("GPU UUID", "").strip()
-        gpus.append(Gpu("nvidia", name, uuid, driver=version[1]))
+        pci = pci_address(file.parent.name)
+        uuid = "" if "?" in uuid else uuid  # the driver has not asked a GPU that nobody has opened yet
+        gpus.append(Gpu("nvidia", name, uuid, driver=version[1], index=index, pci=pci, node=nodes.get(pci, "")))
     return tuple(gpus), ""
 
 
@@ -288,29 +353,42 @@ def _nvidia_cards(host: Host) -> list[str]:
     ]
 
 
-def _amd(host: Host) -> tuple[Gpu, ...]:
+def amd_gpus(host: Host) -> tuple[Gpu, ...]:
     """The compute nodes that the amdgpu driver offers; a node with no SIMD units is the CPU."""
     driver = _word(host, Path("/sys/module/amdgpu/version"))
-    gpus = []
-    for node in _glob(host, "/sys/class/kfd/kfd/topology/nodes/*/properties"):
+    gpus: list[Gpu] = []
+    nodes = _glob(host, "/sys/class/kfd/kfd/topology/nodes/*/properties")
+    for node in sorted(nodes, key=lambda path: int(path.parent.name)):
         values = dict(re.findall(r"^(\w+) (\d+)$", host.read(node) or "", re.MULTILINE))
         if int(values.get("simd_count", 0)) == 0:
             continue
         target = int(values.get("gfx_target_version", 0))
         arch = f"gfx{target // 10000}{target // 100 % 100}{target % 100:x}"
-        device = Path(f"/sys/class/drm/renderD{values.get('drm_render_minor', '')}/device")
+        render = f"renderD{values.get('drm_render_minor', '')}"
+        device = Path("/sys/class/drm") / render / "device"
+        pci, unique = _amd_address(values), int(values.get("unique_id", 0))
         gpus.append(
             Gpu(
                 vendor="amd",
                 name=(host.read(device / "product_name") or "").strip() or f"AMD {arch}",
-                uuid=f"GPU-{int(values.get('unique_id', 0)):016x}",
+                uuid=f"GPU-{unique:016x}" if unique else pci,
                 driver=driver,
                 arch=arch,
                 memory_total=int(_word(host, device / "mem_info_vram_total") or 0),
                 memory_used=int(_word(host, device / "mem_info_vram_used") or 0),
+                index=len(gpus),
+                pci=pci,
+                node=f"/dev/dri/{render}",
             )
         )
     return tuple(gpus)
+
+
+def _amd_address(values: Mapping[str, str]) -> str:
+    """The kernel packs bus, device and function into one number."""
+    place = int(values.get("location_id", 0))
+    domain, bus, slot = int(values.get("domain", 0)), place >> 8 & 0xFF, place >> 3 & 0x1F
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{place & 7}"
 
 
 def _mebibytes(text: str) -> int:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from installer.checks.facts import Disk, Facts, Interpreter
 from installer.checks.packages import APT, install_command, packages_of
-from installer.checks.preflight_gpus import check_gpus, usable_gpus
+from installer.checks.placement import find, usable_gpus
+from installer.checks.preflight_gpus import check_gpus
 from installer.checks.problem import Problem as Problem
 from installer.errors import Refused
 from installer.language import tr
 from installer.layout import Layout
 from installer.report import size
 from installer.settings import Settings
+from installer.values import AUTO
 
 GIB = 1024**3
 MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
@@ -61,6 +63,9 @@ def choose_engine(settings: Settings, facts: Facts) -> str:
     """The build of vLLM for this host: cuda, rocm or cpu."""
     if settings.engine != "auto":
         return settings.engine
+    if settings.gpus != AUTO:  # a GPU that went away makes no service for the processor
+        named = [gpu for word in settings.gpus if (gpu := find(word, facts.gpus))]
+        return "rocm" if any(gpu.vendor == "amd" for gpu in named) else "cuda"
     if usable_gpus(facts, "cuda"):
         return "cuda"
     if usable_gpus(facts, "rocm"):
@@ -183,7 +188,7 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
 
 
 def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Problem]:
-    if settings.port < facts.unprivileged_port:
+    if 0 < settings.port < facts.unprivileged_port:
         yield Problem(
             tr("port {port} needs a privilege that the service does not have", port=settings.port),
             tr("its user may open ports from {port} on", port=facts.unprivileged_port),

@@ -5,38 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from installer.checks.facts import Facts, Gpu, NoDriver
+from installer.checks.placement import MINIMUM_CAPABILITY, choose, describe, free_memory, gpus_needed, usable_gpus
 from installer.checks.problem import Problem
 from installer.engine.packages import is_cuda_12
 from installer.language import tr
 from installer.layout import Layout
 from installer.report import size
 from installer.settings import Settings
+from installer.values import AUTO
 
 CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
-MINIMUM_CAPABILITY = (7, 5)
-# What vLLM's ROCm build has kernels for; the small GPUs inside desktop processors are not among them.
-ROCM_TARGETS = frozenset(
-    ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201")
-)
-
-
-def usable_gpus(facts: Facts, kind: str) -> list[Gpu]:
-    """The GPUs that an engine can use, fastest first, as CUDA itself counts them."""
-    if kind == "cuda":
-        found = [gpu for gpu in facts.gpus if gpu.vendor == "nvidia"]
-    else:
-        found = [gpu for gpu in facts.gpus if gpu.vendor == "amd" and gpu.arch in ROCM_TARGETS]
-    return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
 
 
 def check_gpus(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Iterator[Problem]:
+    choice = choose(settings, facts, kind, layout)
+    yield from choice.problems
     if kind == "cpu":
         return
-    yield from _check_nvidia(settings, facts) if kind == "cuda" else _check_amd(settings, facts)
-    yield from _check_memory(settings, facts, kind, layout)
+    yield from _check_nvidia(settings, facts, choice.gpus) if kind == "cuda" else _check_amd(settings, facts)
+    yield from _check_memory(settings, facts, choice.gpus, layout)
 
 
-def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
+def _check_nvidia(settings: Settings, facts: Facts, chosen: Sequence[Gpu]) -> Iterator[Problem]:
     gpus = usable_gpus(facts, "cuda")
     if facts.nvidia_error:
         yield Problem(
@@ -69,7 +59,7 @@ def _check_nvidia(settings: Settings, facts: Facts) -> Iterator[Problem]:
             + ("" if cuda_12 else tr(", or name an index of CUDA 12 builds (its name holds cu12) with --index-url")),
             id="driver-too-old",
         )
-    for gpu in gpus[: settings.tensor_parallel_size]:
+    for gpu in chosen:
         if gpu.capability and gpu.capability < MINIMUM_CAPABILITY:
             yield Problem(
                 tr("{gpu} is too old for vLLM", gpu=gpu.name),
@@ -97,30 +87,28 @@ def _check_amd(settings: Settings, facts: Facts) -> Iterator[Problem]:
 
 
 def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterator[Problem]:
-    if settings.tensor_parallel_size > len(gpus):
+    asked = gpus_needed(settings)
+    if settings.gpus == AUTO and asked > len(gpus):
         yield Problem(
-            tr(
-                "{asked} GPUs were asked for, but there are {present}",
-                asked=settings.tensor_parallel_size,
-                present=len(gpus),
-            ),
+            tr("{asked} GPUs were asked for, but there are {present}", asked=asked, present=len(gpus)),
             tr(
                 "the model is to be shared by --tensor-parallel-size {asked} {vendor} GPUs",
-                asked=settings.tensor_parallel_size,
+                asked=asked,
                 vendor=vendor,
-            ),
+            )
+            + tr("; this host has {gpus}", gpus=describe(gpus)),
             tr("choose --tensor-parallel-size {present}", present=len(gpus)),
         )
 
 
-def _check_memory(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Iterator[Problem]:
+def _check_memory(settings: Settings, facts: Facts, chosen: Sequence[Gpu], layout: Layout) -> Iterator[Problem]:
     share = settings.gpu_memory_utilization
-    for gpu in usable_gpus(facts, kind)[: settings.tensor_parallel_size]:
+    for gpu in chosen:
         own = [holder for holder in gpu.holders if holder.unit == layout.unit_name]
         if facts.service_runs and not (own and all(holder.memory for holder in own)):
             continue  # what the service holds now comes free at its restart, but how much that is cannot be told
         needed = int(share * gpu.memory_total)
-        free = gpu.memory_total - gpu.memory_used + sum(holder.memory for holder in own)
+        free = free_memory(gpu, layout)
         if free >= needed:
             continue
         others = [holder for holder in gpu.holders if holder not in own]

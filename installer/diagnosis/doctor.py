@@ -23,6 +23,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     (mark("systemd"), below.check_systemd),
     (mark("the GPU's driver"), below.check_driver),
     (mark("device nodes"), below.check_nodes),
+    (mark("the GPUs it was given"), below.check_gpus),
     (mark("disks"), below.check_disks),
     (mark("the record of the service"), files.check_record),
     (mark("the service's user"), files.check_account),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from installer.checks.facts import probe_disk
+from installer.checks.placement import chosen_by_hand, describe
 from installer.diagnosis import journal, signatures
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.engine.engines import BYTES, BYTES_WITHOUT_TORCH
@@ -20,7 +21,14 @@ from installer.runtime.vllm_text import one_line
 
 ALMOST_FULL = 64 << 20
 PATIENCE = 20.0
-ELSEWHERE = {"not-root", "driver-broken", "no-systemd", "port-in-use"}  # have a check of their own
+ELSEWHERE = {
+    "not-root",
+    "driver-broken",
+    "no-systemd",
+    "port-in-use",
+    "gpu-gone",
+    "gpus-by-hand",
+}  # have a check of their own
 NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm")
 
 
@@ -51,6 +59,38 @@ def check_nodes(scene: Scene) -> Iterator[Finding]:
             tr("missing: {names}", names=", ".join(missing)),
             (f"sudo systemctl restart vllm-nvidia-nodes.service {scene.service}", "sudo nvidia-modprobe -u -c 0"),
         )
+
+
+def check_gpus(scene: Scene) -> Iterator[Finding]:
+    """Whether the GPUs that the service was given are there, and are those that it sees."""
+    proved = scene.state.proved if scene.state else None
+    if proved is None or proved.engine.kind == "cpu" or scene.facts.nvidia_error:
+        return
+    here = {gpu.uuid: gpu for gpu in scene.facts.gpus}
+    for placed in proved.gpus:
+        gpu = here.get(placed.uuid)
+        if gpu is None:
+            cause = tr("the GPU {gpu} is not on this host", gpu=placed)
+            evidence = tr("this host has {gpus}", gpus=describe(scene.facts.gpus) or "-")
+            yield Finding("gpu-gone", cause, evidence, (f"{scene.deploy} --gpus auto", "sudo dmesg | grep -i xid"))
+        elif placed.node and gpu.node != placed.node:
+            cause = tr("{gpu} has another device node than before, which the sandbox does not let in", gpu=gpu)
+            evidence = tr("{before} before, {now} now", before=placed.node, now=gpu.node or "-")
+            yield Finding("gpu-renumbered", cause, evidence, (scene.deploy,))
+    if by_hand := chosen_by_hand(proved.settings, scene.facts.visible, proved.engine.kind):
+        yield _by_hand(scene, "=".join(by_hand), shut_out=bool(proved.gpus))
+
+
+def _by_hand(scene: Scene, what: str, *, shut_out: bool) -> Finding:
+    """A unit that names its GPUs lets no others in; the next deploy leaves the choice to whoever made it."""
+    cause = (
+        tr("{what}, set by hand, wins over GPUS, but the sandbox lets in other GPUs", what=what)
+        if shut_out
+        else tr("{what}, set by hand, wins over GPUS", what=what)
+    )
+    evidence = f"/etc/systemd/system/{scene.layout.unit_name}.d"
+    undo = f"sudo systemctl edit {scene.service}"
+    return Finding("gpus-by-hand", cause, evidence, (scene.deploy, undo), FAULT if shut_out else NOTE)
 
 
 def check_disks(scene: Scene) -> Iterator[Finding]:

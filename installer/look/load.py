@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from installer.api import Api, NoAnswer, gauge
+from installer.checks.facts import amd_gpus
 from installer.errors import InstallError
 from installer.host import Host
+from installer.target import Placed
 
-GPU_QUERY = "--query-gpu=name,memory.used,memory.total,utilization.gpu"
+GPU_QUERY = "--query-gpu=uuid,name,memory.used,memory.total,utilization.gpu"
 ANSWER_WITHIN = 5.0
 TTFT = "vllm:time_to_first_token_seconds"
 _BUCKET = re.compile(rf"^{TTFT}_bucket\{{(.*)\}} (\S+)\s*$", re.MULTILINE)
@@ -35,8 +37,9 @@ class Sample:
 @dataclass(frozen=True)
 class GpuUse:
     name: str
+    uuid: str  # empty where the driver names none
     memory_used: int
-    memory_total: int
+    memory_total: int  # 0 where the driver has no figures, as for a slice of a GPU or one that is gone
     busy: int | None  # percent
 
 
@@ -118,11 +121,17 @@ def quantile(buckets: Mapping[float, float], share: float) -> float | None:
     return low
 
 
-def gpus(host: Host, kind: str | None) -> tuple[GpuUse, ...]:
-    """What nvidia-smi or the amdgpu driver says; nothing for the CPU engine."""
-    if kind == "rocm":
-        return _amd(host)
-    command = host.which("nvidia-smi") if kind == "cuda" else None
+def gpus(host: Host, kind: str | None, placed: Sequence[Placed]) -> tuple[GpuUse, ...]:
+    """The GPUs that a service was given, or all where it sees all; nothing for the CPU engine."""
+    if kind not in ("cuda", "rocm"):
+        return ()
+    found = _amd(host) if kind == "rocm" else _nvidia(host)
+    known = {use.uuid: use for use in found}
+    return tuple(known.get(gpu.uuid, GpuUse(gpu.name, gpu.uuid, 0, 0, None)) for gpu in placed) or found
+
+
+def _nvidia(host: Host) -> tuple[GpuUse, ...]:
+    command = host.which("nvidia-smi")
     if command is None:
         return ()
     try:
@@ -130,21 +139,18 @@ def gpus(host: Host, kind: str | None) -> tuple[GpuUse, ...]:
     except InstallError:
         return ()
     rows = [[value.strip() for value in line.rsplit(",", 3)] for line in done.stdout.splitlines()]
-    return tuple(
-        GpuUse(name, _mebibytes(used), _mebibytes(total), _count(busy))
-        for name, used, total, busy in (row for row in rows if len(row) == 4)
-    )
+    found = []
+    for words, used, total, busy in (row for row in rows if len(row) == 4):
+        uuid, _, name = words.partition(",")
+        found.append(GpuUse(name.strip(), uuid, _mebibytes(used), _mebibytes(total), _count(busy)))
+    return tuple(found)
 
 
 def _amd(host: Host) -> tuple[GpuUse, ...]:
     found = []
-    for device in sorted(host.root.glob("sys/class/drm/card[0-9]*/device/mem_info_vram_total")):
-        place = Path("/") / device.parent.relative_to(host.root)
-        told = ("mem_info_vram_used", "mem_info_vram_total", "gpu_busy_percent")
-        used, total, busy = (_count((host.read(place / name) or "").strip()) for name in told)
-        name = (host.read(place / "product_name") or "").strip() or "AMD GPU"
-        if used is not None and total is not None:
-            found.append(GpuUse(name, used, total, busy))
+    for gpu in amd_gpus(host):
+        busy = (host.read(Path("/sys/class/drm") / Path(gpu.node).name / "device/gpu_busy_percent") or "").strip()
+        found.append(GpuUse(gpu.name, gpu.uuid, gpu.memory_used, gpu.memory_total, _count(busy)))
     return tuple(found)
 
 

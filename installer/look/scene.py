@@ -22,6 +22,7 @@ from installer.render import exec_line
 from installer.settings import Settings, load
 from installer.state import State, load_state, managed
 from installer.steps import unit_properties
+from installer.tenants import with_tenants
 
 PROPERTIES = (
     "LoadState", "LoadError", "FragmentPath", "ActiveState", "SubState", "Result", "StatusText", "NRestarts",
@@ -70,7 +71,7 @@ class Scene:
 
     @cached_property
     def facts(self) -> Facts:
-        return facts.gather(self.host, self.settings, self.layout)
+        return with_tenants(facts.gather(self.host, self.settings, self.layout), self.host, self.layout)
 
     @cached_property
     def problems(self) -> list[Problem]:

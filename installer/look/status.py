@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from installer.checks.placement import chosen_by_hand
 from installer.diagnosis import doctor
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import translated
@@ -19,6 +20,8 @@ from installer.prove import local_address
 from installer.report import size
 from installer.state import Event, services
 from installer.steps import wants_link
+from installer.target import Target
+from installer.tenants import visible_devices
 
 SHOWN_CHANGES = 5
 
@@ -46,6 +49,7 @@ class Status:
     address: str | None
     listening: bool
     gpus: tuple[GpuUse, ...]
+    gpus_by_hand: str | None  # what an admin set, which wins over our choice
     load: Sample | None  # needs root: /metrics answers to a key only
     keys: tuple[str, ...]
     pending: str | None
@@ -98,7 +102,8 @@ def of(scene: Scene) -> Status:
         kv_tokens=(measured.cache_tokens if measured else None) or (calibration.tokens if calibration else None),
         address=f"http://{settings.host}:{settings.port}" if settings else None,
         listening=ready and _listens(scene),
-        gpus=load.gpus(host, target.engine.kind if target else None),
+        gpus=load.gpus(host, target.engine.kind if target else None, target.gpus if target else ()),
+        gpus_by_hand=_by_hand(scene, target),
         load=measured,
         keys=_keys(scene),
         pending=None if scene.under_way or not state else state.unfinished,
@@ -106,6 +111,13 @@ def of(scene: Scene) -> Status:
         under_way_for=scene.under_way.seconds if scene.under_way else None,
         last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
     )
+
+
+def _by_hand(scene: Scene, target: Target | None) -> str | None:
+    if target is None:
+        return None
+    chosen = chosen_by_hand(target.settings, visible_devices(scene.host, scene.layout), target.engine.kind)
+    return "=".join(chosen) if chosen else None
 
 
 def _listens(scene: Scene) -> bool:
@@ -150,6 +162,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
             f"{status.address or '-'}" + ("" if status.listening else tr(" (it does not listen there)")),
         ),
         (tr("memory"), size(status.memory) if status.memory else "-"),
+        *([(tr("GPUs"), tr("chosen by hand, {what}", what=status.gpus_by_hand))] if status.gpus_by_hand else []),
         *((f"GPU {number}", gpu_line(gpu)) for number, gpu in enumerate(status.gpus)),
         *([(tr("load"), load_line(status.load))] if status.load else []),
         (tr("keys"), tr(", ").join(status.keys) or "-"),
@@ -204,8 +217,11 @@ def _change_lines(changes: tuple[Event, ...]) -> list[tuple[str, str]]:
 
 def gpu_line(gpu: GpuUse) -> str:
     busy = tr(", {busy} % busy", busy=gpu.busy) if gpu.busy is not None else ""
+    name = f"{gpu.name} ({gpu.uuid})" if gpu.uuid else gpu.name
+    if not gpu.memory_total:
+        return name + busy
     used, total = size(gpu.memory_used), size(gpu.memory_total)
-    return tr("{name}: {used} of {total}", name=gpu.name, used=used, total=total) + busy
+    return tr("{name}: {used} of {total}", name=name, used=used, total=total) + busy
 
 
 def load_line(load: Sample) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 
 from installer import prove, render
 from installer.checks.facts import Facts
-from installer.checks.preflight_gpus import usable_gpus
+from installer.checks.placement import usable_gpus
 from installer.errors import Refused
 from installer.host import Host
 from installer.language import tr
@@ -78,12 +78,14 @@ def _calibration(target: Target, state: State) -> Calibration | None:
     before = state.proved
     if before is None or state.calibration is None or _rest(before) != _rest(target):
         return None
-    return state.calibration
+    # What an earlier version deployed does not say where it ran: on a GPU that it would choose again.
+    same = not before.gpus or [gpu.name for gpu in before.gpus] == [gpu.name for gpu in target.gpus]
+    return state.calibration if same else None
 
 
 def _rest(target: Target) -> tuple[object, ...]:
     settings = dataclasses.replace(
-        target.settings, max_model_len=None, gpu_memory_utilization=1.0, host="", port=0, drain=0
+        target.settings, max_model_len=None, gpu_memory_utilization=1.0, gpus=(), host="", port=0, drain=0
     )
     return (settings, target.engine.id, target.model.path)
 

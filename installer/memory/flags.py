@@ -11,7 +11,16 @@ from installer.language import tr
 
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Short and long spelling of the same flag.
-SHORT = {"-pp": "--pipeline-parallel-size", "-q": "--quantization", "-cc": "--compilation-config"}
+SHORT = {
+    "-pp": "--pipeline-parallel-size", "-q": "--quantization", "-cc": "--compilation-config",
+    "-dp": "--data-parallel-size", "-dpl": "--data-parallel-size-local", "-pcp": "--prefill-context-parallel-size",
+}  # fmt: skip
+# Each takes as many GPUs again; of two for one thing the first counts.
+PARALLEL = (
+    ("--pipeline-parallel-size",),
+    ("--data-parallel-size-local", "--data-parallel-size"),
+    ("--prefill-context-parallel-size",),
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,16 @@ class Flags:
             without_images="--language-model-only" in given or "--skip-mm-profiling" in given,
             speculative="--speculative-config" in given,
         )
+
+
+def replicas(words: Sequence[str]) -> int:
+    """How many times as many GPUs as its tensor parallelism a service takes; what vLLM refuses is not judged here."""
+    given = _given(words)
+    factor = 1
+    for names in PARALLEL:
+        text = next((given[name] for name in names if name in given), "1")
+        factor *= max(1, int(text)) if text.isdecimal() else 1
+    return factor
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from installer.checks.facts import Facts
-from installer.checks.preflight_gpus import usable_gpus
+from installer.checks.placement import usable_gpus
 from installer.checks.problem import Problem
 from installer.language import mark, tr
 from installer.model import vllm_facts

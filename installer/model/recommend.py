@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from installer import render
 from installer.checks import preflight
 from installer.checks.facts import Facts, Gpu
-from installer.checks.preflight_gpus import usable_gpus
+from installer.checks.placement import usable_gpus
 from installer.errors import UsageError
 from installer.language import tr
 from installer.memory import capacity

@@ -271,11 +271,14 @@ def check(words: list[str]) -> None:
     """As root, before the sandbox: it can name processes that the service itself cannot see."""
     _, serve = split(words)
     listen(*address(serve)).close()
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory,gpu_uuid", "--format=csv,noheader"]
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         shown = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20).stdout
-        for pid, memory in re.findall(r"(\d+), (.+)", shown):
-            say(f"GPU memory is held by pid {pid} ({command_of(int(pid))}): {memory}", 5)
+        for pid, memory, uuid in re.findall(r"(\d+), (.+), (\S+)", shown):
+            # Only what is named by uuid can be told apart: a number counts among those that CUDA shows.
+            if uuid in own or not all(name.startswith("GPU-") for name in own):
+                say(f"GPU memory is held by pid {pid} ({command_of(int(pid))}): {memory}", 5)
 
 
 def listen(host: str, port: int) -> socket.socket:

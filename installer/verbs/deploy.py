@@ -75,8 +75,8 @@ def plan(service: str, as_json: bool, **options: object) -> None:
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, bundle)
     request = _request("plan", settings, options, bundle)
-    changes = flow.plan(request, host, report)
-    print_changes(service, changes, as_json)
+    planned = flow.plan(request, host, report)
+    print_changes(service, planned.changes, as_json, planned.want.target.gpus)
 
 
 def _request(verb: str, settings: Settings, options: Mapping[str, object], bundle: Bundle | None) -> Request:

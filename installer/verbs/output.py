@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from installer.changes import Change
     from installer.deploy import Deployed, Show
+    from installer.target import Placed
 
 
 def as_plain(value: DataclassInstance) -> dict[str, object]:
@@ -34,9 +36,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_changes(service: str, changes: list[Change], as_json: bool) -> None:
+def print_changes(service: str, changes: list[Change], as_json: bool, gpus: Sequence[Placed] | None = None) -> None:
+    """`gpus` are those that the service is to have, where changes make one."""
     if as_json:
-        print_json({"service": service, "changes": [change.to_json() for change in changes]})
+        on = {} if gpus is None else {"gpus": [dataclasses.asdict(gpu) for gpu in gpus]}
+        print_json({"service": service, "changes": [change.to_json() for change in changes], **on})
     elif not changes:
         click.echo(tr("nothing to change"))
     else:
