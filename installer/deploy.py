@@ -166,7 +166,7 @@ def change(request: Request, host: Host, report: Report, show: Show) -> None:
 def plan_change(request: Request, host: Host, report: Report) -> list[Change]:
     """What `change` would do now to a service that is there."""
     managed(host, Layout(request.settings.service))
-    return plan(request, host, report)
+    return plan(request, host, report).changes
 
 
 def rollback(service: str, host: Host, report: Report, show: Show) -> None:

@@ -54,7 +54,8 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
     settings = settings_from(service, host, options, bundle)
     request = _request("deploy", settings, options, bundle)
     if dry_run:
-        print_changes(service, flow.plan(request, host, report), as_json)
+        planned = flow.plan(request, host, report)
+        print_changes(service, planned.changes, as_json, planned.want.target.gpus)
         return
     flow.deploy(request, host, report, show_deployed(service, as_json))
 
