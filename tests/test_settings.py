@@ -83,7 +83,10 @@ def test_an_error_names_the_value_and_where_it_stands() -> None:
     for typed in ("port=x", "PORT=x", "--port=x"):
         with pytest.raises(UsageError) as caught:
             assigned([typed])
-        assert caught.value.message == f"{typed.partition('=')[0]}='x': expected a whole number between 1 and 65535"
+        assert (
+            caught.value.message
+            == f"{typed.partition('=')[0]}='x': expected a whole number between 1 and 65535, or auto"
+        )
         assert caught.value.hint == "for example: PORT=8000 or --port 8000"
 
 
