@@ -101,8 +101,9 @@ def _recorded(host: Host, layout: Layout, report: Report) -> State:
 
 def plan_adopt(request: Request, host: Host, report: Report) -> list[Change]:
     layout = Layout(request.settings.service)
-    resolved = resolve(request, State(layout.service), host, report, for_real=False)
-    return _checked_plan(request, resolved, State(layout.service), host)
+    state = State(layout.service, former=request.former)
+    resolved = resolve(request, state, host, report, for_real=False)
+    return _checked_plan(request, resolved, state, host)
 
 
 def make_way(service: str, host: Host, report: Report) -> None:
@@ -401,6 +402,10 @@ def _remember(
         owned = {path: _ours_now(path, digests, host, layout) for path, digests in now.owned.items()}
         history = (*now.history, event(now.pending or "deploy", outcome))
         proved = dataclasses.replace(target, keys=keyring.held_in_unit(host, layout) or target.keys)
+        if now.former and now.former.ejected:  # it is ours again, with all that it had when it was let go
+            left = host.read(layout.sysusers)
+            now = dataclasses.replace(now, former=None, owns_user=True)
+            owned |= {str(layout.sysusers): (text_digest(left),)} if left is not None else {}
         previous = now.previous
         if now.proved and _generation(now.proved, layout) != _generation(target, layout):
             previous = now.proved

@@ -41,7 +41,7 @@ def check(
             yield _masked(layout)
         elif not discard_edits and fingerprint(text, change.path, layout) not in owned[change.path]:
             yield _edited(change, text)
-    if not state.owned:
+    if not state.owned and not (state.former and state.former.ejected):
         yield from _check_name(host, layout)
 
 

@@ -25,6 +25,7 @@ RUNTIME_FILES = (
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
 )  # fmt: skip
 CPU_MEMORY_SHARE = 0.4
+NO_DOMAINS = ("none.invalid",)
 HOMES = ("/home/", "/root/", "/run/user/")
 
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=,+@-]+")
@@ -207,7 +208,7 @@ def serve_arguments(target: Target) -> list[str]:
         "--shutdown-timeout", str(settings.drain),
     ]  # fmt: skip
     # An empty list would allow every domain; a name that cannot exist allows none.
-    words += ["--allowed-media-domains", *(settings.allowed_media_domains or ("none.invalid",))]
+    words += ["--allowed-media-domains", *(settings.allowed_media_domains or NO_DOMAINS)]
     profile = target.profile
     if profile.tool_parser:
         words += ["--enable-auto-tool-choice", "--tool-call-parser", profile.tool_parser]

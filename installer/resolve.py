@@ -43,6 +43,7 @@ class KeyChoice:
     given: str | None = None
     plain: bool = False
     further: tuple[str, ...] = ()  # keys that are to work beside it
+    held: tuple[keys.Key, ...] = ()  # keys known by their digests, of a unit that is adopted again
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,8 @@ def _keys(
     cut_off = state.pending and state.proved
     ours = str(layout.unit) in state.owned  # what another's unit has for keys is not read here
     in_force = state.proved.keys if cut_off and state.proved else unit_keys(host, layout) if ours else []
-    held = {key.name: key for key in keys.named_apart(in_force)}
-    if not state.key_shown and not cut_off:
+    held = {key.name: key for key in keys.named_apart([*in_force, *choice.held])}
+    if not state.key_shown and not cut_off and not choice.held:
         held.pop(keys.DEFAULT, None)  # it was made by a first run that was cut off before anybody saw it
     probe = (host.read(layout.probe_key) or "").strip()
     if probe:

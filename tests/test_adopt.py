@@ -350,6 +350,20 @@ def test_every_fixture_is_read_without_being_told_what_it_is() -> None:
     assert len(kinds) == 3
 
 
+def test_the_difference_masks_secrets_and_nothing_else() -> None:
+    found = line("--max-num-batched-tokens 8192 --host 192.0.2.7 --seed 8192", HF_TOKEN="abcdefgh", MAX_TOKENS="8192")
+    text = (
+        "Environment=HF_TOKEN=abcdefgh MAX_TOKENS=8192 INDEX=https://me:pass@mirror.example/simple\n"
+        f"ExecStart=vllm serve m --api-key {KEY} --max-num-batched-tokens 8192 --host 192.0.2.7 --tokenizer a/auth\n"
+        "# default=sha256:" + "0123456789abcdef" * 4
+    )
+    assert found.redact(text) == (
+        "Environment=HF_TOKEN=[secret] MAX_TOKENS=8192 INDEX=https://[secret]@mirror.example/simple\n"
+        "ExecStart=vllm serve m --api-key [secret] --max-num-batched-tokens 8192 --host 192.0.2.7 --tokenizer a/auth\n"
+        "# default=sha256:" + "0123456789abcdef" * 4
+    )
+
+
 def test_the_readers_know_their_limits() -> None:
     assert old_compose.load("a: 080\nb: 8:30\nc: yes\n", "x") == {"a": "080", "b": "8:30", "c": "yes"}
     assert old_unit.variables("A='b c'\n#x\nexport D=e\n") == {"A": "b c", "D": "e"}

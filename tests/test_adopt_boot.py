@@ -158,7 +158,7 @@ def test_a_unit_of_another_name_stands_back_and_both_its_keys_work_on(machine: M
     path.write_text(path.read_text().replace(f'"{S4_KEY}"', f'"{S4_KEY}" {second}'))
     machine.write("/etc/systemd/system/old-llm.service.d/more.conf", "[Service]\nEnvironment=HF_TOKEN=hf_abcdefghij\n")
     machine.run("systemctl", "daemon-reload")
-    done = cli(machine, "adopt", "old-llm", *options(standin_wheels), "--yes")
+    done = cli(machine, "adopt", "old-llm", "--service", "qwen3vl", *options(standin_wheels), "--yes")
     assert "HF_TOKEN" in done.out
     assert "hf_abcdefghij" not in done.out + done.err
     answers(machine, S4_KEY, S4_MODEL)
@@ -276,7 +276,7 @@ def test_an_ejection_that_was_cut_off_is_undone_or_completed(machine: Machine, s
     for number, point in enumerate(("begin:1", "done:1", "done:2", "done:3", "done:4")):
         cut(machine, point, "eject", "--yes")
         answers(machine, key, "builtin:tiny")
-        done = cli(machine, "set-apikey", f"sk-eject-{number}-abcdefghijklmnopqrst", "--name", "other")
+        done = cli(machine, "set-apikey", f"sk-eject-{number}-Gx7QmZr2TkVw9LpBn4Hd", "--name", "other")
         assert "eject was cut off; undoing it first" in done.err, point
         assert cli(machine, "deploy", "--json").changes == [], point
         assert "VLLM_INSTALL_DIGEST" in machine.at(UNIT).read_text()
@@ -326,6 +326,63 @@ def test_an_ejected_service_needs_none_of_us(machine: Machine, standin_wheels: P
     machine.shell("systemctl daemon-reload && systemctl reload qwen3vl")
     assert (status(machine, mine), status(machine, S4_KEY)) == (200, 401)
     end_ejected(machine)
+
+
+def test_an_ejected_service_is_adopted_again(machine: Machine, standin_wheels: Path) -> None:
+    deploy = ("deploy", "--model", "builtin:tiny", "--engine", "cpu", "--find-links", str(standin_wheels), "--offline")
+    before = snapshot(machine.root)
+    key = cli(machine, *deploy).key
+    guest = cli(machine, "set-apikey", "--name", "guest", "--role", "metrics").key
+    settings = cli(machine, "status", "--json").json
+    cli(machine, "eject", "--yes")
+    unit_text, probe = machine.at(UNIT).read_text(), machine.at("/etc/vllm-qwen3vl.probe-key").read_text()
+    # One that fails leaves it as it was, the key of its watcher too.
+    machine.write("/var/cache/qwen3vl/standin", "die-at-start=2")
+    failed = cli(
+        machine, "adopt", "qwen3vl", "ENGINE=cpu", f"FIND_LINKS={standin_wheels}", "OFFLINE=yes", "--yes", code=6
+    )
+    assert "qwen3vl.service is back as it was" in failed.err
+    assert machine.at(UNIT).read_text() == unit_text
+    assert machine.at("/etc/vllm-qwen3vl.probe-key").read_text() == probe
+    assert not machine.at(STATE).exists()
+    machine.shell("rm -f /var/cache/qwen3vl/standin; systemctl restart qwen3vl")
+    answers(machine, key, "builtin:tiny")
+    shown = cli(machine, "adopt", "qwen3vl", *options(standin_wheels), code=3).out
+    for line in ("the API keys stay as they are", "MODEL_NAME=builtin:tiny", "the model id is builtin:tiny, as before"):
+        assert line in shown, shown
+    done = cli(machine, "adopt", "qwen3vl", *options(standin_wheels), "--yes")
+    assert "API key  " not in done.out
+    answers(machine, key, "builtin:tiny")
+    assert ask(machine, "GET", "/metrics", guest).status == 200
+    now = cli(machine, "status", "--json").json
+    assert {name: now[name] for name in ("model", "context", "keys")} == {
+        name: settings[name] for name in ("model", "context", "keys")
+    }
+    assert not machine.at("/etc/vllm-qwen3vl.probe-key").exists()
+    assert cli(machine, "deploy", "--json").changes == []
+    cli(machine, "uninstall", "--purge", "--yes")
+    is_gone(machine, before)
+
+
+def test_adopt_takes_the_units_name_and_says_what_it_costs(machine: Machine, standin_wheels: Path) -> None:
+    put_old(machine, "old-llm")
+    shown = cli(machine, "adopt", "old-llm", *options(standin_wheels), code=3).out
+    assert "+++ /etc/systemd/system/old-llm.service" in shown
+    assert "old-llm.service may take 1min 30s to stop" in shown
+    # Of the difference only secrets are left out.
+    assert S4_KEY not in shown
+    for line in ("MAX_MODEL_LEN", "0.0.0.0", "CUDA_VISIBLE_DEVICES=0"):
+        assert line in shown, line
+    assert "[address]" not in shown
+    cli(machine, "adopt", "old-llm", *options(standin_wheels), "--yes")
+    assert [row["service"] for row in cli(machine, "list", "--json").json] == ["old-llm"]
+    done = cli(machine, "uninstall", "old-llm", "--yes")
+    assert (
+        "old-llm.service is as it was before adopt, and stopped: sudo systemctl enable --now old-llm.service"
+        in done.out
+    )
+    machine.run("systemctl", "enable", "--now", "old-llm.service")
+    until("the old service answers", lambda: status(machine, S4_KEY) == 200, machine)
 
 
 def end_ejected(machine: Machine) -> None:

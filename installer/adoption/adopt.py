@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from installer.adoption import former, old_compose, old_script, old_unit
+from installer.adoption.former import Former
 from installer.adoption.old import Old, read_stdin, read_text
 from installer.adoption.translate import Adoption, translate
 from installer.changes import Change, Write
 from installer.host import Host
+from installer.language import tr
 from installer.layout import Layout
 from installer.resolve import KeyChoice, Request
-from installer.settings import FIELDS, to_text
+from installer.settings import FIELDS, RESERVED, SERVICE_NAME, to_text
 from installer.steps import unit_properties
 
 
@@ -42,6 +44,32 @@ class Proposal:
         return "\n".join(difflib.unified_diff(before, after, "before", str(unit), lineterm=""))
 
 
+def service_of(source: str, host: Host) -> str | None:
+    """The name that a service adopted from here has if nobody says another: that of the unit."""
+    name = Path(source).name.removesuffix(".service")
+    if "/" in source and str(Path(source).parent) not in old_unit.PLACES:
+        return None
+    if not SERVICE_NAME.fullmatch(name) or name in RESERVED:
+        return None
+    return name if unit_properties(host, f"{name}.service", "LoadState").get("LoadState") == "loaded" else None
+
+
+def _pause(before: Former, timeout: str) -> tuple[str, ...]:
+    """Nobody is answered from the old server's end to the new one's first proof; how long it may take to end."""
+    if not before.active:
+        return ()
+    if timeout in ("", "infinity"):
+        return (
+            tr("nobody is answered until the new service is up; {unit} may take any time to stop", unit=before.unit),
+        )
+    return (
+        tr(
+            "nobody is answered until the new service is up; {unit} may take {time} to stop",
+            unit=before.unit, time=timeout,
+        ),
+    )  # fmt: skip
+
+
 def find(source: str, host: Host, compose_service: str | None) -> Old:
     """SOURCE is a unit that systemd knows, a file, or - for a shell line on standard input."""
     if source == "-":
@@ -65,9 +93,13 @@ def propose(
     adoption = translate(old, service, file, wishes, host, new_key=new_key)
     layout, before = Layout(service), None
     if old.unit:
-        properties = unit_properties(host, old.unit, "UnitFileState", "ActiveState")
-        before = former.of(old.unit, old.files, properties, host, layout)
+        properties = unit_properties(host, old.unit, "UnitFileState", "ActiveState", "TimeoutStopUSec")
+        before = former.of(old.unit, old.files, properties, host, layout, ejected=old.is_ejected)
+        adoption = replace(
+            adoption, clients=(*adoption.clients, *_pause(before, properties.get("TimeoutStopUSec", "")))
+        )
     given, *further = adoption.keys or (None,)
-    choice = KeyChoice(given, further=tuple(filter(None, further)))
+    held = () if new_key else old.keys
+    choice = KeyChoice(given, further=tuple(filter(None, further)), held=held)
     request = Request("adopt", adoption.settings, choice, former=before, environment=adoption.environment)
     return Proposal(old, adoption, request)

@@ -22,6 +22,7 @@ class Former:
     enabled: bool
     active: bool
     files: tuple[tuple[Path, int], ...] = ()
+    ejected: bool = False  # it was ours before, and once the service is proved it is ours again
 
     @property
     def paths(self) -> frozenset[Path]:
@@ -29,10 +30,14 @@ class Former:
 
     def to_json(self) -> dict[str, object]:
         files = [[str(path), mode] for path, mode in self.files]
-        return {"unit": self.unit, "enabled": self.enabled, "active": self.active, "files": files}
+        return {
+            "unit": self.unit, "enabled": self.enabled, "active": self.active, "files": files, "ejected": self.ejected,
+        }  # fmt: skip
 
 
-def of(unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Host, layout: Layout) -> Former:
+def of(
+    unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Host, layout: Layout, *, ejected: bool = False
+) -> Former:
     """`properties` are the unit's UnitFileState and ActiveState."""
     for path in files:
         if host.at(path).is_symlink():
@@ -46,11 +51,14 @@ def of(unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Hos
             tr("choose another name with --service"),
         )
     here = files if unit == layout.unit_name else ()
+    if here and ejected and host.exists(layout.ejected_probe_key):
+        here = (*here, layout.ejected_probe_key)
     return Former(
         unit,
         enabled=properties.get("UnitFileState") == "enabled",
         active=properties.get("ActiveState") in ("active", "activating", "reloading"),
         files=tuple((path, host.mode(path) or 0o644) for path in here),
+        ejected=ejected and unit == layout.unit_name,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from installer.errors import Refused
 from installer.host import Host
+from installer.keys import Key
 from installer.language import tr
 
 LARGEST = 1024 * 1024  # bytes; no unit, script or compose file that a person wrote is longer
@@ -33,6 +34,8 @@ class Old:
     mounts: tuple[tuple[str, str], ...] = ()  # (path inside, path on the host)
     listens: tuple[str, int] | None = None
     notes: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()  # of a unit that vllm-install let go: known by their digests
+    is_ejected: bool = False
 
 
 def read_text(path: Path, host: Host) -> str:

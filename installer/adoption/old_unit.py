@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dotenv.parser import parse_stream
@@ -13,7 +14,9 @@ from installer.adoption import old_script
 from installer.adoption.old import Old, read_text, serve_words
 from installer.errors import Refused
 from installer.host import Host
+from installer.keys import PROBE, parse
 from installer.language import tr
+from installer.state import services
 from installer.steps import unit_properties
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}")
@@ -61,8 +64,9 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
     words = _command(service, starts[0], environment)
     found = Old((), environment, directory)
     serve = serve_words(words)
-    if any(word.endswith("/vllm_launcher.py") for word in words):
-        raise Refused(tr("{unit} was made by vllm-install", unit=unit), tr("vllm-install list says what it manages"))
+    launched = next((at for at, word in enumerate(words) if word.endswith("/vllm_launcher.py")), None)
+    if launched is not None:
+        return _ejected(unit, words[launched + 1 :], files, texts, host)
     if serve is None:
         inner = _script(words, found, host)
         if inner is None:
@@ -82,6 +86,27 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
         notes=()
         if is_installed
         else (tr("{path} is not installed, so no unit is stopped in its favour", path=files[0]),),
+    )
+
+
+def _ejected(unit: str, words: list[str], files: tuple[Path, ...], texts: list[str], host: Host) -> Old:
+    """A unit of ours that was let go: its keys are digests, and what it is started with is known."""
+    name = unit.removesuffix(".service")
+    if name in services(host) or "--" not in words:
+        raise Refused(tr("{unit} was made by vllm-install", unit=unit), tr("vllm-install list says what it manages"))
+    ours, serve = words[: words.index("--")], words[words.index("--") + 1 :]
+    held = [parse(value) for flag, value in zip(ours, ours[1:], strict=False) if flag == "--api-key"]
+    pairs = [pair for text in texts[1:] for pair in _directives(text, files[0])]  # what its admin added
+    added = _Service(unit, [("Service", "Environment", ""), *pairs], host).environment()[0]
+    return Old(
+        words=tuple(serve[1:]),
+        environment=added,
+        unit=unit,
+        files=files,
+        texts=tuple(texts),
+        shown="\n".join(texts),
+        keys=tuple(replace(key, plain=None) for key in held if key.name != PROBE),
+        is_ejected=True,
     )
 
 

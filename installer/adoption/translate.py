@@ -13,14 +13,15 @@ from installer import keys
 from installer.adoption import old_compose, serve_flags
 from installer.adoption.old import Old, read_text
 from installer.adoption.serve_flags import Flag
-from installer.diagnosis.redact import Redactor, harvest
+from installer.diagnosis.redact import Masked
 from installer.errors import Refused, UsageError
 from installer.host import Host
 from installer.language import mark, tr
-from installer.render import HOMES
+from installer.layout import Layout
+from installer.render import HOMES, NO_DOMAINS
 from installer.resolve import HIDDEN
 from installer.settings import Settings, load, to_text
-from installer.values import NO_TLS, TLS_FLAGS
+from installer.values import BUILTIN, NO_TLS, TLS_FLAGS
 
 VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
 SETTING_OF = {
@@ -61,6 +62,7 @@ NOT_CARRIED = re.compile(
     r"|LOGGING_CONFIG_PATH|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|PLUGINS|RPC_BASE_PATH|MEDIA_URL_\w+"
     r"|KEEP_ALIVE_ON_ENGINE_DEATH|VERSION|IMAGE\w*|SERVICE\w*)|\w*(?:KEY|TOKEN|SECRET|PASS)\w*"
 )
+SECRET = re.compile(r"(?:\w*_)?(?:KEY|TOKEN|SECRET|PASS|PASSWORD|CREDENTIALS?)(?:_\w*)?")
 FOR_VLLM = re.compile(r"(?:VLLM|HF|HUGGING_FACE|CUDA|HIP|ROCR|NCCL|TORCH|TRITON|PYTORCH|OMP|LD|PYTHON)_?\w*")
 
 
@@ -73,7 +75,7 @@ class Adoption:
     environment: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]  # what is not carried over, and why
     clients: tuple[str, ...]  # what clients will and will not notice
-    redact: Redactor
+    redact: Masked
 
 
 @dataclass
@@ -108,10 +110,10 @@ def translate(
     held = _keys(old, last, reading, new_key=new_key)
     settings = load(service, file, {}, {**reading.fields, **wishes})
     settings = _same_model_id(settings, typed, last, reading, wishes, service, file)
-    secrets = {*held, *(secret for text in old.texts for secret in harvest(text)), *_given_keys(old, last)}
-    return Adoption(
-        settings, held, tuple(_carried(old, reading)), tuple(reading.notes), tuple(reading.clients), Redactor(secrets)
-    )
+    secrets = {*held, *_given_keys(old, last), *(last["--hf-token"].values if "--hf-token" in last else ())}
+    secrets |= {value for name, value in old.environment.items() if SECRET.fullmatch(name) and not value.isdigit()}
+    carried = tuple(_carried(old, reading))
+    return Adoption(settings, held, carried, tuple(reading.notes), tuple(reading.clients), Masked(secrets))
 
 
 def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
@@ -147,7 +149,9 @@ def _model(old: Old, typed: str, reading: _Reading, host: Host) -> str:
     if not typed:
         raise Refused(tr("the vLLM command names no model"), tr("write it out: vllm serve MODEL"))
     path = _on_host(old, typed)
-    if typed.startswith(("/", ".")):
+    if old.is_ejected and (ours := _our_model(path)):
+        reading.fields |= ours
+    elif typed.startswith(("/", ".")):
         if (old.mounts and path == typed) or not host.exists(Path(path)):
             raise Refused(
                 tr("the model {typed} does not lie on this host", typed=typed),
@@ -158,6 +162,15 @@ def _model(old: Old, typed: str, reading: _Reading, host: Host) -> str:
         # vLLM prefers a directory of that name to the hub.
         reading.fields["model"] = path if host.at(Path(path)).is_dir() else typed
     return typed
+
+
+def _our_model(path: str) -> dict[str, str]:
+    """What stood in the settings for a model that lies in our cache, by its path there."""
+    layout = Layout("any")
+    if path == str(layout.builtin_models / "tiny"):
+        return {"model": BUILTIN}
+    found = re.fullmatch(rf"{re.escape(str(layout.hub))}/models--(.+)/snapshots/([0-9a-f]{{40}})", path)
+    return {"model": found[1].replace("--", "/"), "revision": found[2]} if found else {}
 
 
 def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
@@ -175,7 +188,8 @@ def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
     if old.listens:
         fields["host"], fields["port"] = old.listens[0], str(old.listens[1])
     if "--allowed-media-domains" in last:
-        fields["allowed_media_domains"] = " ".join(last["--allowed-media-domains"].values)
+        domains = last["--allowed-media-domains"].values
+        fields["allowed_media_domains"] = "" if domains == NO_DOMAINS else " ".join(domains)
     else:
         reading.notes.append(
             tr(
@@ -255,6 +269,9 @@ def _given_keys(old: Old, last: Mapping[str, Flag]) -> tuple[str, ...]:
 
 def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: bool) -> tuple[str, ...]:
     given = tuple(dict.fromkeys(filter(None, _given_keys(old, last))))
+    if old.keys and not new_key:
+        reading.clients.append(tr("the API keys stay as they are"))
+        return ()
     if new_key or not given:
         reading.clients.append(
             tr("a new API key is made and shown once; the old one stops working")

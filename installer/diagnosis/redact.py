@@ -42,6 +42,16 @@ PATTERNS = tuple(
         (r"(Received request|prompt['\"]?\s*[:=]|messages['\"]?\s*[:=])[^\n]*", r"\1 [a request]"),
     )
 )
+_FORMS = tuple(
+    (re.compile(pattern, re.MULTILINE), replacement)
+    for pattern, replacement in (
+        (r"(\w+://)[^\s/@]+@", rf"\1{MASK}@"),
+        (r"(\b(?i:bearer|basic)\s+)[\w+/.=~-]{6,}", rf"\1{MASK}"),
+        (r"(--(?:api-key|hf-token)[= ]+(?:[\w:-]+=)?)(?!sha256:)[^\s\"']+", rf"\1{MASK}"),
+        (r"((?:\b|_)(?:KEY|TOKEN|SECRET|PASS|PASSWORD)=)(?!\d+\b)[^\s\"']+", rf"\1{MASK}"),
+        (r"\b(?:sk|hf|ghp|glpat)[_-][\w-]{6,}", MASK),
+    )
+)
 _TELLING = tuple(
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
@@ -83,6 +93,21 @@ class Redactor:
         if not any(hidden):
             return text
         return "".join(_masked(text, hidden))
+
+
+class Masked:
+    """Only what is secret is left out: the known values whole, and what has the form of a token or of a login."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        spelt = {spelling for secret in secrets if secret.strip() for spelling in _spellings(secret.strip())}
+        self._whole = sorted((s for s in spelt if len(s) >= LONG_ENOUGH), key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._whole:
+            text = text.replace(secret, MASK)
+        for pattern, replacement in _FORMS:
+            text = pattern.sub(replacement, text)
+        return text
 
 
 def harvest(text: str) -> set[str]:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="Take it over without asking.")
 @json_option
 @quiet_option
+@click.pass_context
 def adopt(
-    source: str, assignments: tuple[str, ...], service: str, compose_service: str | None, new_key: bool, yes: bool,
-    as_json: bool, quiet: bool,
+    context: click.Context, source: str, assignments: tuple[str, ...], service: str, compose_service: str | None,
+    new_key: bool, yes: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Take over a vLLM that was set up by hand: a systemd unit, a script, a compose file, or - for a shell line.
 
@@ -45,6 +46,8 @@ def adopt(
     from installer.settings import assigned, check_service
 
     host, report = Host(), choose(quiet=quiet or as_json)
+    if context.get_parameter_source("service") is click.core.ParameterSource.DEFAULT:
+        service = view.service_of(source, host) or service
     path = Layout(check_service(service)).settings_file
     wishes = assigned(assignments)
     flow.make_way(service, host, report)

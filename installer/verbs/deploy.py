@@ -104,13 +104,16 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     """Remove exactly what was made for a service; its weights stay unless --purge."""
     from installer import deploy as flow
     from installer.host import Host
+    from installer.layout import Layout
     from installer.report import choose
     from installer.settings import check_service
+    from installer.state import managed
 
     host = Host()
     changes = flow.plan_uninstall(check_service(service), host, purge=purge)
     if not dry_run:
         agree(tr("Remove all this?"), changes, yes=yes)
+        former = managed(host, Layout(service)).former
         changes = flow.uninstall(service, host, choose(quiet=quiet or as_json), purge=purge)
     if as_json or dry_run:
         print_changes(service, changes, as_json)
@@ -120,3 +123,8 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
             if purge
             else tr("{service} is removed; the weights stay (--purge removes them)", service=service)
         )
+        if former:
+            unit = former.unit
+            click.echo(
+                tr("{unit} is as it was before adopt, and stopped: sudo systemctl enable --now {unit}", unit=unit)
+            )
