@@ -18,6 +18,7 @@ from installer.keys import generate
 from installer.language import mark, tr
 from installer.layout import Layout
 from installer.memory.vllm_log import read_refusal
+from installer.model.model_about import read_directory
 from installer.report import Report
 from installer.settings import Settings
 from installer.steps import Wanted, unit_properties
@@ -44,6 +45,7 @@ def serving(want: Wanted, host: Host, report: Report) -> None:
     _check_keys(server)
     _check_model(server)
     _check_answer(server)
+    _check_chat(server, report)
 
 
 def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
@@ -197,6 +199,27 @@ def _check_answer(server: Server) -> None:
                 events=len(events),
             )
         )
+
+
+def _check_chat(server: Server, report: Report) -> None:
+    """A template's own words count as well: a context that holds a completion may hold no chat."""
+    want = server.want
+    if not read_directory(server.host.at(want.target.model.path)).template:
+        return
+    body: dict[str, object] = {
+        "model": want.target.model.id, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1,
+    }  # fmt: skip
+    answer = server.ask("POST", "/v1/chat/completions", want.probe_key, body)
+    if answer.status == 200:
+        return
+    if "context length" in answer.words or answer.status >= 500:
+        raise NotProved(
+            tr("the shortest chat was answered with {status}: {words}", status=answer.status, words=answer.words),
+            tr("give it a larger context: vllm-install set-context 1024 --service {name}", name=want.layout.service),
+        )
+    report.warn(  # of a model that is asked in another form, such as one that translates
+        tr("a plain chat was answered with {status}: {words}", status=answer.status, words=answer.words)
+    )
 
 
 def _events(body: bytes) -> Iterator[bytes]:

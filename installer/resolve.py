@@ -15,7 +15,7 @@ from installer.checks.facts import Facts, Gpu, Interpreter
 from installer.checks.placement import Choice
 from installer.checks.processes import Process
 from installer.engine import engines
-from installer.errors import Refused
+from installer.errors import Refused, UsageError
 from installer.host import Host
 from installer.keyring import unit_keys
 from installer.language import tr
@@ -32,6 +32,7 @@ from installer.tenants import visible, with_port, with_tenants
 from installer.values import AUTO
 from installer.weights import models
 
+USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
 # A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
 
@@ -77,6 +78,7 @@ def resolve(
     settings = with_port(request.settings, state, host)
     profiles.check_names(settings)
     serve_flags.check(settings.vllm_args, settings.vllm_version, report.warn)
+    _check_useful(settings)
     layout = Layout(settings.service)
     seen = _look(request, settings, host, layout)
     if not for_real:
@@ -108,6 +110,19 @@ def resolve(
     target = Target(settings, engine, model, held, profile, choice.placed)
     want = Wanted(target, layout, probe, request.bundle, request.former, request.environment)
     return Resolved(want, new_key, seen, about)
+
+
+def _check_useful(settings: Settings) -> None:
+    """vLLM starts with any context; what its clients ask has to fit into it."""
+    tokens = settings.max_model_len
+    if tokens is not None and tokens < USEFUL_CONTEXT:
+        raise UsageError(
+            tr(
+                "a context of {tokens} tokens is too small to chat in: the template's own words may fill it",
+                tokens=tokens,
+            ),
+            tr("ask for {least} at least; nothing was changed", least=USEFUL_CONTEXT),
+        )
 
 
 def _look(request: Request, settings: Settings, host: Host, layout: Layout) -> Facts:

@@ -127,6 +127,27 @@ def test_the_remedy_for_a_key_that_ends_lets_it_work_until_then(machine: Machine
         cli(machine, "keys", "revoke", name)
 
 
+# set-context
+
+
+def test_a_context_into_which_no_chat_fits_is_undone(machine: Machine) -> None:
+    machine.write(f"{HOME}/standin", "template=400")
+    done = cli(machine, "set-context", "300", code=6)
+    assert "the shortest chat was answered with 400" in done.err
+    assert "contains at least 400 input tokens; the service is back at 1024" in done.err
+    assert "vllm-install set-context 1024" in done.err
+    serves(machine, key(machine))
+    assert ask(machine, "GET", "/v1/models", key(machine)).json["data"][0]["max_model_len"] == 1024
+
+
+def test_a_context_that_is_of_no_use_is_refused_with_a_reason(machine: Machine) -> None:
+    pid = main_pid(machine)
+    done = cli(machine, "set-context", "16", code=2)
+    assert "a context of 16 tokens is too small to chat in" in done.err
+    assert "ask for 256 at least; nothing was changed" in done.err
+    assert main_pid(machine) == pid
+
+
 # status
 
 

@@ -160,6 +160,12 @@ class Application:
             given = int(faults.number("long-prompts", 0))
             words = f"The decoder prompt (length {len(request['prompt'])}) is longer than the maximum model length."
             return (given, "no") if given else (400, words)
+        template = int(faults.number("template", 0)) if "messages" in request else 0
+        if template + tokens > self.context:
+            words = (
+                f"This model's maximum context length is {self.context} tokens. However, your prompt contains at least"
+            )
+            return 400, f"{words} {template} input tokens."
         if request.get("tools") and not self.calls_tools:
             return 400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
         if '"image_url"' in json.dumps(request.get("messages", [])) and faults.value("sees") is None:

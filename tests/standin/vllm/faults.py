@@ -15,6 +15,7 @@ model-name=NAME       says that it serves this model, whatever it was told
 stream=FAULT          a streamed answer is `cut` off, comes in one `piece`, is `garbled`, or of a wrong type (`plain`)
 deaf                  goes on with an answer whose client is gone
 long-prompts=STATUS   a prompt longer than the context is answered with this status and without a word on its length
+template=N            the words that the template puts around a chat are N tokens
 mute                  answers hold no text
 sees                  takes pictures
 talks                 answers in text where a tool was to be called
