@@ -75,8 +75,9 @@ def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
 
 def ejection(want: Wanted, host: Host) -> Iterator[Change]:
     """Only one that was cut off leaves this beside a service of ours."""
-    if host.exists(want.layout.ejected_probe_key):
-        yield Remove(want.layout.ejected_probe_key)
+    key = want.layout.ejected_probe_key
+    if host.exists(key) and not (want.former and key in want.former.paths):  # else it was set aside with its unit
+        yield Remove(key)
 
 
 def enabled(want: Wanted, host: Host) -> Iterator[Change]:

@@ -355,12 +355,12 @@ def test_the_difference_masks_secrets_and_nothing_else() -> None:
     text = (
         "Environment=HF_TOKEN=abcdefgh MAX_TOKENS=8192 INDEX=https://me:pass@mirror.example/simple\n"
         f"ExecStart=vllm serve m --api-key {KEY} --max-num-batched-tokens 8192 --host 192.0.2.7 --tokenizer a/auth\n"
-        "# default=sha256:" + "0123456789abcdef" * 4
+        "--api-key default=sha256:" + "0123456789abcdef" * 4
     )
     assert found.redact(text) == (
         "Environment=HF_TOKEN=[secret] MAX_TOKENS=8192 INDEX=https://[secret]@mirror.example/simple\n"
         "ExecStart=vllm serve m --api-key [secret] --max-num-batched-tokens 8192 --host 192.0.2.7 --tokenizer a/auth\n"
-        "# default=sha256:" + "0123456789abcdef" * 4
+        "--api-key default=sha256:" + "0123456789abcdef" * 4
     )
 
 

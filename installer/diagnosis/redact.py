@@ -47,7 +47,7 @@ _FORMS = tuple(
     for pattern, replacement in (
         (r"(\w+://)[^\s/@]+@", rf"\1{MASK}@"),
         (r"(\b(?i:bearer|basic)\s+)[\w+/.=~-]{6,}", rf"\1{MASK}"),
-        (r"(--(?:api-key|hf-token)[= ]+(?:[\w:-]+=)?)(?!sha256:)[^\s\"']+", rf"\1{MASK}"),
+        (r"(--(?:api-key|hf-token)[= ]+)(?!(?:[\w:-]+=)?sha256:)[^\s\"']+", rf"\1{MASK}"),
         (r"((?:\b|_)(?:KEY|TOKEN|SECRET|PASS|PASSWORD)=)(?!\d+\b)[^\s\"']+", rf"\1{MASK}"),
         (r"\b(?:sk|hf|ghp|glpat)[_-][\w-]{6,}", MASK),
     )
