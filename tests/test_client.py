@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import os
 import shlex
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +27,7 @@ from installer.report import Report
 from installer.settings import Settings
 from installer.state import State, save_state
 from installer.verbs import use
-from tests.boot.surroundings import REPO
+from tests import openai_client
 from tests.samples import TEXTS
 from tests.targets import target
 
@@ -67,16 +65,6 @@ def test_parity_row_29_env_sourced_by_a_shell_gives_the_values_and_runs_nothing(
     assert [value.decode() for value in read] == expected
 
 
-ASKS = """
-import os
-from openai import OpenAI
-answer = OpenAI().chat.completions.create(
-    model=os.environ["AGENT_MODEL"], messages=[{"role": "user", "content": "Hello"}]
-)
-print(answer.choices[0].message.content)
-"""
-
-
 class Answers(BaseHTTPRequestHandler):
     """Stands in for the service; keeps what it was asked."""
 
@@ -97,28 +85,14 @@ class Answers(BaseHTTPRequestHandler):
         """Nothing of it is for the terminal."""
 
 
-@pytest.fixture(scope="module")
-def openai() -> Path:
-    """An interpreter that has today's openai package, in an environment of its own: nothing of ours needs it."""
-    home = REPO / "build/openai"
-    if not (home / "bin/.has-openai").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([home / "bin/python", "-m", "pip", "install", "--quiet", "openai"], check=True)
-        (home / "bin/.has-openai").touch()
-    return home / "bin/python"
-
-
-def test_the_openai_package_asks_the_service_with_what_env_prints(openai: Path, tmp_path: Path) -> None:
+def test_the_openai_package_asks_the_service_with_what_env_prints(tmp_path: Path) -> None:
     Answers.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = Client(f"http://127.0.0.1:{server.server_port}/v1", "org/model", KEY)
-        (tmp_path / "env").write_text(FORMATS["env"](client))
-        script = ("sh", "-euc", 'set -a; . "$1"; exec "$2" -c "$3"', "sh", tmp_path / "env", openai, ASKS)
-        plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_PROXY": "*"}
-        done = subprocess.run(script, env=plain, capture_output=True, text=True, check=True)
+        said = openai_client.ask(FORMATS["env"](client), tmp_path)
         server.shutdown()
-    assert done.stdout == "from here\n"
+    assert said == "from here\n"
     assert Answers.asked == [("/v1/chat/completions", f"Bearer {KEY}", "org/model")]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import jsonschema
 
+from installer.look.client import PLACEHOLDER
+from tests import openai_client
 from tests.boot.machine import Machine
 from tests.boot.snapshot import snapshot
 from tests.boot.surroundings import REPO
@@ -33,7 +36,7 @@ def is_healthy(machine: Machine) -> None:
     assert max(found["load"]["first_token"].values()) >= 2, "answers were given"
 
 
-def test_a_whole_life(cpu_engine: str) -> None:
+def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
     port = free_port()  # the machine shares this host's network, for the package index
     # On the CPU the share is one of all memory, and this test is not alone on the host.
     options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--port", str(port))
@@ -54,6 +57,8 @@ def test_a_whole_life(cpu_engine: str) -> None:
         assert cli(machine, "deploy", "--json").changes == []
         assert main_pid(machine) == first
         is_healthy(machine)
+        variables = cli(machine, "client-config", "--format", "env").out.replace(PLACEHOLDER, done.key)
+        assert openai_client.ask(variables, tmp_path).strip(), "the openai package was not answered"
 
         machine.run("systemctl", "restart", "qwen3vl", timeout=START)
         second = main_pid(machine)
