@@ -15,6 +15,7 @@ from installer.language import tr
 from installer.layout import Layout
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
+SET_CONTEXT = "set-context"  # the verb whose word is a setting's value
 RESERVED = ("vllm-install",)  # its cache directory would be the one that holds everybody's weights
 
 
@@ -159,9 +160,14 @@ def assigned(assignments: Iterable[str]) -> dict[str, str]:
                 tr("{assignment!r} is not NAME=VALUE", assignment=assignment), tr("for example: PORT=8001")
             )
         attribute = field_named(name)
-        _apply(Settings(), {attribute: (name, value)}, "")  # an error names it as it was typed
+        check_typed(attribute, name, value)
         flags[attribute] = value
     return flags
+
+
+def check_typed(attribute: str, typed: str, value: str) -> None:
+    """An error names the setting as it was typed, whatever it is called elsewhere."""
+    _apply(Settings(), {attribute: (typed, value)}, "")
 
 
 def named(attribute: str) -> str:
@@ -204,14 +210,16 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
         try:
             changed[attribute] = FIELDS[attribute].metadata["parse"](value)
         except ValueError as error:
-            said = f"{name} {value!r}" if name == "--" else f"{name}={value!r}"
+            said = f"{name} {value!r}" if name in ("--", SET_CONTEXT) else f"{name}={value!r}"
             place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
-            raise UsageError(tr("{what}: {why}", what=place, why=error), _example(attribute)) from None
+            raise UsageError(tr("{what}: {why}", what=place, why=error), _example(attribute, name)) from None
     return replace(settings, **changed)
 
 
-def _example(attribute: str) -> str:
+def _example(attribute: str, typed: str) -> str:
     """What a setting looks like, where its default is an example of that."""
+    if typed == SET_CONTEXT:
+        return tr("for example: {example}", example=f"{SET_CONTEXT} 32k")
     default = to_text(attribute, getattr(Settings, attribute))
     if not default:
         return tr("see: vllm-install deploy --help")

@@ -188,6 +188,9 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 @quiet_option
 def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool) -> None:
     """Change the context length; proved, or undone."""
+    from installer.settings import SET_CONTEXT, check_typed
+
+    check_typed("max_model_len", SET_CONTEXT, tokens)
     if dry_run:
         _show_capacity(service, tokens, as_json)
         return

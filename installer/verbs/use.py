@@ -72,10 +72,13 @@ def test(
     from installer.acceptance import results, subject
     from installer.host import Host
     from installer.report import choose
-    from installer.settings import check_service, to_text
+    from installer.settings import check_service, check_typed, to_text
 
     host, report = Host(), choose(quiet=quiet or as_json)
     given = {name: value for name, value in options.items() if value is not None}
+    for flag, setting, *_ in TRIAL_OPTIONS:
+        if setting in given:
+            check_typed(setting, flag, given[setting])
     if vllm_args and model is None and not vllm_args[0].startswith("-"):
         service, vllm_args = meant_service(context, service, vllm_args[0]), vllm_args[1:]
     if vllm_args:
