@@ -197,7 +197,8 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
         yield Run(("userdel", layout.user), tr("remove the user {user}", user=layout.user))
         # Whether userdel takes the group along is the distribution's choice.
         yield Run(("groupdel", layout.user), tr("remove the group {group}", group=layout.user), may_fail=True)
-    if host.exists(layout.cache_dir):
+    back_in_use = before is not None and before.ejected and not state.proved  # by the unit that was ours once
+    if host.exists(layout.cache_dir) and not back_in_use:
         yield Remove(layout.cache_dir)
     if engine:
         yield from unused_programs(layout, others, host, without=layout.service)

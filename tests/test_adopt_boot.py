@@ -337,16 +337,14 @@ def test_an_ejected_service_is_adopted_again(machine: Machine, standin_wheels: P
     cli(machine, "eject", "--yes")
     unit_text, probe = machine.at(UNIT).read_text(), machine.at("/etc/vllm-qwen3vl.probe-key").read_text()
     # One that fails leaves it as it was, the key of its watcher too.
-    machine.write("/var/cache/qwen3vl/standin", "die-at-start=2")
-    failed = cli(
-        machine, "adopt", "qwen3vl", "ENGINE=cpu", f"FIND_LINKS={standin_wheels}", "OFFLINE=yes", "--yes", code=6
-    )
+    machine.write("/var/cache/qwen3vl/standin", "refuse-context=2000")
+    failed = cli(machine, "adopt", "qwen3vl", "MAX_MODEL_LEN=4096", *options(standin_wheels), "--yes", code=6)
     assert "qwen3vl.service is back as it was" in failed.err
     assert machine.at(UNIT).read_text() == unit_text
     assert machine.at("/etc/vllm-qwen3vl.probe-key").read_text() == probe
     assert not machine.at(STATE).exists()
-    machine.shell("rm -f /var/cache/qwen3vl/standin; systemctl restart qwen3vl")
     answers(machine, key, "builtin:tiny")
+    machine.at("/var/cache/qwen3vl/standin").unlink()
     shown = cli(machine, "adopt", "qwen3vl", *options(standin_wheels), code=3).out
     for line in ("the API keys stay as they are", "MODEL_NAME=builtin:tiny", "the model id is builtin:tiny, as before"):
         assert line in shown, shown
