@@ -33,6 +33,7 @@ TEXTS = (
     mark("waiting for the first answer"),
     mark("serving"),
     mark("serving {model}"),
+    mark("too many connections: no descriptor is left for another one"),
     # How it ends
     mark("the start made no progress for {seconds} s"),
     mark("port {port} answers without a key: the guard is not in place"),
@@ -66,6 +67,7 @@ TEXTS = (
     mark("a gRPC server would answer without a key"),
     mark("a server without an API cannot be watched"),
     mark("without statistics a full queue looks like a hang"),
+    mark("the service speaks plain HTTP; let a reverse proxy do TLS"),
     # How a change ended
     mark("proved"),
     mark("written; the service is not running"),

@@ -380,11 +380,14 @@ class Watcher:
             engine |= self.vllm.children()
 
     def tell_shortage(self, is_short: bool) -> None:
-        serving, short = f"serving {self.vllm.model}", "too many connections: no descriptor is left for another one"
-        if is_short != (self.stage == short):
-            self.stage = short if is_short else "serving"
-            notify(f"STATUS={short if is_short else serving}")
-            say(short if is_short else serving, 4)
+        if is_short == (self.stage != "serving"):
+            return
+        self.stage = "short of descriptors" if is_short else "serving"
+        say(f"it is {self.stage}", 4)
+        if is_short:
+            notify("STATUS=too many connections: no descriptor is left for another one")
+        else:
+            notify(f"STATUS=serving {self.vllm.model}")
 
     def wait_for_tick(self, engine: set[int]) -> None:
         """A quarter of the watchdog's time, in which the death of an engine process is noticed within a second."""
