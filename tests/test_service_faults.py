@@ -213,17 +213,17 @@ Restart=no
 
 @contextlib.contextmanager
 def stranger(machine: Machine) -> Iterator[None]:
-    machine.write("/root/key", OWN_KEY)
     mode = machine.at("/root").stat().st_mode & 0o777
-    with written(machine, DROP_IN, DEAF):
-        machine.run("systemctl", "restart", SERVICE)
-        machine.run("systemd-run", "--quiet", "--unit=stranger", "--uid=65534", "/usr/bin/python3", "-c", STRANGER)
-        until("the stranger listens", lambda: ":8000" in machine.run("ss", "-Hltn").stdout, machine)
-        try:
+    machine.write("/root/key", OWN_KEY)
+    try:
+        with written(machine, DROP_IN, DEAF):
+            machine.run("systemctl", "restart", SERVICE)
+            machine.run("systemd-run", "--quiet", "--unit=stranger", "--uid=65534", "/usr/bin/python3", "-c", STRANGER)
+            until("the stranger listens", lambda: ":8000" in machine.run("ss", "-Hltn").stdout, machine)
             yield
-        finally:
-            machine.shell(f"systemctl stop stranger {SERVICE}; rm /root/key; chmod {mode:o} /root")
-    machine.run("systemctl", "restart", SERVICE)
+    finally:
+        machine.shell(f"systemctl stop stranger {SERVICE}; rm /root/key; chmod {mode:o} /root")
+        machine.run("systemctl", "restart", SERVICE)
 
 
 def test_no_key_is_sent_to_who_listens_in_the_service_s_place(machine: Machine, key: str) -> None:
@@ -238,7 +238,7 @@ def test_no_key_is_sent_to_who_listens_in_the_service_s_place(machine: Machine, 
             r"no key was sent to http://127.0.0.1:8000: port 8000 is held by pid \d+ \(.*not by", failed.err
         )
         assert "send no key there now: port 8000 is held" in cli(machine, "client-config", "--format", "env").err
-        user = ("setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", "env", "HOME=/tmp")
+        user = ("setpriv", "--reuid=backup", "--regid=backup", "--clear-groups")
         machine.shell("chmod 755 /root; chmod 644 /root/key")
         asked = machine.run(*user, sys.executable, "-m", "installer", "test", "--key-file", "/root/key", check=False)
         assert "port 8000 is held by a process of another user" in asked.stdout, asked
