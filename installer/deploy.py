@@ -17,6 +17,7 @@ from installer.checks import preflight
 from installer.engine import engines
 from installer.errors import InstallError, Refused, undone
 from installer.host import Host
+from installer.keys import Key
 from installer.language import english, tr
 from installer.layout import Layout
 from installer.memory import fit
@@ -76,10 +77,11 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
     """
     layout = Layout(request.settings.service)
     with host.lock(layout.change_lock, f"vllm-install {request.verb} --service {layout.service}"):
-        state = not_half_adopted(_recorded(host, layout, report), host, layout, report)
+        state, held = _recorded(host, layout, report)
+        state = not_half_adopted(state, host, layout, report)
         if state.pending:
             report.warn(tr("{pending} was cut off; this run completes it", pending=state.pending))
-        _converge(request, state, host, report, show)
+        _converge(request, state, host, report, show, held)
 
 
 def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
@@ -93,10 +95,10 @@ def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
         _converge(request, state, host, report, show)
 
 
-def _recorded(host: Host, layout: Layout, report: Report) -> State:
-    """What is known of a service when a change of it begins; a change of keys that was cut off is undone."""
+def _recorded(host: Host, layout: Layout, report: Report) -> tuple[State, tuple[Key, ...]]:
+    """What is known of a service when a change of it begins, and its keys at that moment: others may change them."""
     with keyring.locked(host, layout, report) as state:
-        return state or State(layout.service)
+        return state or State(layout.service), keyring.held_in_unit(host, layout)
 
 
 def plan_adopt(request: Request, host: Host, report: Report) -> list[Change]:
@@ -161,7 +163,9 @@ def change(request: Request, host: Host, report: Report, show: Show) -> None:
     """The same for a service that is there already; what an earlier change left half done is undone first."""
     layout = Layout(request.settings.service)
     with host.lock(layout.change_lock, f"vllm-install {request.verb} --service {layout.service}"):
-        _converge(request, settled(host, layout, report), host, report, show)
+        settled(host, layout, report)
+        state, held = _recorded(host, layout, report)
+        _converge(request, state, host, report, show, held)
 
 
 def plan_change(request: Request, host: Host, report: Report) -> list[Change]:
@@ -174,8 +178,9 @@ def rollback(service: str, host: Host, report: Report, show: Show) -> None:
     """Return to the generation before the last change, with today's keys: a revoked key stays revoked."""
     layout = Layout(service)
     with host.lock(layout.change_lock, f"vllm-install rollback --service {service}"):
-        state = settled(host, layout, report)
-        want, changes = _return(state, host, layout)
+        settled(host, layout, report)
+        state, held = _recorded(host, layout, report)
+        want, changes = _return(state, host, layout, held)
         _transact(Attempt("rollback", want, changes), state, host, report, show)
 
 
@@ -184,14 +189,16 @@ def plan_rollback(service: str, host: Host) -> list[Change]:
     return _return(managed(host, layout), host, layout)[1]
 
 
-def _return(state: State, host: Host, layout: Layout) -> tuple[Wanted, list[Change]]:
+def _return(
+    state: State, host: Host, layout: Layout, held: tuple[Key, ...] | None = None
+) -> tuple[Wanted, list[Change]]:
     """The generation before the last change, and the way there."""
     if state.proved is None or state.previous is None:
         raise Refused(
             tr("{service} has no earlier generation to return to", service=layout.service),
             f"vllm-install status --service {layout.service}",
         )
-    want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout)
+    want = _with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout, held)
     changes = steps.plan(want, host)
     _refuse(ownership.check(changes, host, layout, state, discard_edits=False))
     return want, changes
@@ -200,7 +207,7 @@ def _return(state: State, host: Host, layout: Layout) -> tuple[Wanted, list[Chan
 def settled(host: Host, layout: Layout, report: Report) -> State:
     """The state with nothing half done in it: what was cut off is undone before anything new begins."""
     managed(host, layout)
-    state = _recorded(host, layout, report)
+    state, _ = _recorded(host, layout, report)
     if not state.pending:
         return state
     if state.former and state.proved is None:
@@ -275,8 +282,11 @@ def prune(host: Host, report: Report) -> list[Change]:
 # The transaction
 
 
-def _converge(request: Request, state: State, host: Host, report: Report, show: Show) -> None:
+def _converge(
+    request: Request, state: State, host: Host, report: Report, show: Show, held: tuple[Key, ...] = ()
+) -> None:
     resolved = resolve(request, state, host, report, for_real=True)
+    resolved = dataclasses.replace(resolved, want=dataclasses.replace(resolved.want, held=held))
     changes = _checked_plan(request, resolved, state, host)
     if changes:
         fit.check(resolved.want.target, resolved.facts, state, host, report, resolved.about)
@@ -338,8 +348,8 @@ def _refuse(problems: Iterable[preflight.Problem]) -> None:
         raise preflight.refuse(found)
 
 
-def _with_probe_key(target: Target, host: Host, layout: Layout) -> Wanted:
-    return Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
+def _with_probe_key(target: Target, host: Host, layout: Layout, held: tuple[Key, ...] | None) -> Wanted:
+    return Wanted(target, layout, (host.read(layout.probe_key) or "").strip(), held=held)
 
 
 def space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
@@ -449,10 +459,10 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
 
 def _converge_back(state: State, host: Host, layout: Layout, report: Report, outcome: str) -> State:
     """To what was proved, with the keys that it has now: one may have been revoked meanwhile."""
-    state = load_state(host, layout) or state
+    state, held = _recorded(host, layout, report)
     proved = state.proved
     assert proved is not None, "there is something to converge to"
-    want = _with_probe_key(proved, host, layout)
+    want = _with_probe_key(proved, host, layout, held)
     verb = state.pending or "deploy"
     with _shared(verb, ANY.shared_lock, report, host):
         changes = steps.plan(want, host)

@@ -125,7 +125,7 @@ class PutInForce:
 
 @dataclass(frozen=True)
 class WriteUnit(Write):
-    """Write the unit of a service, with what became of its keys since they were `held` when this was planned."""
+    """Write the unit of a service, with what became of its keys since `held`, which this was planned from."""
 
     layout: Layout = ANY
     held: tuple[Key, ...] = ()
@@ -137,10 +137,6 @@ class WriteUnit(Write):
             if set(now) != set(self.held):
                 text = with_keys(text, merged(_keys_in(text), self.held, now))
             host.write(self.path, text, self.mode)
-
-
-def write_unit(path: Path, text: str, mode: int, layout: Layout, host: Host, *, secret: bool) -> WriteUnit:
-    return WriteUnit(path, text, mode, secret, layout, held_in_unit(host, layout))
 
 
 def held_in_unit(host: Host, layout: Layout) -> tuple[Key, ...]:

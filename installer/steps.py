@@ -12,8 +12,8 @@ from installer.airgap.bundle_file import Bundle
 from installer.changes import Change, Reload, Remove, Restart, Run, Write
 from installer.engine import engines
 from installer.host import Host
-from installer.keyring import live_keys, write_unit
-from installer.keys import PROBE
+from installer.keyring import WriteUnit, held_in_unit, live_keys
+from installer.keys import PROBE, Key
 from installer.language import tr
 from installer.layout import STATES, Layout
 from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, runtime_dir, shared_units
@@ -34,6 +34,7 @@ class Wanted:
     bundle: Bundle | None = None  # which has the engine's packages and the weights
     former: Former | None = None  # the unit whose place this service takes
     environment: tuple[tuple[str, str], ...] = ()  # variables that come along from there
+    held: tuple[Key, ...] | None = None  # the unit's keys when the change began; those of now if none began
 
 
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
@@ -155,7 +156,8 @@ def _files(want: Wanted, host: Host, only: list[Path]) -> Iterator[Change]:
             yield from _write(host, path, text, mode)
         elif _differs(host, path, text, mode):
             secret = any(key.plain for key in want.target.keys)
-            yield write_unit(path, text, mode, want.layout, host, secret=secret)
+            held = held_in_unit(host, want.layout) if want.held is None else want.held
+            yield WriteUnit(path, text, mode, secret, want.layout, held)
 
 
 def _write(host: Host, path: Path, text: str, mode: int, *, secret: bool = False) -> Iterator[Change]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer import keyring, keys
+from installer import keyring, keys, steps
 from installer.host import Host
 from installer.keyring import merged
 from installer.keys import Key
@@ -74,11 +74,25 @@ def test_a_unit_is_written_with_the_keys_of_that_moment(host: Host) -> None:
     guest, leaked = key("guest"), key("leaked")
     host.write(LAYOUT.unit, with_keys(text, (*KEYS, leaked)))
     planned = with_keys(text, (*KEYS, leaked)).replace("RestartSec=5", "RestartSec=7")
-    change = keyring.write_unit(LAYOUT.unit, planned, 0o644, LAYOUT, host, secret=False)
+    change = keyring.WriteUnit(LAYOUT.unit, planned, layout=LAYOUT, held=keyring.held_in_unit(host, LAYOUT))
     host.write(LAYOUT.unit, with_keys(text, (*KEYS, guest)))  # one was revoked and one set meanwhile
     change.apply(host, Report())
     assert set(keyring.unit_keys(host, LAYOUT)) == {*KEYS, guest}
     assert "RestartSec=7" in (host.read(LAYOUT.unit) or "")
+
+
+def test_a_key_that_goes_while_a_change_is_still_being_planned_stays_away(host: Host) -> None:
+    """A plan takes seconds: an index is asked, a hub, an interpreter."""
+    leaked = key("leaked")
+    begun = wanted(keys=(*KEYS, leaked))
+    text = render(begun.target, LAYOUT)[LAYOUT.unit].text
+    host.write(LAYOUT.unit, text.replace("RestartSec=5", "RestartSec=7"))
+    begun = dataclasses.replace(begun, held=keyring.held_in_unit(host, LAYOUT))
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", KEYS))
+    (change,) = (change for change in steps.unit_files(begun, host) if isinstance(change, keyring.WriteUnit))
+    change.apply(host, Report())
+    assert set(keyring.unit_keys(host, LAYOUT)) == set(KEYS)
+    assert "RestartSec=5" in (host.read(LAYOUT.unit) or "")
 
 
 def test_the_record_is_changed_as_it_is_now(host: Host) -> None:
