@@ -26,7 +26,6 @@ from installer.report import Report
 from installer.state import Rekeying, State, event, managed, save_state
 from installer.steps import Wanted
 
-POLL = 0.1
 TAKES_UP = (
     30.0  # seconds within which a starting service gets from its launcher to vLLM, which reads no arguments of ours
 )
@@ -143,9 +142,9 @@ def _rekey(
     save_state(host, layout, state)
     try:
         unit = Write(layout.unit, render.with_keys(text, wanted), host.mode(layout.unit) or 0o644)
-        put = PutInForce(layout, wanted)
+        put = PutInForce(layout)
         apply([*([unit] if unit.text != text else []), put], host, report)
-        now = _prove(put, state, host, rekeying.accepted)
+        now = _prove(put, wanted, state, host, rekeying.accepted)
         hand_over(held, now)
         save_state(host, layout, _changed(state, rekeying, wanted, OUTCOME[now]))
     except Exception as error:
@@ -177,9 +176,9 @@ def _held(host: Host, layout: Layout) -> tuple[str, tuple[Key, ...]]:
     return text, keys.named_apart(unit_keys(host, layout))
 
 
-def _prove(put: PutInForce, state: State, host: Host, accepted: str | None) -> str:
+def _prove(put: PutInForce, wanted: tuple[Key, ...], state: State, host: Host, accepted: str | None) -> str:
     """What the service does, once the keys are in force and nothing that it started with can put others there."""
-    layout, asked = put.layout, keyring.in_force(put.keys)
+    layout, asked = put.layout, keyring.in_force(wanted)
     began = time.monotonic()
     while True:
         shown = steps.unit_properties(host, layout.unit_name, "ActiveState", "MainPID")
@@ -192,12 +191,10 @@ def _prove(put: PutInForce, state: State, host: Host, accepted: str | None) -> s
             break
         if time.monotonic() - began > TAKES_UP:
             raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
-        time.sleep(POLL)
         put.put(host)
     if active == "activating" or state.proved is None or host.lock_holder(layout.change_lock):
         return STARTS  # where it listens is about to change, perhaps; who changes it proves it
-    time.sleep(POLL)  # the guard looks every 0.05 s
-    target = dataclasses.replace(state.proved, keys=put.keys)
+    target = dataclasses.replace(state.proved, keys=wanted)
     prove.keys_in_force(Wanted(target, layout, (host.read(layout.probe_key) or "").strip()), host, accepted)
     return SERVES
 

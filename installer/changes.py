@@ -80,23 +80,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Reload:
-    """Hand the unit's current keys to the running process; implies that systemd reads its units anew."""
-
-    unit: str
-
-    def describe(self) -> str:
-        return tr("reload {unit}", unit=self.unit)
-
-    def to_json(self) -> dict[str, object]:
-        return {"kind": "reload", "unit": self.unit}
-
-    def apply(self, host: Host, report: Report) -> None:
-        host.systemctl("daemon-reload")
-        host.systemctl("reload", self.unit)
-
-
-@dataclass(frozen=True)
 class Restart:
     """Start the service anew; implies that systemd reads its units anew. Waiting for it is part of the proof."""
 

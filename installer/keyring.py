@@ -7,6 +7,7 @@ a change that takes minutes does not bring back a key that was revoked meanwhile
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from installer.report import Report
 from installer.state import State, event, load_state, save_state
 
 ANY = Layout("any")
+NOTICED = 0.1  # seconds after which new keys are in force: the guard looks every 0.05 s
 LONGEST_KEYS = 1024 * 1024  # bytes of the file with the keys in force
 
 
@@ -83,7 +85,7 @@ def put_back(state: State, outcome: str, host: Host, layout: Layout) -> State:
             host.write(layout.unit, with_keys(text, before), host.mode(layout.unit) or 0o644)
         host.systemctl("daemon-reload")
         if live_keys(host, layout) != in_force(before):  # what failed was perhaps just that
-            PutInForce(layout, before).apply(host, Report())
+            PutInForce(layout).apply(host, Report())
     history = (*state.history, event(state.rekeying.what, outcome))
     state = dataclasses.replace(state, rekeying=None, history=history)
     save_state(host, layout, state)
@@ -92,14 +94,13 @@ def put_back(state: State, outcome: str, host: Host, layout: Layout) -> State:
 
 @dataclass(frozen=True)
 class PutInForce:
-    """Hand keys to the service, also while it starts: root writes the file that its guard reads.
+    """Hand the unit's keys to the service, also while it starts: root writes the file that its guard reads.
 
     A reload would do the same, but takes no effect on a service that is starting, and runs as the service's own user,
     who could hold it up.
     """
 
     layout: Layout
-    keys: tuple[Key, ...]
 
     def describe(self) -> str:
         return tr("put the keys of {unit} into force", unit=self.layout.unit_name)
@@ -114,13 +115,24 @@ class PutInForce:
     def put(self, host: Host) -> None:
         if host.exists(self.layout.run_dir):
             host.write_into(self.layout.run_dir, "keys", self._text(host))
+        time.sleep(NOTICED)
 
     def _text(self, host: Host) -> str:
         """As the launcher writes it: the watcher's key first."""
         probe = (host.read(self.layout.probe_key) or "").strip()
         first = (Key(keys.PROBE, keys.digest(probe)),) if probe else ()
-        lines = [f"{key.name} {key.role} {key.digest} {key.expiry or '-'}\n" for key in (*first, *self.keys)]
+        held = keys.named_apart(unit_keys(host, self.layout))
+        lines = [f"{key.name} {key.role} {key.digest} {key.expiry or '-'}\n" for key in (*first, *held)]
         return "".join(dict.fromkeys(lines))
+
+
+@dataclass(frozen=True)
+class TakeKeys(PutInForce):
+    """The same as part of a longer change: nobody changes the unit's keys while they are handed over."""
+
+    def apply(self, host: Host, report: Report) -> None:
+        with locked(host, self.layout, report):
+            super().apply(host, report)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from installer.adoption import former
 from installer.adoption.former import Former
 from installer.airgap.bundle_file import Bundle
-from installer.changes import Change, Reload, Remove, Restart, Run, Write
+from installer.changes import Change, Remove, Restart, Run, Write
 from installer.engine import engines
 from installer.host import Host
-from installer.keyring import WriteUnit, held_in_unit, live_keys
+from installer.keyring import TakeKeys, WriteUnit, held_in_unit, live_keys
 from installer.keys import PROBE, Key
 from installer.language import tr
 from installer.layout import STATES, Layout
@@ -88,18 +88,18 @@ def enabled(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def running(want: Wanted, host: Host) -> Iterator[Change]:
-    """A restart is due when the process was started from another unit; a reload when only keys differ.
+    """A restart is due when the process was started from another unit; only keys are handed to it as it runs.
 
-    systemd skips the reload of a service that is still starting, and calls that a success; and the watcher asks with
-    the probe key that it was started with. Then, too, only a restart helps.
+    What is still starting may put other keys there after us, and the watcher asks with the probe key that it was
+    started with: then only a restart helps.
     """
     process = running_process(host, want.layout)
     keys = frozenset((key.name, key.digest) for key in want.target.keys)
     if process is None or process.digest != process_digest(want.target, want.layout):
         yield Restart(want.layout.unit_name)
     elif process.keys != keys:
-        can_reload = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
-        yield Reload(want.layout.unit_name) if can_reload else Restart(want.layout.unit_name)
+        can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
+        yield TakeKeys(want.layout) if can_take else Restart(want.layout.unit_name)
 
 
 STEPS = (engine, weights, account, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)

@@ -567,6 +567,10 @@ def test_a_reload_that_fails_or_does_nothing_or_never_ends_keeps_no_key_alive(ma
         new = cli(machine, "set-apikey").key
         cli(machine, "keys", "revoke", "guest")
         assert [status(machine, key) for key in (new, guest, KEY)] == [200, 401, 401]
+        # Nor does one keep a deploy from handing over what was edited by hand.
+        machine.at(UNIT).write_text(machine.at(UNIT).read_text().replace(digest(new), digest(OTHER)))
+        assert [change["kind"] for change in cli(machine, "deploy", "--json").changes] == ["keys"]
+        assert [status(machine, key) for key in (new, OTHER)] == [401, 200]
 
 
 def test_an_engine_that_dies_during_the_proof(machine: Machine) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from installer.changes import Change, Reload, Remove, Restart, Run, Write
+from installer.changes import Change, Remove, Restart, Run, Write
 from installer.errors import CommandFailed
 from installer.host import Host
+from installer.keyring import TakeKeys
+from installer.layout import Layout
 from installer.report import Bars, Lines, Report, choose, size
 
 CONF = Path("/etc/app.conf")
@@ -49,7 +51,7 @@ def host(tmp_path: Path) -> Host:
             "make an account (useradd 'a b')",
             {"kind": "run", "argv": ["useradd", "a b"], "why": "make an account"},
         ),
-        (Reload("a.service"), "reload a.service", {"kind": "reload", "unit": "a.service"}),
+        (TakeKeys(Layout("a")), "put the keys of a.service into force", {"kind": "keys", "unit": "a.service"}),
         (Restart("a.service"), "restart a.service", {"kind": "restart", "unit": "a.service"}),
     ],
 )
