@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from installer import render
 from tests.boot.machine import Machine
 from tests.boot.snapshot import snapshot
 from tests.life import SERVICE, ask, cli, is_gone, main_pid, serves, standin
@@ -56,7 +56,8 @@ def plant(machine: Machine, kind: str, path: str) -> None:
     inside = ("nsenter", "--target", str(main_pid(machine)), "--mount", "--wd=/")
     user = f"vllm-{SERVICE}"
     who = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--")
-    machine.run(*inside, *who, sys.executable, "-c", PLANT, kind, path)
+    python = render.exec_line(machine.at(f"/etc/systemd/system/{SERVICE}.service").read_text())[0]
+    machine.run(*inside, *who, python, "-c", PLANT, kind, path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
