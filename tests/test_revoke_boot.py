@@ -160,7 +160,7 @@ def test_status_and_doctor_say_what_is_under_way(machine: Machine) -> None:
             shown = machine.run(*user, sys.executable, "-m", "installer", "status").stdout
             assert "vllm-install set-context" in shown
             assert "was cut off" not in shown
-            (line,) = [line for line in shown.splitlines() if line.startswith("under way")]
+            (line,) = [line for line in shown.splitlines() if line.strip().startswith("under way")]
             assert line.rstrip().endswith(" s")
             doctor = machine.run(*user, sys.executable, "-m", "installer", "doctor", check=False)
             assert doctor.returncode == 0, doctor.stdout
@@ -202,7 +202,7 @@ def test_another_services_start_keeps_nobody_waiting(machine: Machine, standin_w
         cli(machine, "keys", "revoke", "mine")
         cli(machine, "set-context", "1024")
         cli(machine, "prune", "--yes")
-        machine.shell("kill -CONT $(sed 's/.*(pid \\([0-9]*\\)).*/\\1/' /run/vllm-install/other.change.now)")
+        os.killpg(stopped.pid, signal.SIGCONT)  # nsenter stands still with its child
         _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 0, err
     assert status(machine, mine) == 401
