@@ -126,7 +126,12 @@ def _explain_os_error(error: OSError) -> InstallError | None:
         return InstallError(
             tr("no permission for {where}", where=where), tr("run the command as root (sudo)"), Exit.REFUSED
         )
-    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG):
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(
+            tr("{where} cannot be a path: {reason}", where=f"{where}"[:80], reason=error.strerror),
+            tr("name the file or directory itself, by its full path"),
+        )
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
         return InstallError(
             tr("{where} is not what it has to be: {reason}", where=where, reason=error.strerror),
             tr("move it away: mv {where} {where}.before", where=where),

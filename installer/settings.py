@@ -16,7 +16,8 @@ from installer.layout import Layout
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
 SET_CONTEXT = "set-context"  # the verb whose word is a setting's value
-RESERVED = ("vllm-install",)  # its cache directory would be the one that holds everybody's weights
+# The cache directory that holds everybody's weights, the throwaway servers' units, and the unit that makes GPU nodes.
+RESERVED = re.compile(r"vllm-install(-.*)?|vllm-nvidia-nodes")
 
 
 def setting(default: Any, parse: Callable[[str], Any], help: str, *names: str) -> Any:
@@ -176,7 +177,11 @@ def named(attribute: str) -> str:
 
 
 def check_service(name: str) -> str:
-    if not SERVICE_NAME.fullmatch(name) or name in RESERVED:
+    if RESERVED.fullmatch(name):
+        raise UsageError(
+            tr("{name} is a name of vllm-install's own", name=name), tr("choose another name, for example qwen3vl")
+        )
+    if not SERVICE_NAME.fullmatch(name):
         raise UsageError(
             tr("{name!r} cannot be a service name", name=name),
             tr("use a lower-case letter followed by up to 25 letters, digits, - or _, for example qwen3vl"),

@@ -13,6 +13,7 @@ from installer.language import mark, tr
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
+LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
 AUTO = ("auto",)
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
 GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
@@ -59,14 +60,21 @@ def optional(value: str) -> str | None:
 def model(value: str) -> str:
     value = text(value)
     if value.startswith(("/", "./", "../")):
-        return os.path.abspath(value)  # noqa: PTH100 resolve() would follow links; the file must keep a full path
+        return _possible(os.path.abspath(value))  # noqa: PTH100 resolve() would follow links; it must stay a full path
     if value == BUILTIN:
         return value
     if value.startswith("builtin:"):
         raise ValueError(tr("the only built-in model is {name}", name=BUILTIN))
-    if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value:
+    if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value and len(value) <= LONGEST_NAME:
         return value
     raise ValueError(tr("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny"))
+
+
+def _possible(path: str) -> str:
+    """The path, unless no file system could hold it."""
+    if len(os.fsencode(path)) > 4000 or any(len(part) > 255 for part in os.fsencode(path).split(b"/")):
+        raise ValueError(tr("the path is longer than a file system allows"))
+    return path
 
 
 def context(value: str) -> int | None:
@@ -197,7 +205,7 @@ def sources(value: str) -> tuple[str, ...]:
 
 
 def place(value: str) -> str | None:
-    return url(value) if "://" in value else optional(value)
+    return url(value) if "://" in value else _possible(text(value)) or None
 
 
 def name(value: str) -> str | None:
@@ -205,6 +213,8 @@ def name(value: str) -> str | None:
     value = text(value)
     if value.startswith("-"):
         raise ValueError(tr("a name cannot start with -"))
+    if len(value) > LONGEST_NAME:
+        raise ValueError(tr("a name has at most {count} characters", count=LONGEST_NAME))
     return value or None
 
 
@@ -220,7 +230,7 @@ def path(value: str) -> str | None:
     value = text(value)
     if value and not value.startswith("/"):
         raise ValueError(tr("expected an absolute path"))
-    return value or None
+    return _possible(value) or None
 
 
 def flag(value: str) -> bool:

@@ -224,10 +224,16 @@ def test_any_other_vllm_flag_passes(flags: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", "A", "1a", "-a", "a.b", "a/b", "../x", "/etc/passwd", "a b", "a\n", "a" * 27, "a%n", "a;b", "a$b", "ä", "a@b",
-     "a.service", ".", "..", "vllm-install"],
+     "a.service", ".", ".."],
 )  # fmt: skip
 def test_what_cannot_name_a_service_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be a service name"):
+        check_service(name)
+
+
+@pytest.mark.parametrize("name", ["vllm-install", "vllm-install-test", "vllm-install-test-17", "vllm-nvidia-nodes"])
+def test_a_name_of_our_own_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="own"):
         check_service(name)
 
 

@@ -14,6 +14,7 @@ from installer.adoption.old_unit import SHELLS, variables
 from installer.errors import Refused
 from installer.host import Host
 from installer.language import tr
+from installer.runtime.vllm_text import one_line
 
 NODES, DEPTH = 20_000, 40  # a compose file has some hundreds, with every alias written out
 _MERGE = "tag:yaml.org,2002:merge"
@@ -77,6 +78,9 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
     if not isinstance(services, dict) or not services:
         raise Refused(tr("{path} has no services", path=path), tr("name a compose file, with services in it"))
     name, service = _choose(path, services, wanted)
+    plain = one_line(name)
+    if not isinstance(service, dict):
+        raise Refused(tr("the service {name} of {path} says nothing", name=plain, path=path), tr("choose another one"))
     outside = variables(read_text(path.parent / ".env", host)) if host.exists(path.parent / ".env") else {}
     filled = _filled(service, outside)
     assert isinstance(filled, dict)
@@ -90,7 +94,7 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
     if serve is None:
         if filled.get("entrypoint") or "vllm" not in str(filled.get("image", "")):
             raise Refused(
-                tr("the service {name} of {path} does not start vLLM", name=name, path=path),
+                tr("the service {name} of {path} does not start vLLM", name=plain, path=path),
                 tr("choose it with --compose-service"),
             )
         serve = tuple(words[1:] if words[:1] == ["serve"] else words)  # the image's own entry point is vllm serve
@@ -101,7 +105,9 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
         shown=found.shown,
         mounts=tuple(_mounts(filled, path.parent)),
         listens=_listens(filled, serve, path),
-        notes=(tr("the container is not stopped for you: docker compose -f {path} stop {name}", path=path, name=name),),
+        notes=(
+            tr("the container is not stopped for you: docker compose -f {path} stop {name}", path=path, name=plain),
+        ),
     )
 
 
@@ -110,7 +116,7 @@ def _choose(path: Path, services: dict[str, object], wanted: str | None) -> tupl
         if wanted not in services:
             raise Refused(
                 tr("{path} has no service {wanted}", path=path, wanted=wanted),
-                tr("its services: {services}", services=", ".join(services)),
+                tr("its services: {services}", services=", ".join(map(one_line, services))),
             )
         return wanted, services[wanted]
     found = [name for name, service in services.items() if isinstance(service, dict) and _speaks_of_vllm(service)]
@@ -119,7 +125,7 @@ def _choose(path: Path, services: dict[str, object], wanted: str | None) -> tupl
             tr("{path} has {count} services that run vLLM", path=path, count=len(found))
             if found
             else tr("{path} has no service that runs vLLM", path=path),
-            tr("choose one with --compose-service: {services}", services=", ".join(found or services)),
+            tr("choose one with --compose-service: {services}", services=", ".join(map(one_line, found or services))),
         )
     return found[0], services[found[0]]
 
@@ -214,7 +220,7 @@ def _listens(service: Mapping[str, object], serve: tuple[str, ...], path: Path) 
     if service.get("network_mode") == "host":
         return None
     inside = "8000"
-    for word, following in zip(serve, (*serve[1:], ""), strict=True):
+    for word, following in zip(serve, (*serve[1:], ""), strict=False):
         if word.partition("=")[0] == "--port":
             inside = word.partition("=")[2] or following
     for entry in _entries(service, "ports"):
@@ -224,7 +230,7 @@ def _listens(service: Mapping[str, object], serve: tuple[str, ...], path: Path) 
             match = re.fullmatch(r"(?:(?:\[?([0-9a-fA-F.:]+?)\]?):)?(?:(\d+):)?(\d+)(?:/tcp)?", str(entry))
             if not match:
                 raise Refused(
-                    tr("{path}: the port {entry!s:.40} is a range or no port", path=path, entry=entry),
+                    tr("{path}: the port {entry} is a range or no port", path=path, entry=one_line(str(entry), 40)),
                     tr("publish one port by its number"),
                 )
             address, outside, target = match[1] or "", match[2] or "", match[3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from installer.language import mark, tr
 from installer.layout import Layout
 from installer.render import HOMES, NO_DOMAINS
 from installer.resolve import HIDDEN
+from installer.runtime.vllm_text import one_line
 from installer.settings import Settings, load, to_text
 from installer.values import BUILTIN, NO_TLS, TLS_FLAGS
 
@@ -118,23 +119,35 @@ def translate(
 
 def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
     """Those of the command line, after those of the file that it names with --config: the last one wins."""
-    model, flags = serve_flags.parse(old.words)
+    model, flags = serve_flags.parse(_printable(old.words))
     for flag in [flag for flag in flags if flag.name == "--config"]:
         path = Path(_on_host(old, flag.value))
-        words = []
+        words: list[str] = []
         for name, value in old_compose.load(read_text(path, host), str(path)).items():
             if isinstance(value, dict):
                 raise Refused(
-                    tr("{path}: {name} holds a mapping", path=path, name=name),
+                    tr("{path}: {name} holds a mapping", path=path, name=one_line(name)),
                     tr("write it on the command line, as JSON"),
                 )
             values = [str(each) for each in value] if isinstance(value, list) else [str(value)]
-            if values[0].lower() == "false":
+            if not values or values[0].lower() == "false":
                 continue
             words += [f"--{name}"] if values[0].lower() in ("true", "") else [f"--{name}", *values]
-        model_there, there = serve_flags.parse(["--model" if word == "--model_tag" else word for word in words])
+        words = ["--model" if word == "--model_tag" else word for word in _printable(words)]
+        model_there, there = serve_flags.parse(words)
         model, flags = model or model_there, [*there, *flags]
     return model, flags
+
+
+def _printable(words: Sequence[str]) -> Sequence[str]:
+    """The words, unless one of them could not stand in a unit, and would steer the terminal that shows it."""
+    odd = next((word for word in words if not word.isprintable()), None)
+    if odd is not None:
+        raise Refused(
+            tr("the old command holds a line break or a control character: {word}", word=one_line(odd, 60)),
+            tr("take it out of the old command first"),
+        )
+    return words
 
 
 def _on_host(old: Old, path: str) -> str:
@@ -201,7 +214,7 @@ def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
 
 def _tokens(text: str) -> str:
     """vLLM's 32k are 32000 tokens and its 32K are 32768; -1 is its auto."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM])", text)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([kKmM])", text)
     scale = {"k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
     return "auto" if text == "-1" else str(int(float(match[1]) * scale[match[2]])) if match else text
 
@@ -327,7 +340,7 @@ def _carried(old: Old, reading: _Reading) -> list[tuple[str, str]]:
     """Variables that vLLM's work depends on, and that are nobody's secret."""
     carried, left = [], []
     for name, value in sorted(old.environment.items()):
-        if CARRIED.fullmatch(name) and not NOT_CARRIED.fullmatch(name):
+        if CARRIED.fullmatch(name) and not NOT_CARRIED.fullmatch(name) and value.isprintable():
             carried.append((name, value))
         elif FOR_VLLM.fullmatch(name) and name not in ("VLLM_API_KEY", "HF_ENDPOINT", "VLLM_USE_MODELSCOPE"):
             left.append(name)

@@ -151,12 +151,14 @@ def _member(entry: object) -> Member:
 
 def _engine(value: object) -> EnginePart:
     data = _dict(value)
-    kind, lock, python = _text(data["kind"]), _text(data["lock"]), _text(data["python"])
+    kind, lock, python = _text(data["kind"]), data["lock"], _text(data["python"])
     major, minor = _list(data["glibc"])
     if kind not in ("cuda", "rocm", "cpu") or not re.fullmatch(r"3\.\d{1,2}", python):
         raise ValueError(tr("there is no engine {kind!r} for Python {python!r}", kind=kind, python=python))
     if type(major) is not int or type(minor) is not int:
         raise TypeError(tr("glibc has no version"))
+    if not isinstance(lock, str):
+        raise TypeError(tr("{value!r} is no text", value=str(lock)[:80]))
     # A lock is read by a package installer, to which a line can mean much more than a version.
     if stranger := next((line for line in lock.splitlines() if not PACKAGE.fullmatch(line)), None):
         raise ValueError(tr("the lock holds {line!r}", line=stranger[:80]))
@@ -207,7 +209,7 @@ def _list(value: object) -> list[object]:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.replace("\n", "").isprintable():
+    if not isinstance(value, str) or not value.isprintable():
         raise TypeError(tr("{value!r} is no text", value=str(value)[:80]))
     return value
 

@@ -128,6 +128,12 @@ def _masked(text: str, hidden: list[bool]) -> Iterable[str]:
 
 def _spellings(secret: str) -> set[str]:
     """The secret as it may have been written: as it is, in a URL, in base64 at any offset, escaped."""
-    raw = secret.encode(errors="surrogateescape")
+    raw = secret.encode(errors="surrogatepass")
     encoded = {base64.b64encode(b" " * shift + raw).decode()[4 * bool(shift) :].rstrip("=") for shift in range(3)}
-    return {secret, quote(secret, safe=""), secret.replace("%", "%%").replace("$", "$$"), raw.hex(), *encoded}
+    return {
+        secret,
+        quote(secret, safe="", errors="surrogatepass"),
+        secret.replace("%", "%%").replace("$", "$$"),
+        raw.hex(),
+        *encoded,
+    }

@@ -281,12 +281,12 @@ class Refusals:
             self._hidden += 1
             return
         self._left -= 1
-        client = str((scope.get("client") or ("unknown",))[0])[:60]
+        client = ascii(str((scope.get("client") or ("unknown",))[0])[:60])[1:-1]
         more = f" ({self._hidden} more since the last such line)" if self._hidden else ""
         self._hidden = 0
         # !a: a path may hold line breaks and terminal codes, and no one may write lines into the journal.
-        route = f"{scope.get('method', 'websocket')} {scope['path'][:120]!a}"
-        log.warning("refused %s from %s: %s%s", route, client.encode("unicode_escape").decode(), why, more)
+        route = f"{ascii(scope.get('method', 'websocket'))[1:-1][:20]} {scope['path'][:120]!a}"
+        log.warning("refused %s from %s: %s%s", route, client, why, more)
 
 
 # What the watcher wants to know of vLLM's log; raw lines, so that their meaning is told in one place, the launcher.

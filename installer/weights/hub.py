@@ -33,6 +33,8 @@ PROVIDERS = ("hub", "modelscope")
 TIMEOUT = 30.0
 BUSY_DELAYS = (0.5, 2.0)
 LONGEST_WAIT = 300.0
+LARGEST = 1 << 50  # bytes of a file
+LONGEST_NAME = 1024  # bytes; with the cache's own directories before it a path can have 4096
 AUTHORIZE = mark("run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …) or with --hf-token-file FILE")
 
 
@@ -151,9 +153,11 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
         if info.gated:
             # The list of a gated model's files is public, the files are not: better to know before the plan.
             api.auth_check(origin.repo)
-    commit, siblings = info.sha, info.siblings
-    if not commit or not COMMIT.fullmatch(commit) or not siblings:
-        raise not_a_hub(origin)
+        # Within: the client hands on what it was sent, of whatever type.
+        commit, siblings = info.sha, info.siblings
+        if not commit or not COMMIT.fullmatch(commit) or not siblings:
+            raise not_a_hub(origin)
+        files = tuple(_file(origin, entry) for entry in siblings)
     if revision and COMMIT.fullmatch(revision) and commit != revision:
         raise ModelError(
             tr(
@@ -164,7 +168,7 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
             ),
             tr("use another source (--hf-endpoint, --model-sources)"),
         )
-    return commit, tuple(_file(origin, entry) for entry in siblings)
+    return commit, files
 
 
 def _file(origin: Origin, entry: RepoSibling) -> ModelFile:
@@ -224,11 +228,11 @@ def retry_after(value: str | None) -> float:
     """Seconds that a server asks to wait: a number, or a date."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
-        return min(float(value), LONGEST_WAIT)
     try:
+        if value.strip().isdecimal():
+            return min(float(value), LONGEST_WAIT)
         moment = email.utils.parsedate_to_datetime(value).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return min(max(moment - time.time(), 0.0), LONGEST_WAIT)
 
@@ -240,7 +244,7 @@ def checked(file: ModelFile) -> ModelFile:
             tr("the repository holds a file with the dangerous name {file!r}", file=file.name),
             tr("do not use this model; report it to the hub"),
         )
-    if not DIGEST.fullmatch(file.digest) or file.size < 0:
+    if not DIGEST.fullmatch(file.digest) or not 0 <= file.size <= LARGEST:
         raise ModelError(
             tr("the hub gives no usable checksum for {file}", file=file.name),
             tr("try another mirror, or the hub itself"),
@@ -251,6 +255,8 @@ def checked(file: ModelFile) -> ModelFile:
 def is_inside(name: str) -> bool:
     """Whether a relative name, joined to a directory, is sure to stay in it."""
     parts = name.split("/")
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        return False
     if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts):
         return False
     return "\\" not in name and name.isprintable()
@@ -302,7 +308,9 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
         return ModelError(
             tr("{repo!r} cannot be a model on the hub", repo=origin.repo), tr("a hub id looks like Qwen/Qwen3-8B")
         )
-    if isinstance(error, (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError)):
+    # What is no answer of a hub breaks the client's own reading of it, in any way.
+    broken = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+    if isinstance(error, (httpx.HTTPError, httpx.InvalidURL, *broken)):
         return not_a_hub(origin)
     return None
 

@@ -136,17 +136,15 @@ class Wire:
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         """The answer behind all redirects; its `url` is where it came from."""
+        parts = _web_address("", url)
         for _ in range(REDIRECTS):
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise LineFault(tr("a redirect leads to no web address"))
-            answer = self._ask(parts, url, headers)
+            answer = self._ask(parts, parts.geturl(), headers)
             location = answer.headers.get("location")
             if answer.status not in (301, 302, 303, 307, 308) or not location:
                 return answer
             with answer:
                 answer.text()
-            url = urljoin(url, location)
+            parts = _web_address(parts.geturl(), location)
         raise LineFault(tr("redirects without an end"))
 
     def _ask(self, parts: SplitResult, url: str, headers: Mapping[str, str]) -> Answer:
@@ -175,6 +173,15 @@ class Wire:
             self._is_over = True
             for line in self._lines.values():
                 line.abort()
+
+
+def _web_address(base: str, location: str) -> SplitResult:
+    """Where a redirect leads."""
+    with contextlib.suppress(ValueError):  # a port that is none, half an IPv6 address
+        parts = urlsplit(urljoin(base, location))
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    raise LineFault(tr("a redirect leads to no web address"))
 
 
 def _send(line: _Line, target: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
