@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,12 +25,20 @@ NEED_ROOT = {"boot", "machine", "cpu_engine"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hear_signals()
     os.environ["LANGUAGE"] = "en"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # as hub.py does, for tests that import the client first
     # How long an example takes says nothing about the code; nor must a run depend on the ones before it.
     hypothesis.settings.register_profile("ours", deadline=None, derandomize=True, database=None)
     hypothesis.settings.load_profile("ours")
     config.addinivalue_line("markers", "root: needs root; tests that boot a machine have it by themselves")
+
+
+def hear_signals() -> None:
+    """A signal that is ignored, as below nohup, is ignored by all that the tests start; one that is heard is not."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) == signal.SIG_IGN or "PYTEST_XDIST_WORKER" in os.environ:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

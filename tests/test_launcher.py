@@ -85,9 +85,11 @@ class Service:
         words = [word for key in keys for word in ("--api-key", key)]
         return [sys.executable, str(LAUNCHER), verb, *words, *(("--", *rest) if rest else ())]
 
-    def start(self, *keys: str, serve: tuple[str, ...] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *keys: str, serve: tuple[str, ...] | None = None, within: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
         with self.log.open("w") as log:
-            command = self.command("launch", *(keys or (digest(USER),)), serve=serve)
+            command = [*within, *self.command("launch", *(keys or (digest(USER),)), serve=serve)]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, text=True)
         return self.process
 
@@ -548,6 +550,15 @@ def test_a_stop_during_the_start_is_obeyed_at_once(service: Service) -> None:
     service.substate("stop-sigterm")
     assert process.wait(PATIENCE) == -signal.SIGHUP  # which systemd takes for a clean end
     assert "stop asked for while compiling" in service.log.read_text()
+
+
+def test_a_stop_is_obeyed_where_signals_were_ignored_before(service: Service) -> None:
+    """As below nohup, and below a shell that started something in the background."""
+    service.faults("stall=compile")
+    process = service.start(within=("sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "sh"))
+    service.hear("STATUS=compiling")
+    service.substate("stop-sigterm")
+    assert process.wait(PATIENCE) == -signal.SIGHUP
 
 
 def test_a_stop_is_not_taken_for_a_hang(service: Service) -> None:

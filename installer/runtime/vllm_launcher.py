@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -205,6 +206,8 @@ def launch(words: list[str]) -> NoReturn:
     command = [
         sys.executable, *safe, os.path.join(here, "vllm_listen.py"), *serve, "--middleware", "vllm_guard.Guard",
     ]  # fmt: skip
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # what was ignored would stay so, and by these a start is ended
     os.execve(sys.executable, command, environment)
 
 
