@@ -324,3 +324,30 @@ def test_a_directory_in_place_of_the_settings_file_is_named(settings_file: Path)
         settings_file.rmdir()
     assert ran.returncode == Exit.REFUSED
     assert str(settings_file) in ran.stderr
+
+
+# Names that no file system, no hub and no unit of ours allows
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("plan", "--service", "vllm-nvidia-nodes"),
+        ("uninstall", "--service", "vllm-install-test-1"),
+        ("plan", "--model", "o/" + "x" * 300),
+        ("plan", "--model", "/" + "x" * 300),
+        ("plan", "--served-model-name", "x" * 300),
+        ("plan", "--python", "/" + "x/" * 3000),
+        ("bundle", "show", "x" * 300),
+        ("adopt", "x" * 300 + "/serve.sh"),
+    ],
+)
+def test_a_name_that_cannot_be_is_a_usage_error(args: tuple[str, ...]) -> None:
+    assert "error: " in refused(*args)
+
+
+def test_a_compose_service_without_a_command_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "compose.yml").write_text("services:\n  llm:\n    image: vllm/vllm-openai:v0.32.0\n")
+    ran = cli("adopt", str(tmp_path / "compose.yml"))
+    assert ran.returncode in (Exit.USAGE, Exit.REFUSED)
+    assert "model" in ran.stderr
