@@ -179,7 +179,8 @@ def named(attribute: str) -> str:
 def check_service(name: str) -> str:
     if RESERVED.fullmatch(name):
         raise UsageError(
-            tr("{name} is a name of vllm-install's own", name=name), tr("choose another name, for example qwen3vl")
+            tr("{name!r} cannot be a service name: it is one of our own", name=name),
+            tr("choose another name, for example qwen3vl"),
         )
     if not SERVICE_NAME.fullmatch(name):
         raise UsageError(

@@ -233,7 +233,7 @@ def test_what_cannot_name_a_service_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vllm-install", "vllm-install-test", "vllm-install-test-17", "vllm-nvidia-nodes"])
 def test_a_name_of_our_own_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="own"):
+    with pytest.raises(UsageError, match="cannot be a service name: it is one of our own"):
         check_service(name)
 
 
