@@ -395,6 +395,15 @@ def test_the_holder_of_the_port_is_named(service: Service, verb: str) -> None:
     assert f"port {service.port} is held by pid {os.getpid()} (" in refused.stderr
 
 
+def test_a_connection_that_goes_out_from_the_port_is_named(service: Service) -> None:
+    """What a busy host does to a port from the kernel's own range while the service is down."""
+    with socket.create_server(("127.0.0.1", 0)) as far, socket.create_connection(far.getsockname()) as near:
+        service.port = near.getsockname()[1]
+        refused = service.once("launch", digest(USER), serve=None)
+    assert refused.returncode == 75
+    assert f"port {service.port} is held by pid {os.getpid()} (" in refused.stderr
+
+
 # Holds a port with hostile words in its arguments.
 HOLDER = """
 import socket, sys

@@ -301,17 +301,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def holder(port: int) -> str:
+    """Who listens there, or has a connection that goes out from there: the kernel takes the upper numbers for those."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError), open(table) as file:
             rows = (line.split() for line in file)
-            inodes |= {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+            inodes |= {row[9] for row in rows if row[1].endswith(f":{port:04X}")} - {"0"}
     for link in glob.glob("/proc/[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             if os.readlink(link)[8:-1] in inodes:
                 pid = int(link.split("/")[2])
                 return f"pid {pid} ({command_of(pid)})"
-    return f"another user's process (to see it, as root: ss -ltnp 'sport = :{port}')"
+    return f"another user's process (to see it, as root: ss -atnp 'sport = :{port}')"
 
 
 def refuse(words: list[str]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import os
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +33,18 @@ def inherited_environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         **passed,
     }
+
+
+def free_port() -> int:
+    """One that nobody holds, below the range from which the kernel gives ports to connections that go out.
+
+    A service in a machine that shares this host's network would lose such a one to anybody's connection whenever it is
+    down for a moment, and fail its next start with it.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("", random.randrange(10_000, lowest))) as server:
+            return int(server.getsockname()[1])
 
 
 def in_own_mounts(script: str, *arguments: str | Path) -> list[str]:

@@ -12,9 +12,8 @@ from installer.host import Host
 from installer.model import builtin
 from installer.report import Report
 from tests.boot.machine import Machine
-from tests.boot.surroundings import REPO
+from tests.boot.surroundings import REPO, free_port
 from tests.life import ask, cli
-from tests.vllm.test_life_real import free_port
 
 FIXTURE = REPO / "tests/fixtures/adopt/qwen3vl.service"
 KEY = "sk-qwen-3f0aKq7ZpVn2RtYx8LmB4cWd6EhJ1sUg5Ti9oAeQyXw"

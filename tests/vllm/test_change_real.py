@@ -15,8 +15,8 @@ import pytest
 
 from installer.model import builtin
 from tests.boot.machine import STORE, Machine
+from tests.boot.surroundings import free_port
 from tests.life import cli, main_pid, processes, serves
-from tests.vllm.test_life_real import free_port
 
 SHARE = 0.1
 MODEL = Path("/srv/wide")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import jsonschema
@@ -12,17 +11,12 @@ from installer.look.client import PLACEHOLDER
 from tests import openai_client
 from tests.boot.machine import Machine
 from tests.boot.snapshot import snapshot
-from tests.boot.surroundings import REPO
+from tests.boot.surroundings import REPO, free_port
 from tests.life import chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
 
 PROGRAMS = "/opt/vllm-install"
 UNIT = "/etc/systemd/system/qwen3vl.service"
 START = 240  # seconds; a loaded machine of two cores needs a quarter of them
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def is_healthy(machine: Machine) -> None:
@@ -69,7 +63,7 @@ def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
         until("another process", lambda: main_pid(machine) not in (0, second) and is_up(machine), machine, START)
         serves(machine, done.key, port)
         assert cli(machine, "deploy", "--json").changes == []
-        assert cli(machine, "status", "--json").json["restarts"] == 1
+        assert cli(machine, "status", "--json").json["restarts"] == 1, machine.evidence()
         (note,) = cli(machine, "doctor", "--json").json["findings"]
         assert (note["id"], note["severity"]) == ("restarted-by-itself", "note")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from installer.model import builtin
 from tests.boot.machine import Machine
+from tests.boot.surroundings import free_port
 from tests.life import ask, cli
-from tests.vllm.test_life_real import free_port
 
 MODEL = "/srv/models/tiny"
 # Shows the tools to the model and opens its reasoning, as templates of the Qwen3 family do.
