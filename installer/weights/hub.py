@@ -244,7 +244,7 @@ def checked(file: ModelFile) -> ModelFile:
             tr("the repository holds a file with the dangerous name {file!r}", file=file.name),
             tr("do not use this model; report it to the hub"),
         )
-    if not DIGEST.fullmatch(file.digest) or not 0 <= file.size <= LARGEST:
+    if not DIGEST.fullmatch(file.digest) or type(file.size) is not int or not 0 <= file.size <= LARGEST:
         raise ModelError(
             tr("the hub gives no usable checksum for {file}", file=file.name),
             tr("try another mirror, or the hub itself"),
