@@ -49,7 +49,7 @@ def service_of(source: str, host: Host) -> str | None:
     name = Path(source).name.removesuffix(".service")
     if "/" in source and str(Path(source).parent) not in old_unit.PLACES:
         return None
-    if not SERVICE_NAME.fullmatch(name) or name in RESERVED:
+    if not SERVICE_NAME.fullmatch(name) or RESERVED.fullmatch(name):
         return None
     return name if unit_properties(host, f"{name}.service", "LoadState").get("LoadState") == "loaded" else None
 
