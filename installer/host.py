@@ -358,6 +358,10 @@ class Host:
                 if found.st_mode & 0o022 and not stat.S_ISLNK(found.st_mode):
                     os.chmod(name, stat.S_IMODE(found.st_mode) & ~0o022, dir_fd=handle)
 
+    def link(self, path: Path, to: Path) -> None:
+        """A symbolic link that stays right when both its ends are moved together."""
+        self.at(path).symlink_to(os.path.relpath(to, path.parent))
+
     def remove(self, path: Path) -> None:
         """Remove a file, a link or a whole tree, however deep and whoever made it; absent is fine."""
         if self.exists(path):

@@ -53,6 +53,11 @@ class Layout:
         return self.state_dir / "probe-key"
 
     @property
+    def kernels_stamp(self) -> Path:
+        """Which kernels were compiled into the cache; not in the cache, where the service could write it."""
+        return self.state_dir / "kernels"
+
+    @property
     def ejected_probe_key(self) -> Path:
         """Where the watcher's key lies once the service is let go, and its state directory with it."""
         return Path("/etc") / f"{self.user}.probe-key"

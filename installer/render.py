@@ -20,7 +20,8 @@ from installer.layout import Layout
 from installer.settings import Settings
 from installer.target import Target
 
-DIGEST_VARIABLE = "VLLM_INSTALL_DIGEST"
+# Not VLLM_…: vLLM warns of variables with that beginning that it does not know.
+DIGEST_VARIABLE = "UNIT_DIGEST"
 RUNTIME_FILES = (
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
 )  # fmt: skip
@@ -158,6 +159,8 @@ def _unit(target: Target, layout: Layout, digest: str) -> str:
     python = str(layout.engines / target.engine.id / "bin" / "python")
     launcher = str(runtime_dir(layout) / "vllm_launcher.py")
     environment = {DIGEST_VARIABLE: digest, "HOME": str(layout.cache_dir), **_visible(target)}
+    if target.toolkit:
+        environment |= target.toolkit.environment(layout.engines / target.engine.id)
     return template("service.j2").render(
         version=__version__,
         layout=layout,
@@ -216,6 +219,8 @@ def serve_arguments(target: Target) -> list[str]:
         words += ["--reasoning-parser", profile.reasoning_parser]
     if settings.model in settings.trust_remote_code:
         words.append("--trust-remote-code")
+    if target.toolkit:
+        words += target.toolkit.arguments(settings.vllm_args)
     return [*words, *settings.vllm_args]
 
 

@@ -14,7 +14,8 @@ from installer.checks import facts, placement, preflight
 from installer.checks.facts import Facts, Gpu, Interpreter
 from installer.checks.placement import Choice
 from installer.checks.processes import Process
-from installer.engine import engines
+from installer.engine import engines, toolkit
+from installer.engine.toolkit import Toolkit
 from installer.errors import Refused, UsageError
 from installer.host import Host
 from installer.keyring import unit_keys
@@ -22,6 +23,7 @@ from installer.language import tr
 from installer.layout import Layout
 from installer.model import formats, model_about, profiles, trust
 from installer.model.model_about import About
+from installer.model.model_config import Config
 from installer.model.profiles import Profile
 from installer.report import Report
 from installer.settings import Settings
@@ -107,7 +109,8 @@ def resolve(
     report.note(profile.describe())
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    target = Target(settings, engine, model, held, profile, choice.placed)
+    compiler = _toolkit(settings, engine, model, seen, choice, host, report)
+    target = Target(settings, engine, model, held, profile, choice.placed, compiler)
     want = Wanted(target, layout, probe, request.bundle, request.former, request.environment)
     return Resolved(want, new_key, seen, about)
 
@@ -179,6 +182,24 @@ def _engine(
     if request.new_packages and not settings.offline:
         return engines.offered(settings, kind, python.path, host, report)
     return engines.resolve(settings, kind, python.path, host, report, proved)
+
+
+def _toolkit(
+    settings: Settings,
+    engine: engines.Engine,
+    model: models.Model,
+    seen: Facts,
+    choice: Choice,
+    host: Host,
+    report: Report,
+) -> Toolkit | None:
+    def is_mla() -> bool:
+        return Config.of(model_about.of_model(model, host, settings, report).config).is_mla
+
+    chosen = toolkit.choose(settings, engine, choice.gpus, seen.nvcc, is_mla)
+    if chosen:
+        report.note(chosen.describe())
+    return chosen
 
 
 def check_local(model: models.Model, settings: Settings, host: Host) -> None:

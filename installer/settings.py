@@ -81,6 +81,12 @@ class Settings:
         "Which build of vLLM: auto, cuda, cpu or rocm.",
         "ENGINE",
     )
+    cuda_toolkit: str = setting(
+        "auto",
+        values.one_of("auto", "none", "wheels", "host"),
+        "CUDA compiler for more of FlashInfer and DeepGEMM: auto, none, wheels or host.",
+        "CUDA_TOOLKIT",
+    )
     vllm_version: str = setting("0.32.0", values.version, "Version of vLLM.", "VLLM_VERSION")
     python: str | None = setting(
         None, values.path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"

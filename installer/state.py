@@ -17,6 +17,7 @@ from typing import Any
 from installer import keys
 from installer.adoption.former import Former
 from installer.engine.engines import Engine
+from installer.engine.toolkit import Toolkit
 from installer.errors import Refused, UsageError
 from installer.host import Host, Strange
 from installer.language import tr
@@ -230,6 +231,7 @@ def _target_data(target: Target) -> dict[str, object]:
         "engine": _plain(target.engine),
         "model": _plain(dataclasses.replace(target.model, files=())),
         "profile": target.profile.to_json(),
+        "toolkit": target.toolkit.to_json() if target.toolkit else None,
         # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
         "keys": [dataclasses.replace(key, plain=None).argument for key in target.keys],
         "gpus": [dataclasses.asdict(gpu) for gpu in target.gpus],
@@ -260,4 +262,5 @@ def _target(data: dict[str, Any], service: str) -> Target:
         keys=tuple(keys.parse(argument) for argument in data["keys"]),
         profile=Profile(**{**profile, "needs": tuple(profile["needs"])}) if profile else Profile(),
         gpus=tuple(Placed(**gpu) for gpu in data.get("gpus", [])),  # none in what was written before they were chosen
+        toolkit=Toolkit(**data["toolkit"]) if data.get("toolkit") else None,
     )

@@ -11,12 +11,23 @@ from installer.adoption.former import Former
 from installer.airgap.bundle_file import Bundle
 from installer.changes import Change, Remove, Restart, Run, Write
 from installer.engine import engines
+from installer.engine.toolkit import CompileKernels
 from installer.host import Host
 from installer.keyring import TakeKeys, WriteUnit, held_in_unit, live_keys
 from installer.keys import PROBE, Key
 from installer.language import tr
 from installer.layout import STATES, Layout
-from installer.render import DIGEST_VARIABLE, exec_line, process_digest, render, runtime_dir, shared_units
+from installer.render import (
+    DIGEST_VARIABLE,
+    environment,
+    exec_line,
+    process_digest,
+    render,
+    runtime_dir,
+    sandbox,
+    shared_units,
+    unit,
+)
 from installer.report import Report
 from installer.settings_file import wanted
 from installer.state import State, ejected, readable_states, services
@@ -51,6 +62,17 @@ def account(want: Wanted, host: Host) -> Iterator[Change]:
     yield from _files(want, host, only=[path])
     if not has_user(host, want.layout.user):
         yield Run(("systemd-sysusers", str(path)), tr("create the user {user}", user=want.layout.user))
+
+
+def kernels(want: Wanted, host: Host) -> Iterator[Change]:
+    target, layout = want.target, want.layout
+    if target.toolkit and target.toolkit.capabilities:
+        text = unit(target, layout)
+        change = CompileKernels(
+            target.toolkit, target.engine.id, layout, tuple(sandbox(text)), tuple(environment(text).items())
+        )
+        if host.read(layout.kernels_stamp) != change.stamp:
+            yield change
 
 
 def settings_file(want: Wanted, host: Host) -> Iterator[Change]:
@@ -102,7 +124,7 @@ def running(want: Wanted, host: Host) -> Iterator[Change]:
         yield TakeKeys(want.layout) if can_take else Restart(want.layout.unit_name)
 
 
-STEPS = (engine, weights, account, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)
+STEPS = (engine, weights, account, kernels, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)
 
 
 def plan(want: Wanted, host: Host) -> list[Change]:

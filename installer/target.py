@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from installer.engine.engines import Engine
+from installer.engine.toolkit import Toolkit
 from installer.keys import Key
 from installer.model.profiles import Profile
 from installer.settings import Settings
@@ -31,3 +32,4 @@ class Target:
     keys: tuple[Key, ...]
     profile: Profile = field(default_factory=Profile)
     gpus: tuple[Placed, ...] = ()  # by uuid in the unit; none where all are shown to the service
+    toolkit: Toolkit | None = None  # of a CUDA engine

@@ -35,6 +35,7 @@ VALUES = {
     "tool_call_parser": st.sampled_from(["auto", "none", "hermes", "granite-20b-fc", "qwen3_coder"]),
     "reasoning_parser": st.sampled_from(["auto", "none", "qwen3", "deepseek_r1"]),
     "engine": st.sampled_from(["auto", "cuda", "cpu", "rocm"]),
+    "cuda_toolkit": st.sampled_from(["auto", "none", "wheels", "host"]),
     "vllm_version": st.sampled_from(["0.25.1", "0.32.0", "0.33.0", "1.0.0rc1", "0.32.0.post1"]),
     "python": TEXTS.map(lambda t: f"/usr/bin/{t}"),
     "index_url": TEXTS.map(lambda t: f"https://mirror.example/{t}"),

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from installer.engine.engines import Engine
+from installer.engine.toolkit import Toolkit
 from installer.keys import Key, digest
 from installer.layout import Layout
 from installer.model.profiles import Profile
@@ -40,6 +41,7 @@ def target(
         model=_model(settings, path),
         keys=keys,
         profile=QWEN3_VL if settings.model == Settings.model else Profile(),
+        toolkit=Toolkit() if kind == "cuda" else None,
     )
 
 

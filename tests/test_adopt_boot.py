@@ -279,7 +279,7 @@ def test_an_ejection_that_was_cut_off_is_undone_or_completed(machine: Machine, s
         done = cli(machine, "set-apikey", f"sk-eject-{number}-Gx7QmZr2TkVw9LpBn4Hd", "--name", "other")
         assert "eject was cut off; undoing it first" in done.err, point
         assert cli(machine, "deploy", "--json").changes == [], point
-        assert "VLLM_INSTALL_DIGEST" in machine.at(UNIT).read_text()
+        assert "UNIT_DIGEST" in machine.at(UNIT).read_text()
     assert main_pid(machine) == pid, "nothing of this needs a restart"
     assert machine.at(UNIT).read_text().count("\n") == text.count("\n")
     assert not machine.at("/etc/vllm-qwen3vl.probe-key").exists()

@@ -51,7 +51,7 @@ class Fault:
     says: str = ""  # found in the cause, the evidence or a command
 
 
-IMPATIENT = "Restart=no\\nEnvironment=VLLM_START_PATIENCE_SEC=2"
+IMPATIENT = "Restart=no\\nEnvironment=START_PATIENCE_SEC=2"
 NO_SUCH_FLAG = "s/--shutdown-timeout/--no-such-flag 3 &/"
 UFW = """
     mount -t tmpfs tmpfs /usr/local/sbin

@@ -153,9 +153,9 @@ REFUSED = {
 UNDONE = {
     "the engine dies at its start": Fault(6, ("did not come up", "journalctl"), (), *misbehave("die-at-start=1")),
     "the engine hangs at its start": Fault(
-        6, ("did not come up",), (), *misbehave("stall=load", "VLLM_START_PATIENCE_SEC=2")),
+        6, ("did not come up",), (), *misbehave("stall=load", "START_PATIENCE_SEC=2")),
     "the engine dies at the first answer": Fault(6, ("did not come up",), (), *misbehave("die-on-completion")),
-    "the engine never answers": Fault(6, ("did not come up",), (), *misbehave("hang", "VLLM_START_PATIENCE_SEC=2")),
+    "the engine never answers": Fault(6, ("did not come up",), (), *misbehave("hang", "START_PATIENCE_SEC=2")),
     "a context that does not fit": Fault(6, ("--context 512",), (), *misbehave("refuse-context=512")),
     "a flag that vLLM does not know": Fault(6, ("--no-such-flag", "vLLM flags"), ("--", "--no-such-flag")),
     "full disk at the units": Fault(3, (f"disk is full while writing {UNITS}/", "df -h"), (), *full(UNITS)),

@@ -527,7 +527,7 @@ def test_an_engine_that_dies_of_its_first_request_is_never_ready(service: Servic
 
 
 def test_a_start_without_progress_is_ended(service: Service) -> None:
-    service.environment["VLLM_START_PATIENCE_SEC"] = "1"
+    service.environment["START_PATIENCE_SEC"] = "1"
     service.faults("stall=load")
     process = service.start()
     service.hear("STATUS=the start made no progress for 1 s")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.checks import preflight
-from installer.checks.facts import Disk, Facts, Gpu, Interpreter, NoDriver
+from installer.checks.facts import Disk, Facts, Gpu, Interpreter, NoDriver, Nvcc
 from installer.checks.preflight import Problem
 from installer.checks.processes import Process
 from installer.errors import Exit
@@ -46,6 +46,7 @@ HEALTHY = Facts(
 )
 CUDA = replace(HEALTHY, gpus=(H200,))
 ROCM = replace(HEALTHY, gpus=(MI300,))
+CUDA_13 = Nvcc(Path("/usr/local/cuda"), (13, 0))
 OURS = Process(400, "VLLM::EngineCore", "qwen3vl.service", 133 * GIB)
 
 
@@ -60,6 +61,19 @@ def python(path: str, *version: int, why: str = "", headers: bool = True) -> Int
 @pytest.mark.parametrize("facts", [HEALTHY, CUDA, ROCM, replace(HEALTHY, arch="aarch64", cpu_flags=frozenset())])
 def test_a_healthy_host_has_no_problem(facts: Facts) -> None:
     assert preflight.check(Settings(), facts, LAYOUT) == []
+
+
+@pytest.mark.parametrize("settings", [Settings(cuda_toolkit=which) for which in ("auto", "none", "wheels", "host")])
+def test_a_toolkit_that_fits_is_no_problem(settings: Settings) -> None:
+    newest = replace(CUDA, glibc=(2, 41), cxx_version=15, nvcc=CUDA_13)
+    assert preflight.check(settings, newest, LAYOUT) == []
+
+
+def test_who_asks_for_no_compiler_is_not_asked_for_one() -> None:
+    """Nor does it matter to an engine that has no use for it."""
+    facts = replace(CUDA, glibc=(2, 42), cxx_version=16)
+    assert preflight.check(Settings(), facts, LAYOUT) == []
+    assert preflight.check(Settings(engine="cpu", cuda_toolkit="wheels"), facts, LAYOUT) == []
 
 
 # facts, settings, and what the one problem must say, in this order: what, why, remedy

@@ -271,7 +271,7 @@ def directives(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def shape(text: str) -> list[tuple[str, str, str]]:
-    found = [(s, n, "" if n in OF_THE_USER or "VLLM_INSTALL_DIGEST" in v else v) for s, n, v in directives(text)]
+    found = [(s, n, "" if n in OF_THE_USER or "UNIT_DIGEST" in v else v) for s, n, v in directives(text)]
     # A model in a home is bound in, and a service for this host alone may talk to nobody else.
     return [one for one in found if one[1] not in ("BindReadOnlyPaths", "IPAddressDeny", "IPAddressAllow")]
 

@@ -165,7 +165,7 @@ def test_whatever_the_kernel_kills_for_memory_it_comes_back(machine: Machine, ke
 def test_an_engine_that_is_never_ready_is_ended_with_its_stacks(machine: Machine, key: str) -> None:
     machine.run("systemctl", "stop", SERVICE)
     machine.write(FAULTS, "stall=load")
-    with written(machine, DROP_IN, "[Service]\nEnvironment=VLLM_START_PATIENCE_SEC=3\n"):
+    with written(machine, DROP_IN, "[Service]\nEnvironment=START_PATIENCE_SEC=3\n"):
         assert "the start made no progress for 3 s" in fails(machine, "start")
         assert unit(machine, "Result")["Result"] == "watchdog"
         why = "the start made no progress for 3 s; stage: loading weights; "

@@ -152,6 +152,7 @@ GARBAGE = {
     "tool_call_parser": ["", "--x", "a b", "hermes\nx", "x" * 65],
     "reasoning_parser": ["", "-", "qwen3;x", "a/b"],
     "engine": ["", "gpu", "CUDA", "cpu\n#"],
+    "cuda_toolkit": ["", "yes", "/usr/local/cuda", "wheels\n"],
     "vllm_version": ["", "latest", "0.32", "0.25.0", "0.1.0", "0.32.0 ", "0.32.0;x"][:5],
     "python": ["python3", "bin/python", "~/python", "/usr/bin/py\nthon"],
     "index_url": [

@@ -79,6 +79,14 @@ class Interpreter:
 
 
 @dataclass(frozen=True)
+class Nvcc:
+    """A CUDA toolkit of the host's own."""
+
+    home: Path
+    release: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Disk:
     path: Path  # the nearest directory that exists
     free: int
@@ -120,6 +128,8 @@ class Facts:
     libnuma: bool = True  # which vLLM's CPU build loads without saying so
     tenants: tuple[Tenant, ...] = ()  # services of ours, this one too where it was proved
     visible: tuple[tuple[str, str], ...] = ()  # variables of its drop-ins that choose GPUs
+    cxx_version: int = 0  # of g++, where it matters
+    nvcc: Nvcc | None = None  # looked for where it was asked for
 
 
 def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
@@ -150,6 +160,8 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
         disks={target: probe_disk(host, target) for target in _targets(layout)},
         libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
+        cxx_version=_cxx_version(host) if settings.cuda_toolkit in ("wheels", "host") else 0,
+        nvcc=_nvcc(host) if settings.cuda_toolkit == "host" else None,
     )
 
 
@@ -229,6 +241,33 @@ def _output(host: Host, command: str, *args: str) -> str:
     except InstallError:
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+# The CUDA compiler
+
+
+def _cxx_version(host: Host) -> int:
+    major = _output(host, "g++", "-dumpversion").partition(".")[0].strip()
+    return int(major) if major.isdigit() else 0
+
+
+def _nvcc(host: Host) -> Nvcc | None:
+    """The first toolkit in the places where vLLM and FlashInfer look."""
+    on_path = host.which("nvcc")
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or ""
+    homes = [Path(named)] if named.startswith("/") else []
+    homes += [on_path.parent.parent] if on_path else []
+    for home in (*homes, Path("/usr/local/cuda")):
+        compiler = home / "bin/nvcc"
+        if not host.exists(compiler):
+            continue
+        try:
+            said = host.run(host.at(compiler), "--version", check=False, timeout=ANSWER_WITHIN).stdout
+        except (InstallError, OSError):
+            continue
+        if match := re.search(r"release (\d+)\.(\d+)", said):
+            return Nvcc(home, (int(match[1]), int(match[2])))
+    return None
 
 
 # GPUs

@@ -12,6 +12,7 @@ from installer.checks.facts import Disk, Facts, Interpreter
 from installer.checks.packages import APT, install_command, packages_of
 from installer.checks.placement import find, usable_gpus
 from installer.checks.preflight_gpus import check_gpus
+from installer.checks.preflight_toolkit import check_toolkit
 from installer.checks.problem import Problem as Problem
 from installer.errors import Refused
 from installer.language import tr
@@ -41,6 +42,7 @@ def check(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
         *_check_systemd(facts),
         *_check_machine(facts, kind),
         *check_gpus(settings, facts, kind, layout),
+        *check_toolkit(settings, facts, kind),
         *_check_python(settings, facts, kind),
         *_check_port(settings, facts, layout),
         *_check_disks(facts, layout),
@@ -165,7 +167,7 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
         yield Problem(
             tr("glibc {needed} or newer is needed", needed=needed),
             tr("this host has {found}, and the wheels of the {kind} engine would not load", found=found, kind=kind),
-            tr("upgrade the distribution (Debian 11, Ubuntu 20.04 and RHEL 9 are new enough)"),
+            tr("upgrade the distribution (Debian 12, Ubuntu 22.04 and RHEL 9 are new enough)"),
         )
     if kind == "cpu" and facts.arch == "x86_64" and "avx2" not in facts.cpu_flags:
         yield Problem(

@@ -50,6 +50,7 @@ NOTES: tuple[tuple[str, Check], ...] = (
     (mark("load"), running.check_load),
     (mark("the firewall"), below.check_firewall),
     (mark("room for upgrades"), below.check_space),
+    (mark("the CUDA toolkit"), below.check_toolkit),
 )
 
 

@@ -11,6 +11,7 @@ from installer.checks.facts import probe_disk
 from installer.checks.placement import chosen_by_hand, describe
 from installer.diagnosis import journal, signatures
 from installer.diagnosis.finding import FAULT, NOTE, Finding
+from installer.engine import toolkit
 from installer.engine.engines import BYTES, BYTES_WITHOUT_TORCH
 from installer.errors import InstallError
 from installer.host import Completed, Host
@@ -120,6 +121,19 @@ def check_kernel(scene: Scene) -> Iterator[Finding]:
     for finding in signatures.explain(lines, scene.service, signatures.KERNEL):
         if finding.id != "killed-for-memory" or re.search(r"VLLM|vllm|python", finding.evidence):
             yield finding
+
+
+def check_toolkit(scene: Scene) -> Iterator[Finding]:
+    """What an engine does without where it may use no compiler: no fault, but nobody would guess it."""
+    proved = scene.state.proved if scene.state else None
+    if proved and proved.toolkit and proved.toolkit.mode == toolkit.NONE:
+        yield Finding(
+            "no-cuda-toolkit",
+            tr("{what}; a CUDA toolkit would change that", what=tr(toolkit.COST)),
+            f"CUDA_TOOLKIT={scene.settings.cuda_toolkit}, CUDA_HOME={proved.toolkit.home}",
+            (f"sudo vllm-install set CUDA_TOOLKIT=wheels --service {scene.service}",),
+            NOTE,
+        )
 
 
 def check_space(scene: Scene) -> Iterator[Finding]:

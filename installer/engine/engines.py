@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.engine import bytecode, packages, resolving, soundness
+from installer.engine import bytecode, cuda_home, packages, resolving, soundness
 from installer.engine.pipconf import Sources, read_sources, redact
 from installer.engine.resolving import Interpreter, Resolving, backend_options, with_vllm_indexes
 from installer.engine.uv import EngineFailed, explain_uv, readable_by_all, run_uv
@@ -214,6 +214,8 @@ class InstallEngine:
             soundness.check(host.at(site), engine.kind, self._asked(host))
             if engine.kind == "cpu":
                 _name_vllm(host, site, engine.vllm_version)
+            if engine.kind == "cuda":
+                cuda_home.lay_out(engine.packages, site, self.path, host)
             bytecode.restore(host.at(store), host.at(site))
             report.note(tr("checking that it imports, compiling what a start needs"))
             self._check(host, site)

@@ -8,6 +8,7 @@ from installer.checks.placement import chosen_by_hand
 from installer.diagnosis import doctor
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import translated
+from installer.engine.toolkit import Toolkit
 from installer.errors import InstallError
 from installer.host import Host
 from installer.keyring import unit_keys
@@ -44,6 +45,7 @@ class Status:
     commit: str | None
     engine: str | None
     vllm_version: str | None
+    toolkit: Toolkit | None  # of a CUDA engine
     context: int | None
     kv_tokens: int | None
     address: str | None
@@ -98,6 +100,7 @@ def of(scene: Scene) -> Status:
         commit=target.model.commit if target else None,
         engine=target.engine.kind if target else None,
         vllm_version=target.engine.vllm_version if target else None,
+        toolkit=target.toolkit if target else None,
         context=settings.max_model_len if settings else None,
         kv_tokens=(measured.cache_tokens if measured else None) or (calibration.tokens if calibration else None),
         address=f"http://{settings.host}:{settings.port}" if settings else None,
@@ -155,6 +158,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
         (tr("at boot"), tr("started") if status.enabled else tr("not started")),
         (tr("model"), _model(status)),
         (tr("engine"), f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
+        *([("", status.toolkit.describe())] if status.toolkit else []),
         (tr("context"), _context(status)),
         (tr("KV cache"), tr("{count} tokens", count=status.kv_tokens) if status.kv_tokens else "-"),
         (

@@ -59,7 +59,7 @@ PROGRESS = re.compile(
     re.MULTILINE,
 )
 QUEUES = re.compile(r"^vllm:num_requests_(?:running|waiting)[ {].*", re.MULTILINE)
-PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; VLLM_START_PATIENCE_SEC
+PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; START_PATIENCE_SEC
 SPARE = 8  # descriptors; with fewer left a process is short of them
 BACKLOG = 63  # of the launcher's listener; whoever serves on it sets another one, and so tells that it does
 NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
@@ -276,7 +276,7 @@ class Vllm:
 class Watcher:
     def __init__(self, vllm: Vllm) -> None:
         self.vllm = vllm
-        self.patience = float(os.environ.get("VLLM_START_PATIENCE_SEC") or PATIENCE)
+        self.patience = float(os.environ.get("START_PATIENCE_SEC") or PATIENCE)
         self.watchdog = int(os.environ.get("WATCHDOG_USEC") or 120_000_000) / 1e6
         self.stage = "starting"
         self.is_ready = threading.Event()

@@ -112,6 +112,7 @@ SETTING_OPTIONS = (
     ("--tool-call-parser", "tool_call_parser", "NAME", "Reads tool calls: auto, none or a name [default: auto]"),
     ("--reasoning-parser", "reasoning_parser", "NAME", "Reads reasoning: auto, none or a name [default: auto]"),
     ("--engine", "engine", "KIND", "Build of vLLM: auto, cuda, cpu or rocm [default: auto]"),
+    ("--cuda-toolkit", "cuda_toolkit", "WHICH", "CUDA compiler: auto, none, wheels or host [default: auto]"),
     ("--vllm-version", "vllm_version", "VERSION", "Version of vLLM [default: 0.32.0]"),
     ("--python", "python", "PATH", "Interpreter for the engine [default: found on the host]"),
     ("--index-url", "index_url", "URL", "Package index instead of PyPI."),
