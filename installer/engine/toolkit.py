@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from installer.checks.facts import Gpu, Nvcc
 from installer.engine import cuda_home
 from installer.engine.engines import Engine
 from installer.engine.uv import EngineFailed
@@ -22,6 +22,9 @@ from installer.language import mark, tr
 from installer.layout import Layout
 from installer.report import Report
 from installer.settings import Settings
+
+if TYPE_CHECKING:
+    from installer.checks.facts import Gpu, Nvcc
 
 NONE, WHEELS, HOST = "none", "wheels", "host"
 # Without this, vLLM, FlashInfer and the rest take whatever they find in /usr/local/cuda.
