@@ -88,6 +88,36 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
     "rocm on arm": (replace(ROCM, arch="aarch64"), Settings(), ("no rocm build of vLLM for aarch64", "x86_64")),
     "glibc for cuda": (replace(CUDA, glibc=(2, 28)), Settings(), ("glibc 2.31", "2.28", "upgrade")),
     "glibc for cuda on aarch64": (replace(CUDA, arch="aarch64", glibc=(2, 31)), Settings(), ("glibc 2.34", "2.31")),
+    "glibc too new for wheels": (
+        replace(CUDA, glibc=(2, 42)),
+        Settings(cuda_toolkit="wheels"),
+        ("glibc 2.42 is too new for the CUDA compiler", "up to 2.41", "--cuda-toolkit none"),
+    ),
+    "g++ too new for wheels": (
+        replace(CUDA, cxx_version=16),
+        Settings(cuda_toolkit="wheels"),
+        ("g++ 16 is too new for the CUDA compiler", "up to 15", "--cuda-toolkit none"),
+    ),
+    "g++ too new for the host's": (
+        replace(CUDA, cxx_version=16, nvcc=CUDA_13),
+        Settings(cuda_toolkit="host"),
+        ("g++ 16 is too new", "--cuda-toolkit none"),
+    ),
+    "no toolkit": (
+        CUDA,
+        Settings(cuda_toolkit="host"),
+        ("no CUDA toolkit was found", "$CUDA_HOME, on the PATH or in /usr/local/cuda", "--cuda-toolkit none"),
+    ),
+    "toolkit of another CUDA": (
+        replace(CUDA, nvcc=Nvcc(Path("/usr/local/cuda"), (12, 9))),
+        Settings(cuda_toolkit="host"),
+        ("the CUDA toolkit in /usr/local/cuda is of version 12.9", "holds CUDA 13", "--cuda-toolkit none"),
+    ),
+    "toolkit newer than the driver": (
+        replace(CUDA, nvcc=Nvcc(Path("/usr/local/cuda"), (13, 5))),
+        Settings(cuda_toolkit="host"),
+        ("is of version 13.5", "this driver goes up to CUDA 13.0", "--cuda-toolkit none"),
+    ),
     "glibc for cpu": (replace(HEALTHY, glibc=(2, 28)), Settings(), ("glibc 2.31", "2.28", "upgrade")),
     "musl": (replace(HEALTHY, glibc=(0, 0)), Settings(), ("glibc 2.31", "another C library")),
     "avx2": (replace(HEALTHY, cpu_flags=frozenset({"sse4_2"})), Settings(), ("no AVX2", "Big CPU", "host")),
