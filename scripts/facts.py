@@ -33,6 +33,7 @@ ENVIRONMENT = {
     ),
     "LANGUAGE, LC_ALL, LC_MESSAGES, LANG": "The language of what is said: English, or Simplified Chinese for zh_CN.",
     "TMPDIR": "Where temporary files go.",
+    "CUDA_HOME, CUDA_PATH": "Where the host's own CUDA toolkit is, for CUDA_TOOLKIT=host.",
     "NO_COLOR": "No colour, where it is set.",
 }
 
