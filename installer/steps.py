@@ -207,6 +207,8 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
         if path not in shared and path not in kept and host.exists(path):
             yield Remove(path)
         elif path in shared and host.exists(path) and not (others or let_go):
+            if path.suffix == ".service":  # not the slice, which would end whatever has just begun in it
+                yield Run(("systemctl", "stop", path.name), tr("stop {unit}", unit=path.name), may_fail=True)
             yield RemoveUnused(path, without=layout.service)
     if before:
         yield from former.put_back(before, host, layout)

@@ -176,7 +176,8 @@ def test_a_path_in_place_of_a_name_is_refused_by_every_verb(verb: str) -> None:
 TEXT_OPTIONS = (
     "--model", "--revision", "--models-dir", "--served-model-name", "--context", "--gpu-memory-utilization",
     "--tensor-parallel-size", "--gpus", "--host", "--port", "--drain", "--allowed-media-domains", "--tool-call-parser",
-    "--reasoning-parser", "--engine", "--vllm-version", "--python", "--index-url", "--find-links", "--hf-endpoint",
+    "--reasoning-parser", "--engine", "--cuda-toolkit", "--vllm-version", "--python", "--index-url", "--find-links",
+    "--hf-endpoint",
     "--download-connections", "--hf-token-file", "--model-sources", "--allow-pickle", "--trust-remote-code",
 )  # fmt: skip
 

@@ -304,6 +304,15 @@ def test_removal_stops_the_service_before_its_files_go(host: Host, want: Wanted)
     assert not any(argv == ("systemctl", "reset-failed") for argv in runs), "that would clear every unit on the host"
 
 
+def test_a_unit_that_is_shared_is_stopped_when_the_last_service_goes(host: Host) -> None:
+    """Its file would be gone, and systemd would show it as active for as long as the host is up."""
+    want = wanted()
+    state = record(want, [Write(path, text) for path, text in shared_units().items()], host)
+    changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
+    stopped = [change.argv for change in changes if isinstance(change, Run) and "stop" in change.argv]
+    assert stopped == [("systemctl", "stop", "vllm-nvidia-nodes.service")], "a slice would end what is in it"
+
+
 def test_weights_and_engine_stay_unless_asked_for(host: Host, want: Wanted) -> None:
     state = record(want, plan(want, host), host)
     apply(removal(LAYOUT, state, host, weights=False, engine=False), host)
