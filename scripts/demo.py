@@ -6,16 +6,22 @@ import argparse
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
 
+from scripts.manpage import NAME, manpage
 from tests.boot.machine import STORE, Machine, MachineFailed
-from tests.boot.surroundings import REPO, inherited_environment
+from tests.boot.surroundings import REPO, free_port, inherited_environment
 
 MODEL = "builtin:tiny"
 SERVICE = "qwen3vl"
+COMMANDS, PAGES = "/opt/bin", "/opt/man"
+# Who enters is root, but types what the messages say; options and NAME=VALUE are sudo's.
+SUDO = """#!/bin/sh
+while case ${1-} in -*) true ;; *) false ;; esac; do shift; done
+exec env "$@"
+"""
 
 
 def main() -> int:
@@ -26,6 +32,7 @@ def main() -> int:
     say("Booting a throwaway host: systemd as PID 1, this machine's /usr, an empty /etc and /var")
     try:
         with Machine(network=True, store=True, keep=keep) as machine:
+            furnish(machine)
             show(machine, "systemctl", "is-system-running")
             life(machine)
             machine.save_store()
@@ -38,6 +45,20 @@ def main() -> int:
         say(f"Done in {time.monotonic() - began:.0f} s. The host and everything on it is gone.")
         print(f"The engine stays in {STORE.relative_to(REPO)} for the next run; make clean removes it.")
     return 0
+
+
+def furnish(machine: Machine) -> None:
+    """What an installed tool has and an administrator types: the command, its man page, and sudo."""
+    tool = f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(REPO))} exec {shlex.quote(sys.executable)} -m installer "$@"\n'
+    machine.write(f"{COMMANDS}/vllm-install", tool, 0o755)
+    machine.write(f"{COMMANDS}/sudo", SUDO, 0o755)
+    machine.write(f"{PAGES}/man8/{NAME}", manpage())
+    machine.write("/etc/profile", "".join(f"export {n}={shlex.quote(v)}\n" for n, v in environment().items()), 0o600)
+
+
+def environment() -> dict[str, str]:
+    inherited = inherited_environment()
+    return {**inherited, "PATH": f"{COMMANDS}:{inherited['PATH']}", "MANPATH": PAGES}
 
 
 def life(machine: Machine) -> None:
@@ -65,9 +86,8 @@ def life(machine: Machine) -> None:
 def show(machine: Machine, *argv: str) -> str:
     """Run a command in the machine, its output on our terminal as it comes; returns what it printed on stdout."""
     print(f"# {shlex.join(argv)}", flush=True)
-    command = [sys.executable, "-m", "installer", *argv[1:]] if argv[0] == "vllm-install" else argv
     with subprocess.Popen(
-        machine.command(*command), env=inherited_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        machine.command(*argv), env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         text=True, errors="replace",
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -86,16 +106,10 @@ def say(text: str) -> None:
     print(f"\n{bold}== {text}{plain}", flush=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def say_how_to_enter(machine: Machine) -> None:
     say("The host is left running")
     print(f"enter it:  sudo {shlex.join(machine.command('env', '-i', 'HOME=/root', 'TERM=xterm', 'bash', '-l'))}")
+    print("there:     vllm-install status, man vllm-install, sudo vllm-install doctor")
     print("end it:    sudo make demo-end   (make clean does, too)")
 
 

@@ -25,12 +25,14 @@ STORE = REPO / "build/opt"
 PREFIX = "vllm-install"
 # What a host has in /etc that programs of /usr rely on; everything else a machine makes itself at its first boot.
 ETC = (
-    "alternatives", "ca-certificates", "crypto-policies", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "login.defs",
-    "pip.conf", "pki", "ssl",
+    "alternatives", "ca-certificates", "crypto-policies", "groff", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+    "login.defs", "man_db.conf", "manpath.config", "pip.conf", "pki", "ssl",
 )  # fmt: skip
 USER_CONFIG = (".config/pip", ".pip", ".config/uv")
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 POWER_OFF = signal.SIGRTMIN + 4
+# What systemd needs for filters of addresses; without it IPAddressDeny= is shown, and nothing more.
+FILTERS = ("--capability=CAP_BPF,CAP_NET_ADMIN,CAP_SYS_ADMIN,CAP_PERFMON", "--system-call-filter=bpf")
 
 _count = itertools.count(1)
 
@@ -65,7 +67,7 @@ class Machine:
         self._keep = keep
         self._store = store
         self._process: subprocess.Popen[bytes] | None = None
-        self._arguments = [*nspawn, *_mounts(binds or {}), *(() if network else ("--private-network",))]
+        self._arguments = [*FILTERS, *nspawn, *_mounts(binds or {}), *(() if network else ("--private-network",))]
 
     # life
 
