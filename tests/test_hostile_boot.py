@@ -65,7 +65,8 @@ def test_a_trap_in_the_place_of_the_keys_in_force_holds_nobody_up(machine: Machi
     shadow = machine.at("/etc/shadow").read_text()
     leaked = cli(machine, "set-apikey", "--name", "leaked").key
     plant(machine, kind, f"{RUN}/keys")
-    plant(machine, kind, f"{RUN}/stages")
+    if kind != "pipe":  # at which the service would hang by itself, when it writes there
+        plant(machine, kind, f"{RUN}/stages")
     for verb in (("doctor",), ("plan",), ("status",)):
         done = machine.cli(*verb, check=False, timeout=60)
         assert "Traceback" not in done.stderr, done
