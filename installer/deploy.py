@@ -413,9 +413,9 @@ def _remember(
         history = (*now.history, event(now.pending or "deploy", outcome))
         proved = dataclasses.replace(target, keys=keyring.held_in_unit(host, layout) or target.keys)
         if now.former and now.former.ejected:  # it is ours again, with all that it had when it was let go
-            left = host.read(layout.sysusers)
+            left = {layout.sysusers: render.render(target, layout)[layout.sysusers].text, **render.shared_units()}
+            owned |= {str(path): (text_digest(text),) for path, text in left.items() if host.read(path) == text}
             now = dataclasses.replace(now, former=None, owns_user=True)
-            owned |= {str(layout.sysusers): (text_digest(left),)} if left is not None else {}
         previous = now.previous
         if now.proved and _generation(now.proved, layout) != _generation(target, layout):
             previous = now.proved
