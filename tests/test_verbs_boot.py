@@ -134,7 +134,7 @@ def test_a_context_into_which_no_chat_fits_is_undone(machine: Machine) -> None:
     machine.write(f"{HOME}/standin", "template=400")
     done = cli(machine, "set-context", "300", code=6)
     assert "the shortest chat was answered with 400" in done.err
-    assert "contains at least 400 input tokens; the service is back at 1024" in done.err
+    assert "contains at least 400 input tokens.; the service is back at 1024" in done.err
     assert "vllm-install set-context 1024" in done.err
     serves(machine, key(machine))
     assert ask(machine, "GET", "/v1/models", key(machine)).json["data"][0]["max_model_len"] == 1024
