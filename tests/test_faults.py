@@ -141,6 +141,7 @@ REFUSED = {
     "a context that is no number": Fault(2, ("lots",), ("--context", "lots")),
     "a model with a line end": Fault(2, ("",), ("--model", "a\n[Service]\nExecStart=/bin/sh")),
     "a model name with a line end": Fault(2, ("",), ("--served-model-name", "a\nb")),
+    "a flag that vLLM does not know": Fault(2, ("has no flag --no-such-flag",), ("--", "--no-such-flag")),
     "a flag with a line end": Fault(2, ("",), ("--", "--x", "a\nUser=root")),
     "a weak key": Fault(2, ("key",), ("--api-key-file", "/run/key"), "echo short >/run/key", "rm /run/key"),
     "an unbalanced quote in the settings file": Fault(2, (SETTINGS_FILE,), (), *settings_file('MODEL_NAME="open\\n')),
@@ -157,7 +158,6 @@ UNDONE = {
     "the engine dies at the first answer": Fault(6, ("did not come up",), (), *misbehave("die-on-completion")),
     "the engine never answers": Fault(6, ("did not come up",), (), *misbehave("hang", "START_PATIENCE_SEC=2")),
     "a context that does not fit": Fault(6, ("--context 512",), (), *misbehave("refuse-context=512")),
-    "a flag that vLLM does not know": Fault(6, ("--no-such-flag", "vLLM flags"), ("--", "--no-such-flag")),
     "full disk at the units": Fault(3, (f"disk is full while writing {UNITS}/", "df -h"), (), *full(UNITS)),
     "full disk at the weights": Fault(3, (f"disk is full while writing {WEIGHTS}", "df -h"), (), *full(WEIGHTS)),
 }  # fmt: skip

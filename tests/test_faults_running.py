@@ -73,7 +73,7 @@ def test_a_refused_change_is_not_even_noticed(machine: Machine, key: str, name: 
 
 # name -> (what the stand-in does, arguments, what is said)
 UNDONE = {
-    "flag": ("", ("--", "--no-such-flag", "7"), "--no-such-flag"),
+    "flag": ("", ("--", "--additional-config", "die-at-start=2"), "did not come up"),
     "context": ("refuse-context=2048", ("--context", "4096"), "set-context 2048"),
 }
 

@@ -59,7 +59,18 @@ def tool_in(
 def start(
     machine: Machine, wheels: Path, *args: str, around: tuple[str, ...] = (), faults: str = ""
 ) -> subprocess.Popen[str]:
-    words = ("--model", MODEL, "--engine", "cpu", "--tool-call-parser", "hermes", *args, "--", "--standin", faults)
+    words = (
+        "--model",
+        MODEL,
+        "--engine",
+        "cpu",
+        "--tool-call-parser",
+        "hermes",
+        *args,
+        "--",
+        "--additional-config",
+        faults,
+    )
     return tool_in(machine, *words, around=around, env={"FIND_LINKS": str(wheels), "OFFLINE": "yes"})
 
 

@@ -20,7 +20,7 @@ mute                  answers hold no text
 sees                  takes pictures
 talks                 answers in text where a tool was to be called
 
-`vllm serve … --standin WORDS` does the same for a server whose home nobody knows beforehand.
+`vllm serve … --additional-config WORDS` does the same for a server whose home nobody knows beforehand.
 """
 
 import os

@@ -33,7 +33,7 @@ def main() -> None:
     serve.add_argument("--middleware", action="append", default=[])
     serve.add_argument("--enable-auto-tool-choice", action="store_true")
     serve.add_argument("--tool-call-parser")
-    serve.add_argument("--standin", default="")
+    serve.add_argument("--additional-config", dest="standin", default="")  # of vLLM's flags, one for any text
     arguments, others = parser.parse_known_args()
     if any(word.startswith("--no-such") for word in others):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
