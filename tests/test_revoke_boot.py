@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -197,20 +199,23 @@ def test_the_service_and_local_users_hold_no_lock(machine: Machine) -> None:
 def test_another_services_start_keeps_nobody_waiting(machine: Machine, standin_wheels: Path) -> None:
     other = ("deploy", *standin(standin_wheels), "--service", "other", "--port", "8001")
     mine = new_key(machine, "mine")
-    with machine.start(sys.executable, "-m", "tests.cut", "STOP", "done:4", *other) as stopped:
-        until("the other deploy stands still", lambda: "T" in state_of(machine, "other"), machine)
-        cli(machine, "keys", "revoke", "mine")
-        cli(machine, "set-context", "1024")
-        cli(machine, "prune", "--yes")
-        os.killpg(stopped.pid, signal.SIGCONT)  # nsenter stands still with its child
-        _, err = stopped.communicate(timeout=120)
-    assert stopped.returncode == 0, err
+    stop = shlex.join([sys.executable, "-m", "tests.cut", "STOP", "done:4", *other])
+    machine.shell(f"setsid {stop} </dev/null >/root/other 2>&1 &")
+    pid = until("the other deploy stands still", lambda: standing(machine), machine)
+    cli(machine, "keys", "revoke", "mine")
+    cli(machine, "set-context", "1024")
+    cli(machine, "prune", "--yes")
+    assert standing(machine) == pid, "it was to last longer than what happens meanwhile"
+    machine.run("kill", "-CONT", pid)
+    until("the other deploy ends", lambda: machine.run("kill", "-0", pid, check=False).returncode, machine)
+    assert "serves builtin:tiny" in machine.shell("cat /root/other; rm /root/other").stdout
     assert status(machine, mine) == 401
     assert cli(machine, "deploy", "--service", "other", "--json").changes == []
     cli(machine, "uninstall", "--yes", "--service", "other")
 
 
-def state_of(machine: Machine, service: str) -> str:
-    """As the kernel has it of the process that changes a service."""
-    script = f"ps -o stat= -p $(sed 's/.*(pid \\([0-9]*\\)).*/\\1/' /run/vllm-install/{service}.change.now)"
-    return machine.shell(script, check=False).stdout
+def standing(machine: Machine) -> str:
+    """The pid of the process that changes the other service, as soon as it was stopped by a signal."""
+    found = re.search(r"pid (\d+)", machine.shell("cat /run/vllm-install/other.change.now || :").stdout)
+    stopped = found and "T" in machine.run("ps", "-o", "stat=", "-p", found[1], check=False).stdout
+    return found[1] if found and stopped else ""
