@@ -67,5 +67,6 @@ def test_a_server_without_end_costs_its_own_time_only(tmp_path: Path) -> None:
     budget = ("--budget", "18", "--least", "6", "--most", "7")
     _, said, runs = bench(tmp_path, *budget, *both, standin="stall=load")
     assert [run["name"] for run in runs] == ["qwen3-8b"]
-    assert "Starting to load model" in runs[0]["failure"]
+    assert runs[0]["failure"] == "no time left before vLLM reported"
+    assert "Starting to load model" in (tmp_path / "logs/qwen3-8b@0.92.log").read_text()
     assert f"{CONFIGS / 'qwen3-32b'}: no time left" in said

@@ -43,6 +43,7 @@ from installer.settings import Settings  # noqa: E402
 GIB = 1024**3
 FIXTURES = REPO / "tests/fixtures/configs"
 LAST_WORD = "Maximum concurrency for"
+LATE = "no time left before vLLM reported"
 STOP_SECONDS = 10.0
 # As in a service on a host without a CUDA toolkit.
 WITHOUT_TOOLKIT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_USE_DEEP_GEMM": "0", "VLLM_MOE_USE_DEEP_GEMM": "0"}
@@ -235,7 +236,7 @@ def processors(config: dict[str, object], model: Path) -> None:
 
 
 def serve(command: list[str], place: Path, seconds: float) -> list[str]:
-    """Everything vLLM says until it has told its cache's size, died or run out of time; nothing of it stays."""
+    """What vLLM says until it has told its cache's size or died; or, in a last line, that its time was up first."""
     environment = (
         WITHOUT_TOOLKIT
         | os.environ
@@ -281,12 +282,13 @@ def until_told(process: subprocess.Popen[str], deadline: float) -> Iterator[str]
         try:
             line = said.get(timeout=left)
         except queue.Empty:
-            return
+            break
         if not line:
             return
         yield line
         if LAST_WORD in line:
             return
+    yield f"{LATE}\n"
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -314,6 +316,8 @@ def failure(lines: list[str]) -> str:
     refusal = read_refusal(lines)
     if refusal:
         return f"refused: {refusal}"
+    if f"{LATE}\n" in lines:
+        return LATE
     errors = [line.strip() for line in lines if "Error" in line and not re.search(r"\b(?:INFO|WARNING)\b", line)]
     return (errors or [line.strip() for line in lines] or ["it said nothing"])[-1][-300:]
 

@@ -14,8 +14,12 @@ from installer.model.model_config import count_in
 LIBRARIES = 256 * MIB  # cuBLAS, kernels loaded while profiling
 COMMUNICATION = 1024 * MIB  # NCCL and all-reduce buffers, with several GPUs
 GRAPHS = 256 * MIB  # the first of them, with what attention loads and lays out for its first run
-GRAPH_OF_A_LAYER = 160 * 1024  # for one size of step
+GRAPH_OF_A_LAYER = 160 * 1024  # for one size of step, in pieces around attention
+WHOLE_GRAPH_OF_A_LAYER = 190 * 1024  # for one size of step, attention within: 6.6 MiB for 36 layers
+LEAST_WHOLE_GRAPH = MIB  # what vLLM counts at least
 LARGEST_GRAPH = 512  # tokens
+# Lists that each request may bring: tokens that it allows, biases (with how much), ends at, forbids, asks about.
+SAMPLING_LISTS = 4 * (1024 + 2 * 1024 + 128 + (1024 + 129) + 128)
 CPU_LOGIT = 16  # bytes: as computed, in 32 bits, its probability, its random draw
 CPU_PROCESS = 670 * MIB  # a worker of the CPU engine that has compiled a model of next to no size
 
@@ -53,16 +57,29 @@ def gpu_overhead(shape: Shape, step: Batch, context: int) -> int:
     forward = _forward(shape, step) + _mla_workspace(shape, step, context)
     running = _experts(shape, step) + max(forward, _logits(shape, step))
     moment = max(encoding, kept + running, kept + _compiling(shape, step))
-    return LIBRARIES + communication + graphs(shape, step) + buffers + moment
+    return LIBRARIES + communication + graphs(shape, step) + sampling(shape, step) + buffers + moment
 
 
 def graphs(shape: Shape, step: Batch) -> int:
-    """CUDA graphs, as vLLM estimates them before it has captured all: of 1, 2 and 4 tokens, then every 8th and 16th."""
+    """CUDA graphs as vLLM estimates them: in pieces for each size of step, and once more whole where all decode.
+
+    The pieces it captures for a trial. Of the whole ones it captures two, and counts the second for all others.
+    """
     if shape.flags.eager:
         return 0
-    largest = min(2 * step.requests, LARGEST_GRAPH)
-    sizes = 3 + min(largest, 248) // 8 + max(0, largest - 240) // 16
-    return GRAPHS + sizes * GRAPH_OF_A_LAYER * (shape.config.layers // shape.flags.pipeline_parallel)
+    layers = shape.config.layers // shape.flags.pipeline_parallel
+    pieces = _sizes(min(2 * step.requests, LARGEST_GRAPH)) * GRAPH_OF_A_LAYER * layers
+    whole = _sizes(min(step.requests, LARGEST_GRAPH)) * max(LEAST_WHOLE_GRAPH, WHOLE_GRAPH_OF_A_LAYER * layers)
+    return GRAPHS + pieces + whole
+
+
+def sampling(shape: Shape, step: Batch) -> int:
+    """What vLLM keeps for whatever the requests may ask of their sampling, whether one ever asks or not.
+
+    How often each request has said each word of the vocabulary; which words its prompt has, which its grammar allows.
+    """
+    masks = 2 * -(-shape.config.vocabulary // 32)
+    return step.requests * (4 * (shape.config.vocabulary + masks) + SAMPLING_LISTS)
 
 
 def cpu_overhead(shape: Shape, step: Batch) -> int:
@@ -70,6 +87,11 @@ def cpu_overhead(shape: Shape, step: Batch) -> int:
     packed = 2 * shape.config.vocabulary * shape.config.hidden * shape.flags.model_bytes // shape.tensor_parallel
     logits = min(step.requests, step.tokens) * shape.config.vocabulary * CPU_LOGIT
     return CPU_PROCESS + packed + logits + _experts(shape, step) + _forward(shape, step)
+
+
+def _sizes(largest: int) -> int:
+    """How many sizes of step have graphs: 1, 2 and 4 tokens, then every 8th and 16th number."""
+    return 3 + min(largest, 248) // 8 + max(0, largest - 240) // 16
 
 
 def _forward(shape: Shape, step: Batch) -> int:
@@ -139,6 +161,7 @@ def _images(shape: Shape, step: Batch) -> tuple[int, int, int]:
 
 
 def _positions(shape: Shape) -> int:
-    """Positions in images and videos run on: their table is four times as long as the context."""
+    """Where positions in videos run on, their table is four times as long as the context. Not in newer Qwen models."""
     rope = shape.config.section("rope_parameters") or shape.config.section("rope_scaling")
-    return 4 * shape.limit * shape.config.head_dim * 2 if "mrope_section" in rope else 0
+    factor = 1 if str(shape.config.top.get("model_type")).startswith(("qwen3_vl", "qwen3_5")) else 4
+    return factor * shape.limit * shape.config.head_dim * 2 if "mrope_section" in rope else 0
