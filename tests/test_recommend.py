@@ -124,7 +124,7 @@ def test_the_verb_prints_a_table_and_json() -> None:
     shown = CliRunner().invoke(cli, ["models", "recommend", "--gpu", "2x24GB", "--context", "16k"])
     assert shown.exit_code == 0
     (row,) = (line for line in shown.stdout.splitlines() if line.startswith("Qwen/Qwen3-8B "))
-    assert row.split()[1:] == ["bfloat16", "15.3", "GiB", "1", "16384", "2", "37520"]
+    assert row.split()[1:] == ["bfloat16", "15.3", "GiB", "1", "16384", "2", "34704"]
     assert "do not fit: deepseek-ai/DeepSeek-V3.1" in shown.stderr
     given = json.loads(CliRunner().invoke(cli, ["models", "recommend", "--gpu", "24", "--json"]).stdout)
     assert given["hardware"] == "1 x GPU, 24 GiB each"
