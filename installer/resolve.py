@@ -278,6 +278,8 @@ def _keys(
     if not state.key_shown and not cut_off and not choice.held:
         held.pop(keys.DEFAULT, None)  # it was made by a first run that was cut off before anybody saw it
     probe = (host.read(layout.probe_key) or "").strip()
+    if not probe and choice.held:  # a unit that is adopted again has its digest among its keys
+        probe = (host.read(layout.ejected_probe_key) or "").strip()
     if probe:
         held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe))  # the running watcher asks with it
     else:

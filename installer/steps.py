@@ -117,7 +117,7 @@ def running(want: Wanted, host: Host) -> Iterator[Change]:
     """
     process = running_process(host, want.layout)
     keys = frozenset((key.name, key.digest) for key in want.target.keys)
-    if process is None or process.digest != process_digest(want.target, want.layout):
+    if process is None or want.former or process.digest != process_digest(want.target, want.layout):
         yield Restart(want.layout.unit_name)
     elif process.keys != keys:
         can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)

@@ -191,7 +191,7 @@ def test_the_next_command_settles_an_adoption_that_was_cut_off(
 ) -> None:
     put_old(machine, name)
     text = machine.at(f"/etc/systemd/system/{name}.service").read_text()
-    args = ("adopt", name, *options(standin_wheels), "--yes")
+    args = ("adopt", name, "--service", "qwen3vl", *options(standin_wheels), "--yes")
 
     def start_over() -> None:
         """The old service runs, and the engine is there, as after every adoption that is undone."""
@@ -202,7 +202,11 @@ def test_the_next_command_settles_an_adoption_that_was_cut_off(
     points = points_of(machine, *args)
     cli(machine, "uninstall", "--yes")
     start_over()
-    follow = (("adopt", name, *options(standin_wheels)), ("uninstall", "--yes"), ("set", "PORT=8001"))
+    follow = (
+        ("adopt", name, "--service", "qwen3vl", *options(standin_wheels)),
+        ("uninstall", "--yes"),
+        ("set", "PORT=8001"),
+    )
     wanted = [point for point in points if point.startswith(("done", "save")) or point.endswith(":1")]
     for number, point in enumerate(wanted):
         cut(machine, point, *args)
@@ -334,6 +338,9 @@ def test_an_ejected_service_is_adopted_again(machine: Machine, standin_wheels: P
     key = cli(machine, *deploy).key
     guest = cli(machine, "set-apikey", "--name", "guest", "--role", "metrics").key
     settings = cli(machine, "status", "--json").json
+    cli(machine, "eject", "--yes")
+    cli(machine, "adopt", "qwen3vl", *options(standin_wheels), "--yes")  # what runs is what is wanted, but set aside
+    answers(machine, key, "builtin:tiny")
     cli(machine, "eject", "--yes")
     unit_text, probe = machine.at(UNIT).read_text(), machine.at("/etc/vllm-qwen3vl.probe-key").read_text()
     # One that fails leaves it as it was, the key of its watcher too.
