@@ -87,7 +87,7 @@ NEXT: tuple[Callable[[Host], Arguments], ...] = (
 
 
 def new_key() -> str:
-    return f"sk-kill-{next(numbers):04}-abcdefghijklmnopqrst"
+    return f"sk-kill-{next(numbers):04}-gT7vQm2xLw9ZpK4sRb8e"
 
 
 @pytest.fixture(scope="module")
