@@ -205,7 +205,14 @@ def test_a_damaged_key_file_opens_for_nobody(machine: Machine, service: Deployed
     finally:
         machine.shell(f"cd /run/{SERVICE}; mv whole keys")
     until("the key opens again", lambda: ask_models(machine, service) == 200, machine)
+    before = last_word(machine)
+    until("the watcher is content again", lambda: last_word(machine) != before, machine)
     assert main_pid(machine) == pid
+
+
+def last_word(machine: Machine) -> str:
+    """When the watcher told systemd for the last time that all is well."""
+    return machine.run("systemctl", "show", "--value", "--property=WatchdogTimestampMonotonic", SERVICE).stdout
 
 
 def ask_models(machine: Machine, service: Deployed) -> int:
