@@ -103,7 +103,7 @@ REFUSED = {
         5, ("gated", "HF_TOKEN|hf auth login"), ("--model", "org/gated", "--hf-endpoint", "HUB", "--online")),
     "no network for the model": Fault(5, ("huggingface.co",), ("--model", "org/open", "--online")),
     "no network for the engine": Fault(
-        4, ("vllm",), ("--model", "builtin:tiny", "--engine", "cpu"), standin=False),
+        4, ("the package index cannot be reached",), ("--model", "builtin:tiny", "--engine", "cpu"), standin=False),
     "offline, and the model is not here": Fault(5, ("org/open",), ("--model", "org/open")),
     "no such directory of a model": Fault(5, ("/srv/none",), ("--model", "/srv/none")),
     "disk too small for the engine": Fault(
