@@ -1,5 +1,5 @@
 """Run by an engine's own Python: compile FlashInfer's sampler into the service's cache; that needs no GPU."""
 
-from flashinfer.jit.sampling import gen_sampling_module
+import importlib
 
-gen_sampling_module().build_and_load()
+importlib.import_module("flashinfer.jit.sampling").gen_sampling_module().build_and_load()
