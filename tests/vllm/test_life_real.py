@@ -72,7 +72,7 @@ def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
         faults = cli(machine, "doctor", "--json", code=8).json["findings"]
         assert faults[0]["id"] == "flag-unknown"
         assert "--no-such-flag 3" in faults[0]["cause"]
-        assert cli(machine, "status", "--json").json["problem"] == faults[0]
+        assert cli(machine, "status", "--json", code=3).json["problem"] == faults[0]
 
         cli(machine, "uninstall", "--yes", "--purge")
         assert not machine.at(PROGRAMS).exists()
