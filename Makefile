@@ -34,17 +34,18 @@ catalogue: .venv-ready ## Bring the translations in installer/locale up to date 
 	@.venv/bin/python -m scripts.catalogue
 
 golden: .venv-ready ## Write the golden files anew; look at the difference before you commit it
-	@GOLDEN=write $(PYTEST) -q tests/test_render.py tests/test_settings_file.py tests/test_models_doc.py -k golden
+	@GOLDEN=write $(PYTEST) -q tests/units/test_render.py tests/spec/test_settings_file.py tests/model/test_models_doc.py -k golden
 
 screens: .venv-ready machine-ready ## Render what the verbs show into docs/images/ (root)
 	@.venv/bin/python -m scripts.screens $(ARGS)
 
-check: .venv-ready ## Lint, formatting and types; what CI runs first
+check: .venv-ready ## Lint, formatting, types and the layers of the house; what CI runs first
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' # a merge that was not ended
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
-	@.venv/bin/mypy scripts tests/boot tests/conftest.py
+	@.venv/bin/mypy scripts tests/kit/boot tests/conftest.py
+	@.venv/bin/lint-imports --no-logo --no-cache
 
 bench: .venv-ready machine-ready ## Measure what the README claims (root)
 	@scripts/host-packages bench

@@ -23,14 +23,15 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from installer.engine import engines  # noqa: E402
-from installer.engine.engines import Engine, InstallEngine  # noqa: E402
-from installer.engine.uv import run_uv  # noqa: E402
-from installer.host import Host  # noqa: E402
-from installer.layout import Layout  # noqa: E402
+from installer.base.host import Host  # noqa: E402
+from installer.base.layout import Layout  # noqa: E402
+from installer.base.report import Report  # noqa: E402
+from installer.forms.venv import engines  # noqa: E402
+from installer.forms.venv.engines import InstallEngine  # noqa: E402
+from installer.forms.venv.uv import run_uv  # noqa: E402
 from installer.model import builtin  # noqa: E402
-from installer.report import Report  # noqa: E402
-from installer.settings import Settings  # noqa: E402
+from installer.spec.engine import Engine  # noqa: E402
+from installer.spec.settings import Settings  # noqa: E402
 
 PLACE = REPO / "build/bench"
 PYTHON = Path(os.environ.get("PYTHON", "/usr/bin/python3.11"))

@@ -31,11 +31,11 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from bench.engine import LAYOUT, PLACE, SETTINGS, free_port, fresh_host, resolve  # noqa: E402
-from installer.assets import RUNTIME  # noqa: E402
-from installer.engine import engines  # noqa: E402
-from installer.engine.engines import InstallEngine  # noqa: E402
+from installer.base.assets import RUNTIME  # noqa: E402
+from installer.base.report import Report  # noqa: E402
+from installer.forms.venv import engines  # noqa: E402
+from installer.forms.venv.engines import InstallEngine  # noqa: E402
 from installer.model import builtin  # noqa: E402
-from installer.report import Report  # noqa: E402
 
 MODEL = PLACE / "model"
 HOME = PLACE / "guard"

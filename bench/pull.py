@@ -19,7 +19,7 @@ from pathlib import Path
 REPO_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_DIR))
 
-from tests.bulk_hub import REPO, bulk_hub  # noqa: E402
+from tests.kit.bulk_hub import REPO, bulk_hub  # noqa: E402
 
 PLACE = REPO_DIR / "build/bench-pull"
 SHARDS = ("512M",) * 8
@@ -31,11 +31,11 @@ OURS = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from installer.host import Host
-from installer.layout import Layout
+from installer.base.host import Host
+from installer.base.layout import Layout
 from installer.weights.models import changes, resolve
-from installer.report import Report
-from installer.settings import Settings
+from installer.base.report import Report
+from installer.spec.settings import Settings
 settings = replace(Settings(), model=sys.argv[1], hf_endpoint=sys.argv[2])
 host = Host(root=Path(sys.argv[3]))
 for change in changes(resolve(settings, host, Layout("qwen3vl")), host, settings):

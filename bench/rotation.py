@@ -22,8 +22,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from tests.boot.machine import Machine  # noqa: E402
-from tests.life import MODEL, cli, main_pid  # noqa: E402
+from tests.kit.boot.machine import Machine  # noqa: E402
+from tests.kit.life import MODEL, cli, main_pid  # noqa: E402
 
 UNIT = "/etc/systemd/system/qwen3vl.service"
 CLIENTS = 2  # of each kind; each asks for one completion after the other

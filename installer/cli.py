@@ -10,9 +10,9 @@ from types import FrameType
 import click
 
 from installer import __version__
-from installer.errors import Exit, InstallError, Interrupted, UsageError, explain
-from installer.language import LANGUAGES, OPTION, speak_everywhere, tr
-from installer.report import protect_terminal
+from installer.base.errors import Exit, InstallError, Interrupted, UsageError, explain
+from installer.base.language import LANGUAGES, OPTION, speak_everywhere, tr
+from installer.base.report import protect_terminal
 from installer.verbs import adopt, bundle, change, deploy, look, models, use, weights
 from installer.verbs.doctor import doctor
 from installer.verbs.help import Formatter, punctuated, translate
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _flag_of_vllm(typed: str) -> str:
-    from installer.adoption import serve_flags
+    from installer.families.vllm import serve_flags
 
     known = serve_flags.load()
     name = known.resolve(typed)

@@ -22,9 +22,9 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
-from installer.assets import DATA, PACKAGE
+from installer.base.assets import DATA, PACKAGE
+from installer.base.language import DOMAIN, ENGLISH, FOLDER, LANGUAGES
 from installer.cli import cli
-from installer.language import DOMAIN, ENGLISH, FOLDER, LANGUAGES
 
 OURS = ("tr", "mark")
 CLICKS = ("_", "ngettext")

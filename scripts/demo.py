@@ -11,8 +11,8 @@ import sys
 import time
 
 from scripts.manpage import NAME, manpage
-from tests.boot.machine import STORE, Machine, MachineFailed
-from tests.boot.surroundings import REPO, free_port, inherited_environment
+from tests.kit.boot.machine import STORE, Machine, MachineFailed
+from tests.kit.boot.surroundings import REPO, free_port, inherited_environment
 
 MODEL = "builtin:tiny"
 SERVICE = "qwen3vl"

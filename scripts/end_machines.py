@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from tests.boot.machine import has_owner, running, sweep
+from tests.kit.boot.machine import has_owner, running, sweep
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from installer.errors import Exit
-from installer.settings import FIELDS, Settings, to_text
+from installer.base.errors import Exit
+from installer.spec.settings import FIELDS, Settings, to_text
 from installer.verbs.options import SETTING_OPTIONS
 
 EXIT_CODES = {

@@ -1,6 +1,6 @@
 """Write the locks that ship with this tool: every package of the default vLLM by version and checksum.
 
-Asks the package index; takes some minutes. Look at the difference, run the tests of tests/test_locks.py, and
+Asks the package index; takes some minutes. Look at the difference, run the tests of tests/forms/test_locks.py, and
 deploy one engine of each kind before you commit it.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from installer.assets import DATA
+from installer.base.assets import DATA
+from installer.base.host import Host
 from installer.checks.preflight import MINIMUM_GLIBC, PYTHONS
-from installer.engine import packages
-from installer.engine.pipconf import read_sources
-from installer.engine.uv import run_uv
-from installer.host import Host
-from installer.settings import Settings
-from tests.wheels import make_wheel
+from installer.families.vllm import packages
+from installer.forms.venv.pipconf import read_sources
+from installer.forms.venv.uv import run_uv
+from installer.spec.settings import Settings
+from tests.kit.wheels import make_wheel
 
 VERSION = Settings.vllm_version
 # ROCm's wheels are on an index of vLLM's own: nobody has seen a lock of them install yet, so there is none.

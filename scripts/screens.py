@@ -11,10 +11,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from installer.language import CHINESE, ENGLISH
+from installer.base.language import CHINESE, ENGLISH
 from scripts.terminal import picture, record, settled
-from tests.boot.machine import Machine
-from tests.boot.surroundings import REPO, inherited_environment
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.surroundings import REPO, inherited_environment
 
 IMAGES = REPO / "docs/images"
 LOCALES = {ENGLISH: "C.UTF-8", CHINESE: "zh_CN.UTF-8"}
@@ -55,7 +55,7 @@ SCREENS = (
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with Machine(network=True, store=True) as machine:
-        machine.run(sys.executable, REPO / "tests/boot/build_engine.py", timeout=900)
+        machine.run(sys.executable, REPO / "tests/kit/boot/build_engine.py", timeout=900)
         machine.save_store()
     for language, locale in LOCALES.items():
         with Machine(store=True) as machine:

@@ -14,11 +14,11 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from installer.host import Host
-from tests.boot.machine import Machine
-from tests.boot.surroundings import REPO
-from tests.hub import Hub
-from tests.standin.wheel import build_wheel
+from installer.base.host import Host
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.surroundings import REPO
+from tests.kit.hub import Hub
+from tests.kit.standin.wheel import build_wheel
 
 REAL = "tests/vllm/"
 NEED_ROOT = {"boot", "machine", "cpu_engine"}
@@ -85,7 +85,7 @@ def standin_wheels() -> Path:
 def cpu_engine() -> str:
     """The id of a real vLLM CPU engine that machines with store=True hold; built once, kept in build/opt."""
     with Machine(network=True, store=True) as machine:
-        built = machine.run(sys.executable, REPO / "tests/boot/build_engine.py", timeout=900).stdout.split()[-1]
+        built = machine.run(sys.executable, REPO / "tests/kit/boot/build_engine.py", timeout=900).stdout.split()[-1]
         machine.save_store()
     return built
 

@@ -33,12 +33,13 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
+from installer.families.vllm.log import read_refusal, read_report  # noqa: E402
 from installer.memory.capacity import Estimate, estimate  # noqa: E402
 from installer.memory.device import Device  # noqa: E402
 from installer.memory.shape import read_shape  # noqa: E402
-from installer.memory.vllm_log import Calibration, read_refusal, read_report  # noqa: E402
 from installer.model import builtin  # noqa: E402
-from installer.settings import Settings  # noqa: E402
+from installer.spec.calibration import Calibration  # noqa: E402
+from installer.spec.settings import Settings  # noqa: E402
 
 GIB = 1024**3
 FIXTURES = REPO / "tests/fixtures/configs"

@@ -14,11 +14,11 @@ from itertools import islice
 
 from installer.acceptance import replies
 from installer.acceptance.replies import Failed
-from installer.api import Answer, Api, Body, Event, NoAnswer, gauge
-from installer.keys import generate
-from installer.language import mark, tr
-from installer.prove import ANSWERS_WITHOUT_KEY, ANSWERS_WRONG_KEY
-from installer.report import Report
+from installer.base.language import mark, tr
+from installer.base.report import Report
+from installer.flow.prove import ANSWERS_WITHOUT_KEY, ANSWERS_WRONG_KEY
+from installer.spec.keys import generate
+from installer.units.api import Answer, Api, Body, Event, NoAnswer, gauge
 
 PASSED, FAILED, SKIPPED = mark("passed"), mark("failed"), mark("skipped")
 MOST_EVENTS = 1000  # of a short answer; a server that sends more has gone astray

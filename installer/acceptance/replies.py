@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from installer.api import Answer, Body, Event, Stream
-from installer.language import tr
+from installer.base.language import tr
+from installer.units.api import Answer, Body, Event, Stream
 
 
 class Failed(Exception):

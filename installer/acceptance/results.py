@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from installer import report
 from installer.acceptance.apitest import FAILED, PASSED, SKIPPED, Outcome, Subject
-from installer.language import tr
+from installer.base import report
+from installer.base.language import tr
 
 # What XML 1.0 cannot hold, in whatever form.
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

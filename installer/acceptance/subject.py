@@ -6,22 +6,22 @@ import os
 import re
 from collections.abc import Callable
 
-from installer import prove
 from installer.acceptance.apitest import Subject
 from installer.acceptance.replies import Failed
 from installer.acceptance.trial import Trial
-from installer.api import Api
-from installer.checks.custody import Custody
-from installer.errors import InstallError, Refused, UsageError
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
+from installer.base.errors import InstallError, Refused, UsageError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.flow import prove
 from installer.look.client import KEY_VARIABLE
-from installer.render import exec_line
-from installer.report import Report
-from installer.state import managed
-from installer.steps import unit_properties
-from installer.target import Target
+from installer.spec.state import managed
+from installer.spec.target import Target
+from installer.units.api import Api, local_address
+from installer.units.custody import Custody
+from installer.units.syntax import exec_line
+from installer.units.systemd import unit_properties
 
 
 def of_service(service: str, given_key: str | None, host: Host, report: Report, timeout: float) -> Subject:
@@ -70,7 +70,7 @@ def _subject(
     is_ours: Callable[[], str] | None,
 ) -> Subject:
     settings, flags = target.settings, _flags(unit_text)
-    address = prove.local_address(settings.host)
+    address = local_address(settings.host)
     api = Api(address, settings.port, key, timeout, custody)
     return Subject(
         api=api,
@@ -122,7 +122,7 @@ def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> C
             raise Failed(
                 tr("{unit} does not run ({state})", unit=unit, state=state), f"sudo systemctl start {layout.service}"
             )
-        custody, address = Custody(host, unit, layout.user), prove.local_address(settings.host)
+        custody, address = Custody(host, unit, layout.user), local_address(settings.host)
         stranger = custody.stranger(address, settings.port)
         if stranger and stranger.pid:
             held = tr("port {port} is held by {holder}", port=settings.port, holder=stranger)

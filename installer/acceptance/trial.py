@@ -21,23 +21,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from installer import deploy, keys, prove, render, steps
-from installer.assets import RUNTIME
+from installer.base.assets import RUNTIME
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
 from installer.checks import preflight
-from installer.checks.custody import Custody
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
-from installer.memory import fit
-from installer.memory.vllm_log import read_refusal
-from installer.report import Report
-from installer.resolve import Request, Resolved, resolve
-from installer.settings import Settings, load
-from installer.state import State
-from installer.target import Target
+from installer.families.vllm.log import read_refusal
+from installer.flow import deploy, fit, prove, steps
+from installer.flow.resolve import Request, Resolved, resolve
+from installer.spec import keys
+from installer.spec.settings import Settings, load
+from installer.spec.state import State
+from installer.spec.target import Target
+from installer.units import render
+from installer.units.custody import Custody
+from installer.units.syntax import environment, exec_line, sandbox
 
 SERVICE = "vllm-install-test"  # no service can have this name's unit, because none is ever written
 MARK = "TRIAL_MARK"
@@ -175,7 +177,7 @@ def _wrapper(host: Host, unit_text: str) -> list[str]:
     """The sandbox of a service and a user that exists no longer than it; without systemd, nothing of that."""
     if os.geteuid() != 0 or not host.exists(Path("/run/systemd/system")):
         return []
-    properties = ["DynamicUser=yes", "TimeoutStopSec=20", *render.sandbox(unit_text)]
+    properties = ["DynamicUser=yes", "TimeoutStopSec=20", *sandbox(unit_text)]
     return [
         "systemd-run", "--quiet", "--collect", "--pipe", f"--unit={_unit()}", "--service-type=exec",
         "--description=vLLM on trial", *(f"--property={line}" for line in properties),
@@ -207,8 +209,8 @@ def _task(unit_text: str, layout: Layout, key: str, mark: str, home: Path) -> di
     return {
         "home": str(home),
         "files": {name: (RUNTIME / name).read_text() for name in render.RUNTIME_FILES},
-        "command": render.exec_line(unit_text),
-        "environment": {**render.environment(unit_text), name: value},
+        "command": exec_line(unit_text),
+        "environment": {**environment(unit_text), name: value},
         "cache": str(layout.cache_dir),
         "key": key,
     }

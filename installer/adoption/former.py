@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from installer.changes import Change, Remove, Run, Write
-from installer.errors import Refused
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
-from installer.render import quote
-
-
-@dataclass(frozen=True)
-class Former:
-    """As it was; of its files only those are listed that stand where ours go. Their texts lie apart, 0600."""
-
-    unit: str
-    enabled: bool
-    active: bool
-    files: tuple[tuple[Path, int], ...] = ()
-    ejected: bool = False  # it was ours before, and once the service is proved it is ours again
-
-    @property
-    def paths(self) -> frozenset[Path]:
-        return frozenset(path for path, _ in self.files)
-
-    def to_json(self) -> dict[str, object]:
-        files = [[str(path), mode] for path, mode in self.files]
-        return {
-            "unit": self.unit, "enabled": self.enabled, "active": self.active, "files": files, "ejected": self.ejected,
-        }  # fmt: skip
+from installer.base.changes import Change, Remove, Run, Write
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.spec.former import Former
+from installer.units.syntax import quote
 
 
 def of(

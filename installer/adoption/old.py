@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from installer.errors import Refused
-from installer.host import Host
-from installer.keys import Key
-from installer.language import tr
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.spec.keys import Key
 
 LARGEST = 1024 * 1024  # bytes; no unit, script or compose file that a person wrote is longer
 _MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")

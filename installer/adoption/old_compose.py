@@ -11,9 +11,9 @@ import yaml
 from installer.adoption import old_script
 from installer.adoption.old import Old, read_text, serve_words
 from installer.adoption.old_unit import SHELLS, variables
-from installer.errors import Refused
-from installer.host import Host
-from installer.language import tr
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
 from installer.runtime.vllm_text import one_line
 
 NODES, DEPTH = 20_000, 40  # a compose file has some hundreds, with every alias written out

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from installer.adoption.old import Old, read_text, serve_words
-from installer.errors import Refused
-from installer.host import Host
-from installer.language import tr
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
 
 DEPTH = 4  # of files that source files
 _SKIPPED = ("export", "readonly", "declare", "local", "then", "else", "do", "{", "!", "time", "exec", "nohup")

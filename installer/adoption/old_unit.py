@@ -12,12 +12,12 @@ from dotenv.parser import parse_stream
 
 from installer.adoption import old_script
 from installer.adoption.old import Old, read_text, serve_words
-from installer.errors import Refused
-from installer.host import Host
-from installer.keys import PROBE, parse
-from installer.language import tr
-from installer.state import services
-from installer.steps import unit_properties
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.spec.keys import PROBE, parse
+from installer.spec.state import services
+from installer.units.systemd import unit_properties
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}")
 PLACES = ("/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system",

@@ -9,20 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from installer import keys
-from installer.adoption import old_compose, serve_flags
+from installer.adoption import old_compose
 from installer.adoption.old import Old, read_text
-from installer.adoption.serve_flags import Flag
+from installer.base.errors import Refused, UsageError
+from installer.base.host import Host
+from installer.base.language import mark, tr
+from installer.base.layout import Layout
 from installer.diagnosis.redact import Masked
-from installer.errors import Refused, UsageError
-from installer.host import Host
-from installer.language import mark, tr
-from installer.layout import Layout
-from installer.render import HOMES, NO_DOMAINS
-from installer.resolve import HIDDEN
+from installer.families.vllm import serve_flags
+from installer.families.vllm.serve import NO_DOMAINS
+from installer.families.vllm.serve_flags import Flag
 from installer.runtime.vllm_text import one_line
-from installer.settings import Settings, load, to_text
-from installer.values import BUILTIN, NO_TLS, TLS_FLAGS
+from installer.spec import keys
+from installer.spec.settings import Settings, load, to_text
+from installer.spec.values import BUILTIN, NO_TLS, TLS_FLAGS
+from installer.units.render import HIDDEN, HOMES
 
 VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
 SETTING_OF = {

@@ -29,10 +29,10 @@ from installer.airgap.bundle_format import (
     parse_manifest,
     places,
 )
-from installer.errors import UsageError
-from installer.language import tr
-from installer.report import Advance, Report
-from installer.weights.hub import ModelFile
+from installer.base.errors import UsageError
+from installer.base.language import tr
+from installer.base.report import Advance, Report
+from installer.spec.model import ModelFile
 
 CHUNK = 16 << 20  # copied, then read back from the page cache for its checksum
 READ = 1 << 20

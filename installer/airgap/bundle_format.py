@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
-from installer.errors import Exit, InstallError
-from installer.language import tr
-from installer.values import BUILTIN, HUB_ID
-from installer.weights.hub import COMMIT, DIGEST, ModelFile, is_inside
+from installer.base.errors import Exit, InstallError
+from installer.base.language import tr
+from installer.spec.model import COMMIT, DIGEST, ModelFile, is_inside
+from installer.spec.values import BUILTIN, HUB_ID
 
 FORMAT = 1
 MANIFEST, SIGNATURE, INSTALL = "manifest.json", "manifest.json.sig", "install.sh"

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 from installer.airgap.bundle_file import Bundle
-from installer.errors import CommandFailed, Exit, InstallError, Refused, UsageError
-from installer.host import Host
-from installer.language import tr
+from installer.base.errors import CommandFailed, Exit, InstallError, Refused, UsageError
+from installer.base.host import Host
+from installer.base.language import tr
 
 NAMESPACE = "vllm-install-bundle"  # so that a signature for something else is none for a bundle
 

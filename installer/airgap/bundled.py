@@ -9,22 +9,22 @@ from pathlib import Path
 
 from installer.airgap.bundle_file import Bundle
 from installer.airgap.bundle_format import MODEL
-from installer.checks.facts import Facts, Interpreter
+from installer.base.errors import UsageError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
 from installer.checks.packages import install_command
 from installer.checks.preflight import choose_interpreter, refuse
-from installer.checks.problem import Problem
-from installer.engine import engines
-from installer.engine.engines import Engine
-from installer.errors import UsageError
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
+from installer.forms.venv import engines
 from installer.model import model_about
 from installer.model.model_about import About
-from installer.report import Report
-from installer.settings import FIELDS, Settings
+from installer.spec.engine import Engine
+from installer.spec.facts import Facts, Interpreter
+from installer.spec.model import Model
+from installer.spec.problem import Problem
+from installer.spec.settings import FIELDS, Settings
 from installer.weights import models
-from installer.weights.models import Model
 
 
 def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:

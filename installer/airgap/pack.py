@@ -34,19 +34,19 @@ from installer.airgap.bundle_format import (
     places,
 )
 from installer.airgap.wheelhouse import Wheelhouse, oldest_glibc
-from installer.assets import asset_dir
+from installer.base.assets import asset_dir
+from installer.base.errors import Exit, InstallError, Refused, UsageError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Advance, Report
 from installer.checks import facts, preflight
-from installer.checks.facts import Facts, Interpreter
-from installer.engine import engines
-from installer.engine.engines import Engine
-from installer.errors import Exit, InstallError, Refused, UsageError
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
-from installer.report import Advance, Report
-from installer.settings import Settings
+from installer.forms.venv import engines
+from installer.spec.engine import Engine
+from installer.spec.facts import Facts, Interpreter
+from installer.spec.model import Model
+from installer.spec.settings import Settings
 from installer.weights import models
-from installer.weights.models import Model
 
 READ = 1 << 20
 TOOL_BYTES = 64 << 20

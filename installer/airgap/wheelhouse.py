@@ -12,15 +12,16 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from installer.assets import PACKAGE, asset_dir
-from installer.engine import packages
-from installer.engine.pipconf import Sources
-from installer.engine.uv import EngineFailed, explain_uv
-from installer.errors import CommandFailed
-from installer.host import Host
-from installer.language import tr
-from installer.report import Advance, Report, size
-from installer.settings import Settings
+from installer.base.assets import PACKAGE, asset_dir
+from installer.base.errors import CommandFailed
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import Advance, Report, size
+from installer.families.vllm import packages
+from installer.forms.venv.pipconf import Sources
+from installer.forms.venv.uv import EngineFailed, explain_uv
+from installer.spec.engine import versions
+from installer.spec.settings import Settings
 
 NAME = "vllm-install"
 READ = 1 << 20
@@ -43,7 +44,7 @@ class Wheelhouse:
     def collect(self, lock: str, kind: str, report: Report) -> None:
         """One wheel for each package of a lock, and no other; each the one that the lock means, where it says which."""
         self.wheels.mkdir(parents=True, exist_ok=True)
-        wanted = {_identity(*package.split("==")): package for package in packages.versions(lock)}
+        wanted = {_identity(*package.split("==")): package for package in versions(lock)}
         for wheel, identity in self._present():
             if identity not in wanted:
                 wheel.unlink()

@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
+from installer.base.errors import InstallError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
 from installer.checks import ports
-from installer.checks.processes import Process, describe, listener
-from installer.errors import InstallError
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
-from installer.settings import Settings
-from installer.target import Placed
+from installer.spec.facts import Disk, Facts, Gpu, Interpreter, NoDriver, Nvcc, Process
+from installer.spec.settings import Settings
+from installer.units.processes import describe, listener
 
 ANSWER_WITHIN = 20.0  # seconds; a wedged GPU driver never answers
 GPU_QUERY = "driver_version,compute_cap,memory.total,memory.used,uuid,index,pci.bus_id,mig.mode.current,name"
@@ -33,103 +33,6 @@ print(sysconfig.get_path("include", "posix_prefix"))
 print(os.path.realpath(sys.executable))
 print(sys.base_prefix)
 """
-
-
-@dataclass(frozen=True)
-class Gpu:
-    vendor: str  # nvidia or amd
-    name: str
-    uuid: str = ""
-    driver: str = ""
-    cuda: str | None = None  # highest CUDA level that the driver supports
-    capability: tuple[int, int] | None = None  # NVIDIA's compute capability
-    arch: str = ""  # AMD's target, such as gfx942
-    memory_total: int = 0  # bytes; 0 where unknown (unified memory, a driver that does not answer)
-    memory_used: int = 0
-    holders: tuple[Process, ...] = ()
-    index: int = -1  # as nvidia-smi or rocminfo counts; a slice has that of its GPU
-    pci: str = ""  # DOMAIN:BUS:DEVICE.FUNCTION
-    node: str = ""  # its own device node; its number is not the index
-    is_slice: bool = False  # a part of a GPU that MIG cut up
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.uuid or self.pci})"
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A service of ours and what it takes of this host, as its record says."""
-
-    unit: str
-    kind: str
-    gpus: tuple[Placed, ...]  # none where it was deployed before GPUs were chosen, or a drop-in chooses them
-    count: int
-    share: float
-    visible: tuple[tuple[str, str], ...] = ()  # variables of a drop-in that choose GPUs
-    runs: bool = False
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    path: Path
-    version: tuple[int, int, int]
-    reachable: bool = True
-    headers: bool = True  # Python.h is there
-    why_unreachable: str = ""
-
-
-@dataclass(frozen=True)
-class Nvcc:
-    """A CUDA toolkit of the host's own."""
-
-    home: Path
-    release: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Disk:
-    path: Path  # the nearest directory that exists
-    free: int
-    total: int
-    device: int
-    read_only: bool = False
-    noexec: bool = False
-
-
-class NoDriver(str):
-    """Why an NVIDIA card cannot be used: no driver is loaded for it."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True)
-class Facts:
-    arch: str
-    cpu: str
-    cpu_flags: frozenset[str]
-    memory_total: int
-    memory_available: int
-    gpus: tuple[Gpu, ...]
-    nvidia_error: str  # an NVIDIA card is there, but its driver is not usable
-    interpreters: tuple[Interpreter, ...]
-    c_compiler: Path | None
-    cxx_compiler: Path | None
-    glibc: tuple[int, int]
-    distribution: tuple[str, ...]  # ID and ID_LIKE of /etc/os-release
-    systemd: int | None
-    systemd_is_pid1: bool
-    sysusers: bool  # systemd-sysusers is there
-    is_root: bool
-    port_holder: Process | None  # who listens where the service is to listen; may be the service itself
-    service_runs: bool = False
-    port_kept_for: str | None = None  # another service of ours that listens there whenever it runs
-    unprivileged_port: int = 1024  # the lowest port that needs no privilege
-    disks: Mapping[Path, Disk] = field(default_factory=dict)
-    libnuma: bool = True  # which vLLM's CPU build loads without saying so
-    tenants: tuple[Tenant, ...] = ()  # services of ours, this one too where it was proved
-    visible: tuple[tuple[str, str], ...] = ()  # variables of its drop-ins that choose GPUs
-    cxx_version: int = 0  # of g++, where it matters
-    nvcc: Nvcc | None = None  # looked for where it was asked for
 
 
 def gather(host: Host, settings: Settings, layout: Layout) -> Facts:

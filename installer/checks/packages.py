@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from installer.checks.facts import Facts
-from installer.language import tr
+from installer.base.language import tr
+from installer.spec.facts import Facts
 
 
 @dataclass(frozen=True)

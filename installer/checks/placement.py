@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from installer.checks.facts import Facts, Gpu, Tenant, pci_address
-from installer.checks.problem import Problem
-from installer.language import tr
-from installer.layout import Layout
-from installer.memory.flags import replicas
-from installer.report import size
-from installer.settings import Settings
-from installer.target import Placed
-from installer.values import AUTO
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import size
+from installer.checks.facts import pci_address
+from installer.families.vllm.memory_flags import replicas
+from installer.spec.facts import Facts, Gpu, Tenant
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings
+from installer.spec.target import Placed
+from installer.spec.values import AUTO
 
 MINIMUM_CAPABILITY = (7, 5)
 # What vLLM's ROCm build has kernels for; the small GPUs inside desktop processors are not among them.

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.checks.processes import Address, as_address, conflict
-from installer.errors import InstallError
-from installer.host import Host
-from installer.layout import Layout
-from installer.render import exec_line
+from installer.base.errors import InstallError
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.units.processes import Address, as_address, conflict
+from installer.units.syntax import exec_line
 
 ANY = "0.0.0.0"  # where vLLM listens unless told  # noqa: S104
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from installer.checks.facts import Disk, Facts, Interpreter
+from installer.base.errors import Refused
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import size
 from installer.checks.packages import APT, install_command, packages_of
 from installer.checks.placement import find, usable_gpus
 from installer.checks.preflight_gpus import check_gpus
 from installer.checks.preflight_toolkit import check_toolkit
-from installer.checks.problem import Problem as Problem
-from installer.errors import Refused
-from installer.language import tr
-from installer.layout import Layout
-from installer.report import size
-from installer.settings import Settings
-from installer.values import AUTO
+from installer.spec.facts import Disk, Facts, Interpreter
+from installer.spec.problem import Problem as Problem
+from installer.spec.settings import Settings
+from installer.spec.values import AUTO
 
 GIB = 1024**3
 MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys

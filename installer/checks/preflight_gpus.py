@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from installer.checks.facts import Facts, Gpu, NoDriver
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import size
 from installer.checks.placement import MINIMUM_CAPABILITY, choose, describe, free_memory, gpus_needed, usable_gpus
-from installer.checks.problem import Problem
-from installer.engine.packages import is_cuda_12
-from installer.language import tr
-from installer.layout import Layout
-from installer.report import size
-from installer.settings import Settings
-from installer.values import AUTO
+from installer.families.vllm.packages import is_cuda_12
+from installer.spec.facts import Facts, Gpu, NoDriver
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings
+from installer.spec.values import AUTO
 
 CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
 

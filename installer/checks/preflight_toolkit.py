@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from installer.checks.facts import Facts
-from installer.checks.problem import Problem
-from installer.language import tr
-from installer.settings import Settings
+from installer.base.language import tr
+from installer.spec.facts import Facts
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings
 
 # nvcc 13.0 neither takes newer compilers nor the mathematics headers of newer C libraries.
 NEWEST_GCC = 15

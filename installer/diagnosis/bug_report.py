@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from installer import __version__
-from installer.diagnosis import journal
+from installer.base.errors import InstallError, Refused
+from installer.base.host import Host
+from installer.base.language import tr
 from installer.diagnosis.doctor import Diagnosis
 from installer.diagnosis.redact import MASK, Redactor, harvest
-from installer.engine.engines import Engine
-from installer.errors import InstallError, Refused
-from installer.host import Host
-from installer.language import tr
-from installer.look.scene import Scene
+from installer.diagnosis.scene import Scene
 from installer.runtime.vllm_text import harmless
-from installer.settings import NAMES
+from installer.spec.engine import Engine
+from installer.spec.settings import NAMES
+from installer.units import journal
 
 JOURNAL_LINES = 2000
 LARGEST = 2 << 20  # bytes of one file; of a longer one the end

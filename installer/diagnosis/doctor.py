@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from installer.base.errors import InstallError
+from installer.base.language import mark, tr
 from installer.diagnosis import doctor_files as files
 from installer.diagnosis import doctor_host as below
 from installer.diagnosis import doctor_running as running
 from installer.diagnosis.finding import FAULT, NOTE, Finding
-from installer.engine import engines
-from installer.errors import InstallError
-from installer.language import mark, tr
-from installer.look.scene import Scene
+from installer.diagnosis.scene import Scene
+from installer.forms.venv import engines
 
 Check = Callable[[Scene], Iterator[Finding]]
 

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from installer import guessing, keyring, keys, settings_file, steps
+from installer.base.errors import InstallError, UsageError
+from installer.base.language import mark, tr
 from installer.diagnosis.finding import FAULT, NOTE, Finding
-from installer.engine.engines import MARKER, is_complete
-from installer.errors import InstallError, UsageError
-from installer.language import mark, tr
-from installer.look.scene import Scene
+from installer.diagnosis.scene import Scene
+from installer.forms.venv.engines import MARKER, is_complete
 from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
-from installer.ownership import fingerprint
-from installer.render import RUNTIME_FILES, content_digest, render
 from installer.runtime.vllm_text import one_line
-from installer.settings import FIELDS, load
+from installer.spec import guessing, keys, settings_file
+from installer.spec.settings import FIELDS, load
+from installer.units import keyring
+from installer.units.render import RUNTIME_FILES, content_digest, fingerprint, render
+from installer.units.systemd import has_user
 
 SOON = timedelta(days=7)
 ON, OFF = r"(1|yes|true|on)", r"(0|no|false|off)"
@@ -64,7 +65,7 @@ def check_record(scene: Scene) -> Iterator[Finding]:
 
 
 def check_account(scene: Scene) -> Iterator[Finding]:
-    if scene.state and scene.state.proved and not steps.has_user(scene.host, scene.layout.user):
+    if scene.state and scene.state.proved and not has_user(scene.host, scene.layout.user):
         yield Finding(
             "user-missing",
             tr("the service's user {user} does not exist", user=scene.layout.user),

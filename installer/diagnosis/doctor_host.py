@@ -7,18 +7,20 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from installer.base.errors import InstallError
+from installer.base.host import Completed, Host
+from installer.base.language import tr
+from installer.base.report import size
 from installer.checks.facts import probe_disk
 from installer.checks.placement import chosen_by_hand, describe
-from installer.diagnosis import journal, signatures
+from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT, NOTE, Finding
-from installer.engine import toolkit
-from installer.engine.engines import BYTES, BYTES_WITHOUT_TORCH
-from installer.errors import InstallError
-from installer.host import Completed, Host
-from installer.language import tr
-from installer.look.scene import Scene
-from installer.report import size
+from installer.diagnosis.scene import Scene
+from installer.families.vllm import cuda
+from installer.forms.venv.engines import BYTES, BYTES_WITHOUT_TORCH
 from installer.runtime.vllm_text import one_line
+from installer.spec.toolkit import NONE
+from installer.units import journal
 
 ALMOST_FULL = 64 << 20
 PATIENCE = 20.0
@@ -126,10 +128,10 @@ def check_kernel(scene: Scene) -> Iterator[Finding]:
 def check_toolkit(scene: Scene) -> Iterator[Finding]:
     """What an engine does without where it may use no compiler: no fault, but nobody would guess it."""
     proved = scene.state.proved if scene.state else None
-    if proved and proved.toolkit and proved.toolkit.mode == toolkit.NONE:
+    if proved and proved.toolkit and proved.toolkit.mode == NONE:
         yield Finding(
             "no-cuda-toolkit",
-            tr("{what}; a CUDA toolkit would change that", what=tr(toolkit.COST)),
+            tr("{what}; a CUDA toolkit would change that", what=tr(cuda.COST)),
             f"CUDA_TOOLKIT={scene.settings.cuda_toolkit}, CUDA_HOME={proved.toolkit.home}",
             (f"sudo vllm-install set CUDA_TOOLKIT=wheels --service {scene.service}",),
             NOTE,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from installer.api import Api, NoAnswer, gauge
+from installer.base.language import tr
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT, NOTE, Finding
-from installer.language import tr
-from installer.look.scene import Scene
-from installer.prove import root_line
-from installer.render import process_digest
+from installer.diagnosis.scene import Scene
+from installer.families.vllm.log import root_line
 from installer.runtime.vllm_text import one_line
 from installer.runtime.vllm_watcher import PROGRESS, QUESTIONS
-from installer.steps import running_process, wants_link
+from installer.units.api import Api, NoAnswer, gauge
+from installer.units.render import process_digest
+from installer.units.systemd import running_process, wants_link
 
 BUSY = "busy"
 

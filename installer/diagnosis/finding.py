@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from installer.language import mark
+from installer.base.language import mark
 
 FAULT, NOTE = mark("fault"), mark("note")
 

@@ -10,7 +10,7 @@ import functools
 import re
 from string import Formatter
 
-from installer.language import mark, tr
+from installer.base.language import mark, tr
 
 # What holds another text stands before what that one could be taken for.
 TEXTS = (

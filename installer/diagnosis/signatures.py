@@ -12,10 +12,10 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from installer.assets import DATA
+from installer.base.assets import DATA
+from installer.base.language import tr
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.said import translated
-from installer.language import tr
 from installer.runtime.vllm_text import one_line
 
 TABLE = DATA / "signatures.json"

@@ -9,18 +9,18 @@ import shlex
 import socket
 from dataclasses import dataclass
 
-from installer.checks.custody import Custody
-from installer.checks.processes import Address
-from installer.errors import InstallError, Refused, UsageError
-from installer.host import Host
-from installer.keyring import unit_keys
-from installer.keys import PROBE
-from installer.language import tr
-from installer.layout import Layout
-from installer.prove import local_address
-from installer.report import Report
-from installer.settings import Settings
-from installer.state import managed
+from installer.base.errors import InstallError, Refused, UsageError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.spec.keys import PROBE
+from installer.spec.settings import Settings
+from installer.spec.state import managed
+from installer.units.api import local_address
+from installer.units.custody import Custody
+from installer.units.keyring import unit_keys
+from installer.units.processes import Address
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 PLACEHOLDER = "REPLACE-WITH-YOUR-KEY"

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.api import Api, NoAnswer, gauge
+from installer.base.errors import InstallError
+from installer.base.host import Host
 from installer.checks.facts import amd_gpus
-from installer.errors import InstallError
-from installer.host import Host
-from installer.target import Placed
+from installer.spec.target import Placed
+from installer.units.api import Api, NoAnswer, gauge
 
 GPU_QUERY = "--query-gpu=uuid,name,memory.used,memory.total,utilization.gpu"
 ANSWER_WITHIN = 5.0

@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from installer.base.host import Host
+from installer.base.layout import Layout
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.signatures import recognise
-from installer.host import Host
-from installer.layout import Layout
 from installer.runtime.vllm_text import harmless
 
 HUMAN = ("short", "cat", "with-unit")  # in which each line is a message

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from installer.base.errors import InstallError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import size
 from installer.checks.placement import chosen_by_hand
-from installer.diagnosis import doctor
+from installer.checks.tenants import visible_devices
+from installer.diagnosis import doctor, scene
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import translated
-from installer.engine.toolkit import Toolkit
-from installer.errors import InstallError
-from installer.host import Host
-from installer.keyring import unit_keys
-from installer.keys import Key
-from installer.language import tr
-from installer.look import load, scene
+from installer.diagnosis.scene import Scene
+from installer.families.vllm import cuda
+from installer.look import load
 from installer.look.load import GpuUse, Sample
-from installer.look.scene import Scene
-from installer.prove import local_address
-from installer.report import size
-from installer.state import Event, services
-from installer.steps import wants_link
-from installer.target import Target
-from installer.tenants import visible_devices
+from installer.spec.keys import Key
+from installer.spec.state import Event, services
+from installer.spec.target import Target
+from installer.spec.toolkit import Toolkit
+from installer.units.api import local_address
+from installer.units.keyring import unit_keys
+from installer.units.systemd import wants_link
 
 SHOWN_CHANGES = 5
 
@@ -158,7 +159,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
         (tr("at boot"), tr("started") if status.enabled else tr("not started")),
         (tr("model"), _model(status)),
         (tr("engine"), f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
-        *([("", status.toolkit.describe())] if status.toolkit else []),
+        *([("", cuda.describe(status.toolkit))] if status.toolkit else []),
         (tr("context"), _context(status)),
         (tr("KV cache"), tr("{count} tokens", count=status.kv_tokens) if status.kv_tokens else "-"),
         (

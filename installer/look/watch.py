@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from installer.host import Host
-from installer.language import tr
-from installer.look import load, scene, status
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import size
+from installer.diagnosis import scene
+from installer.look import load, status
 from installer.look.load import GpuUse, Sample
-from installer.report import size
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from installer.cells import pad
-from installer.language import tr
+from installer.base.cells import pad
+from installer.base.language import tr
 from installer.memory.device import GIB, MIB, Device
 from installer.memory.kv import Cache, Kind, Rules, arrange
 from installer.memory.kv_layers import layers_of, states_per_request
 from installer.memory.overhead import Batch, batch, cpu_overhead, gpu_overhead
 from installer.memory.shape import Shape
-from installer.memory.vllm_log import Calibration
-from installer.settings import Settings
+from installer.spec.calibration import Calibration
+from installer.spec.settings import Settings
 
 BLOCK, MLA_BLOCK, CPU_BLOCK, CPU_MLA_BLOCK = 16, 64, 128, 16
 

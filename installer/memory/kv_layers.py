@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from installer.memory.flags import Flags
+from installer.families.vllm.memory_flags import Flags
 from installer.memory.kv import Kind, Layer
 from installer.model.model_config import Config, number_in
 

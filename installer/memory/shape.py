@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.errors import UsageError
-from installer.language import tr
-from installer.memory.flags import Flags
+from installer.base.errors import UsageError
+from installer.base.language import tr
+from installer.families.vllm.memory_flags import Flags
 from installer.model.model_config import Config, count_in, number_in
 from installer.model.plain_file import read_regular
 from installer.model.safetensors import Damaged, read_header
-from installer.settings import Settings
+from installer.spec.settings import Settings
 
 LONGEST_JSON = 64 * 1024 * 1024
 

@@ -19,10 +19,10 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from installer.host import Host
-from installer.language import tr
-from installer.report import Report, size
-from installer.values import BUILTIN
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import Report, size
+from installer.spec.values import BUILTIN
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 64, 2, 4, 2, 64, 128
 CONTEXT = 32768

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from installer.host import Host
-from installer.language import tr
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.model import selection
 from installer.model.plain_file import entries_below, read_regular
 from installer.model.safetensors import Damaged, Tensor, read_header
-from installer.weights import selection
-from installer.weights.selection import GGUF, GGUF_HINT
+from installer.model.selection import GGUF, GGUF_HINT
 
 LONGEST_JSON = 64 * 1024 * 1024
 TOKENIZERS = (

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from installer.checks.facts import Facts
+from installer.base.language import mark, tr
 from installer.checks.placement import usable_gpus
-from installer.checks.problem import Problem
-from installer.language import mark, tr
-from installer.model import vllm_facts
+from installer.families.vllm import abilities
+from installer.families.vllm.abilities import VllmFacts
 from installer.model.model_about import About
 from installer.model.model_config import Config
-from installer.model.vllm_facts import VllmFacts
+from installer.model.selection import GGUF, GGUF_HINT
 from installer.runtime.vllm_text import one_line
-from installer.settings import Settings
-from installer.weights.selection import GGUF, GGUF_HINT
+from installer.spec.facts import Facts
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings
 
 UNQUANTIZED = mark("unquantized")
 # What a user may find a model in, in the order in which it is worth looking for.
@@ -92,7 +92,7 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
     if found.method == "gguf":
         yield Problem(tr("{model} has its weights only as GGUF", model=model), GGUF, GGUF_HINT)
         return
-    known = vllm_facts.load()
+    known = abilities.load()
     if settings.vllm_version != known.version:
         return
     yield from _check_architecture(about, model, known)

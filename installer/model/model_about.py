@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from installer.host import Host
-from installer.model import builtin
 from installer.model.plain_file import read_regular
-from installer.report import Report
 from installer.runtime.vllm_text import one_line
-from installer.settings import Settings
-from installer.weights import sources
-from installer.weights.download import Blob, fetch_all
-from installer.weights.hub import Origin
-from installer.weights.models import Model
 
 LONGEST = 64 * 1024 * 1024
 CONFIGS = ("config.json", "params.json")
@@ -51,36 +42,11 @@ class About:
 def read_directory(path: Path) -> About:
     """What lies in a directory; what is damaged there counts as missing, `models verify` names it."""
     names = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else frozenset[str]()
-    texts = {name: _read(path / name) for name in SMALL if name in names}
-    return _about(texts, names)
+    texts = {name: read_small(path / name) for name in SMALL if name in names}
+    return read_texts(texts, names)
 
 
-def of_model(model: Model, host: Host, settings: Settings, report: Report) -> About:
-    """The same for a model wherever it is: on disk, in the hub (its small files only, checked), or built in."""
-    path = host.at(model.path)
-    wanted = [file for file in model.files if file.name in SMALL]
-    if all((path / file.name).is_file() for file in wanted) and path.is_dir():
-        return read_directory(path)
-    if model.source == "builtin":
-        texts = {name: content.decode() for name, content in builtin.files().items() if name.endswith(".json")}
-        return _about(texts, texts)
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def fetch(origin: Origin) -> dict[str, str]:
-            blobs = [
-                Blob(f.name, origin.url(str(model.commit), f.name), Path(scratch, f.name), f.size, f.digest)
-                for f in wanted
-                if f.size <= LONGEST
-            ]
-            with Report().bytes("", 0) as silent:
-                fetch_all(blobs, origin, min(len(blobs), settings.download_connections), silent)
-            return {blob.name: _read(blob.path) for blob in blobs}
-
-        texts = sources.first(sources.of_model(settings, model.source), report, fetch)
-    return _about(texts, (file.name for file in model.files))
-
-
-def _about(texts: Mapping[str, str], names: Iterable[str]) -> About:
+def read_texts(texts: Mapping[str, str], names: Iterable[str]) -> About:
     config = next((_object(texts[name]) for name in CONFIGS if name in texts), {})
     quantization = next((_object(texts[name]) for name in QUANTIZATIONS if name in texts), {})
     processor = _object(texts.get(PROCESSOR, ""))
@@ -89,7 +55,7 @@ def _about(texts: Mapping[str, str], names: Iterable[str]) -> About:
     return About(config, _template(texts), quantization, processor, frozenset(names), with_code)
 
 
-def _read(path: Path) -> str:
+def read_small(path: Path) -> str:
     try:
         return read_regular(path, LONGEST).decode(errors="replace")
     except OSError:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from installer.language import tr
+from installer.base.language import tr
 
 DEEPEST = 16  # directories below a model's own; what lies deeper is none of its files
 

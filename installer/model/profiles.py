@@ -12,14 +12,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from installer import datafile
-from installer.assets import DATA
-from installer.datafile import DataError, Section
-from installer.errors import UsageError
-from installer.language import mark, tr
-from installer.model import vllm_facts
+from installer.base import datafile
+from installer.base.assets import DATA
+from installer.base.datafile import DataError, Section
+from installer.base.errors import UsageError
+from installer.base.language import mark, tr
+from installer.families.vllm import abilities
 from installer.model.model_about import About
-from installer.settings import Settings
+from installer.spec.profile import Profile
+from installer.spec.settings import Settings
 
 # A chat template that shows the tools to the model has them in a variable of this name.
 EXPRESSION = re.compile(r"\{[{%]([^}]*)")  # once over the text, however many are opened and never closed
@@ -78,40 +79,6 @@ class Profiles:
         return {choice.parser for family in (*self.families, self.formats) for choice in getattr(family, sort)}
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What was found out about one model."""
-
-    family: str = ""
-    tool_parser: str | None = None
-    reasoning_parser: str | None = None
-    takes_images: bool = False
-    needs: tuple[str, ...] = ()  # what it would take for more
-
-    def describe(self) -> str:
-        """One line for people."""
-        tools = tr("tool calls by {parser}", parser=self.tool_parser) if self.tool_parser else tr("no tool calls")
-        reasoning = tr("no separate reasoning")
-        if self.reasoning_parser:
-            reasoning = tr("reasoning by {parser}", parser=self.reasoning_parser)
-        return tr(
-            "{family}: {tools}, {reasoning}, {images}",
-            family=self.family or tr("no known family"),
-            tools=tools,
-            reasoning=reasoning,
-            images=tr("takes images") if self.takes_images else tr("text only"),
-        )
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "family": self.family,
-            "tool_parser": self.tool_parser,
-            "reasoning_parser": self.reasoning_parser,
-            "takes_images": self.takes_images,
-            "needs": list(self.needs),
-        }
-
-
 def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     """The profile of a model; a chat template given by flag is taken to show tools."""
     known = load()
@@ -138,7 +105,7 @@ def _first(choices: Sequence[Choice], template: str) -> str | None:
 
 def check_names(settings: Settings) -> None:
     """Refuse a parser that vLLM does not have: vLLM itself would say so only when it starts."""
-    known = vllm_facts.load()
+    known = abilities.load()
     if settings.vllm_version != known.version:
         return  # what another version has is not known here
     for option, asked, names, plugin in (

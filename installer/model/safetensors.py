@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.language import tr
+from installer.base.language import tr
 from installer.model.plain_file import open_regular
 
 # The library accepts 100 MB. 32 MiB are 250,000 tensors in one file; more is made to fill the reader's memory.

@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.language import tr
+from installer.base.language import tr
 from installer.model import formats, model_about, profiles
 from installer.model.checkpoint import PROCESSORS, read_headers, tokenizer_of
 from installer.model.model_config import Config
-from installer.model.profiles import Profile
 from installer.runtime.vllm_text import one_line
+from installer.spec.profile import Profile
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from installer.checks.problem import Problem
-from installer.language import tr
-from installer.model import vllm_facts
+from installer.base.language import tr
+from installer.families.vllm import abilities
+from installer.model import selection
 from installer.model.model_about import About
-from installer.settings import Settings
-from installer.weights import selection
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings
 
 
 def check(about: About, settings: Settings) -> Iterator[Problem]:
@@ -47,7 +47,7 @@ def _code(about: About) -> list[str]:
 
     Many repositories still carry code for models that transformers has had since; that code is then never run.
     """
-    known = vllm_facts.load()
+    known = abilities.load()
     family = str(about.config.get("model_type") or "")
     return sorted(
         name

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.errors import Exit
-from installer.language import tr
+from installer.base.errors import Exit
+from installer.base.language import tr
 from installer.verbs.options import agree, json_option, quiet_option, service_option, service_word, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
 if TYPE_CHECKING:
-    from installer.adoption.adopt import Proposal
-    from installer.changes import Change
-    from installer.deploy import Deployed
+    from installer.base.changes import Change
+    from installer.flow.adopt import Proposal
+    from installer.flow.deploy import Deployed
 
 
 @click.command()
@@ -37,13 +37,13 @@ def adopt(
     Shows what it becomes and what clients will notice; takes its place when you agree, proved or undone.
     NAME=VALUE chooses a setting yourself.
     """
-    from installer import deploy as flow
-    from installer import settings_file
-    from installer.adoption import adopt as view
-    from installer.host import Host
-    from installer.layout import Layout
-    from installer.report import choose
-    from installer.settings import assigned, check_service
+    from installer.base.host import Host
+    from installer.base.layout import Layout
+    from installer.base.report import choose
+    from installer.flow import adopt as view
+    from installer.flow import deploy as flow
+    from installer.spec import settings_file
+    from installer.spec.settings import assigned, check_service
 
     host, report = Host(), choose(quiet=quiet or as_json)
     if context.get_parameter_source("service") is click.core.ParameterSource.DEFAULT:
@@ -112,10 +112,10 @@ def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
 @quiet_option
 def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Let a service go: it serves on, its unit is yours, and vllm-install forgets it."""
-    from installer.adoption import eject as flow
-    from installer.host import Host
-    from installer.report import choose
-    from installer.settings import check_service
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import eject as flow
+    from installer.spec.settings import check_service
 
     host = Host()
     changes = flow.plan(check_service(service), host)

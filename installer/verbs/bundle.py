@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.cells import pad
-from installer.errors import UsageError
-from installer.language import tr
+from installer.base.cells import pad
+from installer.base.errors import UsageError
+from installer.base.language import tr
 from installer.verbs.options import (
     authentic,
     json_option,
@@ -59,8 +59,8 @@ def create(
     What is here already is not fetched again; interrupted, the same command continues.
     """
     from installer.airgap import pack
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
 
     to_stdout = str(out) == "-"
     if to_stdout and as_json:
@@ -103,8 +103,8 @@ def show(path: Path, as_json: bool) -> None:
 def verify(path: Path, as_json: bool, quiet: bool, **options: object) -> None:
     """Read a bundle to its end and check every byte; exit status 5 where one is wrong."""
     from installer.airgap.bundle_format import BundleError
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
 
     report = choose(quiet=quiet or as_json)
     found, signer = authentic(path, options, Host())
@@ -150,7 +150,7 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
 
 def _lines(manifest: Manifest, digest: str) -> list[str]:
     from installer.airgap.bundle_format import TOOL, WHEELS
-    from installer.report import size
+    from installer.base.report import size
 
     engine, model = manifest.engine, manifest.model
     wheels = manifest.below(WHEELS)

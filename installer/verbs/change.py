@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TextIO
 import click
 from click.shell_completion import CompletionItem
 
-from installer.errors import UsageError
-from installer.language import tr
-from installer.values import BUILTIN
+from installer.base.errors import UsageError
+from installer.base.language import tr
+from installer.spec.values import BUILTIN
 from installer.verbs.options import (
     SETTING_OPTIONS,
     agree,
@@ -31,10 +31,10 @@ from installer.verbs.options import (
 from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
-    from installer.apikey import Rotated
-    from installer.keys import Key
-    from installer.resolve import Request
-    from installer.settings import Settings
+    from installer.flow.resolve import Request
+    from installer.flow.rotate import Rotated
+    from installer.spec.keys import Key
+    from installer.spec.settings import Settings
 
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
@@ -53,17 +53,18 @@ def set_apikey(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Rotate an API key without restarting vLLM; - reads it from standard input, no KEY makes one."""
-    from installer import apikey, keys
-    from installer.host import Host
-    from installer.report import choose
-    from installer.settings import check_service
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import rotate
+    from installer.spec import keys
+    from installer.spec.settings import check_service
 
     if key is not None and file is not None:
         raise UsageError(
             tr("a key on the command line and one in a file contradict each other"), tr("give one of them")
         )
     text = file.read() if file is not None else sys.stdin.read() if key == "-" else key
-    rotation = apikey.Rotation(
+    rotation = rotate.Rotation(
         name=keys.check_name(name),
         text=keys.check(text.strip()) if text is not None else None,
         role=role,
@@ -77,7 +78,7 @@ def set_apikey(
             _print_rotated(service, done)
         sys.stdout.flush()
 
-    apikey.set_key(check_service(service), rotation, Host(), choose(quiet=quiet or as_json), show)
+    rotate.set_key(check_service(service), rotation, Host(), choose(quiet=quiet or as_json), show)
 
 
 def _print_rotated(service: str, done: Rotated) -> None:
@@ -133,14 +134,14 @@ class KeysGroup(click.Group):
 @click.pass_context
 def keys(context: click.Context, service: str, as_json: bool) -> None:
     """List the API keys: name, role, start of the digest, expiry."""
-    from installer import apikey
-    from installer.host import Host
-    from installer.settings import check_service
+    from installer.base.host import Host
+    from installer.flow import rotate
+    from installer.spec.settings import check_service
 
     context.obj = check_service(service)
     if context.invoked_subcommand:
         return
-    found = apikey.list_keys(service, Host())
+    found = rotate.list_keys(service, Host())
     if as_json:
         print_json(
             [
@@ -169,13 +170,13 @@ def _ending(key: Key) -> str:
 @click.pass_obj
 def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
     """Take a key out of force at once."""
-    from installer import apikey
-    from installer.host import Host
-    from installer.report import choose
-    from installer.settings import check_service
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import rotate
+    from installer.spec.settings import check_service
 
     service = check_service(service or chosen)
-    apikey.revoke_key(service, name, Host(), choose(quiet=quiet))
+    rotate.revoke_key(service, name, Host(), choose(quiet=quiet))
     click.echo(tr("{service}: the key {name} is revoked", service=service, name=name))
 
 
@@ -188,7 +189,7 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 @quiet_option
 def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool) -> None:
     """Change the context length; proved, or undone."""
-    from installer.settings import SET_CONTEXT, check_typed
+    from installer.spec.settings import SET_CONTEXT, check_typed
 
     check_typed("max_model_len", SET_CONTEXT, tokens)
     if dry_run:
@@ -199,11 +200,11 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
 
 
 def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
-    from installer import deploy as flow
-    from installer.errors import Refused
-    from installer.host import Host
+    from installer.base.errors import Refused
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
     from installer.memory import capacity
-    from installer.report import choose
 
     request = _request(service, "set-context", {"max_model_len": tokens})
     found = flow.capacity_of(request, Host(), choose(quiet=True))
@@ -230,7 +231,7 @@ def set_values(
     **options: object,
 ) -> None:  # fmt: skip
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
-    from installer.settings import assigned, named, to_text
+    from installer.spec.settings import assigned, named, to_text
 
     words = list(assignments)
     if words and "=" not in words[0] and not words[0].startswith("-"):
@@ -261,8 +262,8 @@ def upgrade(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
-    from installer.settings import Settings
-    from installer.values import version_key
+    from installer.spec.settings import Settings
+    from installer.spec.values import version_key
 
     now = _request(service, "upgrade", {}).settings
     flags = {}
@@ -305,10 +306,10 @@ def _check_has_revisions(settings: Settings, revision: str) -> None:
 @quiet_option
 def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Return to the generation before the last change, in one restart; keys stay as they are."""
-    from installer import deploy as flow
-    from installer.host import Host
-    from installer.report import choose
-    from installer.settings import check_service
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
+    from installer.spec.settings import check_service
 
     host, report = Host(), choose(quiet=quiet or as_json)
     if dry_run:
@@ -324,9 +325,9 @@ def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
 @quiet_option
 def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove engines and runtimes that no service refers to, and that none could roll back to."""
-    from installer import deploy as flow
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
 
     host = Host()
     changes = flow.plan_prune(host)
@@ -337,9 +338,9 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
 
 
 def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False) -> None:
-    from installer import deploy as flow
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
 
     host, report, service = Host(), choose(quiet=quiet or as_json), request.settings.service
     if dry_run:
@@ -349,11 +350,11 @@ def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = Fal
 
 
 def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:
-    from installer import settings_file
-    from installer.host import Host
-    from installer.layout import Layout
-    from installer.resolve import Request
-    from installer.settings import check_service, load
+    from installer.base.host import Host
+    from installer.base.layout import Layout
+    from installer.flow.resolve import Request
+    from installer.spec import settings_file
+    from installer.spec.settings import check_service, load
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(Host().read(path) or "", path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.language import tr
+from installer.base.language import tr
 from installer.verbs.options import (
     agree,
     bundle_from,
@@ -27,8 +27,8 @@ from installer.verbs.output import print_changes, show_deployed
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
-    from installer.resolve import Request
-    from installer.settings import Settings
+    from installer.flow.resolve import Request
+    from installer.spec.settings import Settings
 
 
 @click.command()
@@ -45,9 +45,9 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
     Settings come from the defaults, /etc/vllm-install/NAME.env, the environment and the options, the last one
     wins; they are kept in that file. Run twice, the second run changes nothing.
     """
-    from installer import deploy as flow
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=quiet or as_json)
     bundle = bundle_from(options, host, report)
@@ -68,9 +68,9 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
 @json_option
 def plan(service: str, as_json: bool, **options: object) -> None:
     """Show every change that deploy would make, and make none."""
-    from installer import deploy as flow
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=as_json)
     bundle = bundle_from(options, host, report)
@@ -81,7 +81,7 @@ def plan(service: str, as_json: bool, **options: object) -> None:
 
 
 def _request(verb: str, settings: Settings, options: Mapping[str, object], bundle: Bundle | None) -> Request:
-    from installer.resolve import Request
+    from installer.flow.resolve import Request
 
     return Request(
         verb,
@@ -102,12 +102,12 @@ def _request(verb: str, settings: Settings, options: Mapping[str, object], bundl
 @quiet_option
 def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove exactly what was made for a service; its weights stay unless --purge."""
-    from installer import deploy as flow
-    from installer.host import Host
-    from installer.layout import Layout
-    from installer.report import choose
-    from installer.settings import check_service
-    from installer.state import managed
+    from installer.base.host import Host
+    from installer.base.layout import Layout
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
+    from installer.spec.settings import check_service
+    from installer.spec.state import managed
 
     host = Host()
     changes = flow.plan_uninstall(check_service(service), host, purge=purge)

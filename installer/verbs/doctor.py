@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.language import tr
+from installer.base.language import tr
 from installer.verbs.options import json_option, service_word
 from installer.verbs.output import print_json
 
@@ -33,12 +33,12 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     """
     import dataclasses
 
+    from installer.base.errors import Exit, UsageError
+    from installer.base.host import Host
     from installer.diagnosis import bug_report
     from installer.diagnosis import doctor as surgery
-    from installer.errors import Exit, UsageError
-    from installer.host import Host
-    from installer.look.scene import look
-    from installer.settings import check_service
+    from installer.diagnosis.scene import look
+    from installer.spec.settings import check_service
 
     folder = Path(bundle or ".").absolute().parent
     if not folder.is_dir():

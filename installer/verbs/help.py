@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import click
 
-from installer.cells import pad, width, wrap
-from installer.language import ENGLISH, choose, tr
+from installer.base.cells import pad, width, wrap
+from installer.base.language import ENGLISH, choose, tr
 
 WIDEST_TERM = 30
 GAP = 2

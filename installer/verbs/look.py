@@ -8,10 +8,10 @@ import sys
 
 import click
 
-from installer.cells import pad
-from installer.errors import Exit, UsageError
-from installer.language import tr
-from installer.report import Ours
+from installer.base.cells import pad
+from installer.base.errors import Exit, UsageError
+from installer.base.language import tr
+from installer.base.report import Ours
 from installer.runtime.vllm_text import harmless
 from installer.verbs.options import complete_service, json_option, meant_service, service_option, service_word
 from installer.verbs.output import as_plain, print_json
@@ -26,9 +26,9 @@ def status(service: str, watch: bool, as_json: bool) -> None:
 
     Exit status 0: it runs; 3: it does not, as systemctl has it.
     """
-    from installer.host import Host
+    from installer.base.host import Host
     from installer.look import status as view
-    from installer.settings import check_service
+    from installer.spec.settings import check_service
 
     check_service(service)
     if watch:
@@ -47,8 +47,8 @@ def _watch(service: str, as_json: bool) -> None:
     """Live on a terminal; elsewhere one line, or one JSON object on a line, for every look."""
     import json
 
-    from installer.errors import Interrupted
-    from installer.host import Host
+    from installer.base.errors import Interrupted
+    from installer.base.host import Host
     from installer.look import watch
 
     frames = watch.frames(service, Host())
@@ -56,7 +56,7 @@ def _watch(service: str, as_json: bool) -> None:
         if sys.stdout.isatty() and not as_json:
             from rich.live import Live
 
-            from installer.report import console
+            from installer.base.report import console
 
             with Live(console=console(), auto_refresh=False, screen=False) as live:
                 for frame in frames:
@@ -71,7 +71,7 @@ def _watch(service: str, as_json: bool) -> None:
 @json_option
 def list_services(as_json: bool) -> None:
     """List every service this tool manages on the host."""
-    from installer.host import Host
+    from installer.base.host import Host
     from installer.look import status as view
 
     found = view.all_services(Host())
@@ -123,11 +123,11 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
 
     Further arguments go to journalctl: -n 50, --since today, -o json, ...; without any, the last 200 lines.
     """
+    from installer.base.errors import Interrupted
+    from installer.base.host import Host
     from installer.diagnosis.finding import Finding
-    from installer.errors import Interrupted
-    from installer.host import Host
     from installer.look import logs as journal
-    from installer.settings import check_service
+    from installer.spec.settings import check_service
 
     words = [*(["--follow"] if follow else []), *journalctl_args]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.errors import UsageError
-from installer.language import tr
+from installer.base.errors import UsageError
+from installer.base.language import tr
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
-    from installer.host import Host
-    from installer.model.recommend import Fit
-    from installer.settings import Settings
-    from installer.weights.models import Model
+    from installer.base.host import Host
+    from installer.memory.recommend import Fit
+    from installer.spec.model import Model
+    from installer.spec.settings import Settings
 
 NARROWEST_TABLE = 120
 # What the settings file says about the service's own model means nothing for another one.
@@ -52,10 +52,10 @@ def pull(
     Interrupted, the same command fetches only what is missing. With --json, progress is a JSON object a line on
     standard error.
     """
-    from installer.host import Host
-    from installer.layout import Layout
-    from installer.report import choose
-    from installer.resolve import check_local
+    from installer.base.host import Host
+    from installer.base.layout import Layout
+    from installer.base.report import choose
+    from installer.flow.resolve import check_local
     from installer.weights import models as weights
 
     host, report = Host(), choose(quiet=quiet, as_json=as_json)
@@ -89,12 +89,12 @@ def pull(
 @json_option
 def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     """List models that fit this host's GPUs, with their context and how many requests fit at once."""
-    from installer import values
+    from installer.base.host import Host
+    from installer.base.layout import Layout
     from installer.checks import facts
-    from installer.host import Host
-    from installer.layout import Layout
-    from installer.model import recommend as advice
-    from installer.settings import Settings
+    from installer.memory import recommend as advice
+    from installer.spec import values
+    from installer.spec.settings import Settings
 
     try:
         tokens = values.context(context) if context else None
@@ -124,7 +124,7 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
 def _print_fits(fits: list[Fit]) -> None:
     from rich.table import Table
 
-    from installer.report import console
+    from installer.base.report import console
 
     table = Table(box=None, pad_edge=False)
     for title in (tr("model"), tr("format"), tr("images")):
@@ -146,9 +146,9 @@ def _print_fits(fits: list[Fit]) -> None:
 
 def model_settings(service: str, host: Host, options: Mapping[str, object]) -> Settings:
     """The service's settings; with a model of its own named, those without what is about the service's."""
-    from installer import settings_file
-    from installer.layout import Layout
-    from installer.settings import check_service, load, to_text
+    from installer.base.layout import Layout
+    from installer.spec import settings_file
+    from installer.spec.settings import check_service, load, to_text
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)

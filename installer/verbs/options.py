@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from installer.errors import Exit, InstallError, Interrupted, Refused, UsageError
-from installer.language import tr
+from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
+from installer.base.language import tr
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
-    from installer.changes import Change
-    from installer.host import Host
-    from installer.report import Report
-    from installer.resolve import KeyChoice
-    from installer.settings import Settings
+    from installer.base.changes import Change
+    from installer.base.host import Host
+    from installer.base.report import Report
+    from installer.flow.resolve import KeyChoice
+    from installer.spec.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -47,8 +47,8 @@ def agree(question: str, changes: Sequence[Change], *, yes: bool) -> None:
 
 
 def known_services() -> list[str]:
-    from installer.host import Host
-    from installer.state import services
+    from installer.base.host import Host
+    from installer.spec.state import services
 
     return services(Host())
 
@@ -127,9 +127,9 @@ SETTING_OPTIONS = (
 
 
 def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    from installer.model import vllm_facts
+    from installer.families.vllm import abilities
 
-    known = vllm_facts.load()
+    known = abilities.load()
     names = known.tool_parsers if option.name == "tool_call_parser" else known.reasoning_parsers
     return [name for name in ("auto", "none", *names) if name.startswith(incomplete)]
 
@@ -219,9 +219,9 @@ def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bu
 
 
 def settings_from(service: str, host: Host, options: Mapping[str, object], bundle: Bundle | None = None) -> Settings:
-    from installer import settings_file
-    from installer.layout import Layout
-    from installer.settings import check_service, load, to_text
+    from installer.base.layout import Layout
+    from installer.spec import settings_file
+    from installer.spec.settings import check_service, load, to_text
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)
@@ -241,7 +241,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
 
 def flags_of(options: Mapping[str, object]) -> dict[str, str]:
     """The settings among the options of a verb, by field."""
-    from installer.settings import to_text
+    from installer.spec.settings import to_text
 
     names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
     return {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
@@ -257,8 +257,8 @@ def check_flags_only(words: Sequence[str]) -> None:
 
 
 def key_choice(options: Mapping[str, object]) -> KeyChoice:
-    from installer import keys
-    from installer.resolve import KeyChoice
+    from installer.flow.resolve import KeyChoice
+    from installer.spec import keys
 
     source = options["api_key_file"]
     given = None

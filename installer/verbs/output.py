@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.language import tr
+from installer.base.language import tr
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from installer.changes import Change
-    from installer.deploy import Deployed, Show
-    from installer.target import Placed
+    from installer.base.changes import Change
+    from installer.flow.deploy import Deployed, Show
+    from installer.spec.target import Placed
 
 
 def as_plain(value: DataclassInstance) -> dict[str, object]:
@@ -51,7 +51,7 @@ def print_changes(service: str, changes: list[Change], as_json: bool, gpus: Sequ
 def print_deployed(done: Deployed) -> None:
     """After the first deploy all that a user needs next; later, what a change came to."""
     from installer.look.client import Client, base_url, curl
-    from installer.prove import local_address
+    from installer.units.api import local_address
 
     target, service = done.want.target, done.want.layout.service
     url = base_url(target.settings, local_address(target.settings.host))

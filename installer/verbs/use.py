@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from installer.errors import Exit, UsageError
-from installer.language import tr
+from installer.base.errors import Exit, UsageError
+from installer.base.language import tr
 from installer.verbs.options import (
     complete_service,
     json_option,
@@ -21,8 +21,8 @@ from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
     from installer.acceptance.apitest import Outcome, Subject
-    from installer.host import Host
-    from installer.report import Report
+    from installer.base.host import Host
+    from installer.base.report import Report
 
 FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.look.client's
 
@@ -70,9 +70,9 @@ def test(
     With --model the same on a throwaway server, of which nothing is left afterwards, however it ends.
     """
     from installer.acceptance import results, subject
-    from installer.host import Host
-    from installer.report import choose
-    from installer.settings import check_service, check_typed, to_text
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.spec.settings import check_service, check_typed, to_text
 
     host, report = Host(), choose(quiet=quiet or as_json)
     given = {name: value for name, value in options.items() if value is not None}
@@ -141,10 +141,10 @@ def _run_trial(
 @json_option
 def client_config(form: str, service: str, far: str | None, show_key: bool, as_json: bool) -> None:
     """Print what a client needs, ready to paste: address, model and where the key goes."""
-    from installer.host import Host
+    from installer.base.host import Host
+    from installer.base.report import choose
     from installer.look import client as view
-    from installer.report import choose
-    from installer.settings import check_service
+    from installer.spec.settings import check_service
 
     client = view.client_of(check_service(service), Host(), choose(quiet=False), far=far, show_key=show_key)
     text = view.FORMATS[form](client)

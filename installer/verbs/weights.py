@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.cells import pad
-from installer.errors import Exit
-from installer.language import tr
+from installer.base.cells import pad
+from installer.base.errors import Exit
+from installer.base.language import tr
 from installer.verbs.models import model_settings
 from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
 from installer.verbs.output import print_changes, print_json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _cached_names(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    from installer.host import Host
+    from installer.base.host import Host
     from installer.weights import inventory
 
     return sorted({one.model for one in inventory.models(Host()) if one.model.startswith(incomplete)})
@@ -44,8 +44,8 @@ def verify(
 
     Without MODEL: what the services use, or else everything in the cache. Exit status 5 if anything is wrong.
     """
-    from installer.host import Host
-    from installer.report import choose
+    from installer.base.host import Host
+    from installer.base.report import choose
     from installer.weights import verify as check
 
     host, report = Host(), choose(quiet=quiet or as_json)
@@ -71,8 +71,8 @@ def verify(
 
 
 def _print_verified(before: Verified, after: Verified) -> None:
+    from installer.base.report import size
     from installer.model.summary import describe
-    from installer.report import size
 
     name, known = after.model, tr("no checksums known")
     if after.commit:
@@ -107,7 +107,7 @@ def _print_verified(before: Verified, after: Verified) -> None:
 @json_option
 def list_models(as_json: bool) -> None:
     """List the models in the cache: size, commit, where they came from, last use, and which services need them."""
-    from installer.host import Host
+    from installer.base.host import Host
     from installer.weights import inventory
 
     found = inventory.models(Host())
@@ -120,7 +120,7 @@ def list_models(as_json: bool) -> None:
 
 
 def _print_model(one: Cached) -> None:
-    from installer.report import size
+    from installer.base.report import size
 
     held = size(one.bytes)
     if one.missing:
@@ -141,8 +141,8 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
 
     Engines that nobody needs go with `vllm-install prune`.
     """
-    from installer.host import Host
-    from installer.report import choose, size
+    from installer.base.host import Host
+    from installer.base.report import choose, size
     from installer.weights import inventory
 
     host = Host()

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.host import Host
-from installer.language import tr
-from installer.report import Report
-from installer.weights import checksums, hub, selection
-from installer.weights.hub import ModelError, ModelFile, Origin
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import Report
+from installer.model import selection
+from installer.spec.model import DIGEST, ModelError, ModelFile, Origin
+from installer.weights import checksums, hub
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def linked(snapshot: Path, host: Host) -> tuple[ModelFile, ...]:
     found = []
     for link in sorted(real.rglob("*")):
         target = link.resolve()
-        if link.is_symlink() and target.is_file() and hub.DIGEST.fullmatch(target.name):
+        if link.is_symlink() and target.is_file() and DIGEST.fullmatch(target.name):
             found.append(ModelFile(str(link.relative_to(real)), target.stat().st_size, target.name))
     return tuple(found)
 

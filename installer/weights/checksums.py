@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from installer.report import Advance
+    from installer.base.report import Advance
 
 PIECE = 4 * 1024 * 1024
 AHEAD = 4 * PIECE  # what the kernel is asked to read while a piece is being summed

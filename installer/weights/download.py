@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from installer.language import tr
-from installer.report import Advance
-from installer.weights.hub import Origin, explain, is_passing, no_answer, retry_after
+from installer.base.language import tr
+from installer.base.report import Advance
+from installer.spec.model import Origin
+from installer.weights.addresses import headers_of, server_of, url_of
+from installer.weights.hub import explain, is_passing, no_answer, retry_after
 from installer.weights.incoming import CHUNK, Abandoned, Blob, Incoming, Lease
 from installer.weights.partial import BLOCK
 from installer.weights.wire import Answer, LineFault, Wire
@@ -33,7 +35,7 @@ def fetch_all(blobs: Sequence[Blob], origin: Origin, connections: int, advance: 
     """Fetch every blob, or raise the first fault; what has arrived by then stays for the next try."""
     # The largest first, so that no long file is left over at the end.
     files = [Incoming(blob, connections) for blob in sorted(blobs, key=lambda b: -b.size)]
-    Transfer(files, origin, connections, origin.headers()).run(advance)
+    Transfer(files, origin, connections, headers_of(origin)).run(advance)
 
 
 class _Again(Exception):
@@ -151,7 +153,7 @@ class Transfer:
     # one connection
 
     def _work(self, number: int) -> None:
-        wire = Wire(self.origin.url("main", "x"), self.headers)
+        wire = Wire(url_of(self.origin, "main", "x"), self.headers)
         self._wires.append(wire)
         buffer = memoryview(bytearray(CHUNK))
         while (lease := self._take(number)) is not None:
@@ -204,7 +206,7 @@ class Transfer:
 
     def _follow(self, file: Incoming) -> None:
         while not file.is_done and not self._is_over():
-            file.follow(self._is_over, self.origin.server)
+            file.follow(self._is_over, server_of(self.origin))
             with self._changed:
                 self._changed.notify_all()
 
@@ -275,11 +277,11 @@ class Transfer:
         if answer.status == 416:
             total = re.match(r"bytes \*/(\d+)", answer.headers.get("content-range", ""))
             found = tr("{count} bytes", count=total[1]) if total else tr("fewer bytes")
-            file.spoil(lease.round, found, self.origin.server)
+            file.spoil(lease.round, found, server_of(self.origin))
             raise Abandoned
         if answer.status == 206 and span and int(span[1]) == lease.at and not whole:
             if span[2] not in ("*", str(size)):
-                file.spoil(lease.round, tr("{count} bytes", count=span[2]), self.origin.server)
+                file.spoil(lease.round, tr("{count} bytes", count=span[2]), server_of(self.origin))
                 raise Abandoned
             file.allow_ranges()
             with self._changed:
@@ -288,7 +290,7 @@ class Transfer:
         if answer.status != 200:
             raise _Again(ValueError("the server answered with another range than was asked for"))
         if answer.length not in (None, size):
-            file.spoil(lease.round, tr("{count} bytes", count=answer.length), self.origin.server)
+            file.spoil(lease.round, tr("{count} bytes", count=answer.length), server_of(self.origin))
             raise Abandoned
         # No ranges here: the whole file comes.
         if not whole and not file.take_whole(lease):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
-import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
-from installer.errors import Exit, InstallError, Interrupted
-from installer.language import mark, tr
+from installer.base.errors import InstallError, Interrupted
+from installer.base.language import mark, tr
+from installer.spec.model import COMMIT, DIGEST, ModelError, ModelFile, NotHere, Origin, is_inside
+from installer.weights.addresses import headers_of, server_of, token_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -23,131 +20,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Or the hub client would ask the public hub for a list of coding tools before its first request, whatever mirror was
-# chosen. It reads this when it is imported, which nothing of ours does before this module.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
-DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-PROVIDERS = ("hub", "modelscope")
 TIMEOUT = 30.0
 BUSY_DELAYS = (0.5, 2.0)
 LONGEST_WAIT = 300.0
 LARGEST = 1 << 50  # bytes of a file
-LONGEST_NAME = 1024  # bytes; with the cache's own directories before it a path can have 4096
 AUTHORIZE = mark("run again with HF_TOKEN set (sudo --preserve-env=HF_TOKEN …) or with --hf-token-file FILE")
-
-
-class ModelError(InstallError):
-    """The weights cannot be had or cannot be right."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint, Exit.MODEL)
-
-
-class NotHere(ModelError):
-    """This source does not answer, or has not got it; another one may."""
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """One file of a checkpoint; the digest is its sha256, or git's sha1 where the hub has no other."""
-
-    name: str
-    size: int
-    digest: str
-    cached: bool = False
-    partial: int = 0
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model comes from."""
-
-    repo: str
-    revision: str | None
-    endpoint: str | None
-    provider: str = "hub"  # whose protocol the endpoint speaks: one of PROVIDERS
-    token_file: str | None = None
-
-    @property
-    def server(self) -> str:
-        """The source's address, without a password that may be part of it."""
-        from huggingface_hub import constants
-
-        from installer.weights import modelscope
-
-        own = modelscope.ENDPOINT if self.provider == "modelscope" else constants.ENDPOINT
-        parts = urlsplit(self.endpoint or own)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-    @property
-    def folder(self) -> str:
-        """The hub cache's name for the repository."""
-        return "models--" + self.repo.replace("/", "--")
-
-    @property
-    def token(self) -> str | None:
-        """What opens gated models: from the file that was named, the environment, or the hub client's own login.
-
-        That login was made at the hub, so a mirror does not get it.
-        """
-        from huggingface_hub import get_token
-
-        if self.token_file:
-            return read_token(Path(self.token_file))
-        if self.endpoint is None:
-            return get_token()
-        return os.environ.get("HF_TOKEN", "").strip() or None
-
-    def url(self, commit: str, name: str) -> str:
-        from huggingface_hub import hf_hub_url
-
-        from installer.weights import modelscope
-
-        if self.provider == "modelscope":
-            return modelscope.url(self, commit, name)
-        return hf_hub_url(self.repo, name, revision=commit, endpoint=self.endpoint)
-
-    def headers(self) -> dict[str, str]:
-        """What every request to the source carries; redirects to another host leave the secrets behind."""
-        from huggingface_hub.utils import build_hf_headers
-
-        from installer.weights import modelscope
-
-        own = modelscope.headers() if self.provider == "modelscope" else {}
-        token = False if self.provider == "modelscope" else self.token or False
-        return build_hf_headers(token=token) | own
-
-
-def read_token(path: Path) -> str:
-    try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(
-            tr(
-                "the token cannot be read from {path}: {reason}",
-                path=path,
-                reason=getattr(error, "strerror", None) or error,
-            ),
-            tr("check --hf-token-file (HF_TOKEN_PATH)"),
-        ) from None
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ModelError(
-            tr("{path} holds no token", path=path), tr("write the token alone into the file, readable by root only")
-        )
-    return token
 
 
 def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile, ...]]:
     """The commit that a revision stands for, and every file in it: one request."""
     from huggingface_hub import HfApi
 
-    from installer.weights import modelscope
-
-    if origin.provider == "modelscope":
-        return modelscope.listing(origin, revision)
-    api = HfApi(endpoint=origin.endpoint, token=origin.token or False)
+    api = HfApi(endpoint=origin.endpoint, token=token_of(origin) or False)
     with translated(origin):
         info = patiently(lambda: api.model_info(origin.repo, revision=revision, files_metadata=True, timeout=TIMEOUT))
         if info.gated:
@@ -162,7 +46,7 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
         raise ModelError(
             tr(
                 "{server} answers with the commit {commit} where {revision} was asked for",
-                server=origin.server,
+                server=server_of(origin),
                 commit=commit,
                 revision=revision,
             ),
@@ -181,7 +65,7 @@ def _file(origin: Origin, entry: RepoSibling) -> ModelFile:
         raise ModelError(
             tr(
                 "{server} contradicts itself: the checksum of {file} is not the one that its commit holds",
-                server=origin.server,
+                server=server_of(origin),
                 file=file.name,
             ),
             tr("use another source (--hf-endpoint, --model-sources)"),
@@ -198,7 +82,7 @@ def get(origin: Origin, address: str, timeout: float) -> httpx.Response:
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     def ask() -> httpx.Response:
-        response = get_session().get(address, headers=origin.headers(), timeout=timeout)
+        response = get_session().get(address, headers=headers_of(origin), timeout=timeout)
         hf_raise_for_status(response)
         return response
 
@@ -252,16 +136,6 @@ def checked(file: ModelFile) -> ModelFile:
     return file
 
 
-def is_inside(name: str) -> bool:
-    """Whether a relative name, joined to a directory, is sure to stay in it."""
-    parts = name.split("/")
-    if len(name.encode(errors="replace")) > LONGEST_NAME:
-        return False
-    if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts):
-        return False
-    return "\\" not in name and name.isprintable()
-
-
 @contextmanager
 def translated(origin: Origin) -> Iterator[None]:
     """Turn what the hub client raises into a ModelError that says what to do."""
@@ -281,7 +155,7 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
-    page = f"{origin.server}/{origin.repo}"
+    page = f"{server_of(origin)}/{origin.repo}"
     if isinstance(error, errors.GatedRepoError):
         return _no_access(origin)
     if isinstance(error, errors.RevisionNotFoundError):
@@ -297,7 +171,7 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
         )
     if isinstance(error, errors.EntryNotFoundError):
         return NotHere(
-            tr("{server} lists a file of {repo} that it does not have", server=origin.server, repo=origin.repo),
+            tr("{server} lists a file of {repo} that it does not have", server=server_of(origin), repo=origin.repo),
             tr("try again later, or use another source (--hf-endpoint)"),
         )
     if isinstance(error, errors.HfHubHTTPError):
@@ -317,7 +191,7 @@ def explain(error: Exception, origin: Origin) -> ModelError | None:
 
 def no_answer(origin: Origin, error: Exception) -> NotHere:
     return NotHere(
-        tr("no answer from {server}: {reason}", server=origin.server, reason=str(error) or type(error).__name__),
+        tr("no answer from {server}: {reason}", server=server_of(origin), reason=str(error) or type(error).__name__),
         tr(
             "check the network and HTTPS_PROXY; or name another source with --hf-endpoint or --model-sources, "
             "or a local directory with --model"
@@ -327,49 +201,49 @@ def no_answer(origin: Origin, error: Exception) -> NotHere:
 
 def not_a_hub(origin: Origin) -> NotHere:
     return NotHere(
-        tr("{server} does not answer as a model hub does", server=origin.server),
+        tr("{server} does not answer as a model hub does", server=server_of(origin)),
         tr("check --hf-endpoint (HF_ENDPOINT); leave it out to use the public hub"),
     )
 
 
 def _unknown(origin: Origin) -> NotHere:
     return NotHere(
-        tr("{server} has no model {repo}, or it is private", server=origin.server, repo=origin.repo),
+        tr("{server} has no model {repo}, or it is private", server=server_of(origin), repo=origin.repo),
         tr(
             "check the name at {page}; for a private model {authorize}",
-            page=f"{origin.server}/{origin.repo}",
+            page=f"{server_of(origin)}/{origin.repo}",
             authorize=tr(AUTHORIZE),
         ),
     )
 
 
 def _bad_status(status: int, origin: Origin) -> ModelError:
-    if status == 401 and not origin.token:
+    if status == 401 and not token_of(origin):
         return _unknown(origin)  # what the hub says to strangers about a name that it does not know
     if status in (401, 403):
         return _no_access(origin)
     if status == 404:
         return NotHere(
-            tr("{server} has no model {repo}, or is no model hub", server=origin.server, repo=origin.repo),
+            tr("{server} has no model {repo}, or is no model hub", server=server_of(origin), repo=origin.repo),
             tr("check --model, and --hf-endpoint (HF_ENDPOINT) where it is set"),
         )
     if status == 429:
         return NotHere(
-            tr("{server} refuses more requests for now (429)", server=origin.server),
+            tr("{server} refuses more requests for now (429)", server=server_of(origin)),
             tr(
                 "run the command again later, it continues where it stopped; a token raises the limits: {authorize}",
                 authorize=tr(AUTHORIZE),
             ),
         )
     return NotHere(
-        tr("{server} answered with status {status}", server=origin.server, status=status),
+        tr("{server} answered with status {status}", server=server_of(origin), status=status),
         tr("run the command again later: it continues where it stopped"),
     )
 
 
 def _no_access(origin: Origin) -> ModelError:
-    page = f"{origin.server}/{origin.repo}"
-    if origin.token:
+    page = f"{server_of(origin)}/{origin.repo}"
+    if token_of(origin):
         return ModelError(
             tr("the token in use gives no access to {repo}", repo=origin.repo),
             tr(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from installer.language import tr
-from installer.weights.hub import ModelError
+from installer.base.language import tr
+from installer.spec.model import ModelError
 from installer.weights.partial import BLOCK, Partial, arrived, block_size, partial_path
 
 CHUNK = 256 * 1024

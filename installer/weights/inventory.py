@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from installer.checks import processes
-from installer.checks.processes import Process
-from installer.errors import Refused
-from installer.host import Host
-from installer.language import mark, tr
-from installer.layout import Layout
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import mark, tr
+from installer.base.layout import Layout
+from installer.base.report import Report, size
 from installer.model import builtin
-from installer.render import exec_line
-from installer.report import Report, size
-from installer.state import check_records, ejected, readable_state, readable_states, services
-from installer.values import BUILTIN
+from installer.spec.facts import Process
+from installer.spec.model import ModelFile
+from installer.spec.state import check_records, ejected, readable_state, readable_states, services
+from installer.spec.values import BUILTIN
+from installer.units import processes
+from installer.units.syntax import exec_line
 from installer.weights import cache, partial
-from installer.weights.hub import ModelFile
+from installer.weights.addresses import server_of
 
 ANY = Layout("any")  # the cache is the same for all services
 OURS, FOREIGN = mark("built in"), mark("another client")  # sources, beside the addresses of servers
@@ -268,7 +269,7 @@ def _cached(folder: Path, commit: str, used: Mapping[Path, tuple[str, ...]], hos
         model=_name(folder),
         commit=commit,
         path=snapshot,
-        source=manifest.origin.server if manifest else FOREIGN,
+        source=server_of(manifest.origin) if manifest else FOREIGN,
         revisions=tuple(sorted(map(str, names))),
         files=files,
         bytes=sum(file.size for file in distinct) - missing,

@@ -9,23 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.changes import Change
-from installer.host import Host
-from installer.language import tr
-from installer.layout import Layout
+from installer.base.changes import Change
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report, size
 from installer.model import builtin
 from installer.model.checkpoint import check_access, check_directory
-from installer.report import Report, size
-from installer.settings import Settings
-from installer.values import BUILTIN, HUB_ID
-from installer.weights import cache, hub, sources
+from installer.model.selection import select
+from installer.spec.model import COMMIT, PROVIDERS, Model, ModelError, ModelFile, Origin, distinct
+from installer.spec.settings import Settings
+from installer.spec.values import BUILTIN, HUB_ID
+from installer.weights import cache, sources
+from installer.weights.addresses import server_of, url_of
 from installer.weights.download import Blob, fetch_all
-from installer.weights.hub import ModelError, ModelFile, Origin
-from installer.weights.selection import select
-from installer.weights.wanted import Model, as_on_disk, distinct, files_of, is_present, not_here, ref_of
+from installer.weights.wanted import as_on_disk, files_of, is_present, not_here, ref_of
 
 if TYPE_CHECKING:
-    from installer.airgap.bundle_file import Bundle
+    from installer.spec.carrier import Carrier
 
 __all__ = [
     "Download", "Model", "ModelError", "ModelFile",
@@ -53,10 +54,10 @@ def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: 
     return as_on_disk(_at(settings, sources.origins(settings)[0], layout, commit, files), host)
 
 
-def changes(model: Model, host: Host, settings: Settings, bundle: Bundle | None = None) -> Iterator[Change]:
+def changes(model: Model, host: Host, settings: Settings, bundle: Carrier | None = None) -> Iterator[Change]:
     """What is due until the model can be served: in the cache, until every byte of it was seen to be right."""
     present = is_present(model, host)
-    if model.source in hub.PROVIDERS:
+    if model.source in PROVIDERS:
         model = replace(model, files=files_of(model, host))
         odd = cache.unchecked(model.folder, model.files, host) or cache.strangers(model.path, model.files, host)
         if not present or odd:
@@ -81,7 +82,7 @@ class Download:
     model: Model
     connections: int
     origins: tuple[Origin, ...]  # who may be asked, in this order; nobody offline
-    bundle: Bundle | None = None  # which has all of it
+    bundle: Carrier | None = None  # which has all of it
 
     def describe(self) -> str:
         if not self.model.bytes_missing:
@@ -226,7 +227,7 @@ def _resolve_on_hub(settings: Settings, host: Host, layout: Layout, known_commit
     origin, commit, listed = sources.find(candidates, known_commit, report)
     folder = layout.hub / origin.folder
     if before := cache.read_manifest(folder, commit, host):
-        who = tr("{server} and what {other} listed earlier", server=origin.server, other=before.origin.server)
+        who = tr("{server} and what {other} listed earlier", server=server_of(origin), other=server_of(before.origin))
         sources.refuse_contradiction(commit, before.files, listed, who)
     chosen = select(origin.repo, listed, with_pickles=settings.model in settings.allow_pickle)
     return as_on_disk(_at(settings, origin, layout, commit, chosen), host)
@@ -249,11 +250,11 @@ def _in_cache(settings: Settings, origin: Origin, layout: Layout, commit: str, h
 
 def _pinned(origin: Origin, layout: Layout, host: Host, *, offline: bool) -> str | None:
     """The commit, where it can be known without the source."""
-    if origin.revision and hub.COMMIT.fullmatch(origin.revision):
+    if origin.revision and COMMIT.fullmatch(origin.revision):
         return origin.revision
     ref = ref_of(layout.hub / origin.folder, origin)
     commit = (host.read(ref) or "").strip() if ref and offline else ""
-    return commit if hub.COMMIT.fullmatch(commit) else None
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 # The cache: blobs named by their checksum, snapshots of links to them, and a list of what belongs to a commit
@@ -293,7 +294,7 @@ def _fetch(model: Model, origin: Origin, connections: int, host: Host, report: R
             fetch_all(blobs, origin, connections, advance)
 
 
-def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
+def _import(model: Model, bundle: Carrier, host: Host, report: Report) -> None:
     missing = [file for file in distinct(model.files) if not file.cached]
     with report.bytes(
         tr("{model} from {bundle}", model=model.repo, bundle=bundle.path.name), model.bytes_missing, len(missing)
@@ -304,7 +305,7 @@ def _import(model: Model, bundle: Bundle, host: Host, report: Report) -> None:
 
 
 def _blob(model: Model, origin: Origin, file: ModelFile, host: Host) -> Blob:
-    url = origin.url(str(model.commit), file.name)
+    url = url_of(origin, str(model.commit), file.name)
     return Blob(file.name, url, host.at(model.folder / "blobs" / file.digest), file.size, file.digest)
 
 

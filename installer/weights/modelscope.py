@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-from installer.language import tr
-from installer.weights.hub import COMMIT, TIMEOUT, ModelError, ModelFile, NotHere, Origin, checked, not_a_hub
+from installer.base.language import tr
+from installer.spec.model import COMMIT, ModelError, ModelFile, NotHere, Origin
+from installer.weights.addresses import modelscope_page, server_of
+from installer.weights.hub import TIMEOUT, checked, not_a_hub
 
-ENDPOINT = "https://www.modelscope.cn"
 BRANCH = "master"
 # The listing has no pages: it ends without a word after this many entries.
 LONGEST_LISTING = 3000
-TOKEN = "MODELSCOPE_API_TOKEN"  # noqa: S105 the name of a variable
-
-
-def url(origin: Origin, commit: str, name: str) -> str:
-    query = urlencode({"Revision": commit, "FilePath": name})
-    return f"{_model(origin)}/repo?{query}"
-
-
-def headers() -> dict[str, str]:
-    """The token goes to ModelScope alone: a redirect to another host leaves both headers behind."""
-    token = os.environ.get(TOKEN)
-    return {"authorization": f"Bearer {token}", "cookie": f"m_session_id={token}"} if token else {}
 
 
 def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile, ...]]:
@@ -46,7 +34,7 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
     raise ModelError(
         tr(
             "{server} does not say which commit {revision} of {repo} is",
-            server=origin.server,
+            server=server_of(origin),
             revision=revision or BRANCH,
             repo=origin.repo,
         ),
@@ -56,7 +44,9 @@ def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile,
 
 def _entries(origin: Origin, revision: str) -> tuple[list[Mapping[str, object]], str]:
     """The entries of a listing that are files, and the beginning of the id of its newest commit."""
-    answer = _ask(origin, f"{_model(origin)}/repo/files?{urlencode({'Revision': revision, 'Recursive': 'True'})}")
+    answer = _ask(
+        origin, f"{modelscope_page(origin)}/repo/files?{urlencode({'Revision': revision, 'Recursive': 'True'})}"
+    )
     data = answer.get("Data")
     if not isinstance(data, dict):
         raise not_a_hub(origin)
@@ -65,15 +55,17 @@ def _entries(origin: Origin, revision: str) -> tuple[list[Mapping[str, object]],
         raise NotHere(
             tr(
                 "{server} has no revision {revision!r} of {repo}",
-                server=origin.server,
+                server=server_of(origin),
                 revision=revision,
                 repo=origin.repo,
             ),
-            tr("choose a branch, tag or commit shown at {page}", page=f"{origin.server}/models/{origin.repo}/files"),
+            tr(
+                "choose a branch, tag or commit shown at {page}", page=f"{server_of(origin)}/models/{origin.repo}/files"
+            ),
         )
     if len(listed) >= LONGEST_LISTING:
         raise ModelError(
-            tr("{server} does not list all files of {repo}", server=origin.server, repo=origin.repo),
+            tr("{server} does not list all files of {repo}", server=server_of(origin), repo=origin.repo),
             tr("use another source (--model-sources hub)"),
         )
     latest = data.get("LatestCommitter")
@@ -99,10 +91,6 @@ def _ask(origin: Origin, address: str) -> Mapping[str, object]:
     if not isinstance(content, dict) or content.get("Success") is False:
         raise not_a_hub(origin)
     return content
-
-
-def _model(origin: Origin) -> str:
-    return f"{origin.server}/api/v1/models/{quote(origin.repo)}"
 
 
 def _number(value: object, otherwise: int = 0) -> int:

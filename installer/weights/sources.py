@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from installer.language import tr
-from installer.report import Report
-from installer.settings import Settings
-from installer.weights import hub
-from installer.weights.hub import ModelError, ModelFile, NotHere, Origin
+from installer.base.language import tr
+from installer.base.report import Report
+from installer.spec.model import ModelError, ModelFile, NotHere, Origin
+from installer.spec.settings import Settings
+from installer.weights import hub, modelscope
+from installer.weights.addresses import server_of
 
 T = TypeVar("T")
 
@@ -38,14 +39,14 @@ def first(candidates: Sequence[Origin], report: Report, ask: Callable[[Origin], 
         except NotHere as fault:
             if following is None:
                 raise
-            report.warn(tr("{fault}; trying {server}", fault=fault.message, server=following.server))
+            report.warn(tr("{fault}; trying {server}", fault=fault.message, server=server_of(following)))
     raise AssertionError("nobody to ask")
 
 
 def find(candidates: Sequence[Origin], commit: str | None, report: Report) -> tuple[Origin, str, tuple[ModelFile, ...]]:
     """The first source that has the model, the commit, and what it lists; other mirrors of the same hub must agree."""
     origin, (found, files) = first(
-        candidates, report, lambda origin: (origin, hub.listing(origin, commit or origin.revision))
+        candidates, report, lambda origin: (origin, listing(origin, commit or origin.revision))
     )
     for other in candidates:
         if other != origin and other.provider == origin.provider == "hub":
@@ -53,20 +54,27 @@ def find(candidates: Sequence[Origin], commit: str | None, report: Report) -> tu
     return origin, found, files
 
 
+def listing(origin: Origin, revision: str | None) -> tuple[str, tuple[ModelFile, ...]]:
+    """The commit that a revision stands for, and every file in it, by the provider's own protocol."""
+    if origin.provider == "modelscope":
+        return modelscope.listing(origin, revision)
+    return hub.listing(origin, revision)
+
+
 def _compare(origin: Origin, other: Origin, commit: str, files: tuple[ModelFile, ...], report: Report) -> None:
     """Two that mirror the same hub must say the same about a commit: what one of them made up, both cannot know."""
     try:
-        theirs = hub.listing(other, commit)[1]
+        theirs = listing(other, commit)[1]
     except NotHere as fault:
         report.warn(
             tr(
                 "{server} could not be compared with another source: {fault}",
-                server=origin.server,
+                server=server_of(origin),
                 fault=fault.message,
             )
         )
         return
-    who = tr("{server} and {other}", server=origin.server, other=other.server)
+    who = tr("{server} and {other}", server=server_of(origin), other=server_of(other))
     refuse_contradiction(commit, files, theirs, who)
 
 

@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from installer.host import Host
-from installer.language import mark, tr
+from installer.base.host import Host
+from installer.base.language import mark, tr
+from installer.base.report import Report
 from installer.model import builtin
 from installer.model.checkpoint import check_directory
 from installer.model.plain_file import entries_below, read_regular
 from installer.model.summary import Summary, summarise
-from installer.report import Report
-from installer.settings import Settings
-from installer.values import BUILTIN
-from installer.weights import cache, checksums, hub, inventory, models, sources
-from installer.weights.hub import ModelError
+from installer.spec.model import DIGEST, Model, ModelError, is_inside
+from installer.spec.settings import Settings
+from installer.spec.values import BUILTIN
+from installer.weights import cache, checksums, inventory, models, sources
+from installer.weights.addresses import server_of
 from installer.weights.inventory import Cached
 
 SUMS = "SHA256SUMS"
@@ -93,14 +94,16 @@ def repair(found: Verified, settings: Settings, host: Host, report: Report) -> V
         )
     origin, (target,) = manifest.origin, inventory.at(found.path, host)
     settings = replace(settings, model=origin.repo, revision=origin.revision)
-    model = models.Model(
+    model = Model(
         found.model, found.path, found.commit, origin.provider, target.files,
         origin.repo, origin.revision, origin.endpoint,
     )  # fmt: skip
     if not sources.of_model(settings, origin.provider) and not settings.offline:
         raise ModelError(
             tr(
-                "{model} came from {server}, which is no source that you chose", model=found.model, server=origin.server
+                "{model} came from {server}, which is no source that you chose",
+                model=found.model,
+                server=server_of(origin),
             ),
             tr("name it: --model-sources (MODEL_SOURCES)"),
         )
@@ -162,12 +165,12 @@ def _checksums(path: Path) -> Iterator[tuple[str, str]]:
     for note in sorted(note for note in entries_below(notes) if note.suffix == ".metadata"):
         lines = _text(note).splitlines()
         name = str(note.relative_to(notes)).removesuffix(".metadata")
-        if len(lines) > 1 and hub.DIGEST.fullmatch(lines[1]) and hub.is_inside(name):
+        if len(lines) > 1 and DIGEST.fullmatch(lines[1]) and is_inside(name):
             yield name, lines[1]
     for line in _text(path / SUMS).splitlines():
         digest, _, name = line.partition(" ")
         name = name.lstrip(" *").removeprefix("./")
-        if hub.DIGEST.fullmatch(digest) and hub.is_inside(name):
+        if DIGEST.fullmatch(digest) and is_inside(name):
             yield name, digest
 
 

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from installer.host import Host
-from installer.language import tr
+from installer.base.host import Host
+from installer.base.language import tr
 from installer.model import builtin
 from installer.model.checkpoint import check_directory
-from installer.weights import cache, hub
-from installer.weights.hub import ModelError, ModelFile, Origin
+from installer.spec.model import COMMIT, Model, ModelError, ModelFile, Origin, is_inside
+from installer.weights import cache
 from installer.weights.partial import arrived
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is wanted, resolved to a directory and, on the hub, to one commit."""
-
-    id: str
-    path: Path
-    commit: str | None
-    source: str
-    files: tuple[ModelFile, ...] = ()
-    repo: str = ""
-    revision: str | None = None
-    endpoint: str | None = None
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.repo, self.revision, self.endpoint, self.source)
-
-    @property
-    def folder(self) -> Path:
-        """The repository's directory in the hub cache: blobs, refs and snapshots."""
-        return self.path.parents[1]
-
-    @property
-    def bytes_total(self) -> int:
-        return sum(file.size for file in distinct(self.files))
-
-    @property
-    def bytes_missing(self) -> int:
-        return sum(file.size - file.partial for file in distinct(self.files) if not file.cached)
 
 
 def is_present(model: Model, host: Host) -> bool:
@@ -75,15 +43,10 @@ def as_on_disk(model: Model, host: Host) -> Model:
     return replace(model, files=tuple(files))
 
 
-def distinct(files: Iterable[ModelFile]) -> list[ModelFile]:
-    """One file for each content: equal files share a blob."""
-    return list({file.digest: file for file in files}.values())
-
-
 def ref_of(folder: Path, origin: Origin) -> Path | None:
     """Where the cache keeps which commit a branch or tag was: each provider has its own branches."""
     revision = origin.revision or "main"
-    is_name = hub.is_inside(revision) and not hub.COMMIT.fullmatch(revision)
+    is_name = is_inside(revision) and not COMMIT.fullmatch(revision)
     place = folder / "refs" if origin.provider == "hub" else folder / "refs" / origin.provider
     return place / revision if is_name else None
 

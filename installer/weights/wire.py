@@ -19,8 +19,8 @@ from types import TracebackType
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from installer.errors import Exit, InstallError
-from installer.language import tr
+from installer.base.errors import Exit, InstallError
+from installer.base.language import tr
 
 # A stalled connection is left after this many seconds and taken up again at the byte it had reached.
 STALLED = 10.0

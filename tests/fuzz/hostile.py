@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from installer.errors import Exit, InstallError, explain
-from installer.report import Screen
+from installer.base.errors import Exit, InstallError, explain
+from installer.base.report import Screen
 from installer.runtime.vllm_text import KEPT
 
 FORGED = "forged"  # what stands at the beginning of a line that others would like to see in our output

@@ -12,10 +12,11 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from installer.adoption import adopt, old_script
+from installer.adoption import old_script
 from installer.adoption.old import Old
 from installer.adoption.translate import translate
-from installer.host import Host
+from installer.base.host import Host
+from installer.flow import adopt
 from tests.fuzz.hostile import TEXT, is_ours, outcome, tampered
 
 SERVE = "vllm serve org/model --port 8001 --api-key sk-0123456789-abcdefghijklmnopqrstu"

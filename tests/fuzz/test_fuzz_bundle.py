@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from installer.airgap.bundle_file import Bundle, open_bundle
 from installer.airgap.bundle_format import parse_manifest
+from tests.airgap.test_bundle_file import manifest, write
 from tests.fuzz.hostile import JSON, NESTED, as_bytes, is_ours, outcome, tampered
-from tests.test_bundle_file import manifest, write
 
 MANIFEST: dict[str, Any] = json.loads(manifest().to_text())
 

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.hostile import TEXT
-from tests.test_guard import LATER, TRICKS, Server
-from tests.test_guard import guard_module as guard_module
+from tests.runtime.test_guard import LATER, TRICKS, Server
+from tests.runtime.test_guard import guard_module as guard_module
 
 KEY, METRICS = "sk-inference-0123456789", "sk-metrics-0123456789"
 ROUTES = (

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from installer.host import Host
-from installer.report import Report
+from installer.base.host import Host
+from installer.base.report import Report
+from installer.spec.model import ModelError, ModelFile, Origin, is_inside
 from installer.weights import hub
-from installer.weights.hub import ModelFile, Origin
 from installer.weights.wire import LineFault, Wire
 from tests.fuzz.hostile import JSON, NESTED, TEXT, as_bytes, is_ours, outcome, planted, tampered
-from tests.hub import Hub
-from tests.weights import REPO, checkpoint, pull
+from tests.kit.hub import Hub
+from tests.kit.weights import REPO, checkpoint, pull
 
 COMMIT = "a" * 40
 SMALL = {"rfilename": "config.json", "size": 2, "blobId": "b" * 40}
@@ -60,10 +60,10 @@ def listed(server: Hub, provider: str, body: bytes) -> None:
     found = outcome(lambda: hub.listing(origin, None))
     if isinstance(found, tuple):
         commit, files = found
-        assert hub.COMMIT.fullmatch(commit)
+        assert COMMIT.fullmatch(commit)
         for file in files:
             assert isinstance(file, ModelFile)
-            assert hub.is_inside(file.name)
+            assert is_inside(file.name)
             assert type(file.size) is int
             is_ours(file.name)
 
@@ -128,7 +128,7 @@ def test_a_download_that_is_sent_to_a_port_that_is_none(
         running.add(REPO, checkpoint())
         running.fail("/resolve/.*safetensors$", times=None, status=302, headers={"Location": location})
         found = outcome(lambda: pull(running, host, Report()))
-    assert isinstance(found, hub.ModelError)
+    assert isinstance(found, ModelError)
     assert "leads to no web address" in found.message
 
 
@@ -139,10 +139,10 @@ def test_a_download_that_is_sent_to_a_port_that_is_none(
 @example("/x" * 3000)
 @example("o/" + "x" * 300)
 def test_a_models_name(text: str) -> None:
-    from installer import values
-    from installer.settings import Settings
+    from installer.spec import values
+    from installer.spec.settings import Settings
     from installer.weights.models import resolve
-    from tests.weights import LAYOUT
+    from tests.kit.weights import LAYOUT
 
     def find() -> object:
         model = values.model(text)

@@ -7,13 +7,13 @@ import os
 import subprocess
 from pathlib import Path
 
-from installer.assets import DATA
-from installer.host import Host
+from installer.base.assets import DATA
+from installer.base.host import Host
+from installer.base.report import Report
 from installer.model import builtin
-from installer.report import Report
-from tests.boot.machine import Machine
-from tests.boot.surroundings import REPO, free_port
-from tests.life import ask, cli
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.surroundings import REPO, free_port
+from tests.kit.life import ask, cli
 
 FIXTURE = REPO / "tests/fixtures/adopt/qwen3vl.service"
 KEY = "sk-qwen-3f0aKq7ZpVn2RtYx8LmB4cWd6EhJ1sUg5Ti9oAeQyXw"

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 from installer.model import builtin
-from tests.boot.machine import Machine
-from tests.hub import Hub
-from tests.life import ask, cli, until
+from tests.kit.boot.machine import Machine
+from tests.kit.hub import Hub
+from tests.kit.life import ask, cli, until
 
 NAME = "Org/Tiny"
 FILE = "/srv/tiny.bundle"

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from installer.model import builtin
-from tests.boot.machine import STORE, Machine
-from tests.boot.surroundings import free_port
-from tests.life import cli, main_pid, processes, serves
+from tests.kit.boot.machine import STORE, Machine
+from tests.kit.boot.surroundings import free_port
+from tests.kit.life import cli, main_pid, processes, serves
 
 SHARE = 0.1
 MODEL = Path("/srv/wide")

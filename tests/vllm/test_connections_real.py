@@ -6,8 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
-from installer.assets import RUNTIME
-from tests.boot.machine import STORE
+from installer.base.assets import RUNTIME
+from tests.kit.boot.machine import STORE
 
 
 def test_connections_that_ask_for_nothing_are_bounded_and_others_left_alone(cpu_engine: str, tmp_path: Path) -> None:

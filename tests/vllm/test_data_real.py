@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from installer.assets import DATA
+from installer.base.assets import DATA
 from installer.model import profiles
-from installer.settings import Settings
-from tests.boot.surroundings import REPO
+from installer.spec.settings import Settings
+from tests.kit.boot.surroundings import REPO
 from tests.vllm.source import facts
 
 

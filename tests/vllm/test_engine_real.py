@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from installer.engine import engines
-from installer.engine.engines import InstallEngine
-from installer.host import Host
-from installer.layout import Layout
-from installer.report import Report
-from installer.settings import Settings
-from tests.boot.surroundings import REPO
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.forms.venv import engines
+from installer.forms.venv.engines import InstallEngine
+from installer.spec.settings import Settings
+from tests.kit.boot.surroundings import REPO
 
 LAYOUT = Layout("qwen3vl")
 PYTHON = Path("/usr/bin/python3.11")
@@ -45,7 +45,7 @@ FEW = 5
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """A root of our own, with this host's pip configuration; kept, because it holds what was downloaded."""
     host = Host(root=REPO / "build/engine-test")
-    host.make_dir(Path("/"))
+    host.root.mkdir(parents=True, exist_ok=True)
     configured = [Path("/etc/pip.conf"), Path.home() / ".config/pip/pip.conf"]
     for path in configured:
         if path.exists():

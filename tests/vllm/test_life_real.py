@@ -8,11 +8,11 @@ from pathlib import Path
 import jsonschema
 
 from installer.look.client import PLACEHOLDER
-from tests import openai_client
-from tests.boot.machine import Machine
-from tests.boot.snapshot import snapshot
-from tests.boot.surroundings import REPO, free_port
-from tests.life import chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
+from tests.kit import openai_client
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.snapshot import snapshot
+from tests.kit.boot.surroundings import REPO, free_port
+from tests.kit.life import chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
 
 PROGRAMS = "/opt/vllm-install"
 UNIT = "/etc/systemd/system/qwen3vl.service"

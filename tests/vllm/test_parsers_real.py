@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from installer.model import builtin
-from tests.boot.machine import Machine
-from tests.boot.surroundings import free_port
-from tests.life import ask, cli
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.surroundings import free_port
+from tests.kit.life import ask, cli
 
 MODEL = "/srv/models/tiny"
 # Shows the tools to the model and opens its reasoning, as templates of the Qwen3 family do.

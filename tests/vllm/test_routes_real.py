@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from installer.assets import RUNTIME
-from tests.boot.machine import STORE
+from installer.base.assets import RUNTIME
+from tests.kit.boot.machine import STORE
 
 OPEN = {"/health", "/ping"}
 # Everything that an inference key reaches, by name: a route that a new vLLM brings along makes this test fail,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.boot.machine import Machine
-from tests.life import (
+from tests.kit.boot.machine import Machine
+from tests.kit.life import (
     MODEL,
     SERVICE,
     Answer,
@@ -30,7 +30,7 @@ from tests.life import (
     taken,
     unit,
     until,
-)  # fmt: skip
+)
 
 START = 240  # seconds; a loaded machine of two cores needs a sixth of them
 TOKENS = 12000  # of a streamed answer, so that it takes a while

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.boot.machine import Machine
-from tests.boot.snapshot import difference, snapshot
-from tests.life import MODEL, cli, main_pid, until
-from tests.test_trial import LEFT, PID, kill, says, tool_in, waits_at
+from tests.booted.test_trial import LEFT, PID, kill, says, tool_in, waits_at
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.snapshot import difference, snapshot
+from tests.kit.life import MODEL, cli, main_pid, until
 
 # On the CPU the share is one of all memory, and these tests are not alone on the host.
 SMALL = ("--engine", "cpu", "--gpu-util", "0.05")

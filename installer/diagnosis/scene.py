@@ -1,0 +1,153 @@
+"""What doctor and status look at: one service on this host, looked up once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from installer.base.errors import InstallError
+from installer.base.host import Holder, Host, Strange
+from installer.base.layout import Layout
+from installer.checks import facts, preflight
+from installer.checks.tenants import with_tenants
+from installer.spec import settings_file
+from installer.spec.facts import Facts
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings, load
+from installer.spec.state import State, load_state, managed
+from installer.units import journal
+from installer.units.api import Api, local_address
+from installer.units.custody import Custody
+from installer.units.syntax import exec_line
+from installer.units.systemd import unit_properties
+
+PROPERTIES = (
+    "LoadState", "LoadError", "FragmentPath", "ActiveState", "SubState", "Result", "StatusText", "NRestarts",
+    "InvocationID", "MainPID", "NeedDaemonReload", "DropInPaths", "ActiveEnterTimestamp", "StateChangeTimestamp",
+    "MemoryCurrent",
+)  # fmt: skip
+ANSWER_WITHIN = 20.0
+JOURNAL_LINES = 4000
+
+
+@dataclass(frozen=True)
+class Scene:
+    host: Host
+    layout: Layout
+    state: State | None
+    damage: InstallError | None  # why there is no state, although there should be one
+
+    @property
+    def service(self) -> str:
+        return self.layout.service
+
+    @cached_property
+    def under_way(self) -> Holder | None:
+        """The change that somebody makes just now; what is half done then is no fault."""
+        return self.host.lock_holder(self.layout.change_lock)
+
+    @property
+    def deploy(self) -> str:
+        """The command that puts things back as they were asked for."""
+        return f"sudo vllm-install deploy --service {self.service}"
+
+    @property
+    def is_root(self) -> bool:
+        return os.geteuid() == 0
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What the service was proved with; else what its file says; else the defaults."""
+        if self.state and self.state.proved:
+            return self.state.proved.settings
+        path = self.layout.settings_file
+        try:
+            return load(self.service, settings_file.parse(self.host.read(path) or "", path), {}, {})
+        except InstallError:
+            return Settings(service=self.service)
+
+    @cached_property
+    def facts(self) -> Facts:
+        return with_tenants(facts.gather(self.host, self.settings, self.layout), self.host, self.layout)
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        """What deploy would refuse this host for, with the engine there is: a lost GPU makes no CPU service of it."""
+        proved = self.state.proved if self.state else None
+        settings = replace(self.settings, engine=proved.engine.kind) if proved else self.settings
+        return preflight.check(settings, self.facts, self.layout)
+
+    @cached_property
+    def unit(self) -> dict[str, str]:
+        """What systemd knows of the unit; empty without systemd."""
+        try:
+            return unit_properties(self.host, self.layout.unit_name, *PROPERTIES)
+        except InstallError:
+            return {}
+
+    @cached_property
+    def unit_text(self) -> str | None:
+        return self.host.read(self.layout.unit)
+
+    @cached_property
+    def command(self) -> list[str]:
+        return exec_line(self.unit_text or "")
+
+    @property
+    def active(self) -> str:
+        return self.unit.get("ActiveState", "")
+
+    @property
+    def stage(self) -> str:
+        """What the launcher said last, unless that is of a run that was stopped."""
+        return self.unit.get("StatusText", "") if self.active != "inactive" else ""
+
+    @property
+    def has_failed(self) -> bool:
+        return self.active == "failed" or self.unit.get("SubState") == "auto-restart"
+
+    @cached_property
+    def probe_key(self) -> str | None:
+        """None for whoever may not read it."""
+        try:
+            return (self.host.read(self.layout.probe_key) or "").strip() or None
+        except PermissionError:
+            return None
+
+    @property
+    def custody(self) -> Custody:
+        return Custody(self.host, self.layout.unit_name, self.layout.user)
+
+    def api(self, timeout: float = ANSWER_WITHIN) -> Api:
+        settings = self.settings
+        return Api(local_address(settings.host), settings.port, self.probe_key, timeout, self.custody)
+
+    @cached_property
+    def runs(self) -> list[list[str]]:
+        """The journal's lines of the last runs of the service, the latest run first."""
+        found: dict[str, list[str]] = {}
+        for entry in journal.unit_entries(self.host, self.layout.unit_name, JOURNAL_LINES):
+            if entry.run:
+                found.setdefault(entry.run, []).append(entry.text)
+        return list(reversed(found.values()))
+
+    def file(self, path: Path) -> str | None:
+        """A file's text; None where it is not there or not for our eyes."""
+        try:
+            return self.host.read(path)
+        except (OSError, Strange):
+            return None
+
+
+def look(service: str, host: Host) -> Scene:
+    """The scene of a service that is ours, also where our record of it is damaged."""
+    layout = Layout(service)
+    try:
+        state = load_state(host, layout)
+    except InstallError as damage:
+        return Scene(host, layout, None, damage)
+    if state is None and not host.exists(layout.unit):
+        managed(host, layout)  # which refuses, and names the services there are
+    return Scene(host, layout, state, None)

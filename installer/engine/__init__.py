@@ -1,1 +1,0 @@
-"""The virtual environments that vLLM runs in."""

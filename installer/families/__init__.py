@@ -1,0 +1,1 @@
+"""What is particular to one engine's program: a package for each."""

@@ -1,0 +1,45 @@
+"""What vLLM needs a CUDA compiler for, and how it is told to do without: variables and flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from installer.base.language import mark, tr
+from installer.spec.toolkit import NONE, Toolkit
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# vLLM asks there whether more kernels could be fetched. Nothing is fetched while a service runs: it hears no at once.
+NO_DOWNLOADS = {"FLASHINFER_CUBINS_REPOSITORY": "http://127.0.0.1:9/"}
+OFF = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_USE_DEEP_GEMM": "0", "VLLM_MOE_USE_DEEP_GEMM": "0"}
+# What would be compiled only once requests come in, or while several GPUs wait for each other.
+NEVER_LATE = {"VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER": "0", "VLLM_ALLREDUCE_USE_FLASHINFER": "0"}
+COST = mark("FlashInfer's sampler and DeepGEMM are off, vLLM's own kernels do their work")
+# On this generation vLLM prefers FlashInfer's attention, and does not ask whether it can be compiled.
+BLACKWELL = 10
+ATTENTION, MLA_ATTENTION = "FLASH_ATTN", "TRITON_MLA"
+
+
+def environment(toolkit: Toolkit, engine: Path) -> dict[str, str]:
+    if toolkit.mode == NONE:
+        return {"CUDA_HOME": toolkit.home, **OFF, **NO_DOWNLOADS}
+    path = {"PATH": f"{engine}/bin:{SYSTEM_PATH}"}  # for ninja
+    return {"CUDA_HOME": toolkit.home, **path, **NEVER_LATE, **NO_DOWNLOADS}
+
+
+def arguments(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
+    """vLLM's flags, but for those that the user gives."""
+    words = []
+    if toolkit.attention and not any(re.match(r"--attention[-_]b|-ac\b|--attention[-_]c", word) for word in given):
+        words += ["--attention-backend", toolkit.attention]
+    if toolkit.mode != NONE and not any("flashinfer" in word for word in given):
+        words.append("--no-enable-flashinfer-autotune")
+    return words
+
+
+def describe(toolkit: Toolkit) -> str:
+    if toolkit.mode != NONE:
+        return tr("CUDA toolkit: {path}", path=toolkit.home)
+    said = tr("CUDA toolkit: none; {cost}", cost=tr(COST))
+    return said + (tr("; attention by {backend}", backend=toolkit.attention) if toolkit.attention else "")

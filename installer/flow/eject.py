@@ -1,0 +1,105 @@
+"""Letting a service go: its unit needs none of vllm-install any more, and nothing here remembers it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from installer.base.changes import Change, Remove, Run, Write
+from installer.base.errors import Refused, undone
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import STATES, Layout
+from installer.base.report import Report
+from installer.flow.deploy import apply, put_back, settled
+from installer.spec.state import State, managed, save_state
+from installer.units import keyring
+from installer.units.render import DIGEST_VARIABLE, fingerprint
+
+HEAD = """# This unit is yours: vllm-install does not manage it. It stays the one place that says what runs.
+# Keys: each --api-key stands in ExecStart and in ExecReload, as sha256:DIGEST (printf %s KEY | sha256sum) or as
+# the key itself; after an edit: systemctl daemon-reload && systemctl reload {service}
+# Anything else: edit it, then systemctl daemon-reload && systemctl restart {service}
+"""
+
+
+def plan(service: str, host: Host) -> list[Change]:
+    layout = Layout(service)
+    if _is_let_go(host, layout):
+        return list(_forgetting(layout))
+    return list(_changes(managed(host, layout), host, layout))
+
+
+def _is_let_go(host: Host, layout: Layout) -> bool:
+    """Whether an ejection was cut off when the service was the admin's already, but not all of our record was gone."""
+    return (
+        host.exists(layout.ejected_probe_key) and host.exists(layout.state_dir) and not host.exists(layout.state_file)
+    )
+
+
+def eject(service: str, host: Host, report: Report) -> list[Change]:
+    """The service runs on through all of this; interrupted, any next command undoes it or this one completes it."""
+    layout = Layout(service)
+    with host.lock(layout.change_lock, f"vllm-install eject --service {service}"):
+        if _is_let_go(host, layout):
+            changes = plan(service, host)
+            apply(changes, host, report)
+            return changes
+        state = settled(host, layout, report)
+        if state.proved is None:
+            raise Refused(
+                tr("{service} was never proved", service=service),
+                f"vllm-install deploy --service {service}",
+            )
+        plan(service, host)  # it refuses before anything is written
+        settings_text = host.read(layout.settings_file)
+        try:
+            with keyring.locked(host, layout, report):
+                return _let_go(state, host, layout, report)
+        except Exception as error:
+            raise undone(error, lambda why: put_back(state, settings_text, why, host, layout, report)) from error
+
+
+def _let_go(state: State, host: Host, layout: Layout, report: Report) -> list[Change]:
+    changes = list(_changes(state, host, layout))
+    owned = dict(state.owned)
+    for change in changes:
+        if isinstance(change, Write):
+            path = str(change.path)
+            digest = fingerprint(change.text, change.path, layout)
+            owned[path] = (*owned.get(path, ()), digest)
+    save_state(host, layout, dataclasses.replace(state, owned=owned, pending="eject"))
+    apply(changes, host, report)
+    return changes
+
+
+def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
+    text = host.read(layout.unit)
+    if not text:
+        raise Refused(
+            tr("{unit} is not there", unit=layout.unit),
+            f"vllm-install deploy --service {layout.service}",
+        )
+    yield Write(layout.ejected_probe_key, host.read(layout.probe_key) or "", 0o600, secret=True)
+    secret = any(key.plain for key in keyring.unit_keys(host, layout))
+    yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)
+    yield Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
+    if str(layout.settings_file) in state.owned:
+        yield Remove(layout.settings_file)
+    yield Remove(layout.state_file)  # from here on it is nobody's but the admin's
+    yield from _forgetting(layout)
+
+
+def _forgetting(layout: Layout) -> Iterator[Change]:
+    """What is left of our record goes whole: of an adopted service it holds the old unit, and so perhaps a key."""
+    yield Remove(layout.state_dir)
+    for directory in (STATES, layout.settings_file.parent):
+        yield Remove(directory, only_if_empty=True)
+
+
+def plain_unit(text: str, layout: Layout) -> str:
+    """The same unit, whatever was edited into it by hand, without what only vllm-install reads."""
+    text = re.sub(r"\A(?:#.*\n)*", HEAD.format(service=layout.service), text)
+    text = re.sub(rf'^Environment="?{DIGEST_VARIABLE}=.*\n', "", text, flags=re.MULTILINE)
+    return text.replace(f"probe-key:{layout.probe_key}", f"probe-key:{layout.ejected_probe_key}")

@@ -1,0 +1,101 @@
+"""Whether the context asked for can fit this host, said before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.checks.placement import usable_gpus
+from installer.families.vllm.log import read_report
+from installer.families.vllm.serve import memory_share
+from installer.memory import capacity
+from installer.memory.capacity import Answer, Estimate
+from installer.memory.device import Device
+from installer.memory.shape import read_shape, shape_of
+from installer.model.checkpoint import check_directory
+from installer.model.model_about import About
+from installer.spec.calibration import Calibration
+from installer.spec.facts import Facts
+from installer.spec.model import Model
+from installer.spec.state import State
+from installer.spec.target import Target
+from installer.units.journal import journal
+
+JOURNAL_LINES = 4000
+
+
+def check(target: Target, facts: Facts, state: State, host: Host, report: Report, about: About | None = None) -> None:
+    """Refuse only what cannot fit, before its weights are fetched; where it is close, say so with the numbers."""
+    found = estimate(target, facts, state, host, about)
+    asked = target.settings.max_model_len
+    if found is None or asked is None:
+        return
+    verdict = capacity.judge(found, asked)
+    if verdict.answer is Answer.CANNOT:
+        most = min(verdict.largest, verdict.limit)
+        raise Refused(
+            tr("a context of {asked} does not fit: {reason}", asked=asked, reason=verdict.reason),
+            tr("ask for {most} at most; nothing was changed", most=most)
+            if most
+            else tr("take a smaller model, or give the service more memory; nothing was changed"),
+        )
+    if verdict.answer is Answer.CLOSE:
+        report.warn(
+            tr("it will be close: {reason}; if vLLM refuses, everything goes back as it was", reason=verdict.reason)
+        )
+
+
+def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:
+    """None where the model's layers are not known, or the GPU does not say how much memory it has."""
+    path = host.at(target.model.path)
+    device = _device(target, facts)
+    if device is None:
+        return None
+    if not check_directory(path):
+        shape = read_shape(path, target.settings)
+    elif about is not None and "architectures" in about.config:
+        shape = shape_of(about.config, _listed(target.model), target.settings, about.processor)
+    else:
+        return None
+    found = capacity.estimate(shape, device, target.settings, _calibration(target, state))
+    return found if found.cache.groups else None
+
+
+def _listed(model: Model) -> int:
+    """Bytes of weights that are not here yet: of those listed, vLLM may leave out some, such as a tied head."""
+    return sum(file.size for file in model.files if file.name.endswith(".safetensors")) * 19 // 20
+
+
+def measured(target: Target, layout: Layout, host: Host) -> Calibration | None:
+    """What vLLM reported at the start that was just proved."""
+    return read_report(journal(layout, host, JOURNAL_LINES))
+
+
+def _calibration(target: Target, state: State) -> Calibration | None:
+    """The last start's report, if that start differed in its context and share of the memory at most."""
+    before = state.proved
+    if before is None or state.calibration is None or _rest(before) != _rest(target):
+        return None
+    # What an earlier version deployed does not say where it ran: on a GPU that it would choose again.
+    same = not before.gpus or [gpu.name for gpu in before.gpus] == [gpu.name for gpu in target.gpus]
+    return state.calibration if same else None
+
+
+def _rest(target: Target) -> tuple[object, ...]:
+    settings = dataclasses.replace(
+        target.settings, max_model_len=None, gpu_memory_utilization=1.0, gpus=(), host="", port=0, drain=0
+    )
+    return (settings, target.engine.id, target.model.path)
+
+
+def _device(target: Target, facts: Facts) -> Device | None:
+    kind, share = target.engine.kind, memory_share(target)
+    if kind == "cpu":
+        return Device(kind, facts.memory_total, share)
+    gpus = usable_gpus(facts, kind)[: target.settings.tensor_parallel_size]
+    smallest = min(gpus, key=lambda gpu: gpu.memory_total, default=None)
+    return Device(kind, smallest.memory_total, share, smallest.name) if smallest and smallest.memory_total else None

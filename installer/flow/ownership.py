@@ -1,0 +1,100 @@
+"""What is ours on this host: files of others are never replaced, files of ours not if somebody edited them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from installer.base.changes import Change, Write
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.checks.preflight import Problem
+from installer.spec.state import State, owned_on
+from installer.units.render import fingerprint
+from installer.units.systemd import unit_properties
+
+DIFF_LINES = 40
+
+
+def check(
+    changes: Iterable[Change],
+    host: Host,
+    layout: Layout,
+    state: State,
+    *,
+    discard_edits: bool,
+    replaced: frozenset[Path] = frozenset(),
+) -> Iterator[Problem]:
+    """Every reason why these changes would destroy something that is not ours to destroy."""
+    owned = owned_on(host)
+    for change in changes:
+        if not isinstance(change, Write) or not is_claimed(change.path, layout) or change.path == layout.settings_file:
+            continue
+        text = host.read(change.path)
+        if text is None or change.path in replaced:
+            continue
+        if change.path not in owned:
+            yield _stranger(change.path)
+        elif text == "" and change.path == layout.unit:
+            yield _masked(layout)
+        elif not discard_edits and fingerprint(text, change.path, layout) not in owned[change.path]:
+            yield _edited(change, text)
+    if not state.owned and not (state.former and state.former.ejected):
+        yield from _check_name(host, layout)
+
+
+def is_claimed(path: Path, layout: Layout) -> bool:
+    """Whether ownership of the path is recorded; below our own directory in /opt everything is ours anyway."""
+    return layout.opt not in path.parents
+
+
+def _stranger(path: Path) -> Problem:
+    return Problem(
+        tr("{path} exists already", path=path),
+        tr("vllm-install did not make it, and never replaces what it did not make"),
+        tr("choose another name with --service, or move it away: mv {path} {path}.before", path=path),
+    )
+
+
+def _masked(layout: Layout) -> Problem:
+    return Problem(
+        tr("{unit} is masked", unit=layout.unit),
+        tr("somebody switched this service off on purpose"),
+        f"systemctl unmask {layout.service} && vllm-install deploy --service {layout.service}",
+    )
+
+
+def _edited(change: Write, text: str) -> Problem:
+    difference = difflib.unified_diff(
+        change.text.splitlines(), text.splitlines(), tr("as vllm-install writes it"), tr("as it is now"), lineterm=""
+    )
+    shown = [f"    {line}" for line in difference][:DIFF_LINES]
+    return Problem(
+        tr("{path} was edited by hand", path=change.path),
+        tr("this would be lost:") + "\n" + "\n".join(shown),
+        tr(
+            "move the edit into a drop-in (systemctl edit {unit}), or overwrite it with --discard-edits",
+            unit=change.path.name,
+        ),
+    )
+
+
+def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
+    """A service name that already means something to this host would mix up two services' files."""
+    found = unit_properties(host, layout.unit_name, "FragmentPath").get("FragmentPath", "")
+    if found and found != str(layout.unit):
+        yield Problem(
+            tr("{path} exists already", path=layout.unit_name),
+            tr("it is {found}, which is not ours", found=found),
+            tr("choose another name with --service"),
+        )
+    # systemd gives these to the service's account, and they go with it: imagine a service called user, and /run/user.
+    for directory in (layout.cache_dir, layout.run_dir):
+        if host.exists(directory):
+            yield Problem(
+                tr("{path} exists already", path=directory),
+                tr("it would become a directory of the service, and go with it"),
+                tr("choose another name with --service, or move it away: mv {path} {path}.before", path=directory),
+            )

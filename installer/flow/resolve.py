@@ -1,0 +1,300 @@
+"""From what is asked to what is wanted on this host: refuse what cannot work, settle engine, model and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from installer.airgap import bundled
+from installer.airgap.bundle_file import Bundle
+from installer.base.errors import Refused, UsageError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.checks import facts, placement, preflight
+from installer.checks.placement import Choice
+from installer.checks.tenants import visible, with_port, with_tenants
+from installer.families.vllm import cuda, serve_flags
+from installer.flow.steps import Wanted
+from installer.forms.venv import engines, toolkit
+from installer.model import formats, profiles, trust
+from installer.model.model_about import About
+from installer.model.model_config import Config
+from installer.spec import keys
+from installer.spec.engine import Engine
+from installer.spec.facts import Facts, Gpu, Interpreter, Process
+from installer.spec.former import Former
+from installer.spec.model import Model, ModelError
+from installer.spec.profile import Profile
+from installer.spec.settings import Settings
+from installer.spec.state import State
+from installer.spec.target import Target
+from installer.spec.toolkit import Toolkit
+from installer.spec.values import AUTO
+from installer.units.keyring import unit_keys
+from installer.units.render import HIDDEN
+from installer.weights import models
+from installer.weights.about import of_model
+
+USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
+# A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
+
+
+@dataclass(frozen=True)
+class KeyChoice:
+    """How the user wants the service's key handled; the default keeps the one there is or makes one."""
+
+    given: str | None = None
+    plain: bool = False
+    further: tuple[str, ...] = ()  # keys that are to work beside it
+    held: tuple[keys.Key, ...] = ()  # keys known by their digests, of a unit that is adopted again
+
+
+@dataclass(frozen=True)
+class Request:
+    """One change that a user asks for."""
+
+    verb: str
+    settings: Settings
+    keys: KeyChoice = KeyChoice()
+    discard_edits: bool = False
+    new_commit: bool = False  # look for a newer one even where the model's name and revision stay the same
+    new_packages: bool = False  # those that are offered even where an engine of the same version is here
+    resolve: bool = False  # of these the newest, and not those of a tested lock
+    bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
+    former: Former | None = None  # the unit whose place the service is to take
+    environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
+
+
+@dataclass(frozen=True)
+class Resolved:
+    want: Wanted
+    new_key: str | None  # a default key that nobody has seen yet
+    facts: Facts
+    about: About | None = None  # what the model's small files say, where they were looked at
+
+
+def resolve(
+    request: Request, state: State, host: Host, report: Report, *, for_real: bool, throwaway: bool = False
+) -> Resolved:
+    """A plan is not for real: it makes no keys and needs no privilege; a throwaway server needs no systemd either."""
+    settings = with_port(request.settings, state, host)
+    profiles.check_names(settings)
+    serve_flags.check(settings.vllm_args, settings.vllm_version, report.warn)
+    _check_useful(settings)
+    layout = Layout(settings.service)
+    seen = _look(request, settings, host, layout)
+    if not for_real:
+        seen = dataclasses.replace(seen, is_root=True)
+    if request.bundle:
+        settings, seen = bundled.fitting(request.bundle, settings, seen)
+    if throwaway:
+        seen = dataclasses.replace(seen, systemd=preflight.MINIMUM_SYSTEMD, systemd_is_pid1=True, sysusers=True)
+    problems = preflight.check(settings, seen, layout)
+    if fatal := [problem for problem in problems if problem.fatal]:
+        raise preflight.refuse(fatal)
+    for problem in problems:
+        report.warn(str(problem))
+    kind = preflight.choose_engine(settings, seen)
+    settings, seen, choice = _place(settings, seen, kind, layout, report)
+    interpreter = preflight.choose_interpreter(settings, seen, kind)
+    assert interpreter is not None, "preflight reports a missing interpreter"
+    model = _model(request, settings, state, host, report)
+    check_local(model, settings, host)
+    _check_senses(model, kind, host)
+    profile, about = None if request.new_commit else _known_profile(settings, model, kind, state), None
+    if profile is None:
+        about = bundled.about(request.bundle) if request.bundle else None
+        about = about or of_model(model, host, settings, report)
+        profile = _profile(settings, model, kind, seen, about, report)
+    report.note(profile.describe())
+    engine = _engine(request, settings, kind, interpreter, state, host, report)
+    held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
+    compiler = _toolkit(settings, engine, model, seen, choice, host, report)
+    target = Target(settings, engine, model, held, profile, choice.placed, compiler)
+    want = Wanted(target, layout, probe, request.bundle, request.former, request.environment)
+    return Resolved(want, new_key, seen, about)
+
+
+def _check_useful(settings: Settings) -> None:
+    """vLLM starts with any context; what its clients ask has to fit into it."""
+    tokens = settings.max_model_len
+    if tokens is not None and tokens < USEFUL_CONTEXT:
+        raise UsageError(
+            tr(
+                "a context of {tokens} tokens is too small to chat in: the template's own words may fill it",
+                tokens=tokens,
+            ),
+            tr("ask for {least} at least; nothing was changed", least=USEFUL_CONTEXT),
+        )
+
+
+def _look(request: Request, settings: Settings, host: Host, layout: Layout) -> Facts:
+    """The host with our services on it, as it will be when an old deployment has made way."""
+    seen = with_tenants(facts.gather(host, settings, layout), host, layout)
+    if request.environment or request.former:  # its variables become the drop-in, in the place of those that are there
+        seen = dataclasses.replace(seen, visible=visible(dict(request.environment)))
+    return _without(request.former.unit, seen, layout) if request.former and request.former.active else seen
+
+
+def _without(unit: str, seen: Facts, layout: Layout) -> Facts:
+    """The host when this unit has stopped: what it holds is what the service will have, on the same GPUs."""
+    holder = None if seen.port_holder and seen.port_holder.unit == unit else seen.port_holder
+    gpus = tuple(dataclasses.replace(gpu, holders=_handed_over(gpu, unit, layout)) for gpu in seen.gpus)
+    return dataclasses.replace(seen, port_holder=holder, gpus=gpus, service_runs=True)
+
+
+def _handed_over(gpu: Gpu, unit: str, layout: Layout) -> tuple[Process, ...]:
+    return tuple(dataclasses.replace(h, unit=layout.unit_name) if h.unit == unit else h for h in gpu.holders)
+
+
+def _place(
+    settings: Settings, seen: Facts, kind: str, layout: Layout, report: Report
+) -> tuple[Settings, Facts, Choice]:
+    """The GPUs for the service, by uuid in its settings; what follows knows of no others."""
+    choice = placement.choose(settings, seen, kind, layout)
+    if kind == "cpu":
+        return settings, seen, choice
+    if choice.by_hand:
+        report.note(tr("GPUs: chosen by hand, {what}", what=choice.by_hand))
+    elif choice.gpus:
+        report.note(tr("GPUs: {gpus}", gpus=tr(", ").join(map(str, choice.gpus))))
+    if settings.gpus != AUTO and choice.named:
+        settings = dataclasses.replace(settings, gpus=tuple(gpu.uuid for gpu in choice.gpus))
+    return settings, dataclasses.replace(seen, gpus=choice.gpus), choice
+
+
+def _model(request: Request, settings: Settings, state: State, host: Host, report: Report) -> Model:
+    layout = Layout(settings.service)
+    if request.bundle:
+        return bundled.model(request.bundle, settings, host, layout)
+    known = None if request.new_commit else _known_commit(settings, state)
+    return models.resolve(settings, host, layout, known, report)
+
+
+def _engine(
+    request: Request, settings: Settings, kind: str, python: Interpreter, state: State, host: Host, report: Report
+) -> Engine:
+    if request.bundle:
+        return bundled.engine(request.bundle, settings, python, host)
+    proved = state.proved.engine if state.proved else None
+    if request.resolve:
+        return engines.newest(settings, kind, python.path, host, report)
+    if request.new_packages and not settings.offline:
+        return engines.offered(settings, kind, python.path, host, report)
+    return engines.resolve(settings, kind, python.path, host, report, proved)
+
+
+def _toolkit(
+    settings: Settings,
+    engine: Engine,
+    model: Model,
+    seen: Facts,
+    choice: Choice,
+    host: Host,
+    report: Report,
+) -> Toolkit | None:
+    def is_mla() -> bool:
+        return Config.of(of_model(model, host, settings, report).config).is_mla
+
+    chosen = toolkit.choose(settings, engine, choice.gpus, seen.nvcc, is_mla)
+    if chosen:
+        report.note(cuda.describe(chosen))
+    return chosen
+
+
+def check_local(model: Model, settings: Settings, host: Host) -> None:
+    """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
+    if model.source != "local":
+        return
+    with_pickles = settings.model in settings.allow_pickle
+    problems = models.check_directory(host.at(model.path), with_pickles=with_pickles)
+    problems += models.check_access(model.path, host)
+    if str(model.path).startswith(HIDDEN):
+        hidden = model.path.parents[-2]
+        problems.append(tr("the service's sandbox hides {path}; move the model, for example to /srv", path=hidden))
+    if problems:
+        raise ModelError(
+            tr("the model in {path} cannot be served: {problems}", path=model.path, problems=tr("; ").join(problems)),
+            tr("complete the directory, or make it readable for the service's user, and run the command again"),
+        )
+
+
+def _check_senses(model: Model, kind: str, host: Host) -> None:
+    """Said before tens of gigabytes are fetched for nothing."""
+    preprocessor = "preprocessor_config.json"
+    known = any(file.name == preprocessor for file in model.files) or host.exists(model.path / preprocessor)
+    if kind == "cpu" and known:
+        raise Refused(
+            tr(
+                "{model} takes images, video or sound, for which the packages of the CPU engine have no support",
+                model=model.id,
+            ),
+            tr("choose a model for text alone, such as --model Qwen/Qwen3-4B or builtin:tiny, or a host with a GPU"),
+        )
+
+
+def _known_commit(settings: Settings, state: State) -> str | None:
+    """A model once resolved stays at its commit until its name or revision is changed."""
+    before = state.proved
+    if before and (before.settings.model, before.settings.revision) == (settings.model, settings.revision):
+        return before.model.commit
+    return None
+
+
+def _known_profile(settings: Settings, model: Model, kind: str, state: State) -> Profile | None:
+    """What was proved with a commit stays with it, whatever a newer release of this tool would choose."""
+    before = state.proved
+    if before is None or not model.commit or not before.profile.family:
+        return None
+    then, now = (
+        (s.tool_call_parser, s.reasoning_parser, s.vllm_args, s.vllm_version, s.allow_pickle, s.trust_remote_code)
+        for s in (before.settings, settings)
+    )
+    same = (before.model.path, before.engine.kind, then) == (model.path, kind, now)
+    return before.profile if same else None
+
+
+def _profile(settings: Settings, model: Model, kind: str, seen: Facts, about: About, report: Report) -> Profile:
+    """The profile by the model's own files, unless they say that it cannot be run here."""
+    problems = [*trust.check(about, settings), *formats.check(about, model.id, kind, settings, seen)]
+    if any(problem.fatal for problem in problems):
+        raise preflight.refuse(problems)
+    for problem in problems:
+        report.warn(str(problem))
+    found = profiles.of(about, settings.vllm_args)
+    for need in found.needs:
+        report.note(tr(need))
+    return profiles.chosen(found, settings.tool_call_parser, settings.reasoning_parser)
+
+
+def _keys(
+    host: Host, layout: Layout, state: State, choice: KeyChoice, *, make: bool
+) -> tuple[tuple[keys.Key, ...], str, str | None]:
+    """The unit's keys, completed: (all keys, the probe key, a new default key that nobody has seen yet)."""
+    cut_off = state.pending and state.proved
+    ours = str(layout.unit) in state.owned  # what another's unit has for keys is not read here
+    in_force = state.proved.keys if cut_off and state.proved else unit_keys(host, layout) if ours else []
+    held = {key.name: key for key in keys.named_apart([*in_force, *choice.held])}
+    if not state.key_shown and not cut_off and not choice.held:
+        held.pop(keys.DEFAULT, None)  # it was made by a first run that was cut off before anybody saw it
+    probe = (host.read(layout.probe_key) or "").strip()
+    if not probe and choice.held:  # a unit that is adopted again has its digest among its keys
+        probe = (host.read(layout.ejected_probe_key) or "").strip()
+    if probe:
+        held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe))  # the running watcher asks with it
+    else:
+        probe = keys.generate("probe") if make else keys.TO_BE_MADE
+        held[keys.PROBE] = keys.Key(keys.PROBE, keys.digest(probe) if make else keys.TO_BE_MADE)
+    new = None
+    if choice.given:
+        held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(choice.given))
+        named = [keys.Key(keys.DEFAULT, keys.digest(text)) for text in choice.further]
+        held = {key.name: key for key in keys.named_apart([*held.values(), *named])}
+    elif not any(name != keys.PROBE for name in held):
+        new = keys.generate(layout.service) if make else keys.TO_BE_MADE
+        held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(new) if make else keys.TO_BE_MADE)
+    if choice.plain and (shown := choice.given or new):
+        held[keys.DEFAULT] = dataclasses.replace(held[keys.DEFAULT], plain=shown)
+    return keys.in_order(held.values()), probe, new

@@ -1,0 +1,1 @@
+"""How an engine gets onto the host and what starts it: a package for each way."""

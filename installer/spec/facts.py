@@ -1,0 +1,127 @@
+"""What was found out about a host: its GPUs, Pythons, disks, and the processes that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from installer.base.language import tr
+from installer.spec.target import Placed
+
+
+@dataclass(frozen=True)
+class Gpu:
+    vendor: str  # nvidia or amd
+    name: str
+    uuid: str = ""
+    driver: str = ""
+    cuda: str | None = None  # highest CUDA level that the driver supports
+    capability: tuple[int, int] | None = None  # NVIDIA's compute capability
+    arch: str = ""  # AMD's target, such as gfx942
+    memory_total: int = 0  # bytes; 0 where unknown (unified memory, a driver that does not answer)
+    memory_used: int = 0
+    holders: tuple[Process, ...] = ()
+    index: int = -1  # as nvidia-smi or rocminfo counts; a slice has that of its GPU
+    pci: str = ""  # DOMAIN:BUS:DEVICE.FUNCTION
+    node: str = ""  # its own device node; its number is not the index
+    is_slice: bool = False  # a part of a GPU that MIG cut up
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.uuid or self.pci})"
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A service of ours and what it takes of this host, as its record says."""
+
+    unit: str
+    kind: str
+    gpus: tuple[Placed, ...]  # none where it was deployed before GPUs were chosen, or a drop-in chooses them
+    count: int
+    share: float
+    visible: tuple[tuple[str, str], ...] = ()  # variables of a drop-in that choose GPUs
+    runs: bool = False
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    path: Path
+    version: tuple[int, int, int]
+    reachable: bool = True
+    headers: bool = True  # Python.h is there
+    why_unreachable: str = ""
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """A CUDA toolkit of the host's own."""
+
+    home: Path
+    release: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Disk:
+    path: Path  # the nearest directory that exists
+    free: int
+    total: int
+    device: int
+    read_only: bool = False
+    noexec: bool = False
+
+
+class NoDriver(str):
+    """Why an NVIDIA card cannot be used: no driver is loaded for it."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    arch: str
+    cpu: str
+    cpu_flags: frozenset[str]
+    memory_total: int
+    memory_available: int
+    gpus: tuple[Gpu, ...]
+    nvidia_error: str  # an NVIDIA card is there, but its driver is not usable
+    interpreters: tuple[Interpreter, ...]
+    c_compiler: Path | None
+    cxx_compiler: Path | None
+    glibc: tuple[int, int]
+    distribution: tuple[str, ...]  # ID and ID_LIKE of /etc/os-release
+    systemd: int | None
+    systemd_is_pid1: bool
+    sysusers: bool  # systemd-sysusers is there
+    is_root: bool
+    port_holder: Process | None  # who listens where the service is to listen; may be the service itself
+    service_runs: bool = False
+    port_kept_for: str | None = None  # another service of ours that listens there whenever it runs
+    unprivileged_port: int = 1024  # the lowest port that needs no privilege
+    disks: Mapping[Path, Disk] = field(default_factory=dict)
+    libnuma: bool = True  # which vLLM's CPU build loads without saying so
+    tenants: tuple[Tenant, ...] = ()  # services of ours, this one too where it was proved
+    visible: tuple[tuple[str, str], ...] = ()  # variables of its drop-ins that choose GPUs
+    cxx_version: int = 0  # of g++, where it matters
+    nvcc: Nvcc | None = None  # looked for where it was asked for
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int  # 0 where the kernel would not tell us
+    command: str
+    unit: str = ""  # the system service it belongs to
+    memory: int = 0  # bytes of GPU memory, 0 where unknown
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return tr("a process of another user")
+        shown = f"pid {self.pid} ({self.command})"
+        return tr("{process} of {unit}", process=shown, unit=self.unit) if self.unit else shown
+
+    @property
+    def how_to_stop(self) -> str:
+        if self.unit:
+            return f"sudo systemctl stop {self.unit}"
+        return tr("stop pid {pid} yourself (it is never ended for you)", pid=self.pid)

@@ -1,0 +1,27 @@
+"""The unit that a service was adopted from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Former:
+    """As it was; of its files only those are listed that stand where ours go. Their texts lie apart, 0600."""
+
+    unit: str
+    enabled: bool
+    active: bool
+    files: tuple[tuple[Path, int], ...] = ()
+    ejected: bool = False  # it was ours before, and once the service is proved it is ours again
+
+    @property
+    def paths(self) -> frozenset[Path]:
+        return frozenset(path for path, _ in self.files)
+
+    def to_json(self) -> dict[str, object]:
+        files = [[str(path), mode] for path, mode in self.files]
+        return {
+            "unit": self.unit, "enabled": self.enabled, "active": self.active, "files": files, "ejected": self.ejected,
+        }  # fmt: skip

@@ -1,0 +1,256 @@
+"""What the user asks for: defaults < /etc/vllm-install/NAME.env < environment < flags, validated, frozen."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from installer.base.errors import UsageError
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.spec import values
+
+SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
+SET_CONTEXT = "set-context"  # the verb whose word is a setting's value
+# The cache directory that holds everybody's weights, the throwaway servers' units, and the unit that makes GPU nodes.
+RESERVED = re.compile(r"vllm-install(-.*)?|vllm-nvidia-nodes")
+
+
+def setting(default: Any, parse: Callable[[str], Any], help: str, *names: str) -> Any:
+    """A field of Settings: its default, its parser, a line of help, and its names in file and environment."""
+    return field(default=default, metadata={"names": names, "parse": parse, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a user can choose for one service."""
+
+    service: str = "qwen3vl"
+    model: str = setting(
+        "Qwen/Qwen3-VL-8B-Instruct", values.model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME", "MODEL_PATH"
+    )
+    revision: str | None = setting(
+        None, values.optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION"
+    )
+    models_dir: str | None = setting(
+        None, values.path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR"
+    )
+    served_model_name: str | None = setting(
+        None, values.name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
+    )
+    max_model_len: int | None = setting(
+        1024, values.context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN"
+    )
+    gpu_memory_utilization: float = setting(
+        0.95,
+        values.fraction,
+        "Share of the GPU's memory for this service.",
+        "GPU_MEMORY_UTILIZATION",
+        "GPU_MEMORY_UTIL",
+    )
+    tensor_parallel_size: int = setting(
+        1, values.whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE", "TP_SIZE"
+    )
+    gpus: tuple[str, ...] = setting(
+        values.AUTO, values.gpus, "Which GPUs: auto, or their uuids, indices or PCI addresses.", "GPUS"
+    )
+    host: str = setting("0.0.0.0", values.address, "Address to listen on.", "LISTEN_HOST")  # noqa: S104 the key guards it
+    port: int = setting(8000, values.port, "Port to listen on, or auto for the next free one.", "PORT")
+    drain: int = setting(
+        30, values.whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS"
+    )
+    allowed_media_domains: tuple[str, ...] = setting(
+        (),
+        values.domains,
+        "Domains that images and videos may be fetched from (default: none).",
+        "ALLOWED_MEDIA_DOMAINS",
+    )
+    tool_call_parser: str = setting(
+        "auto", values.parser, "How tool calls are read: auto, none, or a parser's name.", "TOOL_CALL_PARSER"
+    )
+    reasoning_parser: str = setting(
+        "auto", values.parser, "How reasoning is told apart: auto, none, or a parser's name.", "REASONING_PARSER"
+    )
+    engine: str = setting(
+        "auto",
+        values.one_of("auto", "cuda", "cpu", "rocm"),
+        "Which build of vLLM: auto, cuda, cpu or rocm.",
+        "ENGINE",
+    )
+    cuda_toolkit: str = setting(
+        "auto",
+        values.one_of("auto", "none", "wheels", "host"),
+        "CUDA compiler for more of FlashInfer and DeepGEMM: auto, none, wheels or host.",
+        "CUDA_TOOLKIT",
+    )
+    vllm_version: str = setting("0.32.0", values.version, "Version of vLLM.", "VLLM_VERSION")
+    python: str | None = setting(
+        None, values.path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"
+    )
+    index_url: str | None = setting(None, values.url, "Package index instead of PyPI.", "INDEX_URL")
+    find_links: str | None = setting(None, values.place, "Directory or page with further wheels.", "FIND_LINKS")
+    offline: bool = setting(False, values.flag, "Use what is on this host already; no network.", "OFFLINE")
+    hf_endpoint: str | None = setting(None, values.url, "Mirror of the model hub.", "HF_ENDPOINT")
+    download_connections: int = setting(
+        16, values.whole(1, 32), "Connections to the model hub at once, at most.", "DOWNLOAD_CONNECTIONS"
+    )
+    allow_pickle: tuple[str, ...] = setting(
+        (), values.models, "Models whose weights may be pickles, which run code when loaded.", "ALLOW_PICKLE"
+    )
+    trust_remote_code: tuple[str, ...] = setting(
+        (), values.models, "Models whose own Python code may run in the service.", "TRUST_REMOTE_CODE"
+    )
+    hf_token_file: str | None = setting(None, values.path, "File that holds the hub's token.", "HF_TOKEN_PATH")
+    model_sources: tuple[str, ...] = setting(
+        ("hub",), values.sources, "Where models come from, in order: hub, modelscope, URLs of mirrors.", "MODEL_SOURCES"
+    )
+    vllm_args: tuple[str, ...] = setting((), values.vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
+
+    @property
+    def model_id(self) -> str:
+        """The name under which clients ask for the model."""
+        if self.served_model_name:
+            return self.served_model_name
+        return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
+
+
+FIELDS = {f.name: f for f in fields(Settings) if f.metadata}
+NAMES = {name: f.name for f in FIELDS.values() for name in f.metadata["names"]}
+
+
+def load(
+    service: str,
+    file: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+) -> Settings:
+    """Merge the three sources over the defaults; `flags` is keyed by field name, the others by setting name."""
+    settings = Settings(service=check_service(service))
+    settings_file = str(Layout(service).settings_file)
+    settings = _apply(settings, _by_field(file, settings_file), settings_file)
+    variables = tr("the environment")
+    set_variables = {name: value for name, value in environment.items() if value}
+    settings = _apply(settings, _by_field(set_variables, variables), variables)
+    return _apply(settings, {name: (_option(name), value) for name, value in flags.items()}, "")
+
+
+def _option(attribute: str) -> str:
+    """What the user typed for a setting."""
+    return {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
+
+
+def field_named(name: str) -> str:
+    """The setting that a user means by PORT, port or --port."""
+    plain = name.lstrip("-").replace("-", "_")
+    attribute = NAMES.get(plain.upper(), plain.lower())
+    attribute = "max_model_len" if attribute == "context" else attribute
+    if attribute not in FIELDS:
+        near = difflib.get_close_matches(plain.upper(), NAMES, n=1)
+        raise UsageError(
+            tr("{name!r} is not a setting", name=name) + (tr("; did you mean {near}?", near=near[0]) if near else ""),
+            tr("settings: {names}", names=", ".join(NAMES)),
+        )
+    return attribute
+
+
+def assigned(assignments: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE words by field name."""
+    flags = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(
+                tr("{assignment!r} is not NAME=VALUE", assignment=assignment), tr("for example: PORT=8001")
+            )
+        attribute = field_named(name)
+        check_typed(attribute, name, value)
+        flags[attribute] = value
+    return flags
+
+
+def check_typed(attribute: str, typed: str, value: str) -> None:
+    """An error names the setting as it was typed, whatever it is called elsewhere."""
+    _apply(Settings(), {attribute: (typed, value)}, "")
+
+
+def named(attribute: str) -> str:
+    """The first name of a setting in the settings file."""
+    return str(FIELDS[attribute].metadata["names"][0])
+
+
+def check_service(name: str) -> str:
+    if RESERVED.fullmatch(name):
+        raise UsageError(
+            tr("{name!r} cannot be a service name: it is one of our own", name=name),
+            tr("choose another name, for example qwen3vl"),
+        )
+    if not SERVICE_NAME.fullmatch(name):
+        raise UsageError(
+            tr("{name!r} cannot be a service name", name=name),
+            tr("use a lower-case letter followed by up to 25 letters, digits, - or _, for example qwen3vl"),
+        )
+    return name
+
+
+def _by_field(source: Mapping[str, str | None], where: str) -> dict[str, tuple[str, str]]:
+    """field -> (name used, value); two names for one field must agree."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, attribute in NAMES.items():
+        value = source.get(name)
+        if value is None:
+            continue
+        if attribute in found and found[attribute][1] != value:
+            first, other = found[attribute]
+            raise UsageError(
+                tr(
+                    "{first}={found!r} and {name}={value!r} in {where} contradict each other",
+                    first=first, found=other, name=name, value=value, where=where,
+                ),
+                tr("both mean the same setting; remove one of them"),
+            )  # fmt: skip
+        found.setdefault(attribute, (name, value))
+    return found
+
+
+def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str) -> Settings:
+    changed = {}
+    for attribute, (name, value) in given.items():
+        try:
+            changed[attribute] = FIELDS[attribute].metadata["parse"](value)
+        except ValueError as error:
+            said = f"{name} {value!r}" if name in ("--", SET_CONTEXT) else f"{name}={value!r}"
+            place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
+            raise UsageError(tr("{what}: {why}", what=place, why=error), _example(attribute, name)) from None
+    return replace(settings, **changed)
+
+
+def _example(attribute: str, typed: str) -> str:
+    """What a setting looks like, where its default is an example of that."""
+    if typed == SET_CONTEXT:
+        return tr("for example: {example}", example=f"{SET_CONTEXT} 32k")
+    default = to_text(attribute, getattr(Settings, attribute))
+    if not default:
+        return tr("see: vllm-install deploy --help")
+    example = f"{named(attribute)}={default}"
+    if attribute != "offline":
+        example = tr("{first} or {second}", first=example, second=f"{_option(attribute)} {default}")
+    return tr("for example: {example}", example=example)
+
+
+def to_text(attribute: str, value: object) -> str:
+    """A field's value as it is written into the settings file; parsing it gives the value back."""
+    if value is None:
+        return "auto" if attribute == "max_model_len" else ""
+    if attribute == "port" and not value:
+        return "auto"
+    if attribute == "gpus" and isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return shlex.join(value)
+    return str(value)

@@ -1,0 +1,280 @@
+"""How the text of a setting becomes its value; what cannot be meant is a ValueError that says why."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable
+
+from installer.base.language import mark, tr
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+BUILTIN = "builtin:tiny"
+LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
+AUTO = ("auto",)
+# A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
+GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
+MINIMUM_VLLM = (0, 25, 1)
+
+# vLLM flags that a setting of ours owns; given twice, the two would contradict each other.
+OWNED_FLAGS = {
+    "--model": "--model",
+    "--revision": "--revision",
+    "--host": "--host",
+    "--port": "--port",
+    "--max-model-len": "--context",
+    "--gpu-memory-utilization": "--gpu-memory-utilization",
+    "--tensor-parallel-size": "--tensor-parallel-size",
+    "-tp": "--tensor-parallel-size",
+    "--shutdown-timeout": "--drain",
+    "--api-key": "set-apikey",
+    "--middleware": mark("none: the guard is the middleware"),
+    "--uds": mark("--host and --port"),
+    "--served-model-name": "--served-model-name",
+    "--allowed-media-domains": "--allowed-media-domains",
+    "--enable-auto-tool-choice": "--tool-call-parser",
+    "--tool-call-parser": "--tool-call-parser",
+    "--reasoning-parser": "--reasoning-parser",
+    "--trust-remote-code": mark("--trust-remote-code NAME before the --"),
+    "--hf-token": mark("HF_TOKEN in the environment: a unit is readable by everybody"),
+}
+
+# How all flags of vLLM's TLS begin.
+TLS_FLAGS = ("--ssl", "--enable-ssl")
+NO_TLS = mark("the service speaks plain HTTP; let a reverse proxy do TLS")
+
+
+def text(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(tr("line breaks, control characters and the like are not allowed"))
+    return value.strip()
+
+
+def optional(value: str) -> str | None:
+    return text(value) or None
+
+
+def model(value: str) -> str:
+    value = text(value)
+    if value.startswith(("/", "./", "../")):
+        return _possible(os.path.abspath(value))  # noqa: PTH100 resolve() would follow links; it must stay a full path
+    if value == BUILTIN:
+        return value
+    if value.startswith("builtin:"):
+        raise ValueError(tr("the only built-in model is {name}", name=BUILTIN))
+    if all(HUB_ID.fullmatch(part) for part in value.split("/")) and ".." not in value and len(value) <= LONGEST_NAME:
+        return value
+    raise ValueError(tr("expected a hub id such as Qwen/Qwen3-VL-8B-Instruct, a directory, or builtin:tiny"))
+
+
+def _possible(path: str) -> str:
+    """The path, unless no file system could hold it."""
+    if len(os.fsencode(path)) > 4000 or any(len(part) > 255 for part in os.fsencode(path).split(b"/")):
+        raise ValueError(tr("the path is longer than a file system allows"))
+    return path
+
+
+def context(value: str) -> int | None:
+    """1024, 32k, 256K or auto; None stands for auto."""
+    value = text(value)
+    if value.lower() == "auto":
+        return None
+    match = re.fullmatch(r"(\d{1,9})([kK]?)", value)
+    if not match:
+        raise ValueError(tr("expected a number of tokens such as 1024, 32k or 256K, or auto"))
+    tokens = int(match[1]) * (1024 if match[2] else 1)
+    if not 16 <= tokens <= 16 * 1024 * 1024:
+        raise ValueError(tr("a context is between 16 and 16777216 tokens"))
+    return tokens
+
+
+def fraction(value: str) -> float:
+    try:
+        number = float(text(value))
+    except ValueError:
+        number = math.nan
+    if not 0.05 <= number <= 1.0:
+        raise ValueError(tr("expected a fraction of the GPU's memory between 0.05 and 1.0"))
+    return number
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text(value)) or not low <= int(value) <= high:
+            raise ValueError(tr("expected a whole number between {low} and {high}", low=low, high=high))
+        return int(value)
+
+    return parse
+
+
+def port(value: str) -> int:
+    """0 stands for auto."""
+    if text(value).lower() == "auto":
+        return 0
+    try:
+        return whole(1, 65535)(value)
+    except ValueError:
+        raise ValueError(tr("expected a whole number between 1 and 65535, or auto")) from None
+
+
+def gpus(value: str) -> tuple[str, ...]:
+    """auto, or GPUs with commas or spaces between; which of them exist is for the host to say."""
+    words = tuple(re.split(r"[\s,]+", text(value)))
+    if words in (AUTO, ("",)):
+        return AUTO
+    for word in words:
+        if not GPU.fullmatch(word):
+            raise ValueError(
+                tr(
+                    "{word!r} names no GPU; expected auto, or uuids, indices or PCI addresses with commas between",
+                    word=word,
+                )
+            )
+    return words
+
+
+def address(value: str) -> str:
+    value = text(value)
+    if value != "localhost":
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError(tr("expected an IPv4 or IPv6 address, or localhost")) from None
+    return value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if text(value) not in choices:
+            raise ValueError(tr("expected {choices} or {last}", choices=tr(", ").join(choices[:-1]), last=choices[-1]))
+        return text(value)
+
+    return parse
+
+
+def version(value: str) -> str:
+    value = text(value)
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.?(post|rc)\d+)?", value)
+    if not match:
+        raise ValueError(tr("expected a vLLM version such as 0.32.0"))
+    if tuple(int(n) for n in match.groups()[:3]) < MINIMUM_VLLM:
+        raise ValueError(tr("the oldest vLLM that the guard and launcher work with is 0.25.1"))
+    return value
+
+
+def version_key(value: str) -> tuple[int, ...]:
+    """By which versions compare, as far as `version` takes them; a candidate comes before its release."""
+    numbers = [int(number) for number in re.findall(r"\d+", value)]
+    return (*numbers[:3], -1 if "rc" in value else 0, *numbers[3:])
+
+
+def url(value: str) -> str | None:
+    value = text(value).rstrip("/")
+    if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
+        raise ValueError(tr("expected a URL such as https://mirror.example/simple"))
+    if "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            tr("credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration")
+        )
+    return value or None
+
+
+def models(value: str) -> tuple[str, ...]:
+    """Models named one by one: what is allowed for one says nothing about another."""
+    return tuple(model(word) for word in shlex.split(text(value)))
+
+
+def sources(value: str) -> tuple[str, ...]:
+    """Where models come from, in order: hub, modelscope, modelscope+URL, or the URL of a hub's mirror."""
+    words = tuple(text(value).split())
+    for word in words:
+        address = word.removeprefix("modelscope+")
+        if word not in ("hub", "modelscope") and not (address.startswith("http") and url(address)):
+            raise ValueError(
+                tr(
+                    "{word!r} is no source; expected hub, modelscope, or the URL of a mirror, with spaces between",
+                    word=word,
+                )
+            )
+    if not words:
+        raise ValueError(tr("expected at least one source, such as hub or modelscope"))
+    return words
+
+
+def place(value: str) -> str | None:
+    return url(value) if "://" in value else _possible(text(value)) or None
+
+
+def name(value: str) -> str | None:
+    """A word of its own on vLLM's command line, which would take it for a flag if it looked like one."""
+    value = text(value)
+    if value.startswith("-"):
+        raise ValueError(tr("a name cannot start with -"))
+    if len(value) > LONGEST_NAME:
+        raise ValueError(tr("a name has at most {count} characters", count=LONGEST_NAME))
+    return value or None
+
+
+def parser(value: str) -> str:
+    """auto, none, or the name of one of vLLM's parsers; which names there are depends on its version."""
+    value = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", value):
+        raise ValueError(tr("expected auto, none, or the name of a parser such as hermes"))
+    return value
+
+
+def path(value: str) -> str | None:
+    value = text(value)
+    if value and not value.startswith("/"):
+        raise ValueError(tr("expected an absolute path"))
+    return _possible(value) or None
+
+
+def flag(value: str) -> bool:
+    lowered = text(value).lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError(tr("expected yes or no"))
+
+
+def domains(value: str) -> tuple[str, ...]:
+    domains = tuple(shlex.split(text(value)))
+    for domain in domains:
+        if not re.fullmatch(r"\w[\w.-]*", domain):
+            raise ValueError(
+                tr(
+                    "{domain!r} is not a domain; expected names such as images.example, with spaces between",
+                    domain=domain,
+                )
+            )
+    return domains
+
+
+def vllm_args(value: str) -> tuple[str, ...]:
+    return check_vllm_args(tuple(shlex.split(text(value))))
+
+
+def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
+    for arg in args:
+        text(arg)
+        name = arg.partition("=")[0].replace("_", "-")
+        # vLLM takes abbreviations too: --api-k is --api-key, -t is -tp.
+        meant = [flag for flag in OWNED_FLAGS if flag.startswith(name)] if name.strip("-") and name[0] == "-" else []
+        if meant:
+            raise ValueError(
+                tr(
+                    "{name} is set by vllm-install itself (use {instead})",
+                    name=name,
+                    instead=tr(OWNED_FLAGS[meant[0]]),
+                )
+            )
+        if name.startswith(TLS_FLAGS):
+            raise ValueError(tr("{flag} cannot be used: {why}", flag=name, why=tr(NO_TLS)))
+    if args and not args[0].startswith("-"):
+        raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
+    return args

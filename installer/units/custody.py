@@ -1,0 +1,68 @@
+"""Whether it is the service itself that listens where a key is about to be sent; anybody can listen on a port."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.spec.facts import Process
+from installer.units.processes import as_address, handles, listening, owner, pids, read
+
+
+@dataclass(frozen=True)
+class Custody:
+    """Who may listen: root looks for the unit's processes; others see only whose user's socket it is.
+
+    Who listens is looked at before a connection is opened, and again with it open, before the key is sent: where one
+    socket listened at both times, nobody else did in between, and the connection is to it.
+    """
+
+    host: Host
+    unit: str  # "" for processes of our own user
+    user: str = ""  # the unit's
+
+    def sockets(self, address: str, port: int) -> dict[str, int]:
+        """inode -> uid of what listens there now."""
+        return listening(self.host, as_address(address), port)
+
+    def objection(self, address: str, port: int, before: dict[str, int] | None = None) -> str:
+        """Why no key may be sent there; "" where nothing speaks against it."""
+        now = self.sockets(address, port)
+        if not now:
+            return tr("nothing listens on port {port}", port=port)
+        if before is not None and before != now:
+            return tr("another one listens on port {port} than a moment ago", port=port)
+        holder = self.stranger(address, port)
+        if holder is None:
+            return ""
+        ours = self.unit or tr("this command")
+        return tr("port {port} is held by {holder}, not by {unit}", port=port, holder=holder, unit=ours)
+
+    def stranger(self, address: str, port: int) -> Process | None:
+        """Who listens there instead of the service; None where it is the service, or nobody."""
+        sockets = self.sockets(address, port)
+        if not self.unit or os.geteuid() != 0:
+            wanted = os.geteuid() if not self.unit else self._uid()
+            strange = [inode for inode, uid in sockets.items() if uid != wanted]
+        else:
+            held = {handle for pid in self._pids() for handle in handles(self.host, pid)}
+            strange = [inode for inode in sockets if f"socket:[{inode}]" not in held]
+        return owner(self.host, {f"socket:[{inode}]" for inode in strange}) if strange else None
+
+    def _pids(self) -> Iterator[int]:
+        """The unit's processes, by the control group that systemd keeps them in."""
+        shown = self.host.run("systemctl", "show", self.unit, "--property=ControlGroup", "--value", check=False)
+        group = shown.stdout.strip()
+        for pid in pids(self.host) if group else ():
+            places = [line.split(":", 2)[-1] for line in read(self.host, pid, "cgroup").splitlines()]
+            if any(place == group or place.startswith(f"{group}/") for place in places):
+                yield pid
+
+    def _uid(self) -> int:
+        """-1, which nobody has, where there is no such user."""
+        lines = [line.split(":") for line in (self.host.read(Path("/etc/passwd")) or "").splitlines()]
+        return next((int(line[2]) for line in lines if line[0] == self.user and line[2].isdigit()), -1)

@@ -1,0 +1,70 @@
+"""The journal's tail, with bounded memory and time however large the journal is."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+from installer.base.errors import InstallError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.units.systemd import unit_properties
+
+PATIENCE = 30.0
+FIELDS = "MESSAGE,_SYSTEMD_INVOCATION_ID,INVOCATION_ID"
+
+
+@dataclass(frozen=True)
+class Entry:
+    text: str
+    run: str  # the invocation of the unit that it belongs to; "" where there is none
+
+
+def entries(host: Host, count: int, *matches: str) -> list[Entry]:
+    """The last entries that match, oldest first. A field of more than 4 KiB comes empty: journalctl leaves it out."""
+    words = ("--output=json", f"--output-fields={FIELDS}", f"--lines={count}", "--quiet", "--no-pager")
+    command = host.which("journalctl")
+    if command is None:
+        raise InstallError(tr("there is no journalctl on this host"))
+    done = host.run(host.at(command), *words, *matches, check=False, timeout=PATIENCE)
+    if done.returncode != 0 and done.stderr.strip():
+        raise InstallError(tr("the journal cannot be read: {error}", error=done.stderr.strip().splitlines()[-1]))
+    found = [_entry(line) for line in done.stdout.splitlines()]
+    if not found and os.geteuid() != 0:
+        raise InstallError(tr("the journal shows nothing to this user: run the command with sudo"))
+    return [entry for entry in found if entry.text]
+
+
+def unit_entries(host: Host, unit: str, count: int) -> list[Entry]:
+    return entries(host, count, f"--unit={unit}")
+
+
+def _entry(line: str) -> Entry:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return Entry("", "")
+    if not isinstance(fields, dict):
+        return Entry("", "")
+    # The service's own lines carry the one field, systemd's lines about it the other.
+    run = fields.get("_SYSTEMD_INVOCATION_ID") if "INVOCATION_ID" not in fields else fields["INVOCATION_ID"]
+    return Entry(_text(fields.get("MESSAGE")), run if isinstance(run, str) else "")
+
+
+def _text(message: object) -> str:
+    """A message that is no proper text comes as a list of its bytes."""
+    if isinstance(message, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in message):
+        return bytes(message).decode(errors="replace")
+    return message if isinstance(message, str) else ""
+
+
+def journal(layout: Layout, host: Host, count: int) -> list[str]:
+    """What the service and systemd said of it since its last start."""
+    invocation = unit_properties(host, layout.unit_name, "InvocationID").get("InvocationID", "")
+    words = ["--unit", layout.unit_name, "--lines", str(count), "--output", "cat", "--quiet"]
+    if invocation:
+        # The service's own lines carry the one field, systemd's lines about it the other.
+        words += [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+    return host.run("journalctl", *words, check=False).stdout.splitlines()

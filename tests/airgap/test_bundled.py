@@ -1,0 +1,163 @@
+"""What a bundle asks of the host it is deployed on, and of the one that it is made on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from installer.airgap import bundled, pack, wheelhouse
+from installer.airgap.bundle_file import Bundle, open_bundle
+from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
+from installer.spec.facts import Facts, Interpreter
+from installer.spec.settings import Settings
+from tests.airgap.test_bundle_file import write
+from tests.checks.test_preflight import HEALTHY
+from tests.kit.boot.surroundings import REPO
+
+PYTHON = Interpreter(Path("/usr/bin/python3.11"), (3, 11, 2))
+NEWER = Interpreter(Path("/usr/bin/python3.12"), (3, 12, 1))
+FITS = replace(HEALTHY, arch="x86_64", glibc=(2, 36), interpreters=(PYTHON,))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return open_bundle(write(tmp_path / "b"))
+
+
+def test_the_bundle_says_what_is_served_and_the_rest_is_the_hosts_choice(bundle: Bundle) -> None:
+    flags = bundled.fixed(bundle, {"port": "8001", "engine": "cpu"})
+    held = {"model": "Org/Tiny", "revision": "", "engine": "cpu", "vllm_version": "0.32.0"}
+    assert flags == {"port": "8001", "offline": "yes", **held}
+    assert bundled.fixed(bundle, {"offline": "no"})["offline"] == "no"
+
+
+OTHERS = [("model", "Org/Other"), ("engine", "cuda"), ("vllm_version", "0.33.0"), ("revision", "v2")]
+
+
+@pytest.mark.parametrize("flag", OTHERS)
+def test_asking_for_something_else_cannot_be_meant(bundle: Bundle, flag: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="contradicts the bundle"):
+        bundled.fixed(bundle, dict([flag]))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(FITS, arch="aarch64"), "the bundle is for x86_64"),
+        (replace(FITS, glibc=(2, 27)), "glibc 2.28"),
+        (replace(FITS, glibc=(0, 0)), "glibc 2.28"),
+        (replace(FITS, interpreters=(NEWER,)), "the bundle is for Python 3.11: this host has 3.12"),
+        (replace(FITS, interpreters=()), "this host has none"),
+    ],
+)
+def test_a_host_that_it_is_not_for_is_refused_with_the_reason(bundle: Bundle, facts: Facts, words: str) -> None:
+    with pytest.raises(Refused, match=words) as refused:
+        bundled.fitting(bundle, Settings(), facts)
+    assert refused.value.exit_code == Exit.REFUSED
+    assert refused.value.hint
+
+
+def test_later_commands_are_told_the_python_only_where_they_would_choose_another(bundle: Bundle) -> None:
+    settings, facts = bundled.fitting(bundle, Settings(engine="cpu"), FITS)
+    assert settings.python is None
+    settings, facts = bundled.fitting(bundle, Settings(engine="cpu"), replace(FITS, interpreters=(NEWER, PYTHON)))
+    assert settings.python == str(PYTHON.path)
+    assert facts.interpreters == (PYTHON,)
+
+
+# Making one
+
+
+def test_the_kind_of_engine_is_not_guessed_where_no_gpu_says_it() -> None:
+    without = replace(FITS, gpus=(), nvidia_error="")
+    with pytest.raises(UsageError, match="no GPU here"):
+        pack._kind(Settings(), without)
+    assert pack._kind(Settings(engine="cuda"), without) == "cuda"
+    assert pack._kind(Settings(engine="cpu"), without) == "cpu"
+
+
+def test_an_interrupted_bundle_leaves_no_half_file_and_keeps_its_wheels(tmp_path: Path) -> None:
+    out = tmp_path / "x.bundle"
+
+    def begin() -> None:
+        with pack._output(out) as (file, scratch):
+            file.write(b"half")
+            (scratch / "wheel").write_bytes(b"w")
+            raise Interrupted("SIGINT")
+
+    with pytest.raises(Interrupted):
+        begin()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.bundle.wheels"]
+    with pack._output(out) as (file, scratch):
+        assert (scratch / "wheel").read_bytes() == b"w"
+        file.write(b"whole")
+    assert out.read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bundle"]
+
+
+def test_two_at_once_do_not_write_into_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "x.bundle"
+    with pack._output(out) as (file, _):
+        file.write(b"first")
+        with pytest.raises(Refused), pack._output(out):
+            pass
+    assert out.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("name", ["", "absent/x.bundle"])
+def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be written"), pack._output(tmp_path / name):
+        pass
+
+
+def test_a_source_that_changed_meanwhile_spoils_no_bundle(tmp_path: Path) -> None:
+    from tests.airgap.test_bundle_file import CONTENTS, manifest
+
+    files = {name: tmp_path / str(number) for number, name in enumerate(CONTENTS)}
+    for name, content in CONTENTS.items():
+        files[name].write_bytes(content)
+    files["model/deep/er/model.safetensors"].write_bytes(bytes(70_000))
+    with pytest.raises(InstallError, match="is damaged") as refused, (tmp_path / "b").open("wb") as out:
+        pack.write(manifest(), files, None, out, bundled.Host(), bundled.Report())
+    assert refused.value.exit_code == Exit.MODEL
+
+
+# Wheels
+
+
+@pytest.mark.parametrize(
+    ("wheels", "oldest"),
+    [
+        (["a-1-py3-none-any.whl"], (2, 5)),
+        (["a-1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"], (2, 17)),
+        (["a-1-cp311-cp311-manylinux2010_x86_64.manylinux_2_12_x86_64.manylinux_2_28_x86_64.whl"], (2, 12)),
+        (["a-1-cp311-abi3-manylinux_2_34_aarch64.whl", "b-1-py3-none-manylinux1_x86_64.whl"], (2, 34)),
+    ],
+)
+def test_the_glibc_that_wheels_need(wheels: Sequence[str], oldest: tuple[int, int]) -> None:
+    assert wheelhouse.oldest_glibc(wheels) == oldest
+
+
+def test_the_tools_own_wheel_is_the_one_that_its_build_makes(tmp_path: Path) -> None:
+    repo = REPO
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "built", repo)
+    subprocess.run(build, check=True)
+    (built,) = (tmp_path / "built").glob("*.whl")
+    packed = wheelhouse.build_own_wheel(tmp_path)
+    assert packed.name == built.name
+
+    def contents(wheel: Path) -> dict[str, bytes]:
+        with zipfile.ZipFile(wheel) as archive:
+            found = {n: archive.read(n) for n in archive.namelist() if not n.endswith(("/RECORD", "/WHEEL"))}
+        # A checkout has no manual page before it is built.
+        found = {name: content for name, content in found.items() if ".data/" not in name}
+        # Behind its headers the metadata holds the README as it was when this checkout was installed.
+        return {n: c.partition(b"\n\n")[0] if n.endswith("/METADATA") else c for n, c in found.items()}
+
+    assert contents(packed) == contents(built)

@@ -1,0 +1,142 @@
+"""What services of ours take of a host, as their records and drop-ins say, and what is left for a further one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.checks.tenants import tenants, visible_devices, with_port, with_tenants
+from installer.flow.resolve import _place, _without
+from installer.spec.facts import Facts, Gpu, Process, Tenant
+from installer.spec.settings import Settings
+from installer.spec.state import State, save_state
+from installer.spec.target import Placed
+from installer.units.render import render
+from tests.checks.test_facts import Machine
+from tests.checks.test_preflight import CUDA, H200
+from tests.kit.targets import target
+
+LAYOUT = Layout("coder")
+GPU = Placed("GPU-1", "NVIDIA H200", "/dev/nvidia0")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "root")
+
+
+def deployed(host: Host, name: str, *gpus: Placed, kind: str = "cuda", **settings: object) -> None:
+    chosen = Settings(service=name, **settings)  # type: ignore[arg-type]
+    made = dataclasses.replace(target(chosen, kind=kind), gpus=gpus)
+    layout = Layout(name)
+    save_state(host, layout, State(name, proved=made))
+    host.write(layout.unit, render(made, layout)[layout.unit].text)
+
+
+def test_what_services_take_stands_in_their_records(machine: Machine) -> None:
+    host = Host(machine.root)
+    deployed(host, "qwen3vl", GPU, gpu_memory_utilization=0.4)
+    deployed(host, "wide", tensor_parallel_size=2, vllm_args=("-pp", "2"))
+    save_state(host, Layout("begun"), State("begun"))
+    host.write(Layout("damaged").state_file, "{")
+    assert tenants(host) == (
+        Tenant("qwen3vl.service", "cuda", (GPU,), 1, 0.4),
+        Tenant("wide.service", "cuda", (), 4, 0.95),
+    )
+
+
+def test_drop_ins_that_choose_gpus_are_found_the_last_one_counts(machine: Machine) -> None:
+    host = Host(machine.root)
+    deployed(host, "coder", GPU)
+    assert visible_devices(host, LAYOUT) == ()
+    folder = Path("/etc/systemd/system/coder.service.d")
+    host.write(folder / "10-mine.conf", "[Service]\nEnvironment=A=1 CUDA_VISIBLE_DEVICES=0\nLimitCORE=0\n")
+    host.write(folder / "notes.txt", "Environment=CUDA_VISIBLE_DEVICES=7\n")
+    assert visible_devices(host, LAYOUT) == (("CUDA_VISIBLE_DEVICES", "0"),)
+    host.write(
+        Path("/run/systemd/system/coder.service.d/20.conf"), '[Service]\n Environment = "CUDA_VISIBLE_DEVICES=1"\n'
+    )
+    assert visible_devices(host, LAYOUT) == (("CUDA_VISIBLE_DEVICES", "1"),)
+    assert tenants(host)[0].visible == (("CUDA_VISIBLE_DEVICES", "1"),)
+    host.write(folder / "30.conf", "[Service]\nEnvironment=\n")
+    assert visible_devices(host, LAYOUT) == ()
+
+
+# The next port
+
+
+def test_the_next_port_is_one_that_nobody_has(machine: Machine) -> None:
+    host, auto = Host(machine.root), Settings(service="coder", port=0)
+    assert with_port(auto, State("coder"), host).port == 8000
+    deployed(host, "qwen3vl")  # stopped: it is its own all the same
+    assert with_port(auto, State("coder"), host).port == 8001
+    machine.listens("0.0.0.0", 8001, 4242)
+    assert with_port(auto, State("coder"), host).port == 8002
+    assert with_port(Settings(service="coder", port=9), State("coder"), host).port == 9
+
+
+def test_a_port_once_taken_is_kept(machine: Machine) -> None:
+    proved = target(Settings(service="coder", port=8005))
+    assert with_port(Settings(service="coder", port=0), State("coder", proved=proved), Host(machine.root)).port == 8005
+
+
+def test_where_every_port_is_taken_it_says_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("installer.checks.tenants.LAST_PORT", 8000)
+    machine.listens("0.0.0.0", 8000, 4242)
+    with pytest.raises(Refused, match="no port from 8000 to 8000 is free"):
+        with_port(Settings(service="coder", port=0), State("coder"), Host(machine.root))
+
+
+# From what is asked to what is stored
+
+
+def place(settings: Settings, seen: Facts, kind: str = "cuda") -> tuple[Settings, Facts, tuple[Placed, ...]]:
+    settings, seen, choice = _place(settings, seen, kind, LAYOUT, Report())
+    return settings, seen, choice.placed
+
+
+def two() -> tuple[Gpu, Gpu]:
+    first = dataclasses.replace(H200, index=0, node="/dev/nvidia1", pci="0000:18:00.0")
+    return first, dataclasses.replace(first, uuid="GPU-2", index=1, node="/dev/nvidia0", pci="0000:3b:00.0")
+
+
+def test_what_was_named_by_number_is_stored_by_uuid_and_auto_stays_auto() -> None:
+    seen = dataclasses.replace(CUDA, gpus=two())
+    for word in ("1", "3b:00.0", "GPU-2"):
+        settings, narrowed, placed = place(Settings(gpus=(word,)), seen)
+        assert settings.gpus == ("GPU-2",)
+        assert placed == (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"),)
+        assert narrowed.gpus == two()[1:], "what fits is reckoned with these alone"
+    settings, narrowed, placed = place(Settings(), seen)
+    assert (settings.gpus, placed[0].uuid) == (("auto",), "GPU-1")
+    assert place(Settings(), CUDA, "cpu")[1].gpus == CUDA.gpus
+
+
+def test_a_drop_in_that_comes_along_leaves_what_was_named_as_it_was() -> None:
+    seen = dataclasses.replace(CUDA, gpus=two(), visible=(("CUDA_VISIBLE_DEVICES", "1"),))
+    settings, narrowed, placed = place(Settings(gpus=("0",)), seen)
+    assert (settings.gpus, narrowed.gpus, placed) == (("0",), two()[1:], ())
+
+
+def test_an_adopted_deployment_stays_on_its_gpu_and_its_memory_comes_free() -> None:
+    first, second = two()
+    old = Process(31, "vllm serve", "old.service", 130 * 1024**3)
+    second = dataclasses.replace(second, memory_used=old.memory, holders=(old,))
+    seen = _without("old.service", dataclasses.replace(CUDA, gpus=(first, second)), LAYOUT)
+    _, narrowed, placed = place(Settings(), seen)
+    assert placed[0].uuid == "GPU-2"
+    assert narrowed.gpus[0].holders[0].unit == LAYOUT.unit_name
+
+
+def test_the_facts_know_of_the_others(machine: Machine) -> None:
+    host = Host(machine.root)
+    deployed(host, "qwen3vl", GPU)
+    seen = with_tenants(machine.gather(), host, LAYOUT)
+    assert [tenant.unit for tenant in seen.tenants] == ["qwen3vl.service"]
+    assert seen.visible == ()

@@ -1,0 +1,357 @@
+"""Steps on a temporary root: they yield what is due and no more, refuse what is not ours, and leave nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from installer.base.changes import Change, Remove, Restart, Run, Write
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.flow import deploy, ownership, steps
+from installer.flow.steps import STEPS, Wanted, plan, removal
+from installer.forms.venv.engines import MARKER, InstallEngine
+from installer.model import builtin
+from installer.spec.keys import Key, digest
+from installer.spec.problem import Problem
+from installer.spec.settings import Settings
+from installer.spec.settings_file import wanted as settings_text
+from installer.spec.state import State, load_state
+from installer.spec.values import BUILTIN
+from installer.units.keyring import WriteUnit
+from installer.units.render import render, shared_units
+from installer.weights.models import Download
+from tests.kit.targets import KEYS, PROBE_KEY, wanted, with_settings
+
+LAYOUT = Layout("qwen3vl")
+USER = f"{LAYOUT.user}:x:990:990::/:/usr/sbin/nologin\n"
+LINK = Path("/etc/systemd/system/multi-user.target.wants/qwen3vl.service")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A bare host with a few things of its own."""
+    host = Host(tmp_path / "root")
+    host.write(Path("/etc/passwd"), "root:x:0:0:root:/root:/bin/bash\n")
+    host.write(Path("/etc/systemd/system/theirs.service"), "[Service]\n")
+    host.write(Path("/etc/sysusers.d/theirs.conf"), "u theirs\n")
+    host.make_dir(Path("/var/lib"))
+    host.make_dir(Path("/var/cache"))
+    host.make_dir(Path("/opt"))
+    return host
+
+
+def run_on_root(change: Change, host: Host) -> None:
+    """What a change comes to on a temporary root, where no systemd runs and no engine or model can be had."""
+    if isinstance(change, Write | Remove):
+        change.apply(host, Report())
+    elif isinstance(change, InstallEngine):
+        host.write(change.path / MARKER, "")
+        host.write(change.path / "bin/python", "", 0o755)
+    elif isinstance(change, Download):
+        host.write(change.model.path / "config.json", "{}")
+    elif isinstance(change, builtin.MakeBuiltin):
+        change.apply(host, Report())
+    elif isinstance(change, Run) and change.argv[0] == "systemd-sysusers":
+        host.write(Path("/etc/passwd"), (host.read(Path("/etc/passwd")) or "") + USER)
+    elif isinstance(change, Run) and change.argv[0] == "userdel":
+        host.write(Path("/etc/passwd"), (host.read(Path("/etc/passwd")) or "").replace(USER, ""))
+    elif isinstance(change, Run) and change.argv[:2] in (("systemctl", "enable"), ("systemctl", "disable")):
+        host.systemctl(change.argv[1], change.argv[-1])
+
+
+def apply(changes: Iterable[Change], host: Host) -> None:
+    for change in changes:
+        run_on_root(change, host)
+
+
+def record(want: Wanted, changes: list[Change], host: Host) -> State:
+    """Apply as deploy does: claim, change, remember."""
+    before = load_state(host, want.layout) or State(want.layout.service)
+    state = deploy._claim(before, want, changes, host, "deploy", Report(), key_shown=True)
+    apply(changes, host)
+    deploy._remember(state, want.target, host, want.layout, "proved", Report())
+    remembered = load_state(host, want.layout)
+    assert remembered is not None
+    return remembered
+
+
+def tree(host: Host) -> dict[str, str]:
+    entries = sorted(path for path in host.root.rglob("*") if host.root / "run" not in (path, *path.parents))
+    return {str(p.relative_to(host.root)): p.read_text() if p.is_file() else "/" for p in entries}
+
+
+def shared_by(want: Wanted) -> list[Path]:
+    return [path for path in render(want.target, want.layout) if path in shared_units()]
+
+
+def due(want: Wanted, host: Host, *expected: Callable[[Wanted, Host], Iterator[Change]]) -> list[Change]:
+    """The plan, of which only the expected steps have a part."""
+    for step in STEPS:
+        assert bool(list(step(want, host))) == (step in expected), step.__name__
+    return plan(want, host)
+
+
+@pytest.fixture
+def want() -> Wanted:
+    return wanted(dataclasses.replace(Settings(), model=BUILTIN), kind="cpu")
+
+
+# What is due
+
+
+def test_a_bare_host_needs_everything_in_this_order(host: Host, want: Wanted) -> None:
+    files = {path: Write(path, file.text, file.mode) for path, file in render(want.target, LAYOUT).items()}
+    account, unit = files.pop(LAYOUT.sysusers), files.pop(LAYOUT.unit)
+    unit = WriteUnit(unit.path, unit.text, unit.mode, layout=LAYOUT)
+    assert list(steps.account(want, host)) == [
+        account,
+        Run(("systemd-sysusers", str(LAYOUT.sysusers)), "create the user vllm-qwen3vl"),
+    ]
+    text = settings_text(None, want.target.settings, LAYOUT.settings_file)
+    assert list(steps.settings_file(want, host)) == [Write(LAYOUT.settings_file, text)]
+    assert list(steps.probe_key(want, host)) == [Write(LAYOUT.probe_key, PROBE_KEY + "\n", 0o600, secret=True)]
+    assert list(steps.unit_files(want, host)) == [*files.values(), unit]
+    assert list(steps.enabled(want, host)) == [
+        Run(("systemctl", "enable", "qwen3vl.service"), "start the service at every boot")
+    ]
+    assert list(steps.running(want, host)) == [Restart("qwen3vl.service")]
+    assert list(steps.engine(want, host)) == [InstallEngine(want.target.engine, want.target.settings, LAYOUT)]
+    assert plan(want, host) == [change for step in STEPS for change in step(want, host)]
+    assert len(plan(want, host)) == len({change.describe() for change in plan(want, host)})
+
+
+def test_planning_changes_nothing(host: Host, want: Wanted) -> None:
+    before = tree(host)
+    plan(want, host)
+    assert tree(host) == before
+
+
+def test_what_was_applied_is_not_due_again(host: Host, want: Wanted) -> None:
+    apply(plan(want, host), host)
+    due(want, host, steps.running)  # no process can run on a temporary root
+
+
+def test_every_step_sees_to_what_is_its_own(host: Host, want: Wanted) -> None:
+    apply(plan(want, host), host)
+    engine = LAYOUT.engines / want.target.engine.id
+    for path, step in (
+        (engine / "bin/python", steps.engine),
+        (engine / MARKER, steps.engine),
+        (want.target.model.path, steps.weights),
+        (LAYOUT.sysusers, steps.account),
+        (LAYOUT.probe_key, steps.probe_key),
+        (LAYOUT.unit, steps.unit_files),
+        (LINK, steps.enabled),
+        *((path, steps.unit_files) for path in shared_by(want)),
+    ):
+        host.remove(path)
+        apply(due(want, host, step, steps.running), host)
+    due(want, host, steps.running)
+
+
+def test_a_mode_that_somebody_loosened_is_put_right(host: Host, want: Wanted) -> None:
+    apply(plan(want, host), host)
+    host.at(LAYOUT.probe_key).chmod(0o644)
+    host.at(LAYOUT.unit).chmod(0o666)
+    changes = due(want, host, steps.probe_key, steps.unit_files, steps.running)
+    assert [change.path for change in changes if isinstance(change, Write)] == [LAYOUT.probe_key, LAYOUT.unit]
+
+
+def test_the_admin_may_keep_the_settings_file_to_himself(host: Host, want: Wanted) -> None:
+    apply(plan(want, host), host)
+    host.at(LAYOUT.settings_file).chmod(0o600)
+    due(want, host, steps.running)
+    apply(plan(with_settings(want, port=8001), host), host)
+    assert host.mode(LAYOUT.settings_file) == 0o600
+
+
+def test_a_changed_setting_writes_the_settings_file_and_the_unit_alone(host: Host, want: Wanted) -> None:
+    apply(plan(want, host), host)
+    changed = with_settings(want, max_model_len=2048)
+    written = [change.path for change in due(changed, host, *CHANGED) if isinstance(change, Write)]
+    assert written == [LAYOUT.settings_file, LAYOUT.unit]
+
+
+CHANGED = (steps.settings_file, steps.unit_files, steps.running)
+
+
+def test_a_unit_with_a_verbatim_key_shows_no_text(host: Host, want: Wanted) -> None:
+    plain = Key("default", digest("sk-plain"), plain="sk-plain")
+    shown = dataclasses.replace(want, target=dataclasses.replace(want.target, keys=(plain, KEYS[1])))
+    for change in plan(shown, host):
+        assert "sk-plain" not in str(change.to_json())
+
+
+def test_plan_and_data_hold_no_probe_key(host: Host, want: Wanted) -> None:
+    assert not any(PROBE_KEY in f"{change.describe()}{change.to_json()}" for change in plan(want, host))
+
+
+# What is not ours
+
+
+def problems(want: Wanted, host: Host, *, discard_edits: bool = False) -> list[Problem]:
+    state = load_state(host, want.layout) or State(want.layout.service)
+    return list(ownership.check(plan(want, host), host, want.layout, state, discard_edits=discard_edits))
+
+
+def test_on_a_bare_host_nothing_is_in_the_way(host: Host, want: Wanted) -> None:
+    assert problems(want, host) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        LAYOUT.unit,
+        LAYOUT.sysusers,
+        LAYOUT.probe_key,
+        LAYOUT.unit.parent / "vllm.slice",
+        LAYOUT.cache_dir,
+        LAYOUT.run_dir,
+    ],
+)
+def test_a_stranger_is_never_replaced(path: Path, host: Host, want: Wanted) -> None:
+    host.write(path, "theirs\n")
+    for discard_edits in (False, True):
+        (found,) = problems(want, host, discard_edits=discard_edits)
+        assert found.what == f"{path} exists already"
+        assert f"mv {path} {path}.before" in found.remedy
+
+
+def test_a_masked_unit_counts_as_a_strangers(host: Host, want: Wanted) -> None:
+    host.at(LAYOUT.unit).symlink_to("/dev/null")
+    assert [problem.what for problem in problems(want, host)] == [f"{LAYOUT.unit} exists already"]
+
+
+@pytest.mark.parametrize("port", [8000, 8001])
+def test_a_settings_file_written_before_the_first_deploy_is_taken_and_stays(
+    port: int, host: Host, want: Wanted
+) -> None:
+    text = "# mine\nMODEL_NAME=builtin:tiny\nPORT=8000\n"
+    host.write(LAYOUT.settings_file, text)
+    want = with_settings(want, port=port)
+    assert problems(want, host) == []
+    state = record(want, plan(want, host), host)
+    state = record(want, plan(want, host), host)
+    apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
+    assert host.read(LAYOUT.settings_file) == text.replace("8000", str(port))
+
+
+@pytest.mark.parametrize("path", [LAYOUT.unit, LAYOUT.sysusers, LAYOUT.unit.parent / "vllm.slice"])
+def test_an_edit_by_hand_is_refused_with_a_diff_and_discarded_on_request(path: Path, host: Host, want: Wanted) -> None:
+    record(want, plan(want, host), host)
+    ours = host.read(path) or ""
+    host.write(path, ours + "# by hand\n")
+    (found,) = problems(want, host)
+    assert found.what == f"{path} was edited by hand"
+    assert "+# by hand" in found.why
+    assert "--discard-edits" in found.remedy
+    assert problems(want, host, discard_edits=True) == []
+    apply(plan(want, host), host)
+    assert host.read(path) == ours
+
+
+def test_keys_in_the_unit_may_be_edited_by_hand(host: Host, want: Wanted) -> None:
+    record(want, plan(want, host), host)
+    text = (host.read(LAYOUT.unit) or "").replace(f"default=sha256:{KEYS[0].digest}", '"my=sk-100%% mine"')
+    host.write(LAYOUT.unit, text)
+    assert problems(want, host) == []
+
+
+def test_an_older_text_of_ours_is_ours_while_a_change_is_under_way(host: Host, want: Wanted) -> None:
+    state = record(want, plan(want, host), host)
+    changed = with_settings(want, port=8001)
+    deploy._claim(state, changed, plan(changed, host), host, "deploy", Report(), key_shown=True)
+    assert problems(changed, host) == [], "cut off before the unit was written"
+    apply(plan(changed, host), host)
+    assert problems(want, host) == [], "cut off after it was written"
+
+
+def test_a_drop_in_is_neither_seen_nor_touched(host: Host, want: Wanted) -> None:
+    drop_in = Path("/etc/systemd/system/qwen3vl.service.d/override.conf")
+    host.write(drop_in, "[Service]\nNice=5\n")
+    state = record(want, plan(want, host), host)
+    assert problems(want, host) == []
+    apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
+    assert host.read(drop_in) == "[Service]\nNice=5\n"
+
+
+# Taking everything away
+
+
+def test_removal_leaves_the_host_as_it_was(host: Host, want: Wanted) -> None:
+    before = tree(host)
+    state = record(want, plan(want, host), host)
+    host.write(LAYOUT.cache_dir / "vllm/compiled", "")
+    host.write(LAYOUT.wheel_cache / "wheel", "")
+    changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
+    apply(changes, host)
+    assert tree(host) == before
+    apply(changes, host)
+    assert tree(host) == before
+
+
+def test_removal_stops_the_service_before_its_files_go(host: Host, want: Wanted) -> None:
+    state = record(want, plan(want, host), host)
+    changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
+    assert changes[0] == Run(("systemctl", "disable", "--now", "qwen3vl.service"), "stop the service")
+    runs = [change.argv for change in changes if isinstance(change, Run)]
+    assert ("userdel", "vllm-qwen3vl") in runs
+    assert not any(argv == ("systemctl", "reset-failed") for argv in runs), "that would clear every unit on the host"
+
+
+def test_a_unit_that_is_shared_is_stopped_when_the_last_service_goes(host: Host) -> None:
+    """Its file would be gone, and systemd would show it as active for as long as the host is up."""
+    want = wanted()
+    state = record(want, [Write(path, text) for path, text in shared_units().items()], host)
+    changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
+    stopped = [change.argv for change in changes if isinstance(change, Run) and "stop" in change.argv]
+    assert stopped == [("systemctl", "stop", "vllm-nvidia-nodes.service")], "a slice would end what is in it"
+
+
+def test_weights_and_engine_stay_unless_asked_for(host: Host, want: Wanted) -> None:
+    state = record(want, plan(want, host), host)
+    apply(removal(LAYOUT, state, host, weights=False, engine=False), host)
+    assert host.exists(want.target.model.path)
+    assert host.exists(LAYOUT.engines / want.target.engine.id / MARKER)
+    assert load_state(host, LAYOUT) is None
+
+
+def test_an_account_that_was_there_before_stays(host: Host, want: Wanted) -> None:
+    host.write(Path("/etc/passwd"), USER)
+    state = record(want, plan(want, host), host)
+    apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
+    assert host.read(Path("/etc/passwd")) == USER
+
+
+def test_two_services_share_what_they_share_until_the_last_goes(host: Host, want: Wanted) -> None:
+    before = tree(host)
+    first = record(want, plan(want, host), host)
+    sibling = wanted(dataclasses.replace(want.target.settings, service="other", port=8001), kind="cpu")
+    second = plan(sibling, host)
+    assert problems(sibling, host) == []
+    shared = set(shared_units())
+    assert not shared & {change.path for change in second if isinstance(change, Write)}
+    assert not any(isinstance(change, InstallEngine) for change in second)
+    other = record(sibling, second, host)
+    host.write(Path("/etc/passwd"), (host.read(Path("/etc/passwd")) or "").replace(USER * 2, USER))
+    apply(removal(LAYOUT, first, host, weights=True, engine=True), host)
+    due(sibling, host, steps.account, steps.running)  # the stand-in for sysusers knows one account only
+    apply(removal(sibling.layout, other, host, weights=True, engine=True), host)
+    assert tree(host) == before
+
+
+def test_after_the_first_service_goes_the_second_can_still_change_what_they_shared(host: Host, want: Wanted) -> None:
+    first = record(want, plan(want, host), host)
+    sibling = wanted(dataclasses.replace(want.target.settings, service="other", port=8001), kind="cpu")
+    record(sibling, plan(sibling, host), host)
+    apply(removal(LAYOUT, first, host, weights=True, engine=True), host)
+    for path in shared_by(sibling):
+        host.write(path, "# as an older version of ours wrote it\n")
+    assert [problem.what for problem in problems(sibling, host)] == [
+        f"{path} was edited by hand" for path in shared_by(sibling)
+    ]

@@ -1,0 +1,173 @@
+"""Driving a deployed service in a machine the way its users do: the command line, requests, systemctl, signals."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.snapshot import difference, snapshot
+
+SERVICE = "qwen3vl"
+MODEL = "builtin:tiny"
+T = TypeVar("T")
+
+# Asks from within, where the service listens; prints the status and the body.
+REQUEST = """
+import http.client, sys
+method, port, path, key, body = sys.argv[1:]
+connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
+headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+connection.request(method, path, body or None, headers)
+answer = connection.getresponse()
+print(answer.status)
+print(answer.read().decode())
+"""
+
+# Does all that a local user can to listen on a port: prints each address where it came to that.
+TAKE = """
+import socket, sys
+for family, address in ((2, "127.0.0.1"), (2, "0.0.0.0"), (10, "::"), (10, "::ffff:127.0.0.1")):
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        taker = socket.socket(family)
+        taker.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            taker.bind((address, int(sys.argv[1])))
+            taker.listen()
+            print(address, flush=True)
+        except OSError:
+            pass
+        taker.close()
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run of the command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        return list(self.json["changes"])
+
+    @property
+    def key(self) -> str:
+        found = re.search(r"sk-[\w-]{20,}", self.out)
+        assert found, f"no key in:\n{self.out}\n{self.err}"
+        return found[0]
+
+
+def standin(wheels: Path) -> tuple[str, ...]:
+    """The options that deploy the stand-in engine with the built-in model."""
+    return ("--model", MODEL, "--engine", "cpu", "--find-links", str(wheels), "--offline")
+
+
+def cli(machine: Machine, *args: str, code: int = 0, stdin: str = "", timeout: float = 300) -> Outcome:
+    """Run the command line; another exit status than `code` fails with everything there is to see."""
+    done = machine.cli(*args, check=False, stdin=stdin, timeout=timeout)
+    said = f"vllm-install {' '.join(args)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"{said}\n{machine.evidence()}"
+    assert "Traceback" not in done.stderr, said
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def ask(machine: Machine, method: str, path: str, key: str = "", body: object = None, port: int = 8000) -> Answer:
+    text = "" if body is None else json.dumps(body)
+    out = machine.run(sys.executable, "-c", REQUEST, method, str(port), path, key, text).stdout
+    status, _, content = out.partition("\n")
+    return Answer(int(status), content)
+
+
+def chat(machine: Machine, key: str, port: int = 8000, *, stream: bool = False) -> Answer:
+    body = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}], "stream": stream}
+    return ask(machine, "POST", "/v1/chat/completions", key, body, port)
+
+
+def serves(machine: Machine, key: str, port: int = 8000) -> None:
+    """What a client relies on: the key opens, no key does not, and a chat is answered."""
+    assert ask(machine, "GET", "/v1/models", port=port).status == 401
+    answer = chat(machine, key, port)
+    assert answer.status == 200, answer
+    assert answer.json["choices"][0]["message"]["content"], answer
+
+
+def unit(machine: Machine, *names: str, service: str = SERVICE) -> dict[str, str]:
+    shown = machine.run("systemctl", "show", f"{service}.service", f"--property={','.join(names)}").stdout
+    return dict(line.partition("=")[::2] for line in shown.splitlines())
+
+
+def main_pid(machine: Machine, service: str = SERVICE) -> int:
+    return int(unit(machine, "MainPID", service=service)["MainPID"])
+
+
+def processes(machine: Machine, service: str = SERVICE) -> dict[int, str]:
+    """pid -> command line of every process of the service, as numbered in the machine."""
+    script = f"""
+    group=$(systemctl show {service} --property=ControlGroup --value)
+    for pid in $(cat /sys/fs/cgroup"$group"/cgroup.procs 2>/dev/null); do
+        echo "$pid $(tr '\\0' ' ' 2>/dev/null </proc/"$pid"/cmdline || true)"
+    done"""
+    lines = machine.shell(script).stdout.splitlines()
+    return {int(line.partition(" ")[0]): line.partition(" ")[2].strip() for line in lines}
+
+
+def engine_pid(machine: Machine, service: str = SERVICE) -> int:
+    return next(pid for pid, line in processes(machine, service).items() if line.startswith("VLLM::EngineCore"))
+
+
+def is_up(machine: Machine, service: str = SERVICE) -> bool:
+    return unit(machine, "ActiveState", service=service)["ActiveState"] == "active"
+
+
+def taken(machine: Machine, port: int = 8000) -> str:
+    """Where somebody with no rights at all gets to listen on the service's port."""
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    return machine.run(*user, "/usr/bin/python3", "-c", TAKE, str(port)).stdout
+
+
+def until(what: str, condition: Callable[[], T], machine: Machine, seconds: float = 60) -> T:
+    """Ask until the condition holds, and give what it gave; beyond the deadline, show the machine."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:g} s: {what}\n{machine.evidence()}")
+
+
+def is_gone(machine: Machine, before: dict[str, str], services: Iterable[str] = (SERVICE,)) -> None:
+    """Nothing is left of the services: no file, user, unit, failed state, process or runtime directory."""
+    assert difference(before, snapshot(machine.root)) == []
+    for service in services:
+        shown = machine.shell(f"systemctl list-units --all --plain --no-legend '{service}*'; ls -d /run/{service} || :")
+        assert shown.stdout == "", shown.stdout
+        assert machine.run("getent", "passwd", f"vllm-{service}", check=False).returncode == 2
+    assert machine.run("systemctl", "--failed", "--plain", "--no-legend").stdout == ""
+    assert "VLLM::" not in machine.run("ps", "ax", "-o", "args").stdout
+
+
+def written(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [change for change in changes if change["kind"] == "write"]

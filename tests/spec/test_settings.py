@@ -1,0 +1,271 @@
+"""Settings: every value is understood or refused in words, from each of its sources alike."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from installer.base.errors import Exit, UsageError
+from installer.spec.settings import FIELDS, NAMES, Settings, assigned, check_service, load, to_text
+from installer.spec.values import OWNED_FLAGS
+from tests.kit.samples import any_settings
+
+
+def from_flags(**flags: str) -> Settings:
+    return load("qwen3vl", {}, {}, flags)
+
+
+def refusal(**flags: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        from_flags(**flags)
+    assert caught.value.exit_code == Exit.USAGE
+    return caught.value
+
+
+# Where values come from
+
+
+def test_the_defaults_are_those_of_the_systems_it_replaces() -> None:
+    settings = load("qwen3vl", {}, {}, {})
+    assert settings == Settings()
+    assert settings.model == "Qwen/Qwen3-VL-8B-Instruct"
+    assert settings.max_model_len == 1024
+    assert settings.gpu_memory_utilization == 0.95
+    assert settings.tensor_parallel_size == 1
+    assert settings.port == 8000
+
+
+def test_flags_win_over_environment_over_file_over_defaults() -> None:
+    file = {"PORT": "1001", "DRAIN_SECONDS": "1", "MAX_MODEL_LEN": "2048"}
+    environment = {"PORT": "1002", "DRAIN_SECONDS": "2", "PATH": "/bin"}
+    settings = load("a", file, environment, {"port": "1003"})
+    assert (settings.port, settings.drain, settings.max_model_len) == (1003, 2, 2048)
+    assert settings.tensor_parallel_size == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "attribute", "meant"),
+    [
+        ("MODEL_NAME", "Qwen/Qwen3-8B", "model", "Qwen/Qwen3-8B"),
+        ("MODEL_PATH", "/models/qwen", "model", "/models/qwen"),
+        ("MAX_MODEL_LEN", "4096", "max_model_len", 4096),
+        ("GPU_MEMORY_UTILIZATION", "0.5", "gpu_memory_utilization", 0.5),
+        ("GPU_MEMORY_UTIL", "0.6", "gpu_memory_utilization", 0.6),
+        ("TENSOR_PARALLEL_SIZE", "2", "tensor_parallel_size", 2),
+        ("TP_SIZE", "4", "tensor_parallel_size", 4),
+        ("PORT", "80", "port", 80),
+    ],
+)
+def test_the_old_names_are_understood(name: str, value: str, attribute: str, meant: object) -> None:
+    assert getattr(load("a", {name: value}, {}, {}), attribute) == meant
+    assert getattr(load("a", {}, {name: value}, {}), attribute) == meant
+
+
+def test_no_name_stands_for_two_settings() -> None:
+    assert len(NAMES) == sum(len(f.metadata["names"]) for f in FIELDS.values())
+
+
+def test_two_names_for_one_setting_must_agree() -> None:
+    assert load("a", {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"}, {}, {}).tensor_parallel_size == 2
+    with pytest.raises(UsageError, match="TENSOR_PARALLEL_SIZE='1' and TP_SIZE='2' in the environment contradict"):
+        load("a", {}, {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "1"}, {})
+
+
+def test_an_error_names_the_value_and_where_it_stands() -> None:
+    with pytest.raises(UsageError, match=r"PORT='x' in /etc/vllm-install/\S+.env: expected a whole number"):
+        load("a", {"PORT": "x"}, {}, {})
+    with pytest.raises(UsageError, match=r"PORT='x' in the environment"):
+        load("a", {}, {"PORT": "x"}, {})
+    assert refusal(port="x").message.startswith("--port='x': expected")
+    for typed in ("port=x", "PORT=x", "--port=x"):
+        with pytest.raises(UsageError) as caught:
+            assigned([typed])
+        assert (
+            caught.value.message
+            == f"{typed.partition('=')[0]}='x': expected a whole number between 1 and 65535, or auto"
+        )
+        assert caught.value.hint == "for example: PORT=8000 or --port 8000"
+
+
+# What each value may be
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        ("auto", ("auto",)),
+        ("", ("auto",)),
+        ("0", ("0",)),
+        (" 0, 2 ", ("0", "2")),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",)),
+        ("MIG-GPU-8932f937/1/2 3B:00.0 0000:18:00.0", ("MIG-GPU-8932f937/1/2", "3B:00.0", "0000:18:00.0")),
+    ],
+)
+def test_gpus_are_named_by_index_address_or_uuid(text: str, gpus: tuple[str, ...]) -> None:
+    assert from_flags(gpus=text).gpus == gpus
+    assert from_flags(gpus=to_text("gpus", gpus)).gpus == gpus
+
+
+def test_a_port_may_be_left_to_us() -> None:
+    assert from_flags(port="auto").port == 0
+    assert to_text("port", 0) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("1024", 1024), ("32k", 32768), ("256K", 262144), (" 16 ", 16), ("auto", None), ("AUTO", None)],
+)
+def test_context(text: str, tokens: int | None) -> None:
+    assert from_flags(max_model_len=text).max_model_len == tokens
+
+
+GARBAGE = {
+    "model": [
+        "",
+        " ",
+        "a b",
+        "../../../etc\n",
+        "builtin:huge",
+        "a//b",
+        "/x\ny",
+        "-rf",
+        "a/-b",
+        "x;y",
+        "$HOME",
+        "a/../b",
+    ],
+    "revision": ["a\nb", "a\tb", "a\x00b", "a\u2028b"],
+    "models_dir": ["models", "~/models", "./x", "/x\r"],
+    "served_model_name": ["a\nb", "\x7fa", "--api-key", "-x", "a\x85b", "a\u2029b"],
+    "max_model_len": ["", "0", "15", "16777217", "-1", "1.5", "32m", "1e3", "k", "9" * 30, "32k\n1"],
+    "gpu_memory_utilization": ["", "0", "0.01", "1.01", "95", "nan", "inf", "-0.5", "half"],
+    "tensor_parallel_size": ["", "0", "65", "-1", "1.0", "two"],
+    "download_connections": ["", "0", "33", "-1", "many"],
+    "host": ["", "example.com", "1.2.3", "1.2.3.4.5", "0.0.0.0; rm", "[::1]", "::1\n"],
+    "gpus": ["gpu0", "-1", "0;1", "auto,0", "GPU-", "MIG", "3b:00", "1.0", "GPU-1\nx", "0 %n", "²"],
+    "port": ["", "0", "65536", "-1", "80a", "8" * 20],
+    "drain": ["-1", "3601", "x"],
+    "allowed_media_domains": ["'unclosed", "a\nb", "--trust-remote-code", "good.example -x", "''", "a/b", "'a b'"],
+    "tool_call_parser": ["", "--x", "a b", "hermes\nx", "x" * 65],
+    "reasoning_parser": ["", "-", "qwen3;x", "a/b"],
+    "engine": ["", "gpu", "CUDA", "cpu\n#"],
+    "cuda_toolkit": ["", "yes", "/usr/local/cuda", "wheels\n"],
+    "vllm_version": ["", "latest", "0.32", "0.25.0", "0.1.0", "0.32.0 ", "0.32.0;x"][:5],
+    "python": ["python3", "bin/python", "~/python", "/usr/bin/py\nthon"],
+    "index_url": [
+        "pypi.org",
+        "ftp://x",
+        "https://",
+        "http:///",
+        "https://u:p@host/simple",
+        "https://a b",
+        'https://"x',
+    ],
+    "find_links": ["a\nb", "https://user:secret@host/wheels"],
+    "offline": ["maybe", "2"],
+    "hf_endpoint": ["hf-mirror", "https://tok@host", "file:///", "https://x\\y"],
+    "hf_token_file": ["token", "~/token", "/x\ny"],
+    "model_sources": [
+        "",
+        "hug",
+        "hub mirror.example",
+        "ftp://x",
+        "https://tok@host",
+        "modelscope+",
+        "modelscope+x",
+        "hub\n",
+    ],
+    "allow_pickle": ["a b/", "'unclosed", "--x", "a\nb"],
+    "trust_remote_code": ["*", "../..\n", "a//b", "yes no;"],
+    "vllm_args": ["'unclosed", "serve", "--enforce-eager\n--port=1", "--port 1", "--api-key=x"],
+}
+
+
+def test_garbage_is_listed_for_every_setting() -> None:
+    assert GARBAGE.keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [(name, value) for name, values in GARBAGE.items() for value in values]
+)
+def test_what_cannot_be_meant_is_refused_by_name(attribute: str, value: str) -> None:
+    if attribute == "model" and value.startswith("../"):
+        value = "../x\n/y"
+    error = refusal(**{attribute: value})
+    typed = {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
+    assert error.message.startswith(f"{typed} " if typed == "--" else f"{typed}=")
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize("flag", sorted(OWNED_FLAGS))
+def test_a_flag_that_we_set_ourselves_cannot_be_given_twice(flag: str) -> None:
+    spellings = [flag, f"{flag}=x"]
+    if flag.startswith("--"):
+        spellings += ["--" + flag[2:].replace("-", "_"), flag[:-1]]  # argparse takes abbreviations too
+    for spelling in spellings:
+        assert "is set by vllm-install itself" in refusal(vllm_args=f"--enforce-eager {spelling}").message
+
+
+@pytest.mark.parametrize("flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh"])
+def test_tls_is_refused_in_one_sentence(flag: str) -> None:
+    assert "the service speaks plain HTTP; let a reverse proxy do TLS" in refusal(vllm_args=f"{flag} x").message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--enforce-eager", "--max-num-seqs 4", "-O3", "--hf-overrides '{\"a\": [1, 2]}'", "--model-impl vllm", "-q fp8"],
+)
+def test_any_other_vllm_flag_passes(flags: str) -> None:
+    assert from_flags(vllm_args=flags).vllm_args[0].startswith("-")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "A", "1a", "-a", "a.b", "a/b", "../x", "/etc/passwd", "a b", "a\n", "a" * 27, "a%n", "a;b", "a$b", "ä", "a@b",
+     "a.service", ".", ".."],
+)  # fmt: skip
+def test_what_cannot_name_a_service_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a service name"):
+        check_service(name)
+
+
+@pytest.mark.parametrize("name", ["vllm-install", "vllm-install-test", "vllm-install-test-17", "vllm-nvidia-nodes"])
+def test_a_name_of_our_own_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a service name: it is one of our own"):
+        check_service(name)
+
+
+@pytest.mark.parametrize("name", ["a", "qwen3vl", "a-b_c9", "a" * 26])
+def test_service_names(name: str) -> None:
+    assert check_service(name) == name
+    assert len(f"vllm-{name}") <= 31  # what Linux takes as the name of an account
+
+
+# Text and back
+
+
+@given(any_settings())
+def test_a_value_written_as_text_is_read_back(settings: Settings) -> None:
+    texts = {name: to_text(name, getattr(settings, name)) for name in FIELDS}
+    assert load(settings.service, {}, {}, texts) == settings
+    names = {FIELDS[name].metadata["names"][-1]: text for name, text in texts.items()}
+    assert load(settings.service, names, {}, {}) == settings
+
+
+@given(st.sampled_from(sorted(FIELDS)), st.text())
+def test_any_text_is_taken_or_refused_and_what_is_taken_is_printable(attribute: str, text: str) -> None:
+    try:
+        value = getattr(from_flags(**{attribute: text}), attribute)
+    except UsageError:
+        return
+    written = to_text(attribute, value)
+    assert written.isprintable()
+    assert getattr(from_flags(**{attribute: written}), attribute) == value
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]

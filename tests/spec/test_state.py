@@ -1,0 +1,241 @@
+"""What is remembered between two commands: the same after a save and a load, and readable words when it is damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from installer.base.errors import Exit, InstallError
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.flow import deploy, steps
+from installer.spec import keys
+from installer.spec.profile import Profile
+from installer.spec.settings import Settings
+from installer.spec.state import (
+    HISTORY,
+    Damaged,
+    Event,
+    Rekeying,
+    State,
+    event,
+    load_state,
+    owned_on,
+    readable_state,
+    readable_states,
+    save_state,
+    services,
+    text_digest,
+)
+from installer.spec.target import Placed
+from installer.weights import inventory
+from tests.base.test_host import KINDS, planted
+from tests.kit.samples import any_settings
+from tests.kit.targets import KEYS, target
+
+LAYOUT = Layout("qwen3vl")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def state(**changed: object) -> State:
+    whole = State(
+        service="qwen3vl",
+        owned={"/etc/a": ("1", "2"), "/etc/b": ("3",)},
+        owns_user=True,
+        proved=target(),
+        pending="deploy",
+        pending_engine="0123",
+        rekeying=Rekeying("set-apikey default", (KEYS[0].argument,)),
+        key_shown=True,
+        history=(event("deploy", "proved"), Event("2026-01-02T03:04:05Z", "ana", "set-context", "undone: too large")),
+    )
+    return dataclasses.replace(whole, **changed)  # type: ignore[arg-type]
+
+
+def test_nothing_is_known_of_a_service_never_deployed(host: Host) -> None:
+    assert load_state(host, LAYOUT) is None
+    assert services(host) == []
+    assert owned_on(host) == {}
+
+
+def test_what_was_saved_is_loaded(host: Host) -> None:
+    for whole in (state(), State("qwen3vl"), state(proved=target(kind="cpu", path=Path("/models/a b")))):
+        save_state(host, LAYOUT, whole)
+        assert load_state(host, LAYOUT) == whole
+
+
+def test_a_state_from_before_there_were_profiles_is_read(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    data = json.loads(host.read(LAYOUT.state_file) or "")
+    del data["proved"]["profile"]
+    host.write(LAYOUT.state_file, json.dumps(data))
+    loaded = load_state(host, LAYOUT)
+    assert loaded is not None
+    assert loaded.proved is not None
+    assert loaded.proved.profile == Profile()
+
+
+def test_a_state_from_before_gpus_were_chosen_is_read(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    data = json.loads(host.read(LAYOUT.state_file) or "")
+    del data["proved"]["gpus"], data["proved"]["settings"]["gpus"]
+    host.write(LAYOUT.state_file, json.dumps(data))
+    assert load_state(host, LAYOUT) == state(history=load_state(host, LAYOUT).history)  # type: ignore[union-attr]
+
+
+def test_the_gpus_are_remembered(host: Host) -> None:
+    gpus = (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"), Placed("GPU-1", "NVIDIA H200", ""))
+    whole = state(proved=dataclasses.replace(target(), gpus=gpus))
+    save_state(host, LAYOUT, whole)
+    assert load_state(host, LAYOUT) == whole
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(any_settings(), st.sampled_from(["cuda", "cpu", "rocm"]))
+def test_any_settings_survive(host: Host, chosen: Settings, kind: str) -> None:
+    layout = Layout(chosen.service)
+    whole = State(chosen.service, proved=target(chosen, kind=kind))
+    save_state(host, layout, whole)
+    assert load_state(host, layout) == whole
+
+
+def test_a_key_that_the_unit_holds_verbatim_is_kept_by_its_digest_alone(host: Host) -> None:
+    plain = "sk-a-key-that-nobody-else-may-see"
+    held = keys.Key("default", keys.digest(plain), plain=plain)
+    save_state(host, LAYOUT, state(proved=target(keys=(held, KEYS[1]))))
+    assert plain not in (host.read(LAYOUT.state_file) or "")
+    loaded = load_state(host, LAYOUT)
+    assert loaded is not None
+    assert loaded.proved is not None
+    assert loaded.proved.keys == (dataclasses.replace(held, plain=None), KEYS[1])
+
+
+def test_the_history_is_bounded(host: Host) -> None:
+    long = tuple(Event("2026-01-02T03:04:05Z", "ana", "deploy", str(n)) for n in range(HISTORY + 5))
+    save_state(host, LAYOUT, state(history=long))
+    loaded = load_state(host, LAYOUT)
+    assert loaded is not None
+    assert loaded.history == long[-HISTORY:]
+
+
+DAMAGED = {
+    "empty": "", "cut off": "{", "a list": "[]", "null": "null", "a number": "3", "a text": '"x"', "no version": "{}",
+    "no fields": '{"version": 1}', "no text": "\x00\udcff", "other types": '{"version": 1, "owned": []}',
+    "nested": "[" * 200_000, "nested objects": '{"a":' * 200_000, "a long number": '{"version": ' + "9" * 9000 + "}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_named_with_a_way_out(host: Host, text: str) -> None:
+    host.write(LAYOUT.state_file, text)
+    with pytest.raises(Damaged, match=f"{LAYOUT.state_file} cannot be read") as caught:
+        load_state(host, LAYOUT)
+    assert "mv " in caught.value.hint
+    assert caught.value.exit_code == Exit.REFUSED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_lies_in_the_place_of_the_record_is_named(host: Host, kind: str) -> None:
+    planted(kind, host.at(LAYOUT.state_file))
+    with pytest.raises(Damaged, match=f"{LAYOUT.state_file} cannot be read"):
+        load_state(host, LAYOUT)
+    assert services(host) == ["qwen3vl"]
+
+
+@pytest.mark.root
+def test_a_record_that_another_user_wrote_is_none(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    os.chown(host.at(LAYOUT.state_file), 65534, 65534)
+    with pytest.raises(Damaged, match="65534"):
+        load_state(host, LAYOUT)
+
+
+def test_one_damaged_record_keeps_nobody_from_what_is_about_others(host: Host) -> None:
+    save_state(host, Layout("other"), State("other", owned={"/etc/b": ("4",)}, pending_engine="1"))
+    host.write(LAYOUT.state_file, "{")
+    assert owned_on(host) == {Path("/etc/b"): {"4"}}
+    assert readable_state(host, LAYOUT) is None
+    # But what takes away what nobody needs has to know what everybody needs.
+    assert readable_states(host, [Layout("other"), LAYOUT]) is None
+    engine = LAYOUT.engines / "0123"
+    host.make_dir(engine)
+    assert list(steps.unused_programs(LAYOUT, [Layout("other"), LAYOUT], host)) == []
+    for refused in (deploy.plan_prune, inventory.plan_prune):
+        with pytest.raises(Damaged):
+            refused(host)
+    host.remove(LAYOUT.state_dir)
+    assert [change.path for change in steps.unused_programs(LAYOUT, [Layout("other")], host)] == [engine]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("owned", []), ("owned", None), ("history", [{"when": "x"}]), ("history", 3), ("proved", {"settings": {}}),
+        ("proved", 7), ("service", ...),
+    ],
+)  # fmt: skip
+def test_a_damaged_part_is_found(host: Host, part: str, value: object) -> None:
+    save_state(host, LAYOUT, state())
+    data = json.loads(host.read(LAYOUT.state_file) or "")
+    if value is ...:
+        del data[part]
+    else:
+        data[part] = value
+    host.write(LAYOUT.state_file, json.dumps(data))
+    with pytest.raises(InstallError, match="cannot be read"):
+        load_state(host, LAYOUT)
+
+
+def test_settings_that_are_no_longer_valid_are_not_blamed_on_the_settings_file_alone(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    host.write(LAYOUT.state_file, (host.read(LAYOUT.state_file) or "").replace('"port": "8000"', '"port": "0"'))
+    with pytest.raises(InstallError, match=f"{LAYOUT.state_file} cannot be read: .*PORT='0'"):
+        load_state(host, LAYOUT)
+
+
+def test_a_file_of_a_later_version_is_not_guessed_at(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    host.write(LAYOUT.state_file, (host.read(LAYOUT.state_file) or "").replace('"version": 1', '"version": 2'))
+    with pytest.raises(InstallError, match="written by another version"):
+        load_state(host, LAYOUT)
+
+
+def test_what_is_ours_is_gathered_over_all_services(host: Host) -> None:
+    save_state(host, LAYOUT, state())
+    save_state(host, Layout("other"), State("other", owned={"/etc/b": ("4",), "/etc/c": ("5",)}))
+    host.make_dir(Path("/var/lib/vllm-install/not-a-service"))
+    assert services(host) == ["other", "qwen3vl"]
+    assert owned_on(host) == {Path("/etc/a"): {"1", "2"}, Path("/etc/b"): {"3", "4"}, Path("/etc/c"): {"5"}}
+
+
+def test_digests_are_of_bytes() -> None:
+    assert text_digest("\udce9") != text_digest("é")
+    assert len(text_digest("")) == 64
+
+
+@pytest.mark.parametrize(
+    ("environment", "who"),
+    [
+        ({"SUDO_USER": "ana"}, "ana"),
+        ({"DOAS_USER": "ben"}, "ben"),
+        ({}, pwd.getpwuid(os.getuid()).pw_name),
+        ({"SUDO_USER": "a\nb"}, pwd.getpwuid(os.getuid()).pw_name),
+    ],
+)
+def test_an_event_names_who_it_was(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], who: str) -> None:
+    for name in ("SUDO_USER", "DOAS_USER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert event("deploy", "proved").who == who

@@ -1,0 +1,110 @@
+"""Whose socket it is that a key would go to, told from the kernel's tables."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from installer.base.host import Host
+from installer.units.api import Api, NoAnswer
+from installer.units.custody import Custody
+from installer.units.processes import listening
+
+HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+PORT = 8000
+
+
+def row(address: str, inode: int, uid: int = 1000, state: str = "0A", port: int = PORT) -> str:
+    packed = ipaddress.ip_address(address).packed
+    words = [packed[i : i + 4] for i in range(0, len(packed), 4)]
+    local = "".join(f"{struct.unpack('=I', word)[0]:08X}" for word in words)
+    return f"   0: {local}:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid} 0 {inode} 1\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "listeners", "found"),
+    [
+        ("127.0.0.1", {"127.0.0.1": 1}, {1}),
+        ("127.0.0.1", {"0.0.0.0": 1}, {1}),
+        ("127.0.0.1", {"0.0.0.0": 1, "::1": 2}, {1}),
+        ("127.0.0.1", {"0.0.0.0": 1, "::": 2}, {1}),  # `::` for IPv6 alone, as the kernel allows no other beside it
+        ("127.0.0.1", {"::": 2}, {2}),
+        ("127.0.0.1", {"::ffff:127.0.0.1": 3}, {3}),
+        ("127.0.0.1", {"127.0.0.2": 1, "10.0.0.1": 2, "::1": 3}, set()),
+        ("127.0.0.1", {"127.0.0.1": 1, "0.0.0.0": 2}, {1, 2}),
+        ("::1", {"::1": 1}, {1}),
+        ("::1", {"::": 1, "0.0.0.0": 2}, {1}),
+        ("::1", {"0.0.0.0": 2}, set()),
+        ("10.0.0.1", {"10.0.0.1": 1, "127.0.0.1": 2}, {1}),
+    ],
+)
+def test_who_takes_connections_to_an_address(
+    host: Host, address: str, listeners: dict[str, int], found: set[int]
+) -> None:
+    tables = {"tcp": HEADER, "tcp6": HEADER}
+    for each, inode in listeners.items():
+        tables["tcp6" if ":" in each else "tcp"] += row(each, inode)
+    for table in tables:
+        tables[table] += row(
+            "::1" if table == "tcp6" else "127.0.0.1", 99, state="01"
+        )  # a connection listens to nobody
+        tables[table] += row("::" if table == "tcp6" else "0.0.0.0", 98, port=PORT + 1)
+        host.write(Path(f"/proc/net/{table}"), tables[table])
+    assert set(map(int, listening(host, ipaddress.ip_address(address), PORT))) == found
+
+
+def test_a_socket_of_our_own_user_is_ours() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert Custody(Host(), "").objection("127.0.0.1", port) == ""
+        assert Custody(Host(), "").objection("localhost", port) == ""
+    assert "nothing listens" in Custody(Host(), "").objection("127.0.0.1", port)
+    assert Custody(Host(), "").stranger("127.0.0.1", port) is None
+
+
+def test_a_unit_s_socket_is_told_from_a_stranger_s_and_no_key_is_sent_to_him() -> None:
+    """As root by the unit's processes, as others by its user; this test is in no such unit and no such user."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        custody = Custody(Host(), "no-such.service", "no-such-user")
+        assert f"port {port} is held by pid {os.getpid()} (" in custody.objection("127.0.0.1", port)
+        with pytest.raises(NoAnswer, match="no key was sent to"):
+            Api("127.0.0.1", port, "sk-secret", 10, custody).ask("GET", "/v1/models")
+        assert server.accept()[0].recv(1000) == b""
+
+
+def test_a_listener_that_came_while_the_connection_was_opened_is_no_proof_of_whose_it_is() -> None:
+    """A stranger may take the connection and go, as soon as the service wants the port."""
+    custody = Custody(Host(), "")
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        before = custody.sockets("127.0.0.1", port)
+        assert custody.objection("127.0.0.1", port, before) == ""
+    with socket.create_server(("127.0.0.1", port)):
+        assert "another one listens" in custody.objection("127.0.0.1", port, before)
+
+
+# Listens as another user until its input ends.
+OTHER = """
+import os, socket
+os.setuid(65534)
+mine = socket.create_server(("127.0.0.1", 0))
+print(mine.getsockname()[1], flush=True)
+input()
+"""
+
+
+@pytest.mark.root
+def test_a_socket_of_another_user_is_a_stranger_s() -> None:
+    with subprocess.Popen([sys.executable, "-c", OTHER], stdin=-1, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert f"held by pid {process.pid}" in Custody(Host(), "").objection("127.0.0.1", port)
+        process.communicate("\n")

@@ -1,0 +1,109 @@
+"""Keys that are changed while something else is under way: what was revoked stays away, what was set stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.flow import steps
+from installer.spec import keys
+from installer.spec.keys import Key
+from installer.spec.state import State, event, load_state, save_state
+from installer.units import keyring
+from installer.units.keyring import merged
+from installer.units.render import render, with_keys
+from tests.kit.targets import KEYS, wanted
+
+LAYOUT = Layout("qwen3vl")
+NAMES = ("default", "guest", "metrics-board")
+PROBE = KEYS[1]
+
+
+def key(name: str, text: str = "") -> Key:
+    return Key(name, keys.digest(text or name))
+
+
+@st.composite
+def held(draw: st.DrawFn) -> tuple[Key, ...]:
+    """The keys of a unit: with a default one, whose text is one of a few."""
+    names = {"default", *draw(st.sets(st.sampled_from(NAMES)))}
+    return keys.in_order([PROBE, *(key(name, draw(st.sampled_from("abc")) + name) for name in names)])
+
+
+@given(held(), held(), held())
+def test_no_key_comes_back_and_none_that_was_set_is_lost(
+    ours: tuple[Key, ...], before: tuple[Key, ...], now: tuple[Key, ...]
+) -> None:
+    found = merged(ours, before, now)
+    gone = {key.digest for key in before} - {key.digest for key in now}
+    assert not gone & {key.digest for key in found}
+    assert set(now) - set(before) <= set(found)
+    assert keys.may_ask(found)
+    assert PROBE in found
+    assert len({key.name for key in found}) == len(found)
+
+
+@given(held(), held())
+def test_where_nobody_changed_a_key_ours_are_written(ours: tuple[Key, ...], before: tuple[Key, ...]) -> None:
+    assert merged(ours, before, before) == ours
+
+
+def test_a_key_revoked_by_its_name_goes_in_every_generation() -> None:
+    given_anew = (key("default"), key("guest", "new"))
+    assert merged(given_anew, (key("default"), key("guest", "old")), (key("default"),)) == (key("default"),)
+
+
+def test_the_last_key_that_may_ask_is_not_lost() -> None:
+    now = (key("default", "new"),)
+    assert merged((key("guest"),), (key("guest"),), now) == now
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_a_unit_is_written_with_the_keys_of_that_moment(host: Host) -> None:
+    want = wanted()
+    text = render(want.target, LAYOUT)[LAYOUT.unit].text
+    guest, leaked = key("guest"), key("leaked")
+    host.write(LAYOUT.unit, with_keys(text, (*KEYS, leaked)))
+    planned = with_keys(text, (*KEYS, leaked)).replace("RestartSec=5", "RestartSec=7")
+    change = keyring.WriteUnit(LAYOUT.unit, planned, layout=LAYOUT, held=keyring.held_in_unit(host, LAYOUT))
+    host.write(LAYOUT.unit, with_keys(text, (*KEYS, guest)))  # one was revoked and one set meanwhile
+    change.apply(host, Report())
+    assert set(keyring.unit_keys(host, LAYOUT)) == {*KEYS, guest}
+    assert "RestartSec=7" in (host.read(LAYOUT.unit) or "")
+
+
+def test_a_key_that_goes_while_a_change_is_still_being_planned_stays_away(host: Host) -> None:
+    """A plan takes seconds: an index is asked, a hub, an interpreter."""
+    leaked = key("leaked")
+    begun = wanted(keys=(*KEYS, leaked))
+    text = render(begun.target, LAYOUT)[LAYOUT.unit].text
+    host.write(LAYOUT.unit, text.replace("RestartSec=5", "RestartSec=7"))
+    begun = dataclasses.replace(begun, held=keyring.held_in_unit(host, LAYOUT))
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", KEYS))
+    (change,) = (change for change in steps.unit_files(begun, host) if isinstance(change, keyring.WriteUnit))
+    change.apply(host, Report())
+    assert set(keyring.unit_keys(host, LAYOUT)) == set(KEYS)
+    assert "RestartSec=5" in (host.read(LAYOUT.unit) or "")
+
+
+def test_the_record_is_changed_as_it_is_now(host: Host) -> None:
+    """What somebody else remembered meanwhile is not overwritten by what was read before."""
+    save_state(host, LAYOUT, State("qwen3vl"))
+    known = load_state(host, LAYOUT)
+    assert known is not None
+    save_state(host, LAYOUT, dataclasses.replace(known, history=(event("keys revoke guest", "proved"),)))
+    keyring.update(known, lambda now: dataclasses.replace(now, pending="set"), host, LAYOUT, Report())
+    found = load_state(host, LAYOUT)
+    assert found is not None
+    assert (found.pending, [entry.what for entry in found.history]) == ("set", ["keys revoke guest"])
