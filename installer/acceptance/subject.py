@@ -99,7 +99,7 @@ def _why_no_image(target: Target, flags: set[str]) -> str:
 def _probe_key(host: Host, layout: Layout) -> str:
     """Empty for whoever may not read it."""
     try:
-        return (host.read(layout.probe_key) or "").strip()
+        return host.word(layout.probe_key)
     except PermissionError:
         return ""
 

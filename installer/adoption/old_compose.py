@@ -15,6 +15,7 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.runtime.vllm_text import one_line
+from installer.spec.vendors import NVIDIA
 
 NODES, DEPTH = 20_000, 40  # a compose file has some hundreds, with every alias written out
 _MERGE = "tag:yaml.org,2002:merge"
@@ -191,7 +192,7 @@ def _gpus(service: Mapping[str, object]) -> dict[str, str]:
         value = value.get(name) if isinstance(value, dict) else None
     ids = [i for device in value if isinstance(device, dict) for i in device.get("device_ids") or []] \
         if isinstance(value, list) else []  # fmt: skip
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, ids))} if ids else {}
+    return {NVIDIA.variables[0]: ",".join(map(str, ids))} if ids else {}
 
 
 def _entries(service: Mapping[str, object], name: str) -> list[object]:

@@ -23,6 +23,7 @@ from installer.runtime.vllm_text import one_line
 from installer.spec import keys
 from installer.spec.settings import Settings, load, to_text
 from installer.spec.values import BUILTIN, NO_TLS, TLS_FLAGS
+from installer.spec.vendors import VARIABLES
 from installer.units.render import HIDDEN, HOMES
 
 VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
@@ -57,7 +58,7 @@ REFUSED = {
     "--node-rank": mark("one service is one host"),
 }
 PATHS = ("--chat-template", "--tokenizer")
-CARRIED = re.compile(r"(?:CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|(?:NCCL|GLOO|OMP|PYTORCH|VLLM)_\w+")
+CARRIED = re.compile("|".join(VARIABLES) + r"|CUDA_DEVICE_ORDER|(?:NCCL|GLOO|OMP|PYTORCH|VLLM)_\w+")
 # Ours to set, or no business of a hardened service: code from elsewhere, debugging routes, pickles over the wire.
 NOT_CARRIED = re.compile(
     r"VLLM_(?:API_KEY|CACHE_ROOT|CONFIG_ROOT|ASSETS_CACHE|HOST_IP|PORT|USE_RUST_FRONTEND|NO_USAGE_STATS|USE_MODELSCOPE"

@@ -31,8 +31,7 @@ INHERITED = (
 )  # fmt: skip
 
 ENDS_WITHIN = 60.0  # seconds that a process which clears up gets for it
-
-
+ANSWERS_WITHIN = 20.0  # seconds; a wedged GPU driver never answers
 CHUNK = 256 * 1024
 LONGEST = 64 * 1024 * 1024  # bytes of a file that is read whole
 NOTHING = os.makedev(1, 3)  # /dev/null, to which a masked unit is a link
@@ -117,6 +116,14 @@ class Host:
         if check and process.returncode != 0:
             raise CommandFailed(args, process.returncode, stderr or stdout)
         return Completed(args, process.returncode, stdout, stderr)
+
+    def output(self, command: str, *args: str) -> str:
+        """What a command prints, or nothing where it is absent, fails or hangs."""
+        found = self.which(command)
+        with contextlib.suppress(InstallError):
+            done = self.run(self.at(found), *args, check=False, timeout=ANSWERS_WITHIN) if found else None
+            return done.stdout if done and done.returncode == 0 else ""
+        return ""
 
     @contextmanager
     def streaming(self, *argv: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
@@ -242,6 +249,10 @@ class Host:
     def read(self, path: Path) -> str | None:
         return self._read(path, 0, None, LONGEST)
 
+    def word(self, path: Path) -> str:
+        """What a file of one line says; nothing where there is none."""
+        return (self.read(path) or "").strip()
+
     def read_of(self, path: Path, owners: Collection[int], longest: int) -> str | None:
         """A file in a directory that others may write: the file itself, no link, from one of its owners, and short."""
         return self._read(path, os.O_NOFOLLOW, owners, longest)
@@ -296,6 +307,10 @@ class Host:
         """The host paths of a directory's entries; an absent directory has none."""
         real = self.at(directory)
         return sorted(directory / entry.name for entry in real.iterdir()) if real.is_dir() else []
+
+    def glob(self, pattern: str) -> list[Path]:
+        """The host paths that match, in order."""
+        return sorted(Path("/") / path.relative_to(self.root) for path in self.root.glob(pattern.lstrip("/")))
 
     def write(self, path: Path, text: str, mode: int = 0o644) -> None:
         """Replace a file in one step: readers see the old text or the new, also after a power loss."""
@@ -394,7 +409,7 @@ class Host:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = (self.read(note) or "").strip() or tr("another process")
+                holder = self.word(note) or tr("another process")
                 if busy is None:
                     raise Busy(
                         tr("another change is under way: {holder}", holder=holder),
@@ -445,4 +460,4 @@ class Host:
             seconds = int(time.time() - self.at(note).stat().st_mtime)
         except FileNotFoundError:
             seconds = 0
-        return Holder((self.read(note) or "").strip() or tr("another process"), max(0, seconds))
+        return Holder(self.word(note) or tr("another process"), max(0, seconds))

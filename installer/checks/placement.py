@@ -11,24 +11,14 @@ from dataclasses import dataclass
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import size
-from installer.checks.facts import pci_address
 from installer.families.vllm.memory_flags import replicas
-from installer.spec.facts import Facts, Gpu, Tenant
+from installer.spec.facts import Facts, Gpu, Tenant, pci_address
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
 from installer.spec.target import Placed
 from installer.spec.values import AUTO
+from installer.spec.vendors import NVIDIA, Vendor, of_kind, variables_of
 
-MINIMUM_CAPABILITY = (7, 5)
-# What vLLM's ROCm build has kernels for; the small GPUs inside desktop processors are not among them.
-ROCM_TARGETS = frozenset(
-    ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201")
-)
-VARIABLES = {
-    "cuda": ("CUDA_VISIBLE_DEVICES",),
-    "rocm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
-}
-KINDS = {"nvidia": "cuda", "amd": "rocm"}
 WHOLE = 1.0 + 1e-9  # shares are decimal fractions, and their sum is not
 
 
@@ -48,10 +38,8 @@ class Choice:
 
 def usable_gpus(facts: Facts, kind: str) -> list[Gpu]:
     """The GPUs that an engine can use, fastest first, as CUDA itself counts them."""
-    if kind == "cuda":
-        found = [gpu for gpu in facts.gpus if gpu.vendor == "nvidia"]
-    else:
-        found = [gpu for gpu in facts.gpus if gpu.vendor == "amd" and gpu.arch in ROCM_TARGETS]
+    vendor = of_kind(kind)
+    found = [gpu for gpu in facts.gpus if vendor and vendor.serves(gpu)]
     return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
 
 
@@ -60,17 +48,18 @@ def gpus_needed(settings: Settings) -> int:
 
 
 def choose(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Choice:
-    if kind == "cpu":
+    vendor = of_kind(kind)
+    if vendor is None:
         named = settings.gpus != AUTO
         return Choice(problems=(_no_gpus_for_the_cpu(settings),) if named else ())
     usable, count = usable_gpus(facts, kind), gpus_needed(settings)
-    if (facts.nvidia_error and kind == "cuda") or not usable:
+    if (facts.nvidia_error and vendor is NVIDIA) or not usable:
         return Choice()  # which is a problem of its own
     if by_hand := chosen_by_hand(settings, facts.visible, kind):
         return _by_hand(by_hand, settings, usable, count)
     if settings.gpus != AUTO:
         return _asked_for(settings, facts, usable, count)
-    return _automatic(settings, facts, usable, layout)
+    return _automatic(settings, facts, vendor, usable, layout)
 
 
 def describe(gpus: Sequence[Gpu]) -> str:
@@ -84,7 +73,7 @@ def describe(gpus: Sequence[Gpu]) -> str:
 def chosen_by_hand(settings: Settings, visible: Sequence[tuple[str, str]], kind: str) -> tuple[str, str] | None:
     """What wins over us: a variable of a drop-in, or vLLM's own flag."""
     for name, value in visible:
-        if name in VARIABLES.get(kind, ()):
+        if name in variables_of(kind):
             return name, value
     words = [*settings.vllm_args, ""]
     for word, following in zip(words, words[1:], strict=False):
@@ -208,13 +197,13 @@ def _slices_apart(gpus: Sequence[Gpu], count: int) -> Iterator[Problem]:
 # automatic
 
 
-def _automatic(settings: Settings, facts: Facts, usable: list[Gpu], layout: Layout) -> Choice:
+def _automatic(settings: Settings, facts: Facts, vendor: Vendor, usable: list[Gpu], layout: Layout) -> Choice:
     """Those it has, then idle ones, then those with room: the best first, and no more than it takes."""
     count = gpus_needed(settings)
     whole = [gpu for gpu in usable if not gpu.is_slice]
     usable = whole if count > 1 and len(whole) >= count else usable
     others = [tenant for tenant in facts.tenants if tenant.unit != layout.unit_name]
-    mine = (layout.unit_name, KINDS[usable[0].vendor])
+    mine = (layout.unit_name, vendor.kind)
     own = next((tenant for tenant in facts.tenants if (tenant.unit, tenant.kind) == mine), None)
     kept = (where(own, usable) if own else held_by(layout.unit_name, usable))[:count]
     rest = sorted((gpu for gpu in usable if gpu not in kept), key=lambda gpu: _rank(gpu, settings, others, usable))
@@ -236,10 +225,11 @@ def _automatic(settings: Settings, facts: Facts, usable: list[Gpu], layout: Layo
 
 def where(tenant: Tenant, gpus: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs that a service of ours is on; what an earlier version deployed is on those it holds, or the first."""
-    mine = [gpu for gpu in gpus if KINDS[gpu.vendor] == tenant.kind]
+    vendor = of_kind(tenant.kind)
+    mine = [gpu for gpu in gpus if vendor and gpu.vendor == vendor.name]
     if tenant.gpus:
         return [gpu for placed in tenant.gpus for gpu in mine if gpu.uuid == placed.uuid]
-    by_hand = [value for name, value in tenant.visible if name in VARIABLES.get(tenant.kind, ())]
+    by_hand = [value for name, value in tenant.visible if name in variables_of(tenant.kind)]
     named = [gpu for value in by_hand[:1] for word in value.split(",") if (gpu := _by_ordinal(word.strip(), mine))]
     return named or held_by(tenant.unit, mine) or mine[: tenant.count]
 
@@ -257,7 +247,7 @@ def free_memory(gpu: Gpu, layout: Layout) -> int:
 def _rank(gpu: Gpu, settings: Settings, others: list[Tenant], usable: list[Gpu]) -> tuple[bool, bool, bool, bool]:
     """What comes last: too old, much smaller than the best, promised to others already, in use."""
     tenants = [tenant.unit for tenant in others if gpu in where(tenant, usable)]
-    too_old = bool(gpu.capability and gpu.capability < MINIMUM_CAPABILITY)
+    too_old = bool(gpu.capability and gpu.capability < NVIDIA.minimum_capability)
     small = 2 * gpu.memory_total < max(each.memory_total for each in usable)
     in_use = bool(tenants or gpu.holders) or gpu.memory_used > gpu.memory_total // 20
     return too_old, small, _crowd(gpu, settings, others, usable) > WHOLE, in_use

@@ -12,6 +12,7 @@ from installer.base.errors import Refused
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import size
+from installer.base.sizes import GIB
 from installer.checks.packages import APT, install_command, packages_of
 from installer.checks.placement import find, usable_gpus
 from installer.checks.preflight_gpus import check_gpus
@@ -20,8 +21,8 @@ from installer.spec.facts import Disk, Facts, Interpreter
 from installer.spec.problem import Problem as Problem
 from installer.spec.settings import Settings
 from installer.spec.values import AUTO
+from installer.spec.vendors import AMD, NVIDIA, VENDORS
 
-GIB = 1024**3
 MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
 MINIMUM_MEMORY = 8 * 10**9
 # Below it one of the wheels does not install: llguidance asks for 2.31, and tilelang on aarch64 for 2.34.
@@ -67,13 +68,10 @@ def choose_engine(settings: Settings, facts: Facts) -> str:
         return settings.engine
     if settings.gpus != AUTO:  # a GPU that went away makes no service for the processor
         named = [gpu for word in settings.gpus if (gpu := find(word, facts.gpus))]
-        return "rocm" if any(gpu.vendor == "amd" for gpu in named) else "cuda"
-    if usable_gpus(facts, "cuda"):
-        return "cuda"
-    if usable_gpus(facts, "rocm"):
-        return "rocm"
+        return AMD.kind if any(gpu.vendor == AMD.name for gpu in named) else NVIDIA.kind
     # A broken driver must not end in a silent and slow deploy on the processor.
-    return "cuda" if facts.nvidia_error else "cpu"
+    without = NVIDIA.kind if facts.nvidia_error else "cpu"
+    return next((vendor.kind for vendor in VENDORS if usable_gpus(facts, vendor.kind)), without)
 
 
 def choose_interpreter(settings: Settings, facts: Facts, kind: str) -> Interpreter | None:

@@ -11,10 +11,11 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.checks import ports
-from installer.checks.placement import VARIABLES, gpus_needed
+from installer.checks.placement import gpus_needed
 from installer.spec.facts import Facts, Tenant
 from installer.spec.settings import Settings
 from installer.spec.state import State, load_state, services
+from installer.spec.vendors import VARIABLES
 from installer.units.processes import listener
 from installer.units.syntax import environment
 from installer.units.systemd import unit_properties
@@ -70,8 +71,7 @@ def _text(host: Host, path: Path) -> str:
 
 
 def visible(variables: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    names = dict.fromkeys(name for each in VARIABLES.values() for name in each)
-    return tuple((name, variables[name]) for name in names if variables.get(name))
+    return tuple((name, variables[name]) for name in VARIABLES if variables.get(name))
 
 
 def with_port(settings: Settings, state: State, host: Host) -> Settings:

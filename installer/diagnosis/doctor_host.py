@@ -20,6 +20,7 @@ from installer.families.vllm import cuda
 from installer.forms.venv.engines import BYTES, BYTES_WITHOUT_TORCH
 from installer.runtime.vllm_text import one_line
 from installer.spec.toolkit import NONE
+from installer.spec.vendors import NVIDIA, of_kind
 from installer.units import journal
 
 ALMOST_FULL = 64 << 20
@@ -32,7 +33,6 @@ ELSEWHERE = {
     "gpu-gone",
     "gpus-by-hand",
 }  # have a check of their own
-NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm")
 
 
 def check_systemd(scene: Scene) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ def check_systemd(scene: Scene) -> Iterator[Finding]:
 
 def check_driver(scene: Scene) -> Iterator[Finding]:
     error = scene.facts.nvidia_error
-    if not error or _kind(scene) == "cpu":
+    if not error or of_kind(_kind(scene)) is None:
         return
     known = signatures.recognise(error, scene.service, signatures.DRIVER)
     if known:
@@ -52,9 +52,9 @@ def check_driver(scene: Scene) -> Iterator[Finding]:
 
 def check_nodes(scene: Scene) -> Iterator[Finding]:
     """The sandbox can only hand in what exists before the service starts."""
-    if _kind(scene) != "cuda" or not scene.host.exists(Path("/proc/driver/nvidia/version")):
+    if _kind(scene) != NVIDIA.kind or not scene.host.exists(Path(NVIDIA.driver)):
         return
-    missing = [node for node in NODES if not scene.host.exists(Path(node))]
+    missing = [node for node in NVIDIA.shared_nodes if not scene.host.exists(Path(node))]
     if missing:
         yield Finding(
             "device-nodes-missing",
@@ -67,7 +67,7 @@ def check_nodes(scene: Scene) -> Iterator[Finding]:
 def check_gpus(scene: Scene) -> Iterator[Finding]:
     """Whether the GPUs that the service was given are there, and are those that it sees."""
     proved = scene.state.proved if scene.state else None
-    if proved is None or proved.engine.kind == "cpu" or scene.facts.nvidia_error:
+    if proved is None or of_kind(proved.engine.kind) is None or scene.facts.nvidia_error:
         return
     here = {gpu.uuid: gpu for gpu in scene.facts.gpus}
     for placed in proved.gpus:

@@ -112,7 +112,7 @@ class Scene:
     def probe_key(self) -> str | None:
         """None for whoever may not read it."""
         try:
-            return (self.host.read(self.layout.probe_key) or "").strip() or None
+            return self.host.word(self.layout.probe_key) or None
         except PermissionError:
             return None
 

@@ -6,15 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from installer.base.errors import InstallError
 from installer.base.host import Host
-from installer.checks.facts import amd_gpus
+from installer.checks.gpus.vendors import MODULES
 from installer.spec.target import Placed
 from installer.units.api import Api, NoAnswer, gauge
 
-GPU_QUERY = "--query-gpu=uuid,name,memory.used,memory.total,utilization.gpu"
 ANSWER_WITHIN = 5.0
 TTFT = "vllm:time_to_first_token_seconds"
 _BUCKET = re.compile(rf"^{TTFT}_bucket\{{(.*)\}} (\S+)\s*$", re.MULTILINE)
@@ -123,36 +120,8 @@ def quantile(buckets: Mapping[float, float], share: float) -> float | None:
 
 def gpus(host: Host, kind: str | None, placed: Sequence[Placed]) -> tuple[GpuUse, ...]:
     """The GPUs that a service was given, or all where it sees all; nothing for the CPU engine."""
-    if kind not in ("cuda", "rocm"):
-        return ()
-    found = _amd(host) if kind == "rocm" else _nvidia(host)
+    module = MODULES.get(kind or "")
+    used = module.use(host) if module else ()
+    found = [GpuUse(gpu.name, gpu.uuid, gpu.memory_used, gpu.memory_total, gpu.busy) for gpu in used]
     known = {use.uuid: use for use in found}
-    return tuple(known.get(gpu.uuid, GpuUse(gpu.name, gpu.uuid, 0, 0, None)) for gpu in placed) or found
-
-
-def _nvidia(host: Host) -> tuple[GpuUse, ...]:
-    command = host.which("nvidia-smi")
-    if command is None:
-        return ()
-    try:
-        done = host.run(host.at(command), GPU_QUERY, "--format=csv,noheader,nounits", check=False, timeout=5)
-    except InstallError:
-        return ()
-    rows = [[value.strip() for value in line.rsplit(",", 3)] for line in done.stdout.splitlines()]
-    found = []
-    for words, used, total, busy in (row for row in rows if len(row) == 4):
-        uuid, _, name = words.partition(",")
-        found.append(GpuUse(name.strip(), uuid, _mebibytes(used), _mebibytes(total), _count(busy)))
-    return tuple(found)
-
-
-def _amd(host: Host) -> tuple[GpuUse, ...]:
-    found = []
-    for gpu in amd_gpus(host):
-        busy = (host.read(Path("/sys/class/drm") / Path(gpu.node).name / "device/gpu_busy_percent") or "").strip()
-        found.append(GpuUse(gpu.name, gpu.uuid, gpu.memory_used, gpu.memory_total, _count(busy)))
-    return tuple(found)
-
-
-def _mebibytes(text: str) -> int:
-    return (_count(text) or 0) * 1024 * 1024
+    return tuple([known.get(gpu.uuid, GpuUse(gpu.name, gpu.uuid, 0, 0, None)) for gpu in placed if module] or found)

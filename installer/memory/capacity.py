@@ -11,7 +11,8 @@ from enum import Enum
 
 from installer.base.cells import pad
 from installer.base.language import tr
-from installer.memory.device import GIB, MIB, Device
+from installer.base.sizes import GIB, MIB
+from installer.memory.device import Device
 from installer.memory.kv import Cache, Kind, Rules, arrange
 from installer.memory.kv_layers import layers_of, states_per_request
 from installer.memory.overhead import Batch, batch, cpu_overhead, gpu_overhead

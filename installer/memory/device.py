@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-GIB = 1024**3
-MIB = 1024**2
-# nvidia-smi counts what the driver keeps for itself; vLLM's share is of the rest. On large GPUs it is a share, too:
-# 469 MiB of an H100's 81559, 616 of an H200's 143771.
-DRIVER_RESERVED = 450 * MIB
-DRIVER_SHARE = 0.0043
+from installer.spec.vendors import of_kind
 
 
 @dataclass(frozen=True)
@@ -28,5 +23,6 @@ class Device:
 
     @property
     def usable(self) -> int:
-        reserved = max(DRIVER_RESERVED, int(self.memory * DRIVER_SHARE)) if self.kind == "cuda" else 0
+        vendor = of_kind(self.kind)
+        reserved = max(vendor.reserved, int(self.memory * vendor.reserved_share)) if vendor else 0
         return max(0, math.ceil((self.memory - reserved) * self.share))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from installer.memory.device import GIB, MIB, Device
+from installer.base.sizes import GIB, MIB
+from installer.memory.device import Device
 from installer.memory.shape import Shape
 from installer.model.model_config import count_in
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.base.sizes import GIB
 from installer.checks import preflight
 from installer.checks.placement import usable_gpus
 from installer.families.vllm.serve import CPU_MEMORY_SHARE
@@ -21,8 +22,8 @@ from installer.model.model_about import About
 from installer.model.profiles import IMAGES, Family, ProfiledModel
 from installer.spec.facts import Facts, Gpu
 from installer.spec.settings import Settings
+from installer.spec.vendors import NVIDIA
 
-GIB = 1024**3
 MOST_GPUS = 64
 
 
@@ -103,13 +104,13 @@ def parse_hardware(text: str) -> Hardware:
     count, memory = int(match[1] or 1), int(float(match[2]) * GIB)
     if not 1 <= count <= MOST_GPUS or memory < GIB:
         raise UsageError(tr("--gpu {text!r}: expected 1 to {most} GPUs of at least 1 GiB", text=text, most=MOST_GPUS))
-    return Hardware("cuda", count, memory, "GPU")
+    return Hardware(NVIDIA.kind, count, memory, "GPU")
 
 
 def hardware_of(facts: Facts, settings: Settings) -> Hardware:
     """This host's own: its fastest GPUs that are alike, else its processor."""
     kind = preflight.choose_engine(settings, facts)
-    gpus = usable_gpus(facts, kind) if kind != "cpu" else []
+    gpus = usable_gpus(facts, kind)
     if not gpus or not gpus[0].memory_total:
         return Hardware("cpu", 1, facts.memory_total, facts.cpu)
     alike = [gpu for gpu in gpus if gpu.name == gpus[0].name]
@@ -188,7 +189,7 @@ def _on(model: ProfiledModel, family: Family, hardware: Hardware, gpus: int, con
 
 def with_gpus(facts: Facts, hardware: Hardware) -> Facts:
     """The facts of a host with GPUs that are only described: a current generation is assumed."""
-    gpu = Gpu("nvidia", hardware.name, capability=(9, 0), memory_total=hardware.memory)
+    gpu = Gpu(NVIDIA.name, hardware.name, capability=(9, 0), memory_total=hardware.memory)
     return dataclasses.replace(facts, gpus=(gpu,) * hardware.count, nvidia_error="")
 
 

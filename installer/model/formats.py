@@ -126,7 +126,7 @@ def _why_not(found: Format, kind: str, settings: Settings, facts: Facts, known: 
     if kind == "cpu" and found.in_blocks and "amx_tile" not in facts.cpu_flags:
         return tr("on a processor it needs AMX (Intel Sapphire Rapids or newer), which this one has not")
     lowest = known.quantizations[found.method]
-    for gpu in usable_gpus(facts, kind)[: settings.tensor_parallel_size] if kind == "cuda" else ():
+    for gpu in usable_gpus(facts, kind)[: settings.tensor_parallel_size]:
         if gpu.capability and gpu.capability[0] * 10 + gpu.capability[1] < lowest:
             has = ".".join(map(str, gpu.capability))
             needed = f"{lowest // 10}.{lowest % 10}"

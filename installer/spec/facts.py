@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from installer.spec.target import Placed
 
 @dataclass(frozen=True)
 class Gpu:
-    vendor: str  # nvidia or amd
+    vendor: str  # its name among the vendors
     name: str
     uuid: str = ""
     driver: str = ""
@@ -26,9 +27,16 @@ class Gpu:
     pci: str = ""  # DOMAIN:BUS:DEVICE.FUNCTION
     node: str = ""  # its own device node; its number is not the index
     is_slice: bool = False  # a part of a GPU that MIG cut up
+    busy: int | None = None  # percent, where it was asked for
 
     def __str__(self) -> str:
         return f"{self.name} ({self.uuid or self.pci})"
+
+
+def pci_address(text: str) -> str:
+    """One spelling of an address on the PCI bus: nvidia-smi prints a domain of eight digits, the kernel one of four."""
+    match = re.fullmatch(r"(?:([0-9a-f]+):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.lower())
+    return f"{int(match[1] or '0', 16):04x}:{match[2]}" if match else ""
 
 
 @dataclass(frozen=True)

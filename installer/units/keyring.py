@@ -120,7 +120,7 @@ class PutInForce:
 
     def _text(self, host: Host) -> str:
         """As the launcher writes it: the watcher's key first."""
-        probe = (host.read(self.layout.probe_key) or "").strip()
+        probe = host.word(self.layout.probe_key)
         first = (Key(keys.PROBE, keys.digest(probe)),) if probe else ()
         held = keys.named_apart(unit_keys(host, self.layout))
         lines = [f"{key.name} {key.role} {key.digest} {key.expiry or '-'}\n" for key in (*first, *held)]

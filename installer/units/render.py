@@ -17,6 +17,7 @@ from installer.families.vllm.serve import serve_arguments
 from installer.spec.keys import Key
 from installer.spec.state import text_digest
 from installer.spec.target import Target
+from installer.spec.vendors import of_kind, variables_of
 from installer.units.syntax import FILTERS, quote_exec
 
 # Not VLLM_…: vLLM warns of variables with that beginning that it does not know.
@@ -112,14 +113,11 @@ def _unit(target: Target, layout: Layout, digest: str) -> str:
 
 
 def _visible(target: Target) -> dict[str, str]:
-    """The variable by which the engine sees its own GPUs and no others.
-
-    vLLM for ROCm takes no uuid in HIP_VISIBLE_DEVICES (0.32.0); ROCm's runtime takes one in its own variable.
-    """
+    """The variable by which the engine sees its own GPUs and no others."""
     uuids = [gpu.uuid for gpu in target.gpus]
     if not uuids or not all(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
         return {}
-    return {"ROCR_VISIBLE_DEVICES" if target.engine.kind == "rocm" else "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+    return {variables_of(target.engine.kind)[0]: ",".join(uuids)}
 
 
 def _gpu_nodes(target: Target) -> list[str]:
@@ -127,7 +125,8 @@ def _gpu_nodes(target: Target) -> list[str]:
     nodes = sorted({gpu.node for gpu in target.gpus})
     if nodes and all(nodes):
         return nodes
-    return ["/dev/dri"] if target.engine.kind == "rocm" else [f"/dev/nvidia{number}" for number in range(16)]
+    vendor = of_kind(target.engine.kind)
+    return list(vendor.nodes) if vendor else []
 
 
 def _key_words(keys: Sequence[Key]) -> list[str]:

@@ -223,7 +223,7 @@ def unneeded(folder: Path, host: Host, without: str = "") -> RemoveModel | None:
         for commit in kept
         for file in (*_files(folder, commit, host), *cache.linked(folder / "snapshots" / commit, host))
     }
-    paths = [path for path in _refs(folder, host) if (host.read(path) or "").strip() in gone]
+    paths = [path for path in _refs(folder, host) if host.word(path) in gone]
     paths += [path for commit in gone for path in (folder / "snapshots" / commit, cache.manifest_path(folder, commit))]
     paths += [blob for blob in host.children(folder / "blobs") if blob.name.partition(".")[0] not in needed]
     present = tuple(path for path in paths if host.exists(path))

@@ -253,7 +253,7 @@ def _pinned(origin: Origin, layout: Layout, host: Host, *, offline: bool) -> str
     if origin.revision and COMMIT.fullmatch(origin.revision):
         return origin.revision
     ref = ref_of(layout.hub / origin.folder, origin)
-    commit = (host.read(ref) or "").strip() if ref and offline else ""
+    commit = host.word(ref) if ref and offline else ""
     return commit if COMMIT.fullmatch(commit) else None
 
 

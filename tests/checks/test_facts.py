@@ -14,6 +14,7 @@ import pytest
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.checks import facts
+from installer.checks.gpus import nvidia
 from installer.spec.facts import Facts, Process
 from installer.spec.settings import Settings
 from installer.units.processes import conflict
@@ -74,8 +75,8 @@ def machine(tmp_path: Path) -> Machine:
 
 def nvidia_smi(gpus: str, apps: str = "", cuda: str = "13.0") -> str:
     return f"""case "$1" in
---query-gpu={facts.GPU_QUERY}) printf '{gpus}';;
---query-compute-apps=pid,used_memory,process_name,gpu_uuid) printf '{apps}';;
+--query-gpu={nvidia.WHAT}) printf '{gpus}';;
+--query-compute-apps={nvidia.HOLDERS}) printf '{apps}';;
 --version) printf 'NVIDIA-SMI version  : 580.1\\nCUDA Version        : {cuda}\\n';;
 *) exit 2;;
 esac"""
@@ -131,7 +132,7 @@ def test_an_nvidia_gpu_and_who_holds_it(machine: Machine) -> None:
         nvidia_smi(
             f"580.159.04, 9.0, 143771, 1634, {UUID}, 0, 00000000:18:00.0, Disabled, NVIDIA H200\\n"
             "580.159.04, 9.0, 143771, 0, GPU-2, 1, 00000000:3B:00.0, Disabled, NVIDIA H200\\n",
-            f"400, 1634, VLLM::EngineCore, {UUID}\\n401, [N/A], a, b, {UUID}\\n",
+            f"400, 1634, {UUID}, VLLM::EngineCore\\n401, [N/A], {UUID}, a, b\\n",
         ),
     )
     machine.process(400, "VLLM::EngineCore", unit="/vllm.slice/qwen3vl.service")
@@ -216,7 +217,7 @@ def test_a_driver_that_does_not_match_its_library(machine: Machine) -> None:
 
 
 def test_a_driver_that_never_answers(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(nvidia, "ANSWERS_WITHIN", 0.2)
     machine.command("/usr/bin/nvidia-smi", "exec sleep 60")
     assert "no answer" in machine.gather().nvidia_error
 

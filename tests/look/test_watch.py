@@ -120,7 +120,7 @@ def test_one_line_for_a_pipe() -> None:
 def test_what_nvidia_smi_says_of_use(tmp_path: Path) -> None:
     command = tmp_path / "usr/bin/nvidia-smi"
     command.parent.mkdir(parents=True)
-    rows = ("GPU-1, NVIDIA H100, SXM, 71680, 81920, 97", "GPU-2, Thor, [N/A], [N/A], [N/A]")
+    rows = ("GPU-1, 71680, 81920, 97, NVIDIA H100, SXM", "GPU-2, [N/A], [N/A], [N/A], Thor")
     command.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
     command.chmod(0o755)
     first, second = GpuUse("NVIDIA H100, SXM", "GPU-1", 70 << 30, 80 << 30, 97), GpuUse("Thor", "GPU-2", 0, 0, None)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from installer.base.sizes import GIB
 from installer.spec.calibration import Calibration
-
-GIB = 1024**3
 
 _LINES = {
     "weights": re.compile(r"Model loading took ([\d.]+) GiB"),

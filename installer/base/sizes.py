@@ -1,0 +1,4 @@
+"""How much memory that is."""
+
+MIB = 1024**2
+GIB = 1024**3

@@ -1,0 +1,63 @@
+"""The makers of GPUs as data: whose engine it is, which variables choose GPUs, and how they appear in /dev."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from installer.spec.facts import Gpu
+
+
+@dataclass(frozen=True)
+class Vendor:
+    name: str  # as a Gpu has it
+    title: str  # as people write it
+    kind: str  # the build of vLLM for its GPUs
+    variables: tuple[str, ...]  # that choose GPUs; the first takes their uuids
+    nodes: tuple[str, ...]  # of all its GPUs, for where which is whose is not known
+    shared_nodes: tuple[str, ...] = ()  # without which none of its GPUs can be used
+    driver: str = ""  # what is there while the driver is loaded
+    minimum_capability: tuple[int, int] = (0, 0)
+    targets: frozenset[str] = frozenset()  # what vLLM has kernels for, where the vendor names it so
+    reserved: int = 0  # bytes that the driver keeps for itself, and its tools count
+    reserved_share: float = 0.0  # the same on large GPUs
+
+    def serves(self, gpu: Gpu) -> bool:
+        """Whether its build of vLLM has kernels for this GPU."""
+        return gpu.vendor == self.name and (not self.targets or gpu.arch in self.targets)
+
+
+NVIDIA = Vendor(
+    name="nvidia",
+    title="NVIDIA",
+    kind="cuda",
+    variables=("CUDA_VISIBLE_DEVICES",),
+    nodes=tuple(f"/dev/nvidia{number}" for number in range(16)),
+    shared_nodes=("/dev/nvidiactl", "/dev/nvidia-uvm"),
+    driver="/proc/driver/nvidia/version",
+    minimum_capability=(7, 5),
+    # 469 MiB of an H100's 81559, 616 of an H200's 143771; vLLM's share is of the rest.
+    reserved=450 * 1024**2,
+    reserved_share=0.0043,
+)
+AMD = Vendor(
+    name="amd",
+    title="AMD",
+    kind="rocm",
+    # vLLM for ROCm takes no uuid in HIP_VISIBLE_DEVICES (0.32.0); ROCm's runtime takes one in its own variable.
+    variables=("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
+    nodes=("/dev/dri",),
+    # The small GPUs inside desktop processors are not among them.
+    targets=frozenset(["gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201"]),
+)
+VENDORS = (NVIDIA, AMD)  # where a host has GPUs of both, the first is preferred
+VARIABLES = tuple(dict.fromkeys(name for vendor in VENDORS for name in vendor.variables))
+
+
+def of_kind(kind: str | None) -> Vendor | None:
+    """None for the engine that needs no GPU."""
+    return next((vendor for vendor in VENDORS if vendor.kind == kind), None)
+
+
+def variables_of(kind: str) -> tuple[str, ...]:
+    vendor = of_kind(kind)
+    return vendor.variables if vendor else ()
