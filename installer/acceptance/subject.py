@@ -16,7 +16,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
 from installer.look.client import KEY_VARIABLE
-from installer.spec.state import managed
+from installer.spec.records import managed
 from installer.spec.target import Target
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
@@ -26,7 +26,7 @@ from installer.units.systemd import unit_properties
 
 def of_service(service: str, given_key: str | None, host: Host, report: Report, timeout: float) -> Subject:
     layout = Layout(service)
-    target = managed(host, layout).proved
+    target = managed(host, layout, to_look=True).proved
     if target is None:
         raise Refused(
             tr("{service} has never been proved to serve", service=service),

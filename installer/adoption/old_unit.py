@@ -16,7 +16,7 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.spec.keys import PROBE, parse
-from installer.spec.state import services
+from installer.spec.records import services
 from installer.units.systemd import unit_properties
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}")

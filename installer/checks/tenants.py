@@ -13,8 +13,9 @@ from installer.base.layout import Layout
 from installer.checks import ports
 from installer.checks.placement import gpus_needed
 from installer.spec.facts import Facts, Tenant
+from installer.spec.records import load_state, services
 from installer.spec.settings import Settings
-from installer.spec.state import State, load_state, services
+from installer.spec.state import State
 from installer.spec.vendors import VARIABLES
 from installer.units.processes import listener
 from installer.units.syntax import environment
@@ -34,7 +35,7 @@ def tenants(host: Host) -> tuple[Tenant, ...]:
     for name in services(host):
         state = None
         with suppress(InstallError, PermissionError):
-            state = load_state(host, Layout(name))
+            state = load_state(host, Layout(name), to_look=True)
         if state and state.proved:
             found.append(_tenant(state, host, Layout(name)))
     return tuple(found)

@@ -54,9 +54,9 @@ WEAKENING = (
 
 def check_record(scene: Scene) -> Iterator[Finding]:
     if scene.damage:
-        yield Finding(
-            "record-damaged", scene.damage.message, str(scene.layout.state_file), (scene.damage.hint or scene.deploy,)
-        )
+        kind, severity = ("record-newer", NOTE) if scene.state else ("record-damaged", FAULT)
+        where, helps = str(scene.layout.state_file), scene.damage.hint or scene.deploy
+        yield Finding(kind, scene.damage.message, where, (helps,), severity)
     elif scene.state is None:
         path = scene.layout.unit
         yield Finding(

@@ -15,8 +15,9 @@ from installer.checks.tenants import with_tenants
 from installer.spec import settings_file
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
+from installer.spec.records import load_state, managed, readable_state
 from installer.spec.settings import Settings, load
-from installer.spec.state import State, load_state, managed
+from installer.spec.state import State
 from installer.units import journal
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
@@ -37,7 +38,7 @@ class Scene:
     host: Host
     layout: Layout
     state: State | None
-    damage: InstallError | None  # why there is no state, although there should be one
+    damage: InstallError | None  # why there is no state, although there should be one, or why it may not be written
 
     @property
     def service(self) -> str:
@@ -147,7 +148,7 @@ def look(service: str, host: Host) -> Scene:
     try:
         state = load_state(host, layout)
     except InstallError as damage:
-        return Scene(host, layout, None, damage)
+        return Scene(host, layout, readable_state(host, layout), damage)
     if state is None and not host.exists(layout.unit):
         managed(host, layout)  # which refuses, and names the services there are
     return Scene(host, layout, state, None)

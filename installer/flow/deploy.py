@@ -26,7 +26,8 @@ from installer.memory.capacity import Estimate
 from installer.model import builtin
 from installer.spec.calibration import Calibration
 from installer.spec.keys import Key
-from installer.spec.state import State, check_records, event, load_state, managed, owned_on, services, text_digest
+from installer.spec.records import check_records, load_state, managed, owned_on, services
+from installer.spec.state import State, event, text_digest
 from installer.spec.target import Target
 from installer.units import keyring, render
 from installer.units.render import fingerprint
@@ -255,7 +256,7 @@ def _shared(what: str, lock: Path, report: Report, host: Host) -> AbstractContex
 
 def plan_uninstall(service: str, host: Host, *, purge: bool) -> list[Change]:
     layout = Layout(service)
-    state = managed(host, layout)
+    state = managed(host, layout, to_look=True)
     return list(steps.removal(layout, state, host, weights=purge, engine=True))
 
 
@@ -263,7 +264,7 @@ def uninstall(service: str, host: Host, report: Report, *, purge: bool) -> list[
     """Remove what we made for one service; interrupted, it is simply run again."""
     layout = Layout(service)
     with host.lock(layout.change_lock, f"vllm-install uninstall --service {service}"):
-        with keyring.locked(host, layout, report):
+        with keyring.alone(host, layout, report):
             changes = plan_uninstall(service, host, purge=purge)
             apply(changes, host, report)
         return changes

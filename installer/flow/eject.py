@@ -13,7 +13,8 @@ from installer.base.language import tr
 from installer.base.layout import STATES, Layout
 from installer.base.report import Report
 from installer.flow.deploy import apply, put_back, settled
-from installer.spec.state import State, managed, save_state
+from installer.spec.records import managed, save_state
+from installer.spec.state import State
 from installer.units import keyring
 from installer.units.render import DIGEST_VARIABLE, fingerprint
 

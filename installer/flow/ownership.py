@@ -11,7 +11,8 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.checks.preflight import Problem
-from installer.spec.state import State, owned_on
+from installer.spec.records import owned_on
+from installer.spec.state import State
 from installer.units.render import fingerprint
 from installer.units.systemd import unit_properties
 

@@ -24,7 +24,8 @@ from installer.flow.deploy import apply, settled
 from installer.flow.steps import Wanted
 from installer.spec import keys
 from installer.spec.keys import Key
-from installer.spec.state import Rekeying, State, event, managed, save_state
+from installer.spec.records import managed, save_state
+from installer.spec.state import Rekeying, State, event
 from installer.units import keyring, render
 from installer.units.keyring import PutInForce, unit_keys
 from installer.units.systemd import unit_properties
@@ -74,7 +75,7 @@ class _Rekeying:
 
 def list_keys(service: str, host: Host) -> tuple[Key, ...]:
     layout = Layout(service)
-    managed(host, layout)
+    managed(host, layout, to_look=True)
     return keys.named_apart(unit_keys(host, layout))
 
 

@@ -17,8 +17,9 @@ from installer.forms.venv import engines
 from installer.forms.venv.toolkit import CompileKernels
 from installer.spec.former import Former
 from installer.spec.keys import PROBE, Key
+from installer.spec.records import ejected, readable_states, services
 from installer.spec.settings_file import wanted
-from installer.spec.state import State, ejected, readable_states, services
+from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units.keyring import TakeKeys, WriteUnit, held_in_unit
 from installer.units.render import process_digest, render, runtime_dir, shared_units, unit

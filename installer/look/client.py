@@ -15,8 +15,8 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.spec.keys import PROBE
+from installer.spec.records import managed
 from installer.spec.settings import Settings
-from installer.spec.state import managed
 from installer.units.api import local_address
 from installer.units.custody import Custody
 from installer.units.keyring import unit_keys
@@ -37,7 +37,7 @@ class Client:
 def client_of(service: str, host: Host, report: Report, *, far: str | None = None, show_key: bool = False) -> Client:
     """How a service is reached from this host, or from the host `far`."""
     layout = Layout(service)
-    state = managed(host, layout)
+    state = managed(host, layout, to_look=True)
     target = state.proved
     if target is None:
         raise Refused(

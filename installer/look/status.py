@@ -18,7 +18,8 @@ from installer.families.vllm import cuda
 from installer.look import load
 from installer.look.load import GpuUse, Sample
 from installer.spec.keys import Key
-from installer.spec.state import Event, services
+from installer.spec.records import services
+from installer.spec.state import Event
 from installer.spec.target import Target
 from installer.spec.toolkit import Toolkit
 from installer.units.api import local_address
@@ -68,7 +69,7 @@ class Status:
 
 def status(service: str, host: Host) -> Status:
     seen = scene.look(service, host)
-    if seen.damage:
+    if seen.damage and not seen.state:
         raise seen.damage
     return of(seen)
 

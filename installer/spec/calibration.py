@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,3 @@ class Calibration:
     graphs: int = 0
     other: int = 0  # the CPU engine's own memory, weights included
     share: float = 0.0  # --gpu-memory-utilization at that start; 0 where the log does not say
-
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)

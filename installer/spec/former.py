@@ -19,9 +19,3 @@ class Former:
     @property
     def paths(self) -> frozenset[Path]:
         return frozenset(path for path, _ in self.files)
-
-    def to_json(self) -> dict[str, object]:
-        files = [[str(path), mode] for path, mode in self.files]
-        return {
-            "unit": self.unit, "enabled": self.enabled, "active": self.active, "files": files, "ejected": self.ejected,
-        }  # fmt: skip

@@ -30,12 +30,3 @@ class Profile:
             reasoning=reasoning,
             images=tr("takes images") if self.takes_images else tr("text only"),
         )
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "family": self.family,
-            "tool_parser": self.tool_parser,
-            "reasoning_parser": self.reasoning_parser,
-            "takes_images": self.takes_images,
-            "needs": list(self.needs),
-        }

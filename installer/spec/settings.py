@@ -254,3 +254,15 @@ def to_text(attribute: str, value: object) -> str:
     if isinstance(value, tuple):
         return shlex.join(value)
     return str(value)
+
+
+def of_text(attribute: str, text: str) -> Any:
+    """The value that `to_text` wrote, not judged: what could be chosen once need not be a choice of today."""
+    default = getattr(Settings, attribute)
+    if text == "auto" and isinstance(default, int):
+        return None if attribute == "max_model_len" else 0
+    if isinstance(default, bool):
+        return text == "yes"
+    if isinstance(default, tuple):
+        return tuple(text.split(",") if attribute == "gpus" else shlex.split(text))
+    return type(default)(text) if isinstance(default, int | float) else text or default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 NONE, WHEELS, HOST = "none", "wheels", "host"
 # Without this, vLLM, FlashInfer and the rest take whatever they find in /usr/local/cuda.
@@ -17,6 +17,3 @@ class Toolkit:
     home: str = NOWHERE  # CUDA_HOME
     attention: str = ""  # the backend that vLLM is told to take, where its own choice would need a compiler
     capabilities: str = ""  # of the GPUs that kernels are compiled for, such as 9.0; empty where none are
-
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.spec import keys
 from installer.spec.keys import Key
-from installer.spec.state import State, event, load_state, save_state
+from installer.spec.records import load_state, save_state
+from installer.spec.state import State, event
 from installer.units.render import with_keys
 from installer.units.syntax import exec_line
 
@@ -54,14 +55,19 @@ def in_force(held: Iterable[Key]) -> frozenset[tuple[str, str]]:
     return frozenset((key.name, key.digest) for key in held)
 
 
-@contextmanager
-def locked(host: Host, layout: Layout, report: Report) -> Iterator[State | None]:
-    """The record, which nobody else changes within. A change of keys that was cut off is undone first."""
+def alone(host: Host, layout: Layout, report: Report) -> AbstractContextManager[None]:
+    """Within, nobody else changes the record or the unit."""
 
     def busy(holder: str) -> None:
         report.note(tr("waiting for: {holder}", holder=holder))
 
-    with host.lock(layout.keys_lock, f"vllm-install --service {layout.service}", busy):
+    return host.lock(layout.keys_lock, f"vllm-install --service {layout.service}", busy)
+
+
+@contextmanager
+def locked(host: Host, layout: Layout, report: Report) -> Iterator[State | None]:
+    """The record, which nobody else changes within. A change of keys that was cut off is undone first."""
+    with alone(host, layout, report):
         state = load_state(host, layout)
         if state and state.rekeying:
             report.warn(tr("{pending} was cut off; undoing it first", pending=state.rekeying.what))

@@ -106,14 +106,14 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     from installer.base.layout import Layout
     from installer.base.report import choose
     from installer.flow import deploy as flow
+    from installer.spec.records import managed
     from installer.spec.settings import check_service
-    from installer.spec.state import managed
 
     host = Host()
     changes = flow.plan_uninstall(check_service(service), host, purge=purge)
     if not dry_run:
         agree(tr("Remove all this?"), changes, yes=yes)
-        former = managed(host, Layout(service)).former
+        former = managed(host, Layout(service), to_look=True).former
         changes = flow.uninstall(service, host, choose(quiet=quiet or as_json), purge=purge)
     if as_json or dry_run:
         print_changes(service, changes, as_json)

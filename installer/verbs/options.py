@@ -48,7 +48,7 @@ def agree(question: str, changes: Sequence[Change], *, yes: bool) -> None:
 
 def known_services() -> list[str]:
     from installer.base.host import Host
-    from installer.spec.state import services
+    from installer.spec.records import services
 
     return services(Host())
 

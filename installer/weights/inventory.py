@@ -19,7 +19,7 @@ from installer.base.report import Report, size
 from installer.model import builtin
 from installer.spec.facts import Process
 from installer.spec.model import ModelFile
-from installer.spec.state import check_records, ejected, readable_state, readable_states, services
+from installer.spec.records import check_records, ejected, readable_state, readable_states, services
 from installer.spec.values import BUILTIN
 from installer.units import processes
 from installer.units.syntax import exec_line

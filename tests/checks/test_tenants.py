@@ -14,8 +14,9 @@ from installer.base.report import Report
 from installer.checks.tenants import tenants, visible_devices, with_port, with_tenants
 from installer.flow.resolve import _place, _without
 from installer.spec.facts import Facts, Gpu, Process, Tenant
+from installer.spec.records import save_state
 from installer.spec.settings import Settings
-from installer.spec.state import State, save_state
+from installer.spec.state import State
 from installer.spec.target import Placed
 from installer.units.render import render
 from tests.checks.test_facts import Machine

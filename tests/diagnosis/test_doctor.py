@@ -16,8 +16,9 @@ from installer.diagnosis.finding import Finding
 from installer.diagnosis.scene import look
 from installer.look.status import lines, status
 from installer.model import builtin
+from installer.spec.records import save_state
 from installer.spec.settings import Settings
-from installer.spec.state import State, save_state
+from installer.spec.state import State
 from installer.spec.target import Placed
 from installer.units.journal import Entry, entries
 from installer.units.render import fingerprint, render

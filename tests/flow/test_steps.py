@@ -18,9 +18,10 @@ from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model import builtin
 from installer.spec.keys import Key, digest
 from installer.spec.problem import Problem
+from installer.spec.records import load_state
 from installer.spec.settings import Settings
 from installer.spec.settings_file import wanted as settings_text
-from installer.spec.state import State, load_state
+from installer.spec.state import State
 from installer.spec.values import BUILTIN
 from installer.units.keyring import WriteUnit
 from installer.units.render import render, shared_units

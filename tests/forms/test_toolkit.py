@@ -17,8 +17,9 @@ from installer.forms.venv import cuda_home, toolkit
 from installer.forms.venv.toolkit import CompileKernels
 from installer.spec.engine import Engine
 from installer.spec.facts import Gpu, Nvcc
+from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
-from installer.spec.state import State, load_state, save_state
+from installer.spec.state import State
 from installer.spec.toolkit import Toolkit
 from installer.units.render import unit
 from installer.units.syntax import environment, exec_line

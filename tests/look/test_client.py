@@ -23,8 +23,9 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.look.client import FORMATS, PLACEHOLDER, Client, client_of
 from installer.spec.keys import Key, digest
+from installer.spec.records import save_state
 from installer.spec.settings import Settings
-from installer.spec.state import State, save_state
+from installer.spec.state import State
 from installer.units.render import unit
 from installer.verbs import use
 from tests.kit import openai_client

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import pwd
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,25 +18,12 @@ from installer.base.errors import Exit, InstallError
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.flow import deploy, steps
-from installer.spec import keys
-from installer.spec.profile import Profile
+from installer.spec import keys, record
+from installer.spec.record import HISTORY
+from installer.spec.records import Damaged, load_state, owned_on, readable_state, readable_states, save_state, services
 from installer.spec.settings import Settings
-from installer.spec.state import (
-    HISTORY,
-    Damaged,
-    Event,
-    Rekeying,
-    State,
-    event,
-    load_state,
-    owned_on,
-    readable_state,
-    readable_states,
-    save_state,
-    services,
-    text_digest,
-)
-from installer.spec.target import Placed
+from installer.spec.state import Event, Rekeying, State, event, text_digest
+from installer.spec.target import Placed, Target
 from installer.weights import inventory
 from tests.base.test_host import KINDS, planted
 from tests.kit.samples import any_settings
@@ -73,25 +62,6 @@ def test_what_was_saved_is_loaded(host: Host) -> None:
     for whole in (state(), State("qwen3vl"), state(proved=target(kind="cpu", path=Path("/models/a b")))):
         save_state(host, LAYOUT, whole)
         assert load_state(host, LAYOUT) == whole
-
-
-def test_a_state_from_before_there_were_profiles_is_read(host: Host) -> None:
-    save_state(host, LAYOUT, state())
-    data = json.loads(host.read(LAYOUT.state_file) or "")
-    del data["proved"]["profile"]
-    host.write(LAYOUT.state_file, json.dumps(data))
-    loaded = load_state(host, LAYOUT)
-    assert loaded is not None
-    assert loaded.proved is not None
-    assert loaded.proved.profile == Profile()
-
-
-def test_a_state_from_before_gpus_were_chosen_is_read(host: Host) -> None:
-    save_state(host, LAYOUT, state())
-    data = json.loads(host.read(LAYOUT.state_file) or "")
-    del data["proved"]["gpus"], data["proved"]["settings"]["gpus"]
-    host.write(LAYOUT.state_file, json.dumps(data))
-    assert load_state(host, LAYOUT) == state(history=load_state(host, LAYOUT).history)  # type: ignore[union-attr]
 
 
 def test_the_gpus_are_remembered(host: Host) -> None:
@@ -197,18 +167,91 @@ def test_a_damaged_part_is_found(host: Host, part: str, value: object) -> None:
         load_state(host, LAYOUT)
 
 
-def test_settings_that_are_no_longer_valid_are_not_blamed_on_the_settings_file_alone(host: Host) -> None:
-    save_state(host, LAYOUT, state())
-    host.write(LAYOUT.state_file, (host.read(LAYOUT.state_file) or "").replace('"port": "8000"', '"port": "0"'))
-    with pytest.raises(InstallError, match=f"{LAYOUT.state_file} cannot be read: .*PORT='0'"):
-        load_state(host, LAYOUT)
+NO_LONGER = {
+    "vllm_version": ("0.1.0", "0.1.0"), "port": ("70000", 70000), "tensor_parallel_size": ("65", 65),
+    "engine": ("tpu", "tpu"), "gpu_memory_utilization": ("1.5", 1.5), "max_model_len": ("much", 1024),
+    "offline": ("perhaps", False), "vllm_args": ("it's", ()), "model_sources": (["hub"], ("hub",)),
+    "hf_endpoint": ("nowhere", "nowhere"), "of_tomorrow": ("1", ...),
+}  # fmt: skip
 
 
-def test_a_file_of_a_later_version_is_not_guessed_at(host: Host) -> None:
-    save_state(host, LAYOUT, state())
-    host.write(LAYOUT.state_file, (host.read(LAYOUT.state_file) or "").replace('"version": 1', '"version": 2'))
-    with pytest.raises(InstallError, match="written by another version"):
+@pytest.mark.parametrize("name", NO_LONGER)
+def test_a_setting_that_could_not_be_chosen_any_more_is_read_as_it_was(host: Host, name: str) -> None:
+    text, value = NO_LONGER[name]
+    edit(host, lambda data: data["proved"]["settings"].update({name: text}))
+    found = proved(host).settings
+    assert getattr(found, name, ...) == value
+    assert dataclasses.replace(found, **{name: getattr(Settings, name)} if value is not ... else {}) == Settings()
+
+
+def test_what_this_version_does_not_know_is_passed_over(host: Host) -> None:
+    def add(data: dict[str, Any]) -> None:
+        proved = data["proved"]
+        for part in (data, proved, *(proved[name] for name in ("engine", "model", "profile", "toolkit"))):
+            part["of_tomorrow"] = {"any": ["thing"]}
+        data["history"][0]["of_tomorrow"] = 1
+
+    edit(host, add)
+    assert load_state(host, LAYOUT) == state(history=load_state(host, LAYOUT).history)  # type: ignore[union-attr]
+
+
+def edit(host: Host, change: Callable[[dict[str, Any]], None]) -> None:
+    """Our record, changed by another hand."""
+    data = json.loads(record.to_record(state()))
+    change(data)
+    host.write(LAYOUT.state_file, json.dumps(data))
+
+
+def proved(host: Host, *, to_look: bool = False) -> Target:
+    found = load_state(host, LAYOUT, to_look=to_look)
+    assert found is not None
+    assert found.proved is not None
+    return found.proved
+
+
+def test_a_record_of_a_newer_version_is_for_looking_alone(host: Host) -> None:
+    def make_newer(data: dict[str, Any]) -> None:
+        data["version"] = 99
+        data["history"] = {"none": "that we know"}
+        data["proved"]["toolkit"] = "of another form"
+        data["previous"] = {"settings": []}
+
+    edit(host, make_newer)
+    with pytest.raises(Damaged, match="written by a newer version"):
         load_state(host, LAYOUT)
+    assert readable_states(host, [LAYOUT]) is None
+    found = load_state(host, LAYOUT, to_look=True)
+    assert found == readable_state(host, LAYOUT)
+    expected = state(previous=None, history=())
+    assert found == dataclasses.replace(expected, proved=dataclasses.replace(target(), toolkit=None))
+
+
+@pytest.mark.parametrize("owned", [..., [], {"/etc/a": "digest"}])
+def test_where_nobody_knows_what_is_ours_a_newer_record_is_damaged(host: Host, owned: object) -> None:
+    def make_newer(data: dict[str, Any]) -> None:
+        data["version"], data["owned"] = 99, owned
+        if owned is ...:
+            del data["owned"]
+
+    edit(host, make_newer)
+    with pytest.raises(Damaged, match="cannot be read"):
+        load_state(host, LAYOUT, to_look=True)
+
+
+def test_an_older_record_goes_through_every_version_up_to_ours(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def age(data: dict[str, Any]) -> None:
+        data["version"] = -1
+        data["name"] = data.pop("service")
+
+    steps = {
+        -1: lambda data: {**data, "called": data["name"]},
+        0: lambda data: {**data, "service": data["called"]},
+    }
+    edit(host, age)
+    with pytest.raises(Damaged):
+        load_state(host, LAYOUT)
+    monkeypatch.setattr(record, "MIGRATIONS", steps)
+    assert load_state(host, LAYOUT) == state(history=load_state(host, LAYOUT).history)  # type: ignore[union-attr]
 
 
 def test_what_is_ours_is_gathered_over_all_services(host: Host) -> None:

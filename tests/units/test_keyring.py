@@ -15,7 +15,8 @@ from installer.base.report import Report
 from installer.flow import steps
 from installer.spec import keys
 from installer.spec.keys import Key
-from installer.spec.state import State, event, load_state, save_state
+from installer.spec.records import load_state, save_state
+from installer.spec.state import State, event
 from installer.units import keyring
 from installer.units.keyring import merged
 from installer.units.render import render, with_keys

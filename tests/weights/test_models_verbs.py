@@ -18,7 +18,8 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import steps
 from installer.spec.model import Model
-from installer.spec.state import State, save_state
+from installer.spec.records import save_state
+from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units.render import render
 from installer.weights import inventory
