@@ -1,0 +1,92 @@
+"""The form of a record: what every tool before this one wrote is read, and today's is written as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from installer.spec.calibration import Calibration
+from installer.spec.former import Former
+from installer.spec.profile import Profile
+from installer.spec.record import of_record, to_record
+from installer.spec.settings import Settings
+from installer.spec.state import Event, Rekeying, State
+from installer.spec.target import Placed, Target
+from installer.spec.toolkit import Toolkit
+from tests.kit.boot.surroundings import REPO
+from tests.kit.targets import KEYS, QWEN3_VL, target
+
+STATES = REPO / "tests/fixtures/states"
+
+
+def written() -> State:
+    """What was given to the tools that wrote the fixtures, as far as each of them knew what it is."""
+    settings = Settings(
+        model="Qwen/Qwen3-VL-8B-Instruct", max_model_len=None, gpu_memory_utilization=0.5, vllm_version="0.32.0",
+        offline=True, index_url="https://pypi.example/simple", vllm_args=("--max-num-seqs", "8"),
+    )  # fmt: skip
+    known: dict[str, Any] = {"profile": QWEN3_VL, "toolkit": Toolkit("none", "/nonexistent")}
+    before = dataclasses.replace(target(settings), **known)
+    on_a_gpu: dict[str, Any] = {"gpus": (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"),)}
+    return State(
+        service="qwen3vl",
+        owned={"/etc/a": ("1", "2"), "/etc/b": ("3",)},
+        owns_user=True,
+        proved=dataclasses.replace(before, settings=dataclasses.replace(settings, port=8001), **on_a_gpu),
+        previous=before,
+        calibration=Calibration(4294967296, 57344, 1024),
+        pending="deploy",
+        pending_model="/models/a",
+        pending_engine="0123",
+        rekeying=Rekeying("set-apikey default", (KEYS[0].argument,)),
+        key_shown=True,
+        former=Former("old-llm.service", True, False, ((Path("/etc/systemd/system/qwen3vl.service"), 0o640),)),
+        history=(Event("2026-01-02T03:04:05Z", "ana", "set-context 2k", "undone: too large"),),
+    )
+
+
+def less(state: State, **of_targets: Any) -> State:
+    def known(target: Target | None) -> Target | None:
+        return target and dataclasses.replace(target, **of_targets)
+
+    return dataclasses.replace(state, proved=known(state.proved), previous=known(state.previous))
+
+
+UNKNOWN: dict[str, Any] = {"pending_model": None, "pending_engine": None, "rekeying": None, "former": None}
+FORMS = {
+    "before-profiles": dataclasses.replace(less(written(), toolkit=None, gpus=(), profile=Profile()), **UNKNOWN),
+    "before-gpus": less(written(), toolkit=None, gpus=()),
+    "before-toolkits": less(written(), toolkit=None),
+    "0.1.0": written(),
+}
+
+
+def test_each_fixture_is_looked_at() -> None:
+    assert {path.stem for path in STATES.glob("*.json")} == {*FORMS, "0.1.0-deployed"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
+    assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (1, FORMS[form])
+
+
+@pytest.mark.parametrize("form", ["0.1.0", "0.1.0-deployed"])
+def test_the_form_of_today_is_written_as_it_was(form: str) -> None:
+    text = (STATES / f"{form}.json").read_text()
+    assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
+
+
+def test_a_record_of_a_whole_life_is_read() -> None:
+    _, state = of_record((STATES / "0.1.0-deployed.json").read_text(), "qwen3vl")
+    assert state.proved
+    assert state.previous
+    versions = [each.engine.vllm_version for each in (state.proved, state.previous)]
+    assert (versions, state.proved.settings.max_model_len) == (["0.32.0", "0.31.0"], 2048)
+    assert [key.name for key in state.proved.keys] == ["default", "default-old", "team", "probe"]
+    assert (state.proved.toolkit, state.proved.gpus, state.former) == (None, (), None)
+    assert [event.what for event in state.history][-2:] == ["upgrade", "set LISTEN_HOST=192.0.2.1"]
+    assert state.calibration == Calibration(4294967296, 57344, 2048, 10737418, 10737418)
