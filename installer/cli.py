@@ -101,9 +101,9 @@ def main() -> None:
 
 
 def _flag_of_vllm(typed: str) -> str:
-    from installer.families.vllm import serve_flags
+    from installer.runtime import vllm_flags
 
-    known = serve_flags.load()
+    known = vllm_flags.load()
     name = known.resolve(typed)
     return name if known.is_known(name) else ""
 

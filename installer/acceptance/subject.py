@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from installer.acceptance.apitest import Subject
 from installer.acceptance.replies import Failed
@@ -16,6 +16,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
 from installer.look.client import KEY_VARIABLE
+from installer.runtime import vllm_flags
 from installer.spec.records import managed
 from installer.spec.target import Target
 from installer.units.api import Api, local_address
@@ -69,7 +70,8 @@ def _subject(
     look: str,
     is_ours: Callable[[], str] | None,
 ) -> Subject:
-    settings, flags = target.settings, _flags(unit_text)
+    settings = target.settings
+    flags = vllm_flags.given(vllm_flags.split(exec_line(unit_text))[2])  # those that somebody wrote into it included
     address = local_address(settings.host)
     api = Api(address, settings.port, key, timeout, custody)
     return Subject(
@@ -83,14 +85,7 @@ def _subject(
     )
 
 
-def _flags(unit_text: str) -> set[str]:
-    """The names of the flags that vLLM is started with, those that somebody wrote into the unit included."""
-    words = exec_line(unit_text)
-    serve = words[words.index("--") :] if "--" in words else []
-    return {word.partition("=")[0].replace("_", "-") for word in serve}
-
-
-def _why_no_image(target: Target, flags: set[str]) -> str:
+def _why_no_image(target: Target, flags: Mapping[str, str]) -> str:
     if "--language-model-only" in flags:
         return tr("images are switched off (--language-model-only)")
     return "" if target.profile.takes_images else tr("the model takes no images")

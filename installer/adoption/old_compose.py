@@ -14,6 +14,7 @@ from installer.adoption.old_unit import SHELLS, variables
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.runtime import vllm_flags
 from installer.runtime.vllm_text import one_line
 from installer.spec.vendors import NVIDIA
 
@@ -220,10 +221,7 @@ def _listens(service: Mapping[str, object], serve: tuple[str, ...], path: Path) 
     """Where the host listens for it: None where the container uses the host's own network."""
     if service.get("network_mode") == "host":
         return None
-    inside = "8000"
-    for word, following in zip(serve, (*serve[1:], ""), strict=False):
-        if word.partition("=")[0] == "--port":
-            inside = word.partition("=")[2] or following
+    inside = vllm_flags.given(serve).get("--port", "8000")
     for entry in _entries(service, "ports"):
         if isinstance(entry, dict):
             address, outside, target = (str(entry.get(n, "")) for n in ("host_ip", "published", "target"))

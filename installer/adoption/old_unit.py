@@ -15,6 +15,7 @@ from installer.adoption.old import Old, read_text, serve_words
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.runtime import vllm_flags
 from installer.spec.keys import PROBE, parse
 from installer.spec.records import services
 from installer.units.systemd import unit_properties
@@ -94,8 +95,8 @@ def _ejected(unit: str, words: list[str], files: tuple[Path, ...], texts: list[s
     name = unit.removesuffix(".service")
     if name in services(host) or "--" not in words:
         raise Refused(tr("{unit} was made by vllm-install", unit=unit), tr("vllm-install list says what it manages"))
-    ours, serve = words[: words.index("--")], words[words.index("--") + 1 :]
-    held = [parse(value) for flag, value in zip(ours, ours[1:], strict=False) if flag == "--api-key"]
+    texts_of_keys, _, serve = vllm_flags.split(words)
+    held = list(map(parse, texts_of_keys))
     pairs = [pair for text in texts[1:] for pair in _directives(text, files[0])]  # what its admin added
     added = _Service(unit, [("Service", "Environment", ""), *pairs], host).environment()[0]
     return Old(

@@ -18,11 +18,12 @@ from installer.base.layout import Layout
 from installer.diagnosis.redact import Masked
 from installer.families.vllm import serve_flags
 from installer.families.vllm.serve import NO_DOMAINS
-from installer.families.vllm.serve_flags import Flag
+from installer.runtime import vllm_flags
+from installer.runtime.vllm_flags import NO_TLS, TLS_FLAGS, Flag, opposite
 from installer.runtime.vllm_text import one_line
 from installer.spec import keys
 from installer.spec.settings import Settings, load, to_text
-from installer.spec.values import BUILTIN, NO_TLS, TLS_FLAGS
+from installer.spec.values import BUILTIN
 from installer.spec.vendors import VARIABLES
 from installer.units.render import HIDDEN, HOMES
 
@@ -222,8 +223,8 @@ def _tokens(text: str) -> str:
 
 
 def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
-    known = serve_flags.load()
-    name = flag.name.partition(".")[0]
+    known = vllm_flags.load()
+    name = flag.base
     if refused := NO_TLS if name.startswith(TLS_FLAGS) else REFUSED.get(name):
         raise Refused(
             tr("{name} cannot be carried over: {reason}", name=name, reason=tr(refused)),
@@ -231,14 +232,14 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
         )
     if name in DROPPED:
         reading.notes.append(tr("{name} is dropped: {reason}", name=name, reason=tr(DROPPED[name])))
-    elif name.removeprefix("--no-") != name and f"--{name.removeprefix('--no-')}" in (*DROPPED, *READ_APART):
+    elif opposite(name) in (*DROPPED, *READ_APART):
         return
     elif not known.is_known(name) and name in GONE:
         reading.notes.append(
             tr("{name} is dropped: vLLM {version} has no such flag any more", name=name, version=known.version)
         )
     elif not known.is_known(name) and name != "-O":
-        near = known.near(name)
+        near = serve_flags.near(name)
         raise Refused(
             tr("vLLM {version} has no flag {name}", version=known.version, name=name)
             + (tr("; is {near} meant?", near=near) if near else ""),

@@ -12,6 +12,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import size
 from installer.families.vllm.memory_flags import replicas
+from installer.runtime import vllm_flags
 from installer.spec.facts import Facts, Gpu, Tenant, pci_address
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
@@ -75,12 +76,8 @@ def chosen_by_hand(settings: Settings, visible: Sequence[tuple[str, str]], kind:
     for name, value in visible:
         if name in variables_of(kind):
             return name, value
-    words = [*settings.vllm_args, ""]
-    for word, following in zip(words, words[1:], strict=False):
-        flag, equals, value = word.partition("=")
-        if flag.replace("_", "-") == "--device-ids":
-            return "--device-ids", value if equals else following
-    return None
+    numbers = vllm_flags.given(settings.vllm_args).get("--device-ids")
+    return None if numbers is None else ("--device-ids", numbers)
 
 
 def _by_hand(chosen: tuple[str, str], settings: Settings, usable: list[Gpu], count: int) -> Choice:

@@ -10,6 +10,7 @@ from pathlib import Path
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.layout import Layout
+from installer.runtime import vllm_flags
 from installer.units.processes import Address, as_address, conflict
 from installer.units.syntax import exec_line
 
@@ -32,7 +33,8 @@ def ports_of_services(host: Host) -> Iterator[Port]:
         with contextlib.suppress(ValueError, InstallError):  # what somebody wrote there by hand may be no port
             words = exec_line(host.read(path) or "")
             if len(words) > 1 and runtimes in Path(words[1]).parents:
-                yield Port(path.name, as_address(_flag(words, "--host", ANY)), int(_flag(words, "--port", "8000")))
+                flags = vllm_flags.given(vllm_flags.split(words)[2])
+                yield Port(path.name, as_address(flags.get("--host", ANY)), int(flags.get("--port", "8000")))
 
 
 def kept_for(host: Host, address: str, number: int, unit: str) -> str | None:
@@ -41,9 +43,3 @@ def kept_for(host: Host, address: str, number: int, unit: str) -> str | None:
     if any(port.unit == unit for port in same):
         return None
     return next((port.unit.removesuffix(".service") for port in same), None)
-
-
-def _flag(words: list[str], flag: str, default: str) -> str:
-    """The last value counts, as it does for vLLM."""
-    values = [value for word, value in zip(words, words[1:], strict=False) if word == flag]
-    return values[-1] if values else default

@@ -15,6 +15,7 @@ from installer.families.vllm.abilities import VllmFacts
 from installer.model.model_about import About
 from installer.model.model_config import Config
 from installer.model.selection import GGUF, GGUF_HINT
+from installer.runtime import vllm_flags
 from installer.runtime.vllm_text import one_line
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
@@ -114,7 +115,8 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
 def _why_not(found: Format, kind: str, settings: Settings, facts: Facts, known: VllmFacts) -> str:
     if found.method not in known.quantizations:
         return tr("vLLM {version} has no such method", version=known.version)
-    if found.method in known.deprecated_quantizations and "--allow-deprecated-quantization" not in settings.vllm_args:
+    flags = vllm_flags.given(settings.vllm_args)
+    if found.method in known.deprecated_quantizations and "--allow-deprecated-quantization" not in flags:
         return tr(
             "vLLM {version} is about to drop it, and loads it only with -- --allow-deprecated-quantization",
             version=known.version,

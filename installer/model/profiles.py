@@ -19,6 +19,7 @@ from installer.base.errors import UsageError
 from installer.base.language import mark, tr
 from installer.families.vllm import abilities
 from installer.model.model_about import About
+from installer.runtime import vllm_flags
 from installer.spec.profile import Profile
 from installer.spec.settings import Settings
 
@@ -83,7 +84,7 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     """The profile of a model; a chat template given by flag is taken to show tools."""
     known = load()
     family = known.family_of(about.architectures) or Family("")
-    own_template = any(arg.startswith("--chat-template") for arg in vllm_args)
+    own_template = "--chat-template" in vllm_flags.given(vllm_args)
     shows_tools = own_template or not about.template or _shows_tools(about.template)
     tool_parser = _first((*family.tools, *known.formats.tools), about.template)
     return Profile(
@@ -112,8 +113,7 @@ def check_names(settings: Settings) -> None:
         ("--tool-call-parser", settings.tool_call_parser, known.tool_parsers, "--tool-parser-plugin"),
         ("--reasoning-parser", settings.reasoning_parser, known.reasoning_parsers, "--reasoning-parser-plugin"),
     ):
-        has_plugin = any(arg.partition("=")[0] == plugin for arg in settings.vllm_args)
-        if asked in ("auto", "none", *names) or has_plugin:
+        if asked in ("auto", "none", *names) or plugin in vllm_flags.given(settings.vllm_args):
             continue
         near = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
         raise UsageError(

@@ -22,14 +22,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING:
+    from installer.runtime import vllm_flags
     from installer.runtime.vllm_listen import LISTENER
     from installer.runtime.vllm_watcher import BACKLOG, PROBE, command_of, notify, say
 else:
+    import vllm_flags
     from vllm_listen import LISTENER
     from vllm_watcher import BACKLOG, PROBE, command_of, notify, say
 
@@ -41,14 +44,6 @@ KEY = re.compile(
     r"(?:@(?P<expiry>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?"
 )
 KEY_FORM = "expected [NAME[:metrics|:inference|:admin]=]sha256:64-HEX-DIGITS[@2026-11-21T12:00:00Z], or the key itself"
-REFUSED_FLAGS = {
-    "--api-key": "vLLM's own key covers only some routes; keys belong before the --",
-    "--uds": "the readiness probe needs TCP: use --host and --port",
-    "--grpc": "a gRPC server would answer without a key",
-    "--grpc-port": "a gRPC server would answer without a key",
-    "--headless": "a server without an API cannot be watched",
-    "--disable-log-stats": "without statistics a full queue looks like a hang",
-}
 
 # Secrets, and what would let vLLM speak to systemd in the watcher's place.
 KEPT_FROM_VLLM = ("VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
@@ -74,19 +69,6 @@ class Key(NamedTuple):
         return f"{self.name}:{self.role}=sha256:{self.digest}" + (f"@{self.expiry}" if self.expiry != "-" else "")
 
 
-def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """The --api-key arguments, and what follows the `--`."""
-    end = words.index("--") if "--" in words else len(words)
-    keys: list[str] = []
-    rest = iter(words[:end])
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name != "--api-key":
-            raise Refused(f"argument {len(keys) + 1} before the -- is not --api-key")
-        keys.append(value if equals else next(rest, ""))
-    return keys, words[end + 1 :]
-
-
 def parse_key(text: str, position: int) -> Key:
     """Never quotes what it was given: that may be a key with a slip in it."""
     match = KEY.fullmatch(text)
@@ -105,7 +87,9 @@ def parse_key(text: str, position: int) -> Key:
 def read_keys(verb: str, words: list[str]) -> tuple[list[Key], list[str]]:
     """The keys and what follows them; a key in clear is hashed, and gone from our arguments before anything else."""
     try:
-        texts, serve = split(words)
+        texts, strays, serve = vllm_flags.split(words)
+        if strays:
+            raise Refused(f"argument {strays[0]} before the -- is not --api-key")
         keys = [parse_key(text, number) for number, text in enumerate(texts, 1)]
     except Refused as refused:
         # The journal stores the arguments of whoever writes to it, and these may hold a key.
@@ -181,7 +165,8 @@ def launch(words: list[str]) -> NoReturn:
     keys, serve = read_keys("launch", words)
     check_command(serve)
     write_keys(keys, probe_digest())
-    host, port = address(serve)
+    flags = vllm_flags.given(serve)
+    host, port = address(flags)
     listener = listen(host, port).detach()
     here, runtime = os.path.dirname(os.path.abspath(__file__)), runtime_directory()
     environment = {name: value for name, value in os.environ.items() if name not in KEPT_FROM_VLLM}
@@ -190,10 +175,10 @@ def launch(words: list[str]) -> NoReturn:
     # Its engine dead, vLLM would exit 0, as if asked to. So it stays, and the watcher ends it by a signal.
     environment["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
     write(os.path.join(runtime, "stages"), "")
-    if not any(has_flag(serve, flag) for flag in ("--log-config-file", "--logging-config")):
+    if flags.keys().isdisjoint(("--log-config-file", "--logging-config")):
         environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
-        write(os.path.join(runtime, "logging.json"), json.dumps(log_configuration(runtime, serve)))
-    if not has_flag(serve, "--allowed-media-domains"):
+        write(os.path.join(runtime, "logging.json"), json.dumps(log_configuration(runtime, flags)))
+    if "--allowed-media-domains" not in flags:
         # An empty list would let anyone have this host fetch any address; the name is one that never exists.
         serve = [*serve, "--allowed-media-domains", "none.invalid"]
     # Not -I, which would keep it from the file beside it.
@@ -214,38 +199,23 @@ def launch(words: list[str]) -> NoReturn:
 def check_command(serve: list[str]) -> None:
     if serve[:1] != ["serve"]:
         raise Refused("expected `-- serve MODEL` after the keys")
-    for flag, why in REFUSED_FLAGS.items():
-        if has_flag(serve, flag):
-            raise Refused(f"{flag} cannot be used: {why}")
-    if any(word.replace("_", "-").startswith("--ssl") for word in serve):
-        raise Refused("--ssl-* cannot be used: the service speaks plain HTTP; let a reverse proxy do TLS")
+    if found := vllm_flags.refused(serve):
+        raise Refused(f"{found[0]} cannot be used: {found[1]}")
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise Refused("VLLM_USE_RUST_FRONTEND is set: vLLM's Rust front end takes no guard, so it is refused")
 
 
-def has_flag(serve: list[str], flag: str) -> bool:
-    return any(word.partition("=")[0].replace("_", "-") == flag for word in serve)
-
-
-def flag_value(serve: list[str], flag: str, default: str) -> str:
-    for word, following in zip(serve, [*serve[1:], default], strict=False):
-        name, equals, value = word.partition("=")
-        if name.replace("_", "-") == flag:
-            default = value if equals else following
-    return default
-
-
-def address(serve: list[str]) -> tuple[str, int]:
-    port = flag_value(serve, "--port", "8000")
+def address(flags: Mapping[str, str]) -> tuple[str, int]:
+    port = flags.get("--port", "8000")
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise Refused(f"--port {port} is not a port")
-    return flag_value(serve, "--host", "0.0.0.0"), int(port)
+    return flags.get("--host", "0.0.0.0"), int(port)
 
 
-def log_configuration(runtime: str, serve: list[str]) -> dict[str, object]:
+def log_configuration(runtime: str, flags: Mapping[str, str]) -> dict[str, object]:
     """vLLM's and uvicorn's usual logs; besides, the stages go into a file and the probes nowhere."""
     level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
-    quiet = flag_value(serve, "--disable-access-log-for-endpoints", "").split(",")
+    quiet = flags.get("--disable-access-log-for-endpoints", "").split(",")
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -272,8 +242,7 @@ def log_configuration(runtime: str, serve: list[str]) -> dict[str, object]:
 
 def check(words: list[str]) -> None:
     """As root, before the sandbox: it can name processes that the service itself cannot see."""
-    _, serve = split(words)
-    listen(*address(serve)).close()
+    listen(*address(vllm_flags.given(vllm_flags.split(words)[2]))).close()
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory,gpu_uuid", "--format=csv,noheader"]
     own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     with contextlib.suppress(OSError, subprocess.SubprocessError):

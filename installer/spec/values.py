@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable
 
 from installer.base.language import mark, tr
+from installer.runtime import vllm_flags
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
@@ -28,7 +29,6 @@ OWNED_FLAGS = {
     "--max-model-len": "--context",
     "--gpu-memory-utilization": "--gpu-memory-utilization",
     "--tensor-parallel-size": "--tensor-parallel-size",
-    "-tp": "--tensor-parallel-size",
     "--shutdown-timeout": "--drain",
     "--api-key": "set-apikey",
     "--middleware": mark("none: the guard is the middleware"),
@@ -36,15 +36,13 @@ OWNED_FLAGS = {
     "--served-model-name": "--served-model-name",
     "--allowed-media-domains": "--allowed-media-domains",
     "--enable-auto-tool-choice": "--tool-call-parser",
+    "--no-enable-auto-tool-choice": "--tool-call-parser",
     "--tool-call-parser": "--tool-call-parser",
     "--reasoning-parser": "--reasoning-parser",
     "--trust-remote-code": mark("--trust-remote-code NAME before the --"),
+    "--no-trust-remote-code": mark("--trust-remote-code NAME before the --"),
     "--hf-token": mark("HF_TOKEN in the environment: a unit is readable by everybody"),
 }
-
-# How all flags of vLLM's TLS begin.
-TLS_FLAGS = ("--ssl", "--enable-ssl")
-NO_TLS = mark("the service speaks plain HTTP; let a reverse proxy do TLS")
 
 
 def text(value: str) -> str:
@@ -262,19 +260,17 @@ def vllm_args(value: str) -> tuple[str, ...]:
 def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
     for arg in args:
         text(arg)
-        name = arg.partition("=")[0].replace("_", "-")
-        # vLLM takes abbreviations too: --api-k is --api-key, -t is -tp.
-        meant = [flag for flag in OWNED_FLAGS if flag.startswith(name)] if name.strip("-") and name[0] == "-" else []
-        if meant:
+    for flag in vllm_flags.parse(args)[1]:
+        if owned := vllm_flags.meant(flag, OWNED_FLAGS):
             raise ValueError(
                 tr(
                     "{name} is set by vllm-install itself (use {instead})",
-                    name=name,
-                    instead=tr(OWNED_FLAGS[meant[0]]),
+                    name=flag.words[0].partition("=")[0].replace("_", "-"),
+                    instead=tr(OWNED_FLAGS[owned]),
                 )
             )
-        if name.startswith(TLS_FLAGS):
-            raise ValueError(tr("{flag} cannot be used: {why}", flag=name, why=tr(NO_TLS)))
+    if refused := vllm_flags.refused(args):
+        raise ValueError(tr("{flag} cannot be used: {why}", flag=refused[0], why=tr(refused[1])))
     if args and not args[0].startswith("-"):
         raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
     return args

@@ -19,6 +19,7 @@ from installer.base.host import Host, Strange
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.runtime import vllm_flags
 from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.records import load_state, save_state
@@ -182,6 +183,4 @@ def merged(ours: Iterable[Key], before: Iterable[Key], now: Iterable[Key]) -> tu
 
 
 def _keys_in(unit_text: str) -> list[Key]:
-    words = exec_line(unit_text)
-    words = words[: words.index("--")] if "--" in words else words
-    return [keys.parse(value) for flag, value in zip(words, words[1:], strict=False) if flag == "--api-key"]
+    return list(map(keys.parse, vllm_flags.split(exec_line(unit_text))[0]))

@@ -24,11 +24,14 @@ from installer.units.syntax import FILTERS, quote_exec
 DIGEST_VARIABLE = "UNIT_DIGEST"
 RUNTIME_FILES = (
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
+    "vllm_flags.py", "vllm_flags.json",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
 
-_KEY_WORDS = re.compile(r'^(Exec\w+=\S+ \S+ (?:launch|reload))(?: --api-key (?:"(?:[^"\\]|\\.)*"|\S+))+', re.MULTILINE)
+_KEY_WORDS = re.compile(
+    r'^(Exec\w+=\S+ \S+ (?:launch|reload))(?: --api-key[ =](?:"(?:[^"\\]|\\.)*"|\S+))+', re.MULTILINE
+)
 
 
 @dataclass(frozen=True)

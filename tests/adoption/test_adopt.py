@@ -13,8 +13,8 @@ from installer.adoption.old import LARGEST, Old
 from installer.adoption.translate import Adoption, translate
 from installer.base.errors import Exit, InstallError, Refused
 from installer.base.host import Host
-from installer.families.vllm import serve_flags
 from installer.flow import adopt
+from installer.runtime import vllm_flags
 from installer.spec.settings import FIELDS
 from tests.kit.boot.surroundings import REPO
 from tests.verbs.test_cli import cli
@@ -370,4 +370,4 @@ def test_the_difference_masks_secrets_and_nothing_else() -> None:
 def test_the_readers_know_their_limits() -> None:
     assert old_compose.load("a: 080\nb: 8:30\nc: yes\n", "x") == {"a": "080", "b": "8:30", "c": "yes"}
     assert old_unit.variables("A='b c'\n#x\nexport D=e\n") == {"A": "b c", "D": "e"}
-    assert serve_flags.load().is_known("--no-enforce-eager")
+    assert vllm_flags.load().is_known("--no-enforce-eager")

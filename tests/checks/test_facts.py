@@ -99,6 +99,8 @@ def put_unit(
         ((), "other"),  # vLLM's own
         (("--host", "10.0.0.1", "--port", "8000"), "other"),
         (("--port", "8000", "--port", "8001"), None),
+        (("--port=8001",), None),
+        (("--port", "8001", "--por=8000"), "other"),
         (("--port", "eight"), None),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,10 @@ import pytest
 
 from installer.base.assets import RUNTIME
 from installer.diagnosis import said
+from installer.runtime.vllm_flags import NO_TLS, REFUSED
 from installer.runtime.vllm_watcher import STAGES
 
 sys.path.append(str(RUNTIME))
-FLAGS: dict[str, str] = importlib.import_module("vllm_launcher").REFUSED_FLAGS
 SPEAKING = {"end", "end_hung", "notify", "Refused"}
 OURS = "STATUS="
 
@@ -38,7 +37,7 @@ def as_text(node: ast.expr) -> str:
 
 
 SPOKEN = [text for path in sorted(RUNTIME.glob("vllm_*.py")) for text in spoken(path)]
-WHOLE = [text for text in (*SPOKEN, *(stage for _, stage in STAGES), *FLAGS.values()) if text != "serve"]
+WHOLE = [text for text in (*SPOKEN, *(stage for _, stage in STAGES), *REFUSED.values(), NO_TLS) if text != "serve"]
 
 
 def test_there_is_something_to_translate() -> None:

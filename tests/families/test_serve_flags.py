@@ -6,10 +6,11 @@ import pytest
 
 from installer.base.errors import InstallError
 from installer.families.vllm import serve_flags
+from installer.runtime import vllm_flags
 from tests.kit.boot.machine import Machine
 from tests.kit.life import cli, main_pid, standin
 
-VERSION = serve_flags.load().version
+VERSION = vllm_flags.load().version
 WRONG = [
     ("--typo 1", "has no flag --typo"),
     ("--max-num-seq 4", ""),  # an abbreviation that only one flag has

@@ -48,6 +48,18 @@ VALUES = {
 SERVICES = st.from_regex(r"[a-z][a-z0-9_-]{0,25}", fullmatch=True).filter(lambda name: name != "vllm-install")
 
 
+# What nobody may start a guarded and watched vLLM with, in the spellings that argparse takes, and what it is.
+UNGUARDED = [
+    ("--headless", "--headless"),
+    ("--headles", "--headless"),
+    ("--disable-log-stats", "--disable-log-stats"),
+    ("--disable-log-stat", "--disable-log-stats"),
+    ("--disable_log_st", "--disable-log-stats"),
+    ("--grpc", "--grpc"),
+    ("--grpc-p 9", "--grpc-port"),
+]
+
+
 def accepted(attribute: str, text: str) -> bool:
     try:
         load("any", {}, {}, {attribute: text})

@@ -323,6 +323,8 @@ def test_flags_in_every_spelling() -> None:
     assert (flags.max_num_seqs, flags.pipeline_parallel, flags.max_num_batched_tokens) == (8, 2, 4000)
     assert flags.eager
     assert flags.quantization == "fp8"
+    assert not Flags.of(("--enforce-eager", "--no-enforce-eager")).eager  # the last one counts
+    assert Flags.of(("--enforce", "-sc", "{}")) == Flags(eager=True, speculative=True)
     assert Flags.of(("--kv-cache-memory-bytes", "1.5G")).kv_cache_memory == 3 * GIB // 2
     with pytest.raises(UsageError, match="--block-size many"):
         Flags.of(("--block-size", "many"))

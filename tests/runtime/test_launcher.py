@@ -24,6 +24,7 @@ import pytest
 from installer.base.assets import RUNTIME
 from installer.runtime import vllm_watcher
 from tests.kit.boot.surroundings import REPO
+from tests.kit.samples import UNGUARDED
 
 LAUNCHER = RUNTIME / "vllm_launcher.py"
 PROBE, USER = "sk-probe-0123456789abcdef", "sk-user-0123456789abcdef"
@@ -285,6 +286,10 @@ def test_what_the_unit_must_give(service: Service, change: Mapping[str, str], wo
         ("serve", "m", "--ssl_key=/k.pem"),
         ("serve", "m", "--port", "http"),
         ("serve", "m", "--port=70000"),
+        ("serve", "m", "--por", "http"),
+        ("serve", "m", "--api-ke", "sk-x"),
+        ("serve", "m", "--enable-ss"),
+        *(("serve", "m", *spelling.split()) for spelling, _ in UNGUARDED),
     ],
 )
 def test_commands_that_cannot_be_guarded_or_watched(service: Service, serve: tuple[str, ...]) -> None:

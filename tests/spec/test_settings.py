@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from installer.base.errors import Exit, UsageError
 from installer.spec.settings import FIELDS, NAMES, Settings, assigned, check_service, load, to_text
 from installer.spec.values import OWNED_FLAGS
-from tests.kit.samples import any_settings
+from tests.kit.samples import UNGUARDED, any_settings
 
 
 def from_flags(**flags: str) -> Settings:
@@ -209,7 +209,27 @@ def test_a_flag_that_we_set_ourselves_cannot_be_given_twice(flag: str) -> None:
         assert "is set by vllm-install itself" in refusal(vllm_args=f"--enforce-eager {spelling}").message
 
 
-@pytest.mark.parametrize("flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh"])
+@pytest.mark.parametrize(
+    "words",
+    ["-t 2", "-tp=2", "--device-memory-utilization 0.5", "--por 1", "--por=1", "--api-ke x", "--port.x 1",
+     "--enforce-eager --max-model-le 8", "--no-enable-auto-tool", "--reasoning-parser qwen3"],
+)  # fmt: skip
+def test_nor_by_another_of_its_names(words: str) -> None:
+    assert "is set by vllm-install itself" in refusal(vllm_args=words).message
+
+
+@pytest.mark.parametrize(("spelling", "flag"), UNGUARDED)
+def test_what_the_launcher_refuses_is_refused_here_already(spelling: str, flag: str) -> None:
+    assert f"{flag} cannot be used: " in refusal(vllm_args=spelling).message
+
+
+def test_what_stands_in_another_flag_s_value_is_none() -> None:
+    assert from_flags(vllm_args="--hf-overrides=--port=1 --no-disable-log-stats").vllm_args
+
+
+@pytest.mark.parametrize(
+    "flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh", "--enable-s"]
+)
 def test_tls_is_refused_in_one_sentence(flag: str) -> None:
     assert "the service speaks plain HTTP; let a reverse proxy do TLS" in refusal(vllm_args=f"{flag} x").message
 

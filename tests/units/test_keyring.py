@@ -84,6 +84,13 @@ def test_a_unit_is_written_with_the_keys_of_that_moment(host: Host) -> None:
     assert "RestartSec=7" in (host.read(LAYOUT.unit) or "")
 
 
+def test_a_key_that_somebody_wrote_with_an_equals_sign_is_one(host: Host) -> None:
+    text = render(wanted().target, LAYOUT)[LAYOUT.unit].text
+    host.write(LAYOUT.unit, text.replace("--api-key ", "--api-key="))
+    assert set(keyring.unit_keys(host, LAYOUT)) == set(KEYS)
+    assert with_keys(host.read(LAYOUT.unit) or "", KEYS) == text
+
+
 def test_a_key_that_goes_while_a_change_is_still_being_planned_stays_away(host: Host) -> None:
     """A plan takes seconds: an index is asked, a hub, an interpreter."""
     leaked = key("leaked")

@@ -116,7 +116,11 @@ def test_the_files_are_these_and_readable_by_all() -> None:
     assert set(files) == {
         LAYOUT.sysusers,
         LAYOUT.unit,
-        *(runtime / f"vllm_{name}.py" for name in ("launcher", "listen", "watcher", "guard", "connections", "text")),
+        *(
+            runtime / f"vllm_{name}.py"
+            for name in ("launcher", "listen", "watcher", "guard", "connections", "text", "flags")
+        ),
+        runtime / "vllm_flags.json",
         *(LAYOUT.unit.parent / shipped.name for shipped in asset_dir("units").iterdir()),
     }
     needless = LAYOUT.unit.parent / "vllm-nvidia-nodes.service"

@@ -1,4 +1,4 @@
-"""Prints installer/data/serve_flags.json as the vLLM of this interpreter has it."""
+"""Prints installer/runtime/vllm_flags.json as the vLLM of this interpreter has it."""
 
 import argparse
 import json

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from installer.base.assets import DATA
+from installer.base.assets import RUNTIME
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.model import builtin
@@ -26,8 +26,8 @@ def test_the_flags_of_vllm_are_those_of_its_own_parser(cpu_engine: str) -> None:
     said = subprocess.run([python, script], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     text = json.dumps(json.loads(said), indent=1) + "\n"
     if os.environ.get("GOLDEN") == "write":
-        (DATA / "serve_flags.json").write_text(text)
-    assert (DATA / "serve_flags.json").read_text() == text
+        (RUNTIME / "vllm_flags.json").write_text(text)
+    assert (RUNTIME / "vllm_flags.json").read_text() == text
 
 
 def test_the_cloud_hosts_unit_is_adopted_and_serves(cpu_engine: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from installer.base.language import mark, tr
+from installer.runtime import vllm_flags
 from installer.spec.toolkit import NONE, Toolkit
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -30,10 +30,10 @@ def environment(toolkit: Toolkit, engine: Path) -> dict[str, str]:
 
 def arguments(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
     """vLLM's flags, but for those that the user gives."""
-    words = []
-    if toolkit.attention and not any(re.match(r"--attention[-_]b|-ac\b|--attention[-_]c", word) for word in given):
+    words, flags = [], vllm_flags.given(given)
+    if toolkit.attention and flags.keys().isdisjoint(("--attention-backend", "--attention-config")):
         words += ["--attention-backend", toolkit.attention]
-    if toolkit.mode != NONE and not any("flashinfer" in word for word in given):
+    if toolkit.mode != NONE and not any("flashinfer" in word for word in (*given, *flags)):
         words.append("--no-enable-flashinfer-autotune")
     return words
 

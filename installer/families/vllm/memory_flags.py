@@ -8,13 +8,9 @@ from dataclasses import dataclass
 
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.runtime import vllm_flags
 
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Short and long spelling of the same flag.
-SHORT = {
-    "-pp": "--pipeline-parallel-size", "-q": "--quantization", "-cc": "--compilation-config",
-    "-dp": "--data-parallel-size", "-dpl": "--data-parallel-size-local", "-pcp": "--prefill-context-parallel-size",
-}  # fmt: skip
 # Each takes as many GPUs again; of two for one thing the first counts.
 PARALLEL = (
     ("--pipeline-parallel-size",),
@@ -50,7 +46,7 @@ class Flags:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Flags:
-        given = _given(words)
+        given = vllm_flags.given(words)
 
         def number(name: str) -> int:
             return _number(name, given[name]) if given.get(name) else 0
@@ -78,26 +74,12 @@ class Flags:
 
 def replicas(words: Sequence[str]) -> int:
     """How many times as many GPUs as its tensor parallelism a service takes; what vLLM refuses is not judged here."""
-    given = _given(words)
+    given = vllm_flags.given(words)
     factor = 1
     for names in PARALLEL:
         text = next((given[name] for name in names if name in given), "1")
         factor *= max(1, int(text)) if text.isdecimal() else 1
     return factor
-
-
-def _given(words: Sequence[str]) -> dict[str, str]:
-    """Flag -> value, in vLLM's spelling; a flag that takes no value has an empty one."""
-    given: dict[str, str] = {}
-    name = ""
-    for word in words:
-        if re.match(r"--?[a-zA-Z]", word):
-            name, _, value = word.partition("=")
-            name = SHORT.get(name, name.replace("_", "-"))
-            given[name] = value
-        elif name and not given[name]:
-            given[name] = word
-    return given
 
 
 def _number(name: str, text: str) -> int:
