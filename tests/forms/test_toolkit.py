@@ -11,6 +11,7 @@ from installer.base.errors import Exit, Refused
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.checks import facts
+from installer.families.vllm import cuda
 from installer.families.vllm.serve import serve_arguments
 from installer.flow import steps
 from installer.forms.venv import cuda_home, toolkit
@@ -51,33 +52,33 @@ def chosen(which: str, *gpus: Gpu, packages: tuple[str, ...] = COMPILER, mla: bo
 @pytest.mark.parametrize("gpu", [A100, L40, H200, B200, RTX])
 @pytest.mark.parametrize("which", ["auto", "none"])
 def test_without_a_compiler_nothing_is_used_that_needs_one(which: str, gpu: Gpu) -> None:
-    variables = chosen(which, gpu).environment(Path("/engine"))
+    variables = cuda.environment(chosen(which, gpu), Path("/engine"))
     assert variables["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert variables["VLLM_USE_DEEP_GEMM"] == variables["VLLM_MOE_USE_DEEP_GEMM"] == "0"
     assert variables["CUDA_HOME"] == "/nonexistent", "or a toolkit of any version that lies on the host is taken"
 
 
 def test_on_blackwell_attention_is_named_that_needs_no_compiler() -> None:
-    assert chosen("none", B200).arguments(()) == ["--attention-backend", "FLASH_ATTN"]
-    assert chosen("none", B200, mla=True).arguments(()) == ["--attention-backend", "TRITON_MLA"]
+    assert cuda.arguments(chosen("none", B200), ()) == ["--attention-backend", "FLASH_ATTN"]
+    assert cuda.arguments(chosen("none", B200, mla=True), ()) == ["--attention-backend", "TRITON_MLA"]
     assert chosen("none", H200, B200).attention == "FLASH_ATTN", "one of them is enough"
     for gpu in (A100, L40, H200, RTX):
-        assert chosen("none", gpu).arguments(()) == []
+        assert cuda.arguments(chosen("none", gpu), ()) == []
 
 
 @pytest.mark.parametrize("word", ["--attention-backend", "--attention_backend=TRITON_ATTN", "-ac.backend=TRITON_ATTN"])
 def test_attention_named_by_the_user_is_not_named_twice(word: str) -> None:
-    assert chosen("none", B200).arguments((word,)) == []
+    assert cuda.arguments(chosen("none", B200), (word,)) == []
 
 
 @pytest.mark.parametrize("which", ["none", "wheels", "host"])
 def test_nothing_is_fetched_or_compiled_while_it_serves(which: str) -> None:
     found = chosen(which, H200)
-    variables = found.environment(Path("/engine"))
+    variables = cuda.environment(found, Path("/engine"))
     assert variables["FLASHINFER_CUBINS_REPOSITORY"].startswith("http://127.0.0.1:")
     if which != "none":
         assert variables["VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER"] == variables["VLLM_ALLREDUCE_USE_FLASHINFER"] == "0"
-        assert found.arguments(()) == ["--no-enable-flashinfer-autotune"]
+        assert cuda.arguments(found, ()) == ["--no-enable-flashinfer-autotune"]
 
 
 def test_no_variable_of_ours_looks_like_one_of_vllms() -> None:
@@ -103,7 +104,7 @@ def test_the_engines_own_compiler_and_ninja_are_found() -> None:
 
 
 def test_the_hosts_compiler_is_used_where_it_lies() -> None:
-    variables = chosen("host", H200).environment(Path("/engine"))
+    variables = cuda.environment(chosen("host", H200), Path("/engine"))
     assert variables["CUDA_HOME"] == "/usr/local/cuda-13.0"
     assert variables["PATH"].startswith("/engine/bin:"), "ninja is the engine's"
 

@@ -228,7 +228,7 @@ def test_what_stands_in_another_flag_s_value_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh", "--enable-s"]
+    "flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh", "--enable-ss"]
 )
 def test_tls_is_refused_in_one_sentence(flag: str) -> None:
     assert "the service speaks plain HTTP; let a reverse proxy do TLS" in refusal(vllm_args=f"{flag} x").message
