@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 from installer.base.host import Host
 from tests.kit.boot.machine import Machine
@@ -48,14 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(REAL))  # what takes longest begins first
 
 
-class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+@pytest.hookimpl(optionalhook=True)  # without xdist everything runs in one process
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Several processes share the modules; those with a real vLLM, which takes all cores, go to one of them."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    def _split_scope(self, nodeid: str) -> str:
-        return REAL if nodeid.startswith(REAL) else nodeid.partition("::")[0]
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return REAL if nodeid.startswith(REAL) else nodeid.partition("::")[0]
 
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
     return ByModule(config, log)
 
 
