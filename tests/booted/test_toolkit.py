@@ -28,8 +28,8 @@ def gen_sampling_module():
 """
 APPLY = """
 import dataclasses, pathlib
-from installer import steps
-from installer.forms.venv.toolkit import Toolkit
+from installer.flow import steps
+from installer.spec.toolkit import Toolkit
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.report import Lines

@@ -299,7 +299,7 @@ def test_killed_half_way_it_is_built_anew(host: Host, tmp_path: Path, wheels: Pa
     engine = resolve(host, settings)
     code = (
         "from pathlib import Path; from installer.base.host import Host; from installer.base.layout import Layout\n"
-        "from installer.engine import engines; from installer.base.report import Report\n"
+        "from installer.forms.venv import engines; from installer.base.report import Report\n"
         "from installer.spec.settings import Settings\n"
         f"host, settings = Host(Path({str(host.root)!r})), Settings(find_links={str(wheels)!r}, offline=True)\n"
         f"engine = engines.resolve(settings, 'cpu', Path({str(PYTHON)!r}), host, Report())\n"

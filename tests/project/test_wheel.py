@@ -23,7 +23,8 @@ RENDER = f"""
 import json, sys
 from pathlib import Path
 import installer
-from installer.model import profiles, vllm_facts
+from installer.families.vllm import abilities
+from installer.model import profiles
 from installer.base.assets import asset_dir
 from installer.units.render import render
 from installer.spec.settings import Settings
@@ -32,7 +33,7 @@ sys.path.append({str(REPO)!r})  # for the made-up target alone: installer is imp
 from tests.kit.targets import wanted as target
 want = target()
 texts = {{str(path): file.text for path, file in render(want.target, want.layout).items()}}
-texts["data"] = f"{{profiles.load()}} {{vllm_facts.load().tool_parsers}}"
+texts["data"] = f"{{profiles.load()}} {{abilities.load().tool_parsers}}"
 texts["settings"] = wanted(None, Settings(), Path("/etc/x.env"))
 json.dump([installer.__file__, str(asset_dir("templates")), texts], sys.stdout)
 """

@@ -95,7 +95,7 @@ def test_the_architecture_of_a_model_is_one_word_on_one_line(tmp_path: Path) -> 
 
 def out_of(script: str, *, terminal: bool = False) -> bytes:
     """What a script that writes as our command line does sends to a pipe, or to a terminal."""
-    code = f"from installer import report; report.protect_terminal()\nTEXT = {HOSTILE!r}\n{script}"
+    code = f"from installer.base import report; report.protect_terminal()\nTEXT = {HOSTILE!r}\n{script}"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPO), "LC_ALL": "C.UTF-8", "TERM": "xterm"}
     command = [sys.executable, "-c", code]
     if not terminal:
