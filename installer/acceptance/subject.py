@@ -21,6 +21,7 @@ from installer.spec.records import managed
 from installer.spec.target import Target
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
+from installer.units.journal import invocation
 from installer.units.syntax import exec_line
 from installer.units.systemd import unit_properties
 
@@ -111,7 +112,7 @@ def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> C
             except InstallError as error:
                 raise Failed(error.message, error.hint) from None
         elif state == "failed":
-            failure = prove.failure(layout, host, tr("{unit} has failed", unit=unit))
+            failure = prove.failure(layout, host, tr("{unit} has failed", unit=unit), invocation(host, unit))
             raise Failed(failure.message, failure.hint)
         elif state not in ("active", "reloading"):
             raise Failed(

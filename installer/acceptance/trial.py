@@ -31,7 +31,7 @@ from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
 from installer.families.vllm.log import read_refusal
-from installer.flow import deploy, fit, prove, steps
+from installer.flow import deploy, fit, prove, steps, transaction
 from installer.flow.resolve import Request, Resolved, resolve
 from installer.spec import keys
 from installer.spec.settings import Settings, load
@@ -167,7 +167,7 @@ def _fetch(resolved: Resolved, host: Host, report: Report) -> None:
     problems = preflight.check_space(deploy.space_needed(changes, want.layout), resolved.facts)
     if problems:
         raise preflight.refuse(problems)
-    deploy.apply(changes, host, report)
+    transaction.apply(changes, host, report)
 
 
 # The keeper

@@ -91,12 +91,12 @@ def undone(error: Exception, put_back: Callable[[str], str]) -> Exception:
     summary = first_line(cause.message) if cause else repr(error)
     try:
         outcome = put_back(summary)
-    except (InstallError, Interrupted, OSError) as raised:
+    except Exception as raised:
         second = explain(raised)
         message = tr(
             "{summary}\nand the host could not be put back: {reason}",
             summary=summary,
-            reason=second.message if second else raised,
+            reason=second.message if second else repr(raised),
         )
         return InstallError(message, second.hint if second else "", Exit.NOT_RESTORED)
     if cause is None:

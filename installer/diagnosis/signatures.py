@@ -42,7 +42,8 @@ class Signature:
     commands: tuple[str, ...]
     examples: tuple[Example, ...]
 
-    def explain(self, line: str, service: str) -> Finding | None:
+    def explain(self, line: str, service: str, *, is_first: bool = False) -> Finding | None:
+        """After a first start, which leaves no service behind, no command helps that changes one."""
         if self.severity == FAULT and (ASIDE.match(line) or QUOTED.search(line)):
             return None
         match = next((found for pattern in self.patterns if (found := pattern.search(line))), None)
@@ -52,24 +53,26 @@ class Signature:
         cause = tr(self.cause).format(*map(translated, groups), service=service)
         # Whatever stands in a log, in a command it is one word.
         words = [shlex.quote(group) for group in groups]
-        commands = tuple(command.format(*words, service=service) for command in self.commands)
+        set_none = f"sudo vllm-install set VLLM_ARGS= --service {service}"
+        without = tr("run the same command without those vLLM flags") if is_first else set_none
+        commands = tuple(command.format(*words, service=service, without_flags=without) for command in self.commands)
         return Finding(self.id, cause, one_line(line), commands, self.severity)
 
 
-def recognise(line: str, service: str, where: str = SERVICE) -> Finding | None:
+def recognise(line: str, service: str, where: str = SERVICE, *, is_first: bool = False) -> Finding | None:
     """What one line means; None for nearly every line."""
     # Nearly every line of a log is said in passing, for which only the notes are looked through.
     if not _any_pattern(NOTE if ASIDE.match(line) else FAULT).search(line):
         return None
-    candidates = (s.explain(line, service) for s in signatures() if where in s.where)
+    candidates = (s.explain(line, service, is_first=is_first) for s in signatures() if where in s.where)
     return next((finding for finding in candidates if finding), None)
 
 
-def explain(lines: Iterable[str], service: str, where: str = SERVICE) -> list[Finding]:
+def explain(lines: Iterable[str], service: str, where: str = SERVICE, *, is_first: bool = False) -> list[Finding]:
     """What these lines mean, each meaning once with the first line that has it, root causes first."""
     found: dict[str, Finding] = {}
     for line in lines:
-        finding = recognise(line, service, where)
+        finding = recognise(line, service, where, is_first=is_first)
         if finding:
             found.setdefault(finding.id, finding)
     return [found[signature.id] for signature in signatures() if signature.id in found]
@@ -123,7 +126,7 @@ def _signature(entry: object, number: int) -> Signature:
         )
         for pattern in signature.patterns:
             for template in (signature.cause, *signature.commands):
-                template.format(*[""] * pattern.groups, service="")
+                template.format(*[""] * pattern.groups, service="", without_flags="")
     except (re.error, TypeError, IndexError, KeyError) as error:
         raise ValueError(f"{name}: {error}") from None
     return signature

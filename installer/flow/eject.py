@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 
 from installer.base.changes import Change, Remove, Run, Write
-from installer.base.errors import Refused, undone
+from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import STATES, Layout
 from installer.base.report import Report
-from installer.flow.deploy import apply, put_back, settled
-from installer.spec.records import managed, save_state
+from installer.flow.converge import put_back, settled
+from installer.flow.transaction import Transaction, apply, changing
+from installer.spec.records import managed
 from installer.spec.state import State
 from installer.units import keyring
 from installer.units.render import DIGEST_VARIABLE, fingerprint
@@ -42,7 +43,7 @@ def _is_let_go(host: Host, layout: Layout) -> bool:
 def eject(service: str, host: Host, report: Report) -> list[Change]:
     """The service runs on through all of this; interrupted, any next command undoes it or this one completes it."""
     layout = Layout(service)
-    with host.lock(layout.change_lock, f"vllm-install eject --service {service}"):
+    with changing(layout, "eject", host):
         if _is_let_go(host, layout):
             changes = plan(service, host)
             apply(changes, host, report)
@@ -53,26 +54,44 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
                 tr("{service} was never proved", service=service),
                 f"vllm-install deploy --service {service}",
             )
-        plan(service, host)  # it refuses before anything is written
-        settings_text = host.read(layout.settings_file)
-        try:
-            with keyring.locked(host, layout, report):
-                return _let_go(state, host, layout, report)
-        except Exception as error:
-            raise undone(error, lambda why: put_back(state, settings_text, why, host, layout, report)) from error
+        ejection = _Ejection(state, host, layout, report)
+        ejection.run()
+        return list(ejection.changes)
 
 
-def _let_go(state: State, host: Host, layout: Layout, report: Report) -> list[Change]:
-    changes = list(_changes(state, host, layout))
-    owned = dict(state.owned)
-    for change in changes:
-        if isinstance(change, Write):
-            path = str(change.path)
-            digest = fingerprint(change.text, change.path, layout)
-            owned[path] = (*owned.get(path, ()), digest)
-    save_state(host, layout, dataclasses.replace(state, owned=owned, pending="eject"))
-    apply(changes, host, report)
-    return changes
+class _Ejection(Transaction):
+    """Nothing is restarted, so there is nothing to prove; and nobody to remember it: the record is among what goes."""
+
+    def __init__(self, state: State, host: Host, layout: Layout, report: Report) -> None:
+        super().__init__(layout, list(_changes(state, host, layout)), host, report)
+        self.state, self.settings_text = state, host.read(layout.settings_file)
+
+    def claim(self) -> None:
+        texts = [change for change in self.changes if isinstance(change, Write)]
+
+        def claimed(now: State) -> State:
+            owned = dict(now.owned)
+            for change in texts:
+                digest = fingerprint(change.text, change.path, self.layout)
+                owned[str(change.path)] = (*owned.get(str(change.path), ()), digest)
+            return dataclasses.replace(now, owned=owned, pending="eject")
+
+        keyring.update(self.state, claimed, self.host, self.layout, self.report)
+
+    def apply(self) -> None:
+        """With the keys that the unit has now; nobody changes one until it is the admin's."""
+        with keyring.locked(self.host, self.layout, self.report):
+            self.changes = list(_changes(self.state, self.host, self.layout))
+            super().apply()
+
+    def prove(self) -> None: ...
+
+    def remember(self) -> None: ...
+
+    def undo(self, why: str) -> str:
+        if not self.host.exists(self.layout.state_file):
+            return tr("the service is yours already, and runs on")
+        return put_back(self.state, self.settings_text, why, self.host, self.layout, self.report)
 
 
 def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:

@@ -23,7 +23,7 @@ from installer.spec.facts import Facts
 from installer.spec.model import Model
 from installer.spec.state import State
 from installer.spec.target import Target
-from installer.units.journal import journal
+from installer.units.journal import invocation, journal
 
 JOURNAL_LINES = 4000
 
@@ -72,7 +72,7 @@ def _listed(model: Model) -> int:
 
 def measured(target: Target, layout: Layout, host: Host) -> Calibration | None:
     """What vLLM reported at the start that was just proved."""
-    return read_report(journal(layout, host, JOURNAL_LINES))
+    return read_report(journal(layout, host, JOURNAL_LINES, invocation(host, layout.unit_name)))
 
 
 def _calibration(target: Target, state: State) -> Calibration | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from installer.base.changes import Change, Restart
 from installer.base.errors import Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
@@ -21,11 +22,13 @@ from installer.spec.keys import generate
 from installer.spec.settings import Settings
 from installer.units.api import Answer, Api, NoAnswer, local_address
 from installer.units.custody import Custody
-from installer.units.journal import journal
+from installer.units.journal import invocation, journal
 from installer.units.systemd import unit_properties
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0
+KEYS_WITHIN = 10.0  # the guard answers this, while the engine is at its work
+FOLLOWED = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "Job", "InvocationID")
 # What is wrong with a service that answers these.
 ANSWERS_WITHOUT_KEY = mark("a request without a key was answered with {status} instead of 401")
 ANSWERS_WRONG_KEY = mark("a request with a wrong key was answered with {status} instead of 401")
@@ -36,9 +39,30 @@ class NotProved(InstallError):
         super().__init__(message, hint, Exit.NOT_PROVED)
 
 
-def serving(want: Wanted, host: Host, report: Report) -> None:
+class Silent(NotProved):
+    """There was no answer at all, which says nothing of what it would have been."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What those need to know of a start who explain why it failed."""
+
+    is_first: bool = False  # no service was there before it: no verb that changes one helps
+    before: str = ""  # the run whose place it takes; what that one said explains nothing
+
+
+NOT_WATCHED = Start()  # one that was over, or well under way, when it was first looked at
+
+
+def started_by(changes: Iterable[Change], layout: Layout, host: Host, *, is_first: bool = False) -> Start:
+    """The start that these changes will make, seen before they are applied."""
+    restarts = any(isinstance(change, Restart) for change in changes)
+    return Start(is_first, invocation(host, layout.unit_name) if restarts else "")
+
+
+def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
     """Return when everything a client relies on was seen to hold; raise NotProved otherwise."""
-    wait_until_ready(want.layout, host, report)
+    wait_until_ready(want.layout, host, report, start)
     server = Server(want, host)
     _check_keys(server)
     _check_model(server)
@@ -46,21 +70,21 @@ def serving(want: Wanted, host: Host, report: Report) -> None:
     _check_chat(server, report)
 
 
-def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
+def wait_until_ready(layout: Layout, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
     """Follow systemd's job. It is bounded by the watcher, which ends a start that makes no progress."""
     restarts: int | None = None
-    said = ""
+    said = run = ""
     while True:
-        now = unit_properties(
-            host, layout.unit_name, "ActiveState", "SubState", "StatusText", "NRestarts", "Result", "Job"
-        )
+        now = unit_properties(host, layout.unit_name, *FOLLOWED)
         if not now.get("Job") and now.get("ActiveState") == "active":
             return
         crashed = restarts is not None and int(now.get("NRestarts") or 0) > restarts
+        if not crashed:  # else it is the next run already
+            run = now.get("InvocationID", "")
         if not now.get("Job") or crashed or now["SubState"] == "auto-restart":
             result = now.get("Result", "unknown")
             what = tr("{unit} did not come up ({result})", unit=layout.unit_name, result=result)
-            raise failure(layout, host, what)
+            raise failure(layout, host, what, run, start)
         restarts = int(now.get("NRestarts") or 0)
         if now["StatusText"] and now["StatusText"] != said:
             said = now["StatusText"]
@@ -68,13 +92,17 @@ def wait_until_ready(layout: Layout, host: Host, report: Report) -> None:
         time.sleep(POLL)
 
 
-def failure(layout: Layout, host: Host, what: str) -> NotProved:
-    """NotProved with the line of the journal that says why, and what helps against it."""
+def failure(layout: Layout, host: Host, what: str, run: str, start: Start = NOT_WATCHED) -> NotProved:
+    """NotProved with the line of that run's journal that says why, and what helps against it."""
     host.run("journalctl", "--sync", check=False)  # on a busy host the last words may still be on their way
-    return explain(journal(layout, host, 400), what, f"journalctl -u {layout.service} -n 200", layout.service)
+    lines = journal(layout, host, 400, run) if run != start.before else []
+    look = f"journalctl -u {layout.service} -n 200"
+    return explain(lines, what, look, layout.service, is_first=start.is_first)
 
 
-def explain(lines: list[str], what: str, look: str, service: str = Settings.service) -> NotProved:
+def explain(
+    lines: list[str], what: str, look: str, service: str = Settings.service, *, is_first: bool = False
+) -> NotProved:
     """The same from the lines of a log; `look` is where more of it can be seen."""
     refusal = read_refusal(lines)
     if refusal and refusal.estimated_max:
@@ -83,11 +111,13 @@ def explain(lines: list[str], what: str, look: str, service: str = Settings.serv
             "ask for at most {fits}: deploy --context {fits}, or set-context {fits} on a service that exists", fits=fits
         )
         return NotProved(tr("asked {context}; this GPU fits {fits}", context=refusal.context, fits=fits), hint)
-    known = [finding for finding in signatures.explain(lines, service) if finding.severity == FAULT]
+    known = [finding for finding in signatures.explain(lines, service, is_first=is_first) if finding.severity == FAULT]
     if known:
         return NotProved(tr("{what}: {why}", what=what, why=known[0].evidence), tr(" or ").join(known[0].commands))
     if root := root_line(lines):
         return NotProved(tr("{what}: {why}", what=what, why=root), look)
+    if not lines:
+        return NotProved(what, look)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
     return NotProved(tr("{what}\nits last words:\n{tail}", what=what, tail=tail), look)
 
@@ -98,20 +128,21 @@ class Server:
 
     want: Wanted
     host: Host
+    within: float = ANSWER_WITHIN
 
     def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
         settings, layout = self.want.target.settings, self.want.layout
         custody = Custody(self.host, layout.unit_name, layout.user)
-        api = Api(local_address(settings.host), settings.port, key, ANSWER_WITHIN, custody)
+        api = Api(local_address(settings.host), settings.port, key, self.within, custody)
         try:
             return api.ask(method, path, body)
         except NoAnswer as error:
-            raise NotProved(str(error), f"journalctl -u {layout.service} -n 200") from None
+            raise Silent(str(error), f"journalctl -u {layout.service} -n 200") from None
 
 
 def keys_in_force(want: Wanted, host: Host, accepted: str | None) -> None:
     """The service refuses whom it should, and takes the probe key and the key that was just set."""
-    server = Server(want, host)
+    server = Server(want, host, KEYS_WITHIN)
     _check_keys(server)
     for key in filter(None, (want.probe_key, accepted)):
         status = server.ask("GET", "/v1/models", key).status

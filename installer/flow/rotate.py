@@ -14,14 +14,15 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from installer.base.changes import Write
-from installer.base.errors import Refused, undone
+from installer.base.errors import Refused
 from installer.base.host import Busy, Host
 from installer.base.language import english, mark, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
-from installer.flow.deploy import apply, settled
+from installer.flow.converge import settled
 from installer.flow.steps import Wanted
+from installer.flow.transaction import Transaction, changing
 from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.records import managed, save_state
@@ -33,11 +34,13 @@ from installer.units.systemd import unit_properties
 TAKES_UP = (
     30.0  # seconds within which a starting service gets from its launcher to vLLM, which reads no arguments of ours
 )
-SERVES, STARTS, STOPPED = "serves", "starts", "stopped"  # what a service does when its keys have changed
+# What a service does when its keys have changed.
+SERVES, STARTS, STOPPED, SILENT = "serves", "starts", "stopped", "silent"
 OUTCOME = {
     SERVES: mark("proved"),
     STARTS: mark("in force as soon as the service answers"),
     STOPPED: mark("written; the service is not running"),
+    SILENT: mark("in force; the service answered nothing"),
 }
 Edit = Callable[[tuple[Key, ...]], tuple[Key, ...]]
 
@@ -57,20 +60,7 @@ class Rotated:
     name: str
     made: str | None
     old_until: str | None
-    service: str  # SERVES, STARTS or STOPPED
-
-
-@dataclass(frozen=True)
-class _Rekeying:
-    """A change of keys: its name in the history, what becomes of the unit's keys, and of those of a generation before.
-
-    `accepted` is the key that has to open the service then.
-    """
-
-    what: str
-    edit: Edit
-    edit_proved: Edit
-    accepted: str | None = None
+    service: str  # SERVES, STARTS, STOPPED or SILENT
 
 
 def list_keys(service: str, host: Host) -> tuple[Key, ...]:
@@ -92,7 +82,7 @@ def set_key(service: str, rotation: Rotation, host: Host, report: Report, show: 
         replaced = any(key.name == new.name for key in before)
         show(Rotated(new.name, None if rotation.text else text, until if replaced else None, now))
 
-    _change(_Rekeying(f"set-apikey {new.name}", edit, edit, text), Layout(service), host, report, hand_over)
+    _change(_Asked(f"set-apikey {new.name}", edit, edit, hand_over, text), Layout(service), host, report)
 
 
 def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
@@ -102,69 +92,124 @@ def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
     def edit_proved(held: tuple[Key, ...]) -> tuple[Key, ...]:
         return tuple(key for key in held if key.name != name)
 
-    _change(_Rekeying(f"keys revoke {name}", edit, edit_proved), Layout(service), host, report, lambda *_: None)
+    _change(_Asked(f"keys revoke {name}", edit, edit_proved, lambda *_: None), Layout(service), host, report)
 
 
-def _change(
-    rekeying: _Rekeying,
-    layout: Layout,
-    host: Host,
-    report: Report,
-    hand_over: Callable[[tuple[Key, ...], str], None],
-) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """A change of keys: its name in the history, what becomes of the unit's keys, and of those of a generation before.
+
+    `hand_over` is told the keys before it and what the service does with it; `accepted` has to open the service then.
+    """
+
+    what: str
+    edit: Edit
+    edit_proved: Edit
+    hand_over: Callable[[tuple[Key, ...], str], None]
+    accepted: str | None = None
+
+
+def _change(asked: _Asked, layout: Layout, host: Host, report: Report) -> None:
     """The keys first, then what an earlier change left half done: that may take minutes."""
     state = managed(host, layout)
     if state.proved is None and host.lock_holder(layout.change_lock) is None:
-        with host.lock(layout.change_lock, f"vllm-install {rekeying.what} --service {layout.service}"):
+        with changing(layout, asked.what, host):
             settled(host, layout, report)
         raise Refused(
             tr("{service} was never proved", service=layout.service),
             f"vllm-install deploy --service {layout.service}",
         )
     with keyring.locked(host, layout, report):
-        _rekey(rekeying, managed(host, layout), host, layout, report, hand_over)
+        rekeying = _Rekeying(asked, managed(host, layout), host, layout, report)
+        rekeying.run()
+    if rekeying.silence:
+        raise rekeying.silence
     if state.pending:
-        with (
-            contextlib.suppress(Busy),  # it was not cut off: somebody is at it
-            host.lock(layout.change_lock, f"vllm-install {rekeying.what} --service {layout.service}"),
-        ):
+        with contextlib.suppress(Busy), changing(layout, asked.what, host):  # Busy: it was not cut off
             settled(host, layout, report)
 
 
-def _rekey(
-    rekeying: _Rekeying,
-    state: State,
-    host: Host,
-    layout: Layout,
-    report: Report,
-    hand_over: Callable[[tuple[Key, ...], str], None],
-) -> None:
-    """A running service takes the keys at once, a stopped one at its next start; `hand_over` is told which."""
-    text, held = _held(host, layout)
-    wanted = rekeying.edit(held)
-    state = dataclasses.replace(state, rekeying=Rekeying(rekeying.what, keyring.in_record(held)))
-    save_state(host, layout, state)
-    try:
-        unit = Write(layout.unit, render.with_keys(text, wanted), host.mode(layout.unit) or 0o644)
-        put = PutInForce(layout)
-        apply([*([unit] if unit.text != text else []), put], host, report)
-        now = _prove(put, wanted, state, host, rekeying.accepted)
-        hand_over(held, now)
-        save_state(host, layout, _changed(state, rekeying, wanted, OUTCOME[now]))
-    except Exception as error:
-        raise undone(error, lambda why: _put_back(state, text, why, host, layout)) from error
+class _Rekeying(Transaction):
+    """A running service takes the keys at once, a stopped one at its next start."""
+
+    def __init__(self, asked: _Asked, state: State, host: Host, layout: Layout, report: Report) -> None:
+        self.text, self.held = _held(host, layout)
+        self.wanted = asked.edit(self.held)
+        unit = Write(layout.unit, render.with_keys(self.text, self.wanted), host.mode(layout.unit) or 0o644)
+        self.put = PutInForce(layout)
+        super().__init__(layout, [*([unit] if unit.text != self.text else []), self.put], host, report)
+        self.asked, self.state = asked, state
+        self.now = STARTS
+        self.silence: prove.NotProved | None = None
+
+    def claim(self) -> None:
+        self.state = dataclasses.replace(self.state, rekeying=Rekeying(self.asked.what, keyring.in_record(self.held)))
+        save_state(self.host, self.layout, self.state)
+
+    def prove(self) -> None:
+        """A service that says nothing is no reason to bring back a key that was to go."""
+        try:
+            self.now = self._see_them_taken()
+        except prove.Silent as silent:
+            left = {key.digest for key in self.wanted}
+            if all(key.digest in left or key.is_over for key in self.held):
+                raise
+            self.now, self.silence = SILENT, _without_proof(silent, self.asked.what, self.layout)
+
+    def _see_them_taken(self) -> str:
+        """What the service does, once the keys are in force and nothing that it started with can put others there."""
+        host, layout, asked = self.host, self.layout, keyring.in_force(self.wanted)
+        began = time.monotonic()
+        while True:
+            shown = unit_properties(host, layout.unit_name, "ActiveState", "MainPID")
+            pid, active = int(shown.get("MainPID") or 0), shown.get("ActiveState")
+            if not pid or active not in ("active", "reloading", "activating"):
+                return STARTS if active == "activating" else STOPPED
+            # A launcher that was started before the unit was written still has the old keys to put there.
+            launching = "vllm_launcher.py" in (host.read(Path(f"/proc/{pid}/cmdline")) or "")
+            if not launching and keyring.live_keys(host, layout) == asked:
+                break
+            if time.monotonic() - began > TAKES_UP:
+                raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
+            self.put.put(host)
+        if active == "activating" or self.state.proved is None or host.lock_holder(layout.change_lock):
+            return STARTS  # where it listens is about to change, perhaps; who changes it proves it
+        target = dataclasses.replace(self.state.proved, keys=self.wanted)
+        want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
+        prove.keys_in_force(want, host, self.asked.accepted)
+        return SERVES
+
+    def remember(self) -> None:
+        """What a change that is under way would come back to changes as well; then no key comes back by it."""
+        self.asked.hand_over(self.held, self.now)
+        proved = self.state.proved
+        if proved and self.state.pending is None:
+            proved = dataclasses.replace(proved, keys=self.wanted)
+        elif proved:
+            edited = self.asked.edit_proved(proved.keys)
+            proved = dataclasses.replace(proved, keys=edited if keys.may_ask(edited) else self.wanted)
+        history = (*self.state.history, event(self.asked.what, OUTCOME[self.now]))
+        save_state(
+            self.host, self.layout, dataclasses.replace(self.state, proved=proved, rekeying=None, history=history)
+        )
+
+    def undo(self, why: str) -> str:
+        """The unit as it was, byte for byte; the rest as after a change that was cut off."""
+        if self.host.read(self.layout.unit) != self.text:
+            self.host.write(self.layout.unit, self.text, self.host.mode(self.layout.unit) or 0o644)
+        keyring.put_back(self.state, f"undone: {english(why)}", self.host, self.layout)
+        return tr("the keys are as they were")
 
 
-def _changed(state: State, rekeying: _Rekeying, wanted: tuple[Key, ...], outcome: str) -> State:
-    """What a change that is under way would come back to changes as well; then no key comes back by it."""
-    proved = state.proved
-    if proved and state.pending is None:
-        proved = dataclasses.replace(proved, keys=wanted)
-    elif proved:
-        edited = rekeying.edit_proved(proved.keys)
-        proved = dataclasses.replace(proved, keys=edited if keys.may_ask(edited) else wanted)
-    history = (*state.history, event(rekeying.what, outcome))
-    return dataclasses.replace(state, proved=proved, rekeying=None, history=history)
+def _without_proof(silent: prove.Silent, what: str, layout: Layout) -> prove.NotProved:
+    return prove.NotProved(
+        tr("{what} is in force and stays so, but that could not be proved: {why}", what=what, why=silent.message),
+        tr(
+            "vllm-install doctor {service} says why it is silent; whatever it is, it knows these keys alone after: "
+            "sudo systemctl restart {service}",
+            service=layout.service,
+        ),
+    )
 
 
 def _held(host: Host, layout: Layout) -> tuple[str, tuple[Key, ...]]:
@@ -178,37 +223,6 @@ def _held(host: Host, layout: Layout) -> tuple[str, tuple[Key, ...]]:
             f"systemctl unmask {layout.service} && {again}",
         )
     return text, keys.named_apart(unit_keys(host, layout))
-
-
-def _prove(put: PutInForce, wanted: tuple[Key, ...], state: State, host: Host, accepted: str | None) -> str:
-    """What the service does, once the keys are in force and nothing that it started with can put others there."""
-    layout, asked = put.layout, keyring.in_force(wanted)
-    began = time.monotonic()
-    while True:
-        shown = unit_properties(host, layout.unit_name, "ActiveState", "MainPID")
-        pid, active = int(shown.get("MainPID") or 0), shown.get("ActiveState")
-        if not pid or active not in ("active", "reloading", "activating"):
-            return STARTS if active == "activating" else STOPPED
-        # A launcher that was started before the unit was written still has the old keys to put there.
-        launching = "vllm_launcher.py" in (host.read(Path(f"/proc/{pid}/cmdline")) or "")
-        if not launching and keyring.live_keys(host, layout) == asked:
-            break
-        if time.monotonic() - began > TAKES_UP:
-            raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
-        put.put(host)
-    if active == "activating" or state.proved is None or host.lock_holder(layout.change_lock):
-        return STARTS  # where it listens is about to change, perhaps; who changes it proves it
-    target = dataclasses.replace(state.proved, keys=wanted)
-    prove.keys_in_force(Wanted(target, layout, (host.read(layout.probe_key) or "").strip()), host, accepted)
-    return SERVES
-
-
-def _put_back(state: State, before: str, why: str, host: Host, layout: Layout) -> str:
-    """The unit as it was, byte for byte; the rest as after a change that was cut off."""
-    if host.read(layout.unit) != before:
-        host.write(layout.unit, before, host.mode(layout.unit) or 0o644)
-    keyring.put_back(state, f"undone: {english(why)}", host, layout)
-    return tr("the keys are as they were")
 
 
 def _from_now(span: timedelta) -> str:

@@ -60,11 +60,16 @@ def _text(message: object) -> str:
     return message if isinstance(message, str) else ""
 
 
-def journal(layout: Layout, host: Host, count: int) -> list[str]:
-    """What the service and systemd said of it since its last start."""
-    invocation = unit_properties(host, layout.unit_name, "InvocationID").get("InvocationID", "")
+def invocation(host: Host, unit: str) -> str:
+    """The unit's last run, over or not; "" where none is known."""
+    return unit_properties(host, unit, "InvocationID").get("InvocationID", "")
+
+
+def journal(layout: Layout, host: Host, count: int, run: str) -> list[str]:
+    """What the service and systemd said of that run of it."""
+    if not run:
+        return []
     words = ["--unit", layout.unit_name, "--lines", str(count), "--output", "cat", "--quiet"]
-    if invocation:
-        # The service's own lines carry the one field, systemd's lines about it the other.
-        words += [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+    # The service's own lines carry the one field, systemd's lines about it the other.
+    words += [f"_SYSTEMD_INVOCATION_ID={run}", "+", f"INVOCATION_ID={run}"]
     return host.run("journalctl", *words, check=False).stdout.splitlines()

@@ -95,7 +95,7 @@ def _print_rotated(service: str, done: Rotated) -> None:
             tr("{service}: the key {name} is in force as soon as the service answers", service=service, name=done.name),
             err=True,
         )
-    else:
+    elif done.service == "stopped":
         click.echo(
             tr(
                 "{service} is not running; the key {name} works from its next start on", service=service, name=done.name
@@ -327,7 +327,7 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove engines and runtimes that no service refers to, and that none could roll back to."""
     from installer.base.host import Host
     from installer.base.report import choose
-    from installer.flow import deploy as flow
+    from installer.flow import remove as flow
 
     host = Host()
     changes = flow.plan_prune(host)

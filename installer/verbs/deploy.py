@@ -105,7 +105,7 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     from installer.base.host import Host
     from installer.base.layout import Layout
     from installer.base.report import choose
-    from installer.flow import deploy as flow
+    from installer.flow import remove as flow
     from installer.spec.records import managed
     from installer.spec.settings import check_service
 

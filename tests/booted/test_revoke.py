@@ -113,6 +113,24 @@ def test_a_key_is_revoked_while_a_change_of_the_same_service_loads(machine: Mach
     serves(machine, after.key)
 
 
+def test_a_revocation_stays_where_the_service_answers_nothing(machine: Machine) -> None:
+    """A service that hangs is no reason to bring a leaked key back; a request waits for seconds, not for minutes."""
+    leaked, kept, pid = new_key(machine, "leaked"), new_key(machine, "kept"), main_pid(machine)
+    machine.run("kill", "-STOP", str(pid))
+    try:
+        done = cli(machine, "keys", "revoke", "leaked", code=6, timeout=60)
+        made = cli(machine, "set-apikey", "--name", "kept", code=6, timeout=60)
+        undone = cli(machine, "set-apikey", "--name", "more", code=6, timeout=60)
+    finally:
+        machine.run("kill", "-CONT", str(pid))
+    assert "keys revoke leaked is in force and stays so, but that could not be proved: no answer from" in done.err
+    assert f"sudo systemctl restart {SERVICE}" in done.err
+    assert undone.out == ""
+    assert "the keys are as they were" in undone.err
+    assert (knows(machine, leaked), knows(machine, kept)) == ([], [])
+    assert [status(machine, key) for key in (leaked, kept, made.key)] == [401, 401, 200]
+
+
 def test_a_change_that_is_killed_after_a_revocation_brings_nothing_back(machine: Machine) -> None:
     leaked, kept = new_key(machine, "leaked"), new_key(machine, "kept")
     with misbehaving(machine, "stall=load"):

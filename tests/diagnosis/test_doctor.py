@@ -12,14 +12,16 @@ import pytest
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.diagnosis import doctor
+from installer.diagnosis.doctor_running import check_load
 from installer.diagnosis.finding import Finding
-from installer.diagnosis.scene import look
+from installer.diagnosis.scene import Scene, look
 from installer.look.status import lines, status
 from installer.model import builtin
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed
+from installer.units.api import Answer, Api
 from installer.units.journal import Entry, entries
 from installer.units.render import fingerprint, render
 from tests.kit.commands import check_ours
@@ -273,3 +275,40 @@ def test_status_says_nothing_of_a_context_before_the_first_proof(tree: Tree) -> 
     assert ("context", "1024 tokens") in lines(status(SERVICE, tree.host))
     save_state(tree.host, LAYOUT, State(SERVICE, pending="deploy"))
     assert ("context", "-") in lines(status(SERVICE, tree.host))
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics(Scene):
+    """A service that is up, and tells these of its figures."""
+
+    waiting: float = 0
+    running: float = 0
+    used: float = 0
+    active = "active"
+    probe_key = PROBE_KEY
+
+    def api(self, timeout: float = 0) -> Api:
+        text = (
+            f"vllm:num_requests_waiting {self.waiting}\nvllm:num_requests_running {self.running}\n"
+            f"vllm:kv_cache_usage_perc {self.used}\n"
+        )
+
+        class Told(Api):
+            def ask(self, method: str, path: str, body: object = None) -> Answer:
+                return Answer(200, text.encode())
+
+        return Told("127.0.0.1", 8000, PROBE_KEY, timeout)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "used", "found"),
+    [
+        (3, 8, 0.95, "cache-full"), (3, 8, 0.9, "cache-full"), (3, 8, 0.89, ""), (3, 8, 0.5, ""),
+        (3, 8, 0.49, "limit-too-low"), (3, 0, 0.49, ""), (0, 8, 0.95, ""), (0, 8, 0.1, ""),
+    ],
+)  # fmt: skip
+def test_requests_wait_for_the_cache_or_for_a_limit(
+    tmp_path: Path, waiting: int, running: int, used: float, found: str
+) -> None:
+    scene = Metrics(Host(tmp_path), LAYOUT, None, None, waiting, running, used)
+    assert [finding.id for finding in check_load(scene)] == ([found] if found else [])

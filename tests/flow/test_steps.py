@@ -12,10 +12,11 @@ from installer.base.changes import Change, Remove, Restart, Run, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.flow import deploy, ownership, steps
+from installer.flow import ownership, receipt, steps
 from installer.flow.steps import STEPS, Wanted, plan, removal
 from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model import builtin
+from installer.spec.former import Former
 from installer.spec.keys import Key, digest
 from installer.spec.problem import Problem
 from installer.spec.records import load_state
@@ -23,8 +24,9 @@ from installer.spec.settings import Settings
 from installer.spec.settings_file import wanted as settings_text
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
-from installer.units.keyring import WriteUnit
-from installer.units.render import render, shared_units
+from installer.units.keyring import TakeKeys, WriteUnit
+from installer.units.render import process_digest, render, shared_units
+from installer.units.systemd import Process
 from installer.weights.models import Download
 from tests.kit.targets import KEYS, PROBE_KEY, wanted, with_settings
 
@@ -70,12 +72,12 @@ def apply(changes: Iterable[Change], host: Host) -> None:
         run_on_root(change, host)
 
 
-def record(want: Wanted, changes: list[Change], host: Host) -> State:
+def recorded(want: Wanted, changes: list[Change], host: Host) -> State:
     """Apply as deploy does: claim, change, remember."""
     before = load_state(host, want.layout) or State(want.layout.service)
-    state = deploy._claim(before, want, changes, host, "deploy", Report(), key_shown=True)
+    state = receipt.claim(before, want, changes, host, "deploy", Report(), key_shown=True)
     apply(changes, host)
-    deploy._remember(state, want.target, host, want.layout, "proved", Report())
+    receipt.remember(state, want.target, host, want.layout, "proved", Report())
     remembered = load_state(host, want.layout)
     assert remembered is not None
     return remembered
@@ -83,7 +85,7 @@ def record(want: Wanted, changes: list[Change], host: Host) -> State:
 
 def tree(host: Host) -> dict[str, str]:
     entries = sorted(path for path in host.root.rglob("*") if host.root / "run" not in (path, *path.parents))
-    return {str(p.relative_to(host.root)): p.read_text() if p.is_file() else "/" for p in entries}
+    return {str(p.relative_to(host.root)): p.read_text(errors="replace") if p.is_file() else "/" for p in entries}
 
 
 def shared_by(want: Wanted) -> list[Path]:
@@ -192,12 +194,77 @@ def test_plan_and_data_hold_no_probe_key(host: Host, want: Wanted) -> None:
     assert not any(PROBE_KEY in f"{change.describe()}{change.to_json()}" for change in plan(want, host))
 
 
+FORMER = Former("qwen3vl.service", enabled=True, active=True, files=((LAYOUT.unit, 0o644),))
+
+
+def test_a_service_that_takes_a_units_place_is_enabled_and_started_anew(host: Host, want: Wanted) -> None:
+    """The link that is there is the old unit's, and goes with it."""
+    apply(plan(want, host), host)
+    instead = dataclasses.replace(want, former=FORMER, environment=(("A", "1"),))
+    assert list(steps.enabled(want, host)) == []
+    assert [change.describe() for change in steps.enabled(instead, host)] == [
+        "start the service at every boot (systemctl enable qwen3vl.service)"
+    ]
+    assert steps.adopted in STEPS
+    assert STEPS.index(steps.adopted) < STEPS.index(steps.unit_files)
+    stop, drop_in = steps.adopted(instead, host)
+    assert stop == Run(
+        ("systemctl", "disable", "--now", "qwen3vl.service"), "stop qwen3vl.service, whose place the service takes"
+    )
+    assert isinstance(drop_in, Write)
+    assert drop_in.path == LAYOUT.drop_ins / "adopted.conf"
+    assert list(steps.adopted(want, host)) == []
+
+
+@pytest.mark.parametrize(
+    ("process", "changes"),
+    [
+        (None, [Restart]),
+        ({"digest": "of another unit"}, [Restart]),
+        ({}, []),
+        ({"former": FORMER}, [Restart]),
+        ({"keys": frozenset()}, [Restart]),
+        ({"keys": frozenset([("default", KEYS[0].digest)])}, [Restart]),
+        ({"keys": frozenset([("probe", KEYS[1].digest)])}, [TakeKeys]),
+        ({"keys": frozenset([("probe", KEYS[1].digest)]), "is_up": False}, [Restart]),
+    ],
+)
+def test_a_restart_is_due_only_where_nothing_less_does(
+    process: dict[str, object] | None, changes: list[type], host: Host, want: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher asks with the probe key that it was started with, so one that is not in force is worth a restart."""
+    keys = want.target.keys
+    found = {
+        "pid": 1, "digest": process_digest(want.target, LAYOUT), "is_up": True,
+        "keys": frozenset((key.name, key.digest) for key in keys), **(process or {}),
+    }  # fmt: skip
+    want = dataclasses.replace(want, former=found.pop("former", None))
+    monkeypatch.setattr(steps, "running_process", lambda *_: None if process is None else Process(**found))
+    assert [type(change) for change in steps.running(want, host)] == changes
+
+
+def test_only_a_change_of_more_than_keys_is_a_generation(host: Host, want: Wanted) -> None:
+    """What rollback returns to: not the same service with other keys."""
+    recorded(want, plan(want, host), host)
+    other_keys = dataclasses.replace(want, target=dataclasses.replace(want.target, keys=KEYS[1:]))
+    assert recorded(other_keys, plan(other_keys, host), host).previous is None
+    changed = with_settings(want, port=8001)
+    state = recorded(changed, plan(changed, host), host)
+    assert state.previous is not None
+    assert state.previous.settings.port == 8000
+    again = recorded(changed, plan(changed, host), host)
+    assert again.previous == state.previous
+
+
 # What is not ours
 
 
-def problems(want: Wanted, host: Host, *, discard_edits: bool = False) -> list[Problem]:
+def problems(
+    want: Wanted, host: Host, *, discard_edits: bool = False, replaced: frozenset[Path] = frozenset()
+) -> list[Problem]:
     state = load_state(host, want.layout) or State(want.layout.service)
-    return list(ownership.check(plan(want, host), host, want.layout, state, discard_edits=discard_edits))
+    found = ownership.check(plan(want, host), host, want.layout, state, discard_edits=discard_edits, replaced=replaced)
+    return list(found)
 
 
 def test_on_a_bare_host_nothing_is_in_the_way(host: Host, want: Wanted) -> None:
@@ -223,6 +290,46 @@ def test_a_stranger_is_never_replaced(path: Path, host: Host, want: Wanted) -> N
         assert f"mv {path} {path}.before" in found.remedy
 
 
+def test_what_an_adoption_takes_the_place_of_is_replaced_and_nothing_else(host: Host, want: Wanted) -> None:
+    host.write(LAYOUT.unit, "theirs\n")
+    host.write(LAYOUT.sysusers, "theirs\n")
+    (found,) = problems(want, host, replaced=frozenset([LAYOUT.unit]))
+    assert found.what == f"{LAYOUT.sysusers} exists already"
+
+
+def test_a_unit_of_ours_that_is_masked_is_told_apart(host: Host, want: Wanted) -> None:
+    recorded(want, plan(want, host), host)
+    host.remove(LAYOUT.unit)
+    host.at(LAYOUT.unit).symlink_to("/dev/null")
+    for discard_edits in (False, True):
+        (found,) = problems(want, host, discard_edits=discard_edits)
+        assert found.what == f"{LAYOUT.unit} is masked"
+        assert "systemctl unmask qwen3vl" in found.remedy
+
+
+def test_a_file_of_ours_that_somebody_emptied_was_edited(host: Host, want: Wanted) -> None:
+    recorded(want, plan(want, host), host)
+    host.write(LAYOUT.sysusers, "")
+    assert [problem.what for problem in problems(want, host)] == [f"{LAYOUT.sysusers} was edited by hand"]
+
+
+@pytest.mark.parametrize("directory", [LAYOUT.cache_dir, LAYOUT.run_dir])
+def test_the_directories_of_a_service_that_is_ours_are_in_nobodys_way(
+    directory: Path, host: Host, want: Wanted
+) -> None:
+    recorded(want, plan(want, host), host)
+    host.make_dir(directory)
+    assert problems(want, host) == []
+
+
+def test_the_cache_of_an_ejected_service_is_the_one_it_is_adopted_with(host: Host, want: Wanted) -> None:
+    host.make_dir(LAYOUT.cache_dir)
+    for ejected, expected in ((True, 0), (False, 1)):
+        former = Former("qwen3vl.service", enabled=True, active=True, files=(), ejected=ejected)
+        found = ownership.check(plan(want, host), host, LAYOUT, State("qwen3vl", former=former), discard_edits=False)
+        assert len(list(found)) == expected
+
+
 def test_a_masked_unit_counts_as_a_strangers(host: Host, want: Wanted) -> None:
     host.at(LAYOUT.unit).symlink_to("/dev/null")
     assert [problem.what for problem in problems(want, host)] == [f"{LAYOUT.unit} exists already"]
@@ -236,15 +343,15 @@ def test_a_settings_file_written_before_the_first_deploy_is_taken_and_stays(
     host.write(LAYOUT.settings_file, text)
     want = with_settings(want, port=port)
     assert problems(want, host) == []
-    state = record(want, plan(want, host), host)
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
     assert host.read(LAYOUT.settings_file) == text.replace("8000", str(port))
 
 
 @pytest.mark.parametrize("path", [LAYOUT.unit, LAYOUT.sysusers, LAYOUT.unit.parent / "vllm.slice"])
 def test_an_edit_by_hand_is_refused_with_a_diff_and_discarded_on_request(path: Path, host: Host, want: Wanted) -> None:
-    record(want, plan(want, host), host)
+    recorded(want, plan(want, host), host)
     ours = host.read(path) or ""
     host.write(path, ours + "# by hand\n")
     (found,) = problems(want, host)
@@ -257,16 +364,16 @@ def test_an_edit_by_hand_is_refused_with_a_diff_and_discarded_on_request(path: P
 
 
 def test_keys_in_the_unit_may_be_edited_by_hand(host: Host, want: Wanted) -> None:
-    record(want, plan(want, host), host)
+    recorded(want, plan(want, host), host)
     text = (host.read(LAYOUT.unit) or "").replace(f"default=sha256:{KEYS[0].digest}", '"my=sk-100%% mine"')
     host.write(LAYOUT.unit, text)
     assert problems(want, host) == []
 
 
 def test_an_older_text_of_ours_is_ours_while_a_change_is_under_way(host: Host, want: Wanted) -> None:
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     changed = with_settings(want, port=8001)
-    deploy._claim(state, changed, plan(changed, host), host, "deploy", Report(), key_shown=True)
+    receipt.claim(state, changed, plan(changed, host), host, "deploy", Report(), key_shown=True)
     assert problems(changed, host) == [], "cut off before the unit was written"
     apply(plan(changed, host), host)
     assert problems(want, host) == [], "cut off after it was written"
@@ -275,7 +382,7 @@ def test_an_older_text_of_ours_is_ours_while_a_change_is_under_way(host: Host, w
 def test_a_drop_in_is_neither_seen_nor_touched(host: Host, want: Wanted) -> None:
     drop_in = Path("/etc/systemd/system/qwen3vl.service.d/override.conf")
     host.write(drop_in, "[Service]\nNice=5\n")
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     assert problems(want, host) == []
     apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
     assert host.read(drop_in) == "[Service]\nNice=5\n"
@@ -286,7 +393,7 @@ def test_a_drop_in_is_neither_seen_nor_touched(host: Host, want: Wanted) -> None
 
 def test_removal_leaves_the_host_as_it_was(host: Host, want: Wanted) -> None:
     before = tree(host)
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     host.write(LAYOUT.cache_dir / "vllm/compiled", "")
     host.write(LAYOUT.wheel_cache / "wheel", "")
     changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
@@ -297,7 +404,7 @@ def test_removal_leaves_the_host_as_it_was(host: Host, want: Wanted) -> None:
 
 
 def test_removal_stops_the_service_before_its_files_go(host: Host, want: Wanted) -> None:
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
     assert changes[0] == Run(("systemctl", "disable", "--now", "qwen3vl.service"), "stop the service")
     runs = [change.argv for change in changes if isinstance(change, Run)]
@@ -308,14 +415,14 @@ def test_removal_stops_the_service_before_its_files_go(host: Host, want: Wanted)
 def test_a_unit_that_is_shared_is_stopped_when_the_last_service_goes(host: Host) -> None:
     """Its file would be gone, and systemd would show it as active for as long as the host is up."""
     want = wanted()
-    state = record(want, [Write(path, text) for path, text in shared_units().items()], host)
+    state = recorded(want, [Write(path, text) for path, text in shared_units().items()], host)
     changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
     stopped = [change.argv for change in changes if isinstance(change, Run) and "stop" in change.argv]
     assert stopped == [("systemctl", "stop", "vllm-nvidia-nodes.service")], "a slice would end what is in it"
 
 
 def test_weights_and_engine_stay_unless_asked_for(host: Host, want: Wanted) -> None:
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     apply(removal(LAYOUT, state, host, weights=False, engine=False), host)
     assert host.exists(want.target.model.path)
     assert host.exists(LAYOUT.engines / want.target.engine.id / MARKER)
@@ -324,21 +431,21 @@ def test_weights_and_engine_stay_unless_asked_for(host: Host, want: Wanted) -> N
 
 def test_an_account_that_was_there_before_stays(host: Host, want: Wanted) -> None:
     host.write(Path("/etc/passwd"), USER)
-    state = record(want, plan(want, host), host)
+    state = recorded(want, plan(want, host), host)
     apply(removal(LAYOUT, state, host, weights=True, engine=True), host)
     assert host.read(Path("/etc/passwd")) == USER
 
 
 def test_two_services_share_what_they_share_until_the_last_goes(host: Host, want: Wanted) -> None:
     before = tree(host)
-    first = record(want, plan(want, host), host)
+    first = recorded(want, plan(want, host), host)
     sibling = wanted(dataclasses.replace(want.target.settings, service="other", port=8001), kind="cpu")
     second = plan(sibling, host)
     assert problems(sibling, host) == []
     shared = set(shared_units())
     assert not shared & {change.path for change in second if isinstance(change, Write)}
     assert not any(isinstance(change, InstallEngine) for change in second)
-    other = record(sibling, second, host)
+    other = recorded(sibling, second, host)
     host.write(Path("/etc/passwd"), (host.read(Path("/etc/passwd")) or "").replace(USER * 2, USER))
     apply(removal(LAYOUT, first, host, weights=True, engine=True), host)
     due(sibling, host, steps.account, steps.running)  # the stand-in for sysusers knows one account only
@@ -347,9 +454,9 @@ def test_two_services_share_what_they_share_until_the_last_goes(host: Host, want
 
 
 def test_after_the_first_service_goes_the_second_can_still_change_what_they_shared(host: Host, want: Wanted) -> None:
-    first = record(want, plan(want, host), host)
+    first = recorded(want, plan(want, host), host)
     sibling = wanted(dataclasses.replace(want.target.settings, service="other", port=8001), kind="cpu")
-    record(sibling, plan(sibling, host), host)
+    recorded(sibling, plan(sibling, host), host)
     apply(removal(LAYOUT, first, host, weights=True, engine=True), host)
     for path in shared_by(sibling):
         host.write(path, "# as an older version of ours wrote it\n")

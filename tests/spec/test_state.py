@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from installer.base.errors import Exit, InstallError
 from installer.base.host import Host
 from installer.base.layout import Layout
-from installer.flow import deploy, steps
+from installer.flow import remove, steps
 from installer.spec import keys, record
 from installer.spec.record import HISTORY
 from installer.spec.records import Damaged, load_state, owned_on, readable_state, readable_states, save_state, services
@@ -141,7 +141,7 @@ def test_one_damaged_record_keeps_nobody_from_what_is_about_others(host: Host) -
     engine = LAYOUT.engines / "0123"
     host.make_dir(engine)
     assert list(steps.unused_programs(LAYOUT, [Layout("other"), LAYOUT], host)) == []
-    for refused in (deploy.plan_prune, inventory.plan_prune):
+    for refused in (remove.plan_prune, inventory.plan_prune):
         with pytest.raises(Damaged):
             refused(host)
     host.remove(LAYOUT.state_dir)

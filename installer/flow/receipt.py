@@ -1,0 +1,83 @@
+"""What a change writes down of itself: what it is about to make ours, and what was proved."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from installer.base.changes import Change, Write
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.flow import ownership
+from installer.flow.steps import Wanted
+from installer.spec.calibration import Calibration
+from installer.spec.records import owned_on
+from installer.spec.state import State, event, text_digest
+from installer.spec.target import Target
+from installer.units import keyring, render
+from installer.units.render import fingerprint
+from installer.units.systemd import has_user
+
+
+def claim(
+    known: State, want: Wanted, changes: list[Change], host: Host, verb: str, report: Report, *, key_shown: bool
+) -> State:
+    """Every path that is about to be written, with the digest of its text, and the verb that has not finished."""
+    layout = want.layout
+
+    def claimed(now: State) -> State:
+        owned = dict(now.owned)
+        for change in changes:
+            if isinstance(change, Write) and ownership.is_claimed(change.path, layout):
+                path = str(change.path)
+                written_by_admin = (
+                    change.path == layout.settings_file and host.exists(change.path) and path not in owned
+                )
+                if not written_by_admin:
+                    owned[path] = (*owned.get(path, ()), fingerprint(change.text, change.path, layout))
+        # What another service of ours wrote and this one shares outlives that other one, so it becomes ours as well.
+        for shared in render.shared_units().keys() & owned_on(host).keys():
+            owned.setdefault(str(shared), (text_digest(host.read(shared) or ""),))
+        return dataclasses.replace(
+            now, owned=owned, owns_user=now.owns_user or not has_user(host, layout.user), key_shown=key_shown,
+            pending=verb, pending_model=str(want.target.model.path), pending_engine=want.target.engine.id,
+        )  # fmt: skip
+
+    return keyring.update(known, claimed, host, layout, report)
+
+
+def remember(
+    known: State, target: Target, host: Host, layout: Layout, outcome: str, report: Report,
+    measured: Calibration | None = None,
+) -> State:  # fmt: skip
+    """The change is over: of each file only one text is ours, the one that is there; of the keys, those in the unit."""
+
+    def over(now: State) -> State:
+        owned = {path: _ours_now(path, digests, host, layout) for path, digests in now.owned.items()}
+        history = (*now.history, event(now.pending or "deploy", outcome))
+        proved = dataclasses.replace(target, keys=keyring.held_in_unit(host, layout) or target.keys)
+        if now.former and now.former.ejected:  # it is ours again, with all that it had when it was let go
+            left = {layout.sysusers: render.render(target, layout)[layout.sysusers].text, **render.shared_units()}
+            owned |= {str(path): (text_digest(text),) for path, text in left.items() if host.read(path) == text}
+            now = dataclasses.replace(now, former=None, owns_user=True)
+        previous = now.previous
+        if now.proved and _generation(now.proved, layout) != _generation(target, layout):
+            previous = now.proved
+        return dataclasses.replace(
+            now, owned=owned, proved=proved, previous=previous, pending=None, pending_model=None, pending_engine=None,
+            calibration=measured or now.calibration, history=history,
+        )  # fmt: skip
+
+    return keyring.update(known, over, host, layout, report)
+
+
+def _ours_now(path: str, digests: tuple[str, ...], host: Host, layout: Layout) -> tuple[str, ...]:
+    """What was claimed last may never have been written; a file that is none of ours was edited since."""
+    found = fingerprint(host.read(Path(path)) or "", Path(path), layout)
+    return (found,) if found in digests else digests[-1:]
+
+
+def _generation(target: Target, layout: Layout) -> str:
+    """Two targets of one generation differ in their keys at most."""
+    return render.process_digest(target, layout)

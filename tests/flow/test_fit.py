@@ -1,0 +1,56 @@
+"""What fits, as far as the flow decides it: which weights are counted, and which report of an earlier start counts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from installer.flow import fit
+from installer.spec.calibration import Calibration
+from installer.spec.model import ModelFile
+from installer.spec.settings import Settings
+from installer.spec.state import State
+from installer.spec.target import Placed, Target
+from tests.kit.targets import target
+
+MEASURED = Calibration(available=1, tokens=2, context=3)
+
+
+def test_weights_that_are_not_here_are_counted_but_for_what_vllm_may_leave_out() -> None:
+    """A tied head lies in the files and is not loaded: a twentieth of a small model."""
+    files = (ModelFile("a.safetensors", 400, "d"), ModelFile("b.safetensors", 600, "d"), ModelFile("c.bin", 999, "d"))
+    assert fit._listed(dataclasses.replace(target().model, files=files)) == 950
+
+
+def placed(*names: str) -> Target:
+    return dataclasses.replace(target(), gpus=tuple(Placed(f"GPU-{number}", name) for number, name in enumerate(names)))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "counts"),
+    [
+        (target(), target(), True),
+        (target(), target(Settings(max_model_len=2048)), True),
+        (target(), target(Settings(gpu_memory_utilization=0.5)), True),
+        (target(), target(Settings(port=8001, host="0.0.0.0", drain=9)), True),
+        (target(), target(Settings(vllm_args=("--enforce-eager",))), False),
+        (target(), target(Settings(tensor_parallel_size=2)), False),
+        (target(), target(kind="rocm"), False),
+        (placed("H200"), placed("H200"), True),
+        (placed("H200"), placed("A100"), False),
+        (placed("H200"), placed("H200", "H200"), False),
+        (target(), placed("H200"), True),
+        (placed("H200"), target(), False),
+    ],
+)  # fmt: skip
+def test_what_an_earlier_start_measured_counts_for_the_same_but_for_context_and_share(
+    before: Target, now: Target, counts: bool
+) -> None:
+    state = State("qwen3vl", proved=before, calibration=MEASURED)
+    assert fit._calibration(now, state) == (MEASURED if counts else None)
+
+
+def test_what_was_never_measured_or_never_proved_counts_for_nothing() -> None:
+    assert fit._calibration(target(), State("qwen3vl", proved=target())) is None
+    assert fit._calibration(target(), State("qwen3vl", calibration=MEASURED)) is None

@@ -1,0 +1,207 @@
+"""The proof, against answers and starts of every kind: what passes, and what it says of the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from installer.base.errors import Exit
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.flow import prove
+from installer.flow.prove import NotProved, Server, Start
+from installer.units.api import Answer
+from tests.kit.targets import DEFAULT_KEY, PROBE_KEY, wanted, with_settings
+
+LAYOUT = Layout("qwen3vl")
+HOST = Host(Path("/nowhere"))
+WANT = with_settings(wanted(), max_model_len=1024)
+MODEL = WANT.target.model.id
+LISTED = {"data": [{"id": MODEL, "max_model_len": 1024}]}
+STREAMED = b'data: {"choices": [1]}\n\ndata: [DONE]\n\n'
+
+
+class Scripted(Server):
+    """A service that gives each question the answer of a table, or that of a sound one."""
+
+    answers: dict[str, Answer] = {}  # noqa: RUF012 each test has a class of its own
+
+    def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
+        known = {None: "none", PROBE_KEY: "probe", DEFAULT_KEY: "default"}.get(key, "wrong")
+        asked = "stream" if body and body.get("stream") else path.rpartition("/")[2]
+        if found := self.answers.get(f"{asked} {known}"):
+            return found
+        if known in ("none", "wrong"):
+            return Answer(401, b"")
+        if asked == "stream":
+            return Answer(200, STREAMED)
+        return Answer(200, json.dumps(LISTED if asked == "models" else {"choices": [1]}).encode())
+
+
+@pytest.fixture
+def up(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    """A service that is up and answers as the class says."""
+
+    class Answers(Scripted):
+        answers: dict[str, Answer] = {}  # noqa: RUF012
+
+    monkeypatch.setattr(prove, "wait_until_ready", lambda *_: None)
+    monkeypatch.setattr(prove, "Server", Answers)
+    return Answers
+
+
+def serve() -> None:
+    prove.serving(WANT, HOST, Report())
+
+
+def accept() -> None:
+    prove.keys_in_force(WANT, HOST, DEFAULT_KEY)
+
+
+def test_a_sound_service_is_proved(up: type[Scripted]) -> None:
+    serve()
+    accept()
+
+
+def models(**changed: object) -> Answer:
+    return Answer(200, json.dumps({"data": [{"id": MODEL, "max_model_len": 1024, **changed}]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("models none", Answer(200, b""), "without a key was answered with 200 instead of 401"),
+        ("models none", Answer(403, b""), "without a key was answered with 403 instead of 401"),
+        ("models wrong", Answer(200, b""), "with a wrong key was answered with 200 instead of 401"),
+        ("models wrong", Answer(403, b""), "with a wrong key was answered with 403 instead of 401"),
+        ("models probe", Answer(401, b""), "with the probe key was answered with 401 instead of 200"),
+        ("models probe", Answer(403, json.dumps(LISTED).encode()), "the probe key was answered with 403"),
+        ("models probe", models(id="other"), f"it serves other instead of {MODEL}"),
+        ("models probe", Answer(200, b"{}"), "it serves no model instead"),
+        ("models probe", models(max_model_len=512), "its context is 512 instead of 1024"),
+        ("completions probe", Answer(200, b"{}"), "completion was answered with 200"),
+        ("completions probe", Answer(500, b'{"choices": [1]}'), "completion was answered with 500"),
+        ("stream probe", Answer(200, b"data: [DONE]\n\n"), "with 200 and 1 events"),
+        ("stream probe", Answer(200, b"data: 1\n\ndata: 2\n\n"), "with 200 and 2 events"),
+        ("stream probe", Answer(500, STREAMED), "with 500 and 2 events"),
+    ],
+)
+def test_what_a_client_relies_on_is_seen_to_hold(up: type[Scripted], question: str, answer: Answer, said: str) -> None:
+    up.answers = {question: answer}
+    with pytest.raises(NotProved) as caught:
+        serve()
+    assert said in caught.value.message
+    assert caught.value.exit_code == Exit.NOT_PROVED
+
+
+@pytest.mark.parametrize("role", ["probe", "default"])
+@pytest.mark.parametrize("status", [200, 403, 401, 404, 500, 503])
+def test_a_key_that_is_taken_may_be_one_that_opens_little(up: type[Scripted], role: str, status: int) -> None:
+    """A metrics key is refused by its role with 403; with 401 it is refused as a key."""
+    up.answers = {f"models {role}": Answer(status, b"")}
+    if status in (200, 403):
+        accept()
+        return
+    with pytest.raises(NotProved, match=f"with a valid key was answered with {status} instead of 200"):
+        accept()
+
+
+@pytest.mark.parametrize("question", ["models none", "models wrong"])
+def test_keys_are_in_force_only_where_all_others_are_refused(up: type[Scripted], question: str) -> None:
+    up.answers = {question: Answer(403, b"")}
+    with pytest.raises(NotProved, match="403 instead of 401"):
+        accept()
+
+
+# Starts
+
+
+ON = {"ActiveState": "active", "SubState": "running", "StatusText": "", "NRestarts": "0", "Result": "success"}
+BEGINS = ON | {"ActiveState": "activating", "SubState": "start", "Job": "7", "InvocationID": "new"}
+FAILED = ON | {"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "InvocationID": "new"}
+REFUSED = "error: unrecognized arguments: --{run}"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """This host, whose systemd tells a story and whose journal has one line for each run."""
+    programs = {
+        # What `follow` wrote for this call, or else for the last one.
+        "systemctl": f"cd {tmp_path}; read -r n <n; [ ! -e $((n + 1)) ] || echo $((n + 1)) >n; cat $n",
+        "journalctl": 'for word; do case $word in INVOCATION_ID=*) echo "$said${word#INVOCATION_ID=}";; esac; done',
+    }
+    programs["journalctl"] = f"said='{REFUSED.format(run='')}'; {programs['journalctl']}"
+    for name, script in programs.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "n").write_text("1\n")
+    monkeypatch.setattr("installer.base.host.PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(prove, "POLL", 0)
+    return Host()
+
+
+def follow(host: Host, tmp_path: Path, *story: dict[str, str], start: Start = prove.NOT_WATCHED) -> None:
+    for number, now in enumerate(story, 1):
+        (tmp_path / str(number)).write_text("".join(f"{name}={value}\n" for name, value in now.items()))
+    prove.wait_until_ready(LAYOUT, host, Report(), start)
+
+
+def why(host: Host, tmp_path: Path, *story: dict[str, str], start: Start = prove.NOT_WATCHED) -> str:
+    with pytest.raises(NotProved) as caught:
+        follow(host, tmp_path, *story, start=start)
+    return caught.value.message
+
+
+def test_a_start_is_followed_to_its_end(host: Host, tmp_path: Path) -> None:
+    follow(host, tmp_path, ON | {"Job": "7"}, BEGINS, BEGINS | {"StatusText": "loading"}, ON)
+
+
+def test_a_start_that_failed_is_explained_by_its_own_words(host: Host, tmp_path: Path) -> None:
+    old = ON | {"ActiveState": "deactivating", "Job": "7", "InvocationID": "old"}
+    said = why(host, tmp_path, old, BEGINS, FAILED, start=Start(before="old"))
+    assert said == f"qwen3vl.service did not come up (exit-code): {REFUSED.format(run='new')}"
+
+
+def test_a_start_that_was_followed_by_another_is_explained_by_its_own_words(host: Host, tmp_path: Path) -> None:
+    """The next run has said nothing yet, or something of its own."""
+    crashed = BEGINS | {"NRestarts": "1", "InvocationID": "next"}
+    assert REFUSED.format(run="new") in why(host, tmp_path, BEGINS, crashed)
+
+
+def test_a_service_that_waits_for_its_next_start_has_failed(host: Host, tmp_path: Path) -> None:
+    waits = FAILED | {"ActiveState": "activating", "SubState": "auto-restart", "Job": "8"}
+    assert REFUSED.format(run="new") in why(host, tmp_path, BEGINS, waits)
+
+
+def test_a_start_that_never_began_is_not_explained_by_the_run_before(host: Host, tmp_path: Path) -> None:
+    never = FAILED | {"InvocationID": "old", "Result": "dependency"}
+    said = why(host, tmp_path, never, start=Start(before="old"))
+    assert said == "qwen3vl.service did not come up (dependency)"
+    none = {name: value for name, value in never.items() if name != "InvocationID"}
+    assert why(host, tmp_path, none) == "qwen3vl.service did not come up (dependency)"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_helps_depends_on_whether_a_service_is_there(host: Host, tmp_path: Path, is_first: bool) -> None:
+    with pytest.raises(NotProved) as caught:
+        follow(host, tmp_path, FAILED, start=Start(is_first))
+    assert ("vllm-install set VLLM_ARGS=" in caught.value.hint) != is_first
+
+
+def test_flags_that_vllm_refuses_are_taken_back_by_the_verb_that_there_is() -> None:
+    lines = [REFUSED.format(run="x")]
+    later = prove.explain(lines, "it ended", "look", "coder")
+    first = prove.explain(lines, "it ended", "look", "coder", is_first=True)
+    assert later.hint == "sudo vllm-install set VLLM_ARGS= --service coder"
+    assert first.hint == "run the same command without those vLLM flags"
+    assert first.message == later.message
+
+
+def test_where_nothing_is_known_the_last_words_are_shown() -> None:
+    lines = [f"line {number}" for number in range(1, 12)]
+    said = prove.explain(lines, "it ended", "look").message
+    assert said == "it ended\nits last words:\n" + "\n".join(f"    line {number}" for number in range(4, 12))

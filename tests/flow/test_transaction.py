@@ -1,0 +1,457 @@
+"""A fault at each point of each change: what is recorded, what is put back, and what the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from installer.base.changes import Restart, Write
+from installer.base.errors import Exit, InstallError, Interrupted
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Described, Report
+from installer.flow import eject, prove, rotate, steps
+from installer.flow.converge import Convergence, settled
+from installer.flow.prove import NotProved, Silent, Start
+from installer.flow.rotate import Rotated, Rotation
+from installer.flow.steps import Wanted
+from installer.spec.keys import digest
+from installer.spec.records import load_state
+from installer.spec.settings import Settings
+from installer.spec.state import State
+from installer.spec.values import BUILTIN
+from installer.units.keyring import unit_keys
+from tests.flow.test_steps import apply, recorded, tree
+from tests.kit.targets import DEFAULT_KEY, KEYS, wanted, with_settings
+
+LAYOUT = Layout("qwen3vl")
+REPORT = Report()
+PHASES = ("claim", "apply", "prove", "remember")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A bare host whose programs do nothing and succeed."""
+    for name in ("systemctl", "userdel", "groupdel", "journalctl"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    monkeypatch.setattr("installer.base.host.PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    host = Host(tmp_path / "root")
+    host.write(Path("/etc/passwd"), f"{LAYOUT.user}:x:990:990::/:/usr/sbin/nologin\n")
+    for path in ("/var/lib", "/var/cache", "/opt", "/etc/systemd/system", "/etc/sysusers.d"):
+        host.make_dir(Path(path))
+    return host
+
+
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch) -> Proofs:
+    proofs = Proofs()
+    monkeypatch.setattr(prove, "serving", proofs.serving)
+    return proofs
+
+
+class Proofs:
+    """The proof of a host without a service: what it says, first to last; then that all is well."""
+
+    def __init__(self) -> None:
+        self.faults: list[Exception] = []
+        self.asked: list[tuple[Wanted, Start]] = []
+
+    def serving(self, want: Wanted, host: Host, report: Report, start: Start = prove.NOT_WATCHED) -> None:
+        self.asked.append((want, start))
+        if self.faults:
+            raise self.faults.pop(0)
+
+
+class Faulty(Convergence):
+    """Ends with `fault` when it comes to the phase `at`."""
+
+    at, fault = "", Exception()
+
+    def claim(self) -> None:
+        self.reach("claim")
+        super().claim()
+
+    def apply(self) -> None:
+        super().apply()
+        self.reach("apply")
+
+    def prove(self) -> None:
+        self.reach("prove")
+        super().prove()
+
+    def remember(self) -> None:
+        self.reach("remember")
+        super().remember()
+
+    def reach(self, phase: str) -> None:
+        if phase == self.at:
+            raise self.fault
+
+
+@pytest.fixture
+def want(host: Host) -> Wanted:
+    """What a deploy works towards, with its engine and its weights on the host."""
+    want = wanted(dataclasses.replace(Settings(), model=BUILTIN), kind="cpu")
+    apply([*steps.engine(want, host), *steps.weights(want, host)], host)
+    return want
+
+
+def attempt(want: Wanted, host: Host, at: str = "", fault: Exception | None = None) -> Faulty:
+    """A change to what is wanted, of files alone: what else a deploy does needs a machine."""
+    files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
+    state = load_state(host, LAYOUT) or State(LAYOUT.service)
+    change = Faulty("set PORT=8001", want, [*files, Restart(LAYOUT.unit_name)], state, host, REPORT)
+    change.at, change.fault = at, fault or InstallError("it broke", "mend it", Exit.ENGINE)
+    return change
+
+
+def failure(change: Convergence) -> InstallError:
+    with pytest.raises(InstallError) as caught:
+        change.run()
+    return caught.value
+
+
+def record(host: Host) -> State:
+    state = load_state(host, LAYOUT)
+    assert state is not None
+    return state
+
+
+def deployed(want: Wanted, host: Host) -> dict[str, str]:
+    """A host with the service proved; what lies on it but for the record."""
+    recorded(want, steps.plan(want, host), host)
+    host.write(LAYOUT.settings_file, f"# the admin's own words\n{host.read(LAYOUT.settings_file)}")
+    return files(host)
+
+
+def files(host: Host) -> dict[str, str]:
+    return {path: text for path, text in tree(host).items() if not path.endswith("state.json")}
+
+
+# A first deploy
+
+
+def test_what_went_well_is_remembered_as_proved(host: Host, want: Wanted, proofs: Proofs) -> None:
+    attempt(want, host).run()
+    state = record(host)
+    assert state.proved is not None
+    assert (state.pending, state.proved.settings, state.previous) == (None, want.target.settings, None)
+    assert [(event.what, event.outcome) for event in state.history] == [("set PORT=8001", "proved")]
+    assert [start.is_first for _, start in proofs.asked] == [True]
+
+
+def test_before_the_first_change_the_record_says_what_will_be_ours(host: Host, want: Wanted, proofs: Proofs) -> None:
+    change = attempt(want, host)
+    change.claim()
+    state = record(host)
+    assert (state.pending, state.pending_engine) == ("set PORT=8001", want.target.engine.id)
+    assert {str(item.path) for item in change.changes if isinstance(item, Write)} - state.owned.keys() == {
+        str(item.path) for item in change.changes if isinstance(item, Write) and LAYOUT.opt in item.path.parents
+    }
+    assert not host.exists(LAYOUT.unit)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_first_deploy_that_fails_leaves_nothing(host: Host, want: Wanted, proofs: Proofs, phase: str) -> None:
+    before = {path: text for path, text in tree(host).items() if not path.startswith(("opt", "var"))}
+    failed = failure(attempt(want, host, phase))
+    assert (failed.exit_code, failed.hint) == (Exit.ENGINE, "mend it")
+    assert ("nothing of the service is left" in failed.message) == (phase != "claim")
+    assert failed.message.startswith("it broke")
+    assert load_state(host, LAYOUT) is None
+    left = {path: text for path, text in tree(host).items() if not path.startswith(("opt", "var", "etc/vllm-install"))}
+    assert left == before
+
+
+def test_a_bug_is_undone_and_shown_as_what_it_is(host: Host, want: Wanted, proofs: Proofs) -> None:
+    with pytest.raises(ZeroDivisionError):
+        attempt(want, host, "prove", ZeroDivisionError()).run()
+    assert load_state(host, LAYOUT) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Interrupted("SIGTERM"), Exit.INTERRUPTED),
+        (OSError(errno.ENOSPC, "full", "/etc/x"), Exit.REFUSED),
+        (InstallError("of no kind"), Exit.NOT_PROVED),
+        (NotProved("silent"), Exit.NOT_PROVED),
+    ],
+)
+def test_the_exit_code_is_the_causes(host: Host, want: Wanted, proofs: Proofs, fault: Exception, code: Exit) -> None:
+    assert failure(attempt(want, host, "apply", fault)).exit_code == code
+
+
+# A change of a service that is there
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_change_that_fails_leaves_the_service_as_it_was(host: Host, want: Wanted, proofs: Proofs, phase: str) -> None:
+    before, known = deployed(want, host), record(host)
+    failed = failure(attempt(with_settings(want, port=8001), host, phase))
+    assert files(host) == before, "to the byte, with what the admin wrote"
+    assert (failed.exit_code, failed.hint) == (Exit.ENGINE, "mend it")
+    now = record(host)
+    assert (now.proved, now.previous, now.pending) == (known.proved, None, None)
+    if phase == "claim":
+        assert (failed.message, now) == ("it broke", known)
+        return
+    assert failed.message == "it broke; qwen3vl.service is back as it was"
+    assert [(event.what, event.outcome) for event in now.history[-1:]] == [("set PORT=8001", "undone: it broke")]
+    want_back, start = proofs.asked[-1]
+    assert want_back.target.settings == want.target.settings, "what was put back is proved as well"
+    assert not start.is_first
+
+
+def test_a_change_that_only_moves_the_context_says_where_it_is_back_at(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    want = with_settings(want, max_model_len=1024)
+    deployed(want, host)
+    assert (
+        "; the service is back at 1024"
+        in failure(attempt(with_settings(want, max_model_len=4096), host, "prove")).message
+    )
+    both = attempt(with_settings(want, max_model_len=4096, port=8001), host, "prove")
+    assert "; qwen3vl.service is back as it was" in failure(both).message
+    neither = attempt(want, host, "prove")
+    assert "; qwen3vl.service is back as it was" in failure(neither).message
+
+
+@pytest.mark.parametrize("second", [NotProved("not yet", "look"), OSError("no disk"), KeyError("a bug")])
+def test_a_second_fault_while_undoing_is_told_apart(
+    host: Host, want: Wanted, proofs: Proofs, second: Exception
+) -> None:
+    before = deployed(want, host)
+    proofs.faults = [NotProved("it does not answer", "journalctl"), second]
+    failed = failure(attempt(with_settings(want, port=8001), host))
+    assert failed.exit_code == Exit.NOT_RESTORED
+    assert "it does not answer\nand the host could not be put back: " in failed.message
+    assert (failed.message[-7:], failed.hint) == ("not yet", "look") or not isinstance(second, NotProved)
+    assert record(host).pending == "set PORT=8001", "the next command has to know"
+    settled(host, LAYOUT, REPORT)
+    assert files(host) == before
+    assert (record(host).pending, record(host).history[-1].outcome) == (None, "undone: cut off")
+
+
+@pytest.mark.parametrize("phase", ["claim", "apply", "prove"])
+def test_what_was_cut_off_is_undone_by_the_next_command(host: Host, want: Wanted, proofs: Proofs, phase: str) -> None:
+    before = deployed(want, host)
+    change = attempt(with_settings(want, port=8001), host)
+    for name in PHASES[: PHASES.index(phase) + 1]:
+        getattr(change, name)()
+    settled(host, LAYOUT, REPORT)
+    now, settings = files(host), str(LAYOUT.settings_file)[1:]
+    assert now.pop(settings).replace("\nPORT=8000\n", "\n#PORT=8000\n") == before.pop(settings), "by its values"
+    assert now == before
+    assert record(host).pending is None
+
+
+def test_what_was_cut_off_before_any_proof_waits_for_deploy(host: Host, want: Wanted, proofs: Proofs) -> None:
+    attempt(want, host).claim()
+    with pytest.raises(InstallError, match="cut off before the service was proved") as caught:
+        settled(host, LAYOUT, REPORT)
+    assert caught.value.hint == "vllm-install deploy completes it"
+    assert record(host).pending == "set PORT=8001"
+
+
+def test_what_is_shared_and_was_removed_meanwhile_stops_a_change_before_it_begins(host: Host, want: Wanted) -> None:
+    deployed(want, host)
+    host.remove(LAYOUT.engines / want.target.engine.id)
+    failed = failure(attempt(with_settings(want, port=8001), host))
+    assert (failed.exit_code, failed.hint) == (Exit.REFUSED, "run the same command again")
+    assert record(host).pending is None
+
+
+def test_an_edit_that_was_there_when_a_change_was_cut_off_stays(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    attempt(with_settings(want, port=8001), host).claim()
+    host.write(LAYOUT.unit, f"{host.read(LAYOUT.unit)}# by hand\n")
+    settled(host, LAYOUT, REPORT)
+    assert (host.read(LAYOUT.unit) or "").endswith("# by hand\n")
+
+
+def test_a_new_key_has_to_open_the_service(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str | None] = []
+
+    def in_force(want: Wanted, host: Host, accepted: str | None) -> None:
+        tried.append(accepted)
+        if accepted == "sk-second":
+            raise NotProved("it opens to none of it")
+
+    monkeypatch.setattr(prove, "keys_in_force", in_force)
+    files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
+    change = Convergence("deploy", want, files, State("qwen3vl"), host, REPORT, ("sk-first", "sk-second"))
+    assert failure(change).exit_code == Exit.NOT_PROVED
+    assert tried == ["sk-first", "sk-second"]
+    assert load_state(host, LAYOUT) is None
+
+
+def test_a_run_before_the_restart_explains_nothing(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prove, "invocation", lambda *_: "0123")
+    attempt(want, host).run()
+    assert [start.before for _, start in proofs.asked] == ["0123"]
+    assert prove.started_by([], LAYOUT, host).before == "", "it is the same run after as before"
+
+
+# Keys
+
+
+@pytest.fixture
+def running(host: Host, want: Wanted, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], None]:
+    """A service that is up and takes the keys of its file; the function says how it answers when it is asked."""
+    deployed(want, host)
+    host.make_dir(LAYOUT.run_dir)
+    monkeypatch.setattr(rotate, "unit_properties", lambda *_: {"MainPID": "1", "ActiveState": "active"})
+
+    def answers(fault: Exception | None) -> None:
+        def in_force(*_: object) -> None:
+            if fault:
+                raise fault
+
+        monkeypatch.setattr(prove, "keys_in_force", in_force)
+
+    answers(None)
+    return answers
+
+
+Answers = Callable[[Exception | None], None]
+
+
+def held(host: Host) -> set[str]:
+    """The keys of the unit; those in force and those of the record are the same."""
+    unit = {key.digest for key in unit_keys(host, LAYOUT)}
+    live = {line.split()[2] for line in (host.read(LAYOUT.run_dir / "keys") or "").splitlines()}
+    proved = record(host).proved
+    assert proved is not None
+    assert unit == live == {key.digest for key in proved.keys}
+    return unit
+
+
+def set_key(host: Host, text: str, name: str = "default", keep_old: bool = False) -> list[Rotated]:
+    shown: list[Rotated] = []
+    keep = rotate.timedelta(hours=1) if keep_old else None
+    rotate.set_key("qwen3vl", Rotation(name, text, keep_old=keep), host, REPORT, shown.append)
+    return shown
+
+
+def test_a_key_is_set_and_revoked(host: Host, running: Answers) -> None:
+    assert [done.service for done in set_key(host, "sk-guest", "guest")] == [rotate.SERVES]
+    assert digest("sk-guest") in held(host)
+    rotate.revoke_key("qwen3vl", "guest", host, REPORT)
+    assert held(host) == {key.digest for key in KEYS}
+    assert [event.outcome for event in record(host).history[-2:]] == ["proved", "proved"]
+
+
+def test_a_revocation_stays_where_the_service_says_nothing(host: Host, running: Answers) -> None:
+    set_key(host, "sk-guest", "guest")
+    running(Silent("no answer within 10 s"))
+    with pytest.raises(NotProved) as caught:
+        rotate.revoke_key("qwen3vl", "guest", host, REPORT)
+    assert held(host) == {key.digest for key in KEYS}
+    assert (record(host).rekeying, record(host).history[-1].outcome) == (None, "in force; the service answered nothing")
+    assert caught.value.exit_code == Exit.NOT_PROVED
+    assert "keys revoke guest is in force and stays so" in caught.value.message
+    assert "no answer within 10 s" in caught.value.message
+    assert "sudo systemctl restart qwen3vl" in caught.value.hint
+
+
+def test_a_key_that_took_anothers_place_is_shown_where_the_service_says_nothing(host: Host, running: Answers) -> None:
+    running(Silent("no answer"))
+    shown: list[Rotated] = []
+    with pytest.raises(NotProved):
+        rotate.set_key("qwen3vl", Rotation(), host, REPORT, shown.append)
+    ((made, service),) = [(done.made, done.service) for done in shown]
+    assert (digest(made or ""), service) == (next(iter(held(host) - {KEYS[1].digest})), rotate.SILENT)
+
+
+@pytest.mark.parametrize("name", ["guest", "default"])
+def test_a_key_that_took_nothing_away_goes_again_where_the_service_says_nothing(
+    host: Host, running: Answers, name: str
+) -> None:
+    running(Silent("no answer"))
+    with pytest.raises(InstallError, match="no answer; the keys are as they were"):
+        set_key(host, "sk-new", name, keep_old=True)
+    assert held(host) == {key.digest for key in KEYS}
+    assert record(host).history[-1].outcome == "undone: no answer"
+
+
+def test_a_revocation_that_the_service_does_not_heed_is_undone(host: Host, running: Answers) -> None:
+    set_key(host, "sk-guest", "guest")
+    running(NotProved("a request with a wrong key was answered with 200 instead of 401"))
+    with pytest.raises(InstallError, match="200 instead of 401; the keys are as they were"):
+        rotate.revoke_key("qwen3vl", "guest", host, REPORT)
+    assert digest("sk-guest") in held(host)
+
+
+def test_a_key_that_nobody_was_shown_is_not_in_force(host: Host, running: Answers) -> None:
+    def gone(_: Rotated) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        rotate.set_key("qwen3vl", Rotation(), host, REPORT, gone)
+    assert held(host) == {key.digest for key in KEYS}
+    assert DEFAULT_KEY not in str(record(host))
+
+
+# Letting a service go
+
+
+class Cut(Report):
+    """Interrupted when the N-th change is done."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def done(self, change: Described) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted("SIGTERM")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_an_ejection_that_fails_is_undone(host: Host, want: Wanted, proofs: Proofs, number: int) -> None:
+    before = deployed(want, host)
+    with pytest.raises(InstallError, match=r"qwen3vl\.service is back as it was") as caught:
+        eject.eject("qwen3vl", host, Cut(number))
+    assert caught.value.exit_code == Exit.INTERRUPTED
+    assert files(host) == before
+    assert record(host).pending is None
+
+
+@pytest.mark.parametrize("number", [5, 6, 7])
+def test_an_ejection_whose_record_is_gone_is_not_undone_but_completed(
+    host: Host, want: Wanted, proofs: Proofs, number: int
+) -> None:
+    deployed(want, host)
+    host.write(LAYOUT.state_dir / "adopted-from/unit", "a key")
+    with pytest.raises(InstallError, match="the service is yours already, and runs on"):
+        eject.eject("qwen3vl", host, Cut(number))
+    with suppress(InstallError):
+        eject.eject("qwen3vl", host, REPORT)
+    assert not host.exists(LAYOUT.state_dir)
+    assert not host.exists(LAYOUT.settings_file)
+    assert str(LAYOUT.state_dir) not in (host.read(LAYOUT.unit) or "")
+
+
+def test_an_ejection_is_on_the_record_before_it_begins(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(want, host)
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(eject._Ejection, "apply", lambda self: seen.append(record(self.host).pending))
+    eject.eject("qwen3vl", host, REPORT)
+    assert seen == ["eject"]
