@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -74,6 +75,10 @@ def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
         assert "--no-such-flag 3" in faults[0]["cause"]
         assert cli(machine, "status", "--json", code=3).json["problem"] == faults[0]
 
+        nest = "import os; os.chdir('/var/cache/qwen3vl'); [(os.mkdir('d'), os.chdir('d')) for _ in range(1500)]"
+        machine.run(
+            "setpriv", "--reuid=vllm-qwen3vl", "--regid=vllm-qwen3vl", "--clear-groups", sys.executable, "-c", nest
+        )
         cli(machine, "uninstall", "--yes", "--purge")
         assert not machine.at(PROGRAMS).exists()
         is_gone(machine, bare)
