@@ -1,7 +1,7 @@
 """Run in a machine against its service: `half_open.py PORT COUNT` that many connections, half a head on each.
 
-Whatever is closed on it is opened again, some thousand a second at most. One address has too few ports for many, so they
-come from several. Says `all` once each was tried, and ends with its input.
+Whatever is closed on it is opened again, some thousand a second at most. One address has too few ports for many, so
+they come from several. Says `all` once each was tried, and ends with its input.
 """
 
 import asyncio
