@@ -9,22 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.kit.boot.machine import Machine
-from tests.kit.boot.snapshot import snapshot
+from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import ask, cli, is_gone, serves, standin
 
 STATE = "/var/lib/vllm-install/bad/state.json"
-# What becomes of the file, as a shell line with its path in $1.
+# What becomes of the file, as a shell line with its path in $1; more of it in tests/verbs/test_records.py.
 DAMAGE = {
-    "empty": ': >"$1"',
     "garbage": 'head -c 4096 /dev/urandom >"$1"',
-    "cut off": 'truncate -s 300 "$1"',
-    "nested": """python3 -c 'print("[" * 200000)' >"$1" """,
-    "a loop": 'rm "$1"; ln -s state.json "$1"',
     "a pipe": 'rm "$1"; mkfifo "$1"',
-    "a directory": 'rm "$1"; mkdir "$1"',
-    "without an end": 'truncate -s 1T "$1"',
     "of another user": 'chown nobody "$1"',
-    "of a newer version": """sed -i 's/"version": 1/"version": 99/' "$1" """,
 }
 ON_IT = (
     ("status",), ("keys",), ("set-apikey",), ("keys", "revoke", "default"), ("set-context", "2048"),
@@ -56,7 +49,7 @@ def machine(host: Machine) -> Iterator[Machine]:
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_one_damaged_record(machine: Machine, damage: str) -> None:
     machine.run("sh", "-euc", DAMAGE[damage], "sh", STATE)
-    for verb in ON_IT if damage in ("nested", "a pipe") else ON_IT[:6]:
+    for verb in ON_IT if damage == "a pipe" else ON_IT[:6]:
         done = cli(machine, *verb, "--service", "bad", code=3, timeout=60)
         assert STATE in done.err, (verb, done)
     assert "[record-damaged]" in cli(machine, "doctor", "--service", "bad", code=8).out
@@ -73,6 +66,22 @@ def test_one_damaged_record(machine: Machine, damage: str) -> None:
         assert STATE in cli(machine, *verb, "--yes", code=3).err
     serves(machine, key)
     assert ask(machine, "GET", "/v1/models", port=8001).status == 401, "it serves on"
+
+
+def test_what_a_newer_tool_manages_is_looked_at_and_removed(machine: Machine, standin_wheels: Path) -> None:
+    before = snapshot(machine.root)
+    key = cli(machine, "deploy", *standin(standin_wheels), "--service", "new", "--port", "8002").key
+    record = STATE.replace("bad", "new")
+    machine.run("sed", "-i", 's/"version": 1/"version": 99/', record)
+    assert cli(machine, "status", "--service", "new", "--json").json["ready"]
+    assert "[record-newer]" in cli(machine, "doctor", "--service", "new").out
+    for verb in (("keys",), ("test",), ("client-config", "--format", "env")):
+        cli(machine, *verb, "--service", "new")
+    for verb in (("set-apikey",), ("set", "PORT=8005"), ("deploy",)):
+        assert "by a newer version" in cli(machine, *verb, "--service", "new", code=3).err
+    serves(machine, key, 8002)
+    cli(machine, "uninstall", "--yes", "--service", "new")
+    assert difference(before, snapshot(machine.root)) == []
 
 
 def test_a_service_comes_changes_and_goes_beside_a_damaged_record(machine: Machine, standin_wheels: Path) -> None:
