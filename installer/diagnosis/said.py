@@ -43,6 +43,7 @@ TEXTS = (
     mark("the engine died: ending vLLM, to be started anew"),
     mark("the engine died (process {pid}): ending vLLM, to be started anew"),
     mark("the engine makes no progress and answers no request"),
+    mark("the watcher's own key is refused: the file with the keys is damaged"),
     mark("no metrics"),
     # Why it does not begin
     mark("argument {number} before the -- is not --api-key"),

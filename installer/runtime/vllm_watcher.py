@@ -144,6 +144,7 @@ class Vllm:
             self._key = file.read().strip()
         self._stages = os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "stages")
         self._question = 0
+        self.refuses_us = False  # the guard does not know our own key any more
         self.refusal = ""  # what it said where it refused to answer anything at all
         self.model = ""
 
@@ -259,6 +260,7 @@ class Vllm:
         for path, question in QUESTIONS[self._question :] + QUESTIONS[: self._question]:
             status, body = self.ask("POST", path, patience, body={"model": self.model, **question})
             if status not in (400, 404, 405, 501):
+                self.refuses_us = status == 401
                 return status == 200
             self._question = (self._question + 1) % len(QUESTIONS)
             refusals.append(f"{status} {body[:300].decode(errors='replace')}")
@@ -376,6 +378,8 @@ class Watcher:
             elif self.vllm.is_dead():
                 self.end("the engine died: ending vLLM, to be started anew")
             elif time.monotonic() - at > 0.7 * self.watchdog:
+                if self.vllm.refuses_us:
+                    self.end("the watcher's own key is refused: the file with the keys is damaged")
                 self.end_hung("the engine makes no progress and answers no request")
             engine |= self.vllm.children()
 

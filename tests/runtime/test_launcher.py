@@ -474,6 +474,15 @@ def test_a_hung_engine_is_told_to_systemd(service: Service) -> None:
     assert "stacks of VLLM::EngineCore" in service.log.read_text()
 
 
+def test_a_service_that_refuses_its_watcher_is_started_anew_and_says_why(service: Service) -> None:
+    process = service.start()
+    service.hear("READY=1")
+    (service.run / "keys").write_text("default inference damaged\n")
+    service.hear("STATUS=the watcher's own key is refused: the file with the keys is damaged")
+    process.wait(20)
+    assert "makes no progress" not in service.log.read_text()
+
+
 def test_an_engine_busy_with_a_long_answer_is_not_hung(service: Service) -> None:
     service.faults("token-seconds=0.2")
     service.start()
