@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ class Run:
             "name": self.case.directory.name,
             "share": self.case.share,
             "predicted": self.predicted.to_json() if self.predicted else None,
-            "reported": self.reported.to_json() if self.reported else None,
+            "reported": asdict(self.reported) if self.reported else None,
             "off": self.off,
             "seconds": round(self.seconds, 1),
             "failure": self.failure,
