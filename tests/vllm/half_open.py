@@ -1,7 +1,6 @@
-"""Run in a machine against its service: `half_open.py PORT COUNT` that many connections, half a head on each.
+"""Run in a machine against its service: `half_open.py PORT COUNT ADDRESS`, half a head on each of so many connections.
 
-Whatever is closed on it is opened again, some thousand a second at most. One address has too few ports for many, so
-they come from several. Says `all` once each was tried, and ends with its input.
+Whatever is closed on it is opened again, some hundred a second. Says `all` once each was tried; ends with its input.
 """
 
 import asyncio
@@ -9,19 +8,17 @@ import contextlib
 import resource
 import sys
 
-PORT, COUNT = map(int, sys.argv[1:])
-OF_ONE_ADDRESS = 20_000
-A_SECOND = 2_000
+PORT, COUNT, ADDRESS = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+A_SECOND = 500
 tried = 0
 
 
 async def hold(number: int) -> None:
     global tried
     await asyncio.sleep(number / A_SECOND)
-    address = f"127.0.1.{1 + number // OF_ONE_ADDRESS}"
     while True:
         with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", PORT, local_addr=(address, 0))
+            reader, writer = await asyncio.open_connection("127.0.0.1", PORT, local_addr=(ADDRESS, 0))
             writer.write(b"GET /v1/models HTTP/1.1\r\nHost: h\r\nX-Slow: ")
             tried += 1
             if tried == COUNT:
