@@ -21,6 +21,7 @@ from installer.spec.records import managed
 from installer.spec.target import Target
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
+from installer.units.graph import handle
 from installer.units.journal import invocation
 from installer.units.syntax import exec_line
 from installer.units.systemd import unit_properties
@@ -108,11 +109,11 @@ def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> C
         state = unit_properties(host, unit, "ActiveState").get("ActiveState", "unknown")
         if state == "activating":
             try:
-                prove.wait_until_ready(layout, host, report)
+                prove.wait_until_ready(handle(layout), host, report)
             except InstallError as error:
                 raise Failed(error.message, error.hint) from None
         elif state == "failed":
-            failure = prove.failure(layout, host, tr("{unit} has failed", unit=unit), invocation(host, unit))
+            failure = prove.failure(handle(layout), host, tr("{unit} has failed", unit=unit), invocation(host, unit))
             raise Failed(failure.message, failure.hint)
         elif state not in ("active", "reloading"):
             raise Failed(

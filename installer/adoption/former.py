@@ -11,6 +11,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.spec.former import Former
+from installer.units.graph import handle
 from installer.units.syntax import quote
 
 
@@ -81,4 +82,4 @@ def start_again(former: Former) -> Iterator[Change]:
 def drop_in(layout: Layout, environment: tuple[tuple[str, str], ...]) -> Write:
     lines = [f"Environment={quote(f'{name}={value}')}" for name, value in environment]
     head = "# Variables that came along with vllm-install adopt."
-    return Write(layout.drop_ins / "adopted.conf", "\n".join([head, "[Service]", *lines, ""]))
+    return Write(handle(layout).drop_ins / "adopted.conf", "\n".join([head, "[Service]", *lines, ""]))

@@ -25,10 +25,6 @@ class Layout:
         return Path("/etc/systemd/system") / self.unit_name
 
     @property
-    def drop_ins(self) -> Path:
-        return Path(f"{self.unit}.d")
-
-    @property
     def settings_file(self) -> Path:
         return Path("/etc/vllm-install") / f"{self.service}.env"
 

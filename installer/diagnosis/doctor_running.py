@@ -12,8 +12,9 @@ from installer.families.vllm.log import root_line
 from installer.runtime.vllm_text import one_line
 from installer.runtime.vllm_watcher import PROGRESS, QUESTIONS
 from installer.units.api import Api, NoAnswer, gauge
+from installer.units.graph import handle
 from installer.units.render import process_digest
-from installer.units.systemd import running_process, wants_link
+from installer.units.systemd import running_process
 
 BUSY = "busy"
 
@@ -128,7 +129,7 @@ def _progress(api: Api) -> list[str]:
 
 def check_manager(scene: Scene) -> Iterator[Finding]:
     """What is on disk against what runs."""
-    unit = scene.service
+    unit, member = scene.service, handle(scene.layout)
     if scene.unit.get("NeedDaemonReload") == "yes":
         command = f"sudo systemctl daemon-reload && sudo systemctl restart {unit}"
         yield Finding(
@@ -136,7 +137,7 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
         )
     proved = scene.state.proved if scene.state else None
     if proved and scene.is_root and scene.active == "active":
-        process = running_process(scene.host, scene.layout)
+        process = running_process(scene.host, member)
         if process and process.digest != process_digest(proved, scene.layout):
             cause = tr("the running process was started from another unit than the one on disk")
             yield Finding(
@@ -146,10 +147,10 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
                 (f"sudo systemctl restart {unit}",),
                 NOTE,
             )
-    if proved and scene.unit_text and not scene.host.exists(wants_link(scene.layout)):
+    if proved and scene.unit_text and not scene.host.exists(member.wants_link):
         yield Finding(
             "not-enabled", tr("the service does not start at boot"),
-            tr("{path}: no such file", path=wants_link(scene.layout)),
+            tr("{path}: no such file", path=member.wants_link),
             (f"sudo systemctl enable {unit}",), NOTE,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import keyring, render
+from installer.units.graph import members
 from installer.units.render import fingerprint
 from installer.weights import models
 
@@ -57,7 +58,7 @@ class Convergence(Transaction):
             raise Refused(tr("what this service needs was removed meanwhile"), tr("run the same command again"))
 
     def apply(self) -> None:
-        self.start = prove.started_by(self.changes, self.layout, self.host, is_first=self.is_first)
+        self.start = prove.started_by(self.changes, self.host, is_first=self.is_first)
         super().apply()
 
     def prove(self) -> None:
@@ -66,7 +67,7 @@ class Convergence(Transaction):
             prove.keys_in_force(self.want, self.host, key)
 
     def remember(self) -> None:
-        measured = fit.measured(self.want.target, self.layout, self.host)
+        measured = fit.measured(self.layout, self.host)
         self.state = receipt.remember(
             self.state, self.want.target, self.host, self.layout, "proved", self.report, measured
         )
@@ -117,17 +118,17 @@ def settled(host: Host, layout: Layout, report: Report) -> State:
     return _converge_back(state, host, layout, report, "undone: cut off")
 
 
+def never_proved(layout: Layout) -> Refused:
+    hint = f"vllm-install deploy --service {layout.service}"
+    return Refused(tr("{service} was never proved", service=layout.service), hint)
+
+
 def not_half_adopted(state: State, host: Host, layout: Layout, report: Report) -> State:
     """The state after an adoption that was cut off is undone: the old unit runs again, and nothing here is ours."""
     if state.former is None or state.proved is not None:
         return state
-    report.warn(
-        tr(
-            "{pending} was cut off; undoing it first: {unit} comes back",
-            pending=state.pending or "adopt",
-            unit=state.former.unit,
-        )
-    )
+    pending, unit = state.pending or "adopt", state.former.unit
+    report.warn(tr("{pending} was cut off; undoing it first: {unit} comes back", pending=pending, unit=unit))
     _take_away(state, host, layout, report)
     return State(layout.service)
 
@@ -147,9 +148,8 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
     if state.proved is None:
         _take_away(state, host, layout, report)
         if state.former:
-            return tr(
-                "{unit} is back as it was; the engine and the weights stay for the next try", unit=state.former.unit
-            )
+            unit = state.former.unit
+            return tr("{unit} is back as it was; the engine and the weights stay for the next try", unit=unit)
         return tr("nothing of the service is left; the engine and the weights stay for the next try")
     # Converging would give back the values, but not every byte.
     if settings_text is not None and host.read(layout.settings_file) != settings_text:
@@ -171,7 +171,7 @@ def _converge_back(state: State, host: Host, layout: Layout, report: Report, out
             changes = []  # weights that went bad under a running service are no reason to touch it
         due = [_keeping_edits(change, want, state, host) for change in changes]
         state = receipt.claim(state, want, changes, host, verb, report, key_shown=state.key_shown)
-    start = prove.started_by(due, layout, host)
+    start = prove.started_by(due, host)
     apply(due, host, report)
     prove.serving(want, host, report, start)
     return receipt.remember(state, proved, host, layout, outcome, report)
@@ -179,10 +179,9 @@ def _converge_back(state: State, host: Host, layout: Layout, report: Report, out
 
 def _keeping_edits(change: Change, want: Wanted, state: State, host: Host) -> Change:
     """What was edited by hand is none of what was cut off: of an edited unit only the keys go back."""
-    unit = want.layout.unit
-    if not isinstance(change, Write) or change.path != unit:
+    if not isinstance(change, Write) or change.path not in [member.path for member in members(want.layout)]:
         return change
-    text = host.read(unit)
-    if not text or fingerprint(text, unit, want.layout) in state.owned.get(str(unit), ()):
+    text = host.read(change.path)
+    if not text or fingerprint(text, change.path, want.layout) in state.owned.get(str(change.path), ()):
         return change
     return dataclasses.replace(change, text=render.with_keys(text, want.target.keys))

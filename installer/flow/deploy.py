@@ -50,7 +50,7 @@ class Planned:
 def plan(request: Request, host: Host, report: Report) -> Planned:
     """What deploy would do now. Looks at the host and asks the hub and the index, but changes nothing."""
     layout = Layout(request.settings.service)
-    state = load_state(host, layout) or State(layout.service)
+    state = load_state(host, layout) or State(layout.service, former=request.former)
     resolved = resolve(request, state, host, report, for_real=False)
     return Planned(resolved.want, _checked_plan(request, resolved, state, host))
 
@@ -78,13 +78,6 @@ def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
         if request.former:
             former.keep(request.former, host, layout)
         _converge(request, state, host, report, show)
-
-
-def plan_adopt(request: Request, host: Host, report: Report) -> list[Change]:
-    layout = Layout(request.settings.service)
-    state = State(layout.service, former=request.former)
-    resolved = resolve(request, state, host, report, for_real=False)
-    return _checked_plan(request, resolved, state, host)
 
 
 def make_way(service: str, host: Host, report: Report) -> None:
@@ -166,13 +159,13 @@ def _converge(
     request: Request, state: State, host: Host, report: Report, show: Show, held: tuple[Key, ...] = ()
 ) -> None:
     resolved = resolve(request, state, host, report, for_real=True)
-    want = dataclasses.replace(resolved.want, held=held)
-    changes = _checked_plan(request, dataclasses.replace(resolved, want=want), state, host)
+    resolved = dataclasses.replace(resolved, want=dataclasses.replace(resolved.want, held=held))
+    changes = _checked_plan(request, resolved, state, host)
     if changes:
-        fit.check(want.target, resolved.facts, state, host, report, resolved.about)
+        fit.check(resolved.want.target, resolved.facts, state, host, report, resolved.about)
     given = filter(None, (resolved.new_key, request.keys.given, *request.keys.further))
     transaction = Convergence(
-        request.verb, want, changes, state, host, report, tuple(given), key_shown=resolved.new_key is None
+        request.verb, resolved.want, changes, state, host, report, tuple(given), key_shown=resolved.new_key is None
     )
     _carry_out(transaction, resolved.new_key, show)
 

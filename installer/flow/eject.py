@@ -12,7 +12,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import STATES, Layout
 from installer.base.report import Report
-from installer.flow.converge import put_back, settled
+from installer.flow.converge import never_proved, put_back, settled
 from installer.flow.transaction import Transaction, apply, changing
 from installer.spec.records import managed
 from installer.spec.state import State
@@ -50,10 +50,7 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
             return changes
         state = settled(host, layout, report)
         if state.proved is None:
-            raise Refused(
-                tr("{service} was never proved", service=service),
-                f"vllm-install deploy --service {service}",
-            )
+            raise never_proved(layout)
         ejection = _Ejection(state, host, layout, report)
         ejection.run()
         return list(ejection.changes)
@@ -97,10 +94,7 @@ class _Ejection(Transaction):
 def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
     text = host.read(layout.unit)
     if not text:
-        raise Refused(
-            tr("{unit} is not there", unit=layout.unit),
-            f"vllm-install deploy --service {layout.service}",
-        )
+        raise Refused(tr("{unit} is not there", unit=layout.unit), f"vllm-install deploy --service {layout.service}")
     yield Write(layout.ejected_probe_key, host.read(layout.probe_key) or "", 0o600, secret=True)
     secret = any(key.plain for key in keyring.unit_keys(host, layout))
     yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)

@@ -23,6 +23,7 @@ from installer.spec.facts import Facts
 from installer.spec.model import Model
 from installer.spec.state import State
 from installer.spec.target import Target
+from installer.units.graph import members
 from installer.units.journal import invocation, journal
 
 JOURNAL_LINES = 4000
@@ -70,9 +71,10 @@ def _listed(model: Model) -> int:
     return sum(file.size for file in model.files if file.name.endswith(".safetensors")) * 19 // 20
 
 
-def measured(target: Target, layout: Layout, host: Host) -> Calibration | None:
+def measured(layout: Layout, host: Host) -> Calibration | None:
     """What vLLM reported at the start that was just proved."""
-    return read_report(journal(layout, host, JOURNAL_LINES, invocation(host, layout.unit_name)))
+    unit = members(layout)[0].name
+    return read_report(journal(host, unit, JOURNAL_LINES, invocation(host, unit)))
 
 
 def _calibration(target: Target, state: State) -> Calibration | None:

@@ -13,6 +13,7 @@ from installer.base.layout import Layout
 from installer.checks.preflight import Problem
 from installer.spec.records import owned_on
 from installer.spec.state import State
+from installer.units.graph import members
 from installer.units.render import fingerprint
 from installer.units.systemd import unit_properties
 
@@ -38,8 +39,8 @@ def check(
             continue
         if change.path not in owned:
             yield _stranger(change.path)
-        elif text == "" and change.path == layout.unit:
-            yield _masked(layout)
+        elif text == "" and change.path in [member.path for member in members(layout)]:
+            yield _masked(change.path, layout)
         elif not discard_edits and fingerprint(text, change.path, layout) not in owned[change.path]:
             yield _edited(change, text)
     if not state.owned and not (state.former and state.former.ejected):
@@ -59,11 +60,11 @@ def _stranger(path: Path) -> Problem:
     )
 
 
-def _masked(layout: Layout) -> Problem:
+def _masked(unit: Path, layout: Layout) -> Problem:
     return Problem(
-        tr("{unit} is masked", unit=layout.unit),
+        tr("{unit} is masked", unit=unit),
         tr("somebody switched this service off on purpose"),
-        f"systemctl unmask {layout.service} && vllm-install deploy --service {layout.service}",
+        f"systemctl unmask {unit.stem} && vllm-install deploy --service {layout.service}",
     )
 
 
@@ -84,13 +85,14 @@ def _edited(change: Write, text: str) -> Problem:
 
 def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
     """A service name that already means something to this host would mix up two services' files."""
-    found = unit_properties(host, layout.unit_name, "FragmentPath").get("FragmentPath", "")
-    if found and found != str(layout.unit):
-        yield Problem(
-            tr("{path} exists already", path=layout.unit_name),
-            tr("it is {found}, which is not ours", found=found),
-            tr("choose another name with --service"),
-        )
+    for member in members(layout):
+        found = unit_properties(host, member.name, "FragmentPath").get("FragmentPath", "")
+        if found and found != str(member.path):
+            yield Problem(
+                tr("{path} exists already", path=member.name),
+                tr("it is {found}, which is not ours", found=found),
+                tr("choose another name with --service"),
+            )
     # systemd gives these to the service's account, and they go with it: imagine a service called user, and /run/user.
     for directory in (layout.cache_dir, layout.run_dir):
         if host.exists(directory):

@@ -10,7 +10,6 @@ from installer.base.changes import Change, Restart
 from installer.base.errors import Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
-from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
@@ -22,6 +21,7 @@ from installer.spec.keys import generate
 from installer.spec.settings import Settings
 from installer.units.api import Answer, Api, NoAnswer, local_address
 from installer.units.custody import Custody
+from installer.units.graph import Member, members
 from installer.units.journal import invocation, journal
 from installer.units.systemd import unit_properties
 
@@ -48,34 +48,35 @@ class Start:
     """What those need to know of a start who explain why it failed."""
 
     is_first: bool = False  # no service was there before it: no verb that changes one helps
-    before: str = ""  # the run whose place it takes; what that one said explains nothing
+    before: frozenset[str] = frozenset()  # the runs whose place it takes; what those said explains nothing
 
 
 NOT_WATCHED = Start()  # one that was over, or well under way, when it was first looked at
 
 
-def started_by(changes: Iterable[Change], layout: Layout, host: Host, *, is_first: bool = False) -> Start:
+def started_by(changes: Iterable[Change], host: Host, *, is_first: bool = False) -> Start:
     """The start that these changes will make, seen before they are applied."""
-    restarts = any(isinstance(change, Restart) for change in changes)
-    return Start(is_first, invocation(host, layout.unit_name) if restarts else "")
+    runs = {invocation(host, change.unit) for change in changes if isinstance(change, Restart)}
+    return Start(is_first, frozenset(runs))
 
 
 def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
-    """Return when everything a client relies on was seen to hold; raise NotProved otherwise."""
-    wait_until_ready(want.layout, host, report, start)
-    server = Server(want, host)
-    _check_keys(server)
-    _check_model(server)
-    _check_answer(server)
-    _check_chat(server, report)
+    """Return when everything a client relies on was seen to hold of every member; raise NotProved otherwise."""
+    for member in members(want.layout):
+        wait_until_ready(member, host, report, start)
+        server = Server(want, member, host)
+        _check_keys(server)
+        _check_model(server)
+        _check_answer(server)
+        _check_chat(server, report)
 
 
-def wait_until_ready(layout: Layout, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
+def wait_until_ready(member: Member, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
     """Follow systemd's job. It is bounded by the watcher, which ends a start that makes no progress."""
     restarts: int | None = None
     said = run = ""
     while True:
-        now = unit_properties(host, layout.unit_name, *FOLLOWED)
+        now = unit_properties(host, member.name, *FOLLOWED)
         if not now.get("Job") and now.get("ActiveState") == "active":
             return
         crashed = restarts is not None and int(now.get("NRestarts") or 0) > restarts
@@ -83,8 +84,8 @@ def wait_until_ready(layout: Layout, host: Host, report: Report, start: Start = 
             run = now.get("InvocationID", "")
         if not now.get("Job") or crashed or now["SubState"] == "auto-restart":
             result = now.get("Result", "unknown")
-            what = tr("{unit} did not come up ({result})", unit=layout.unit_name, result=result)
-            raise failure(layout, host, what, run, start)
+            what = tr("{unit} did not come up ({result})", unit=member.name, result=result)
+            raise failure(member, host, what, run, start)
         restarts = int(now.get("NRestarts") or 0)
         if now["StatusText"] and now["StatusText"] != said:
             said = now["StatusText"]
@@ -92,12 +93,15 @@ def wait_until_ready(layout: Layout, host: Host, report: Report, start: Start = 
         time.sleep(POLL)
 
 
-def failure(layout: Layout, host: Host, what: str, run: str, start: Start = NOT_WATCHED) -> NotProved:
+def failure(member: Member, host: Host, what: str, run: str, start: Start = NOT_WATCHED) -> NotProved:
     """NotProved with the line of that run's journal that says why, and what helps against it."""
     host.run("journalctl", "--sync", check=False)  # on a busy host the last words may still be on their way
-    lines = journal(layout, host, 400, run) if run != start.before else []
-    look = f"journalctl -u {layout.service} -n 200"
-    return explain(lines, what, look, layout.service, is_first=start.is_first)
+    lines = journal(host, member.name, 400, run) if run not in start.before else []
+    return explain(lines, what, _look(member), member.layout.service, is_first=start.is_first)
+
+
+def _look(member: Member) -> str:
+    return f"journalctl -u {member.name.removesuffix('.service')} -n 200"
 
 
 def explain(
@@ -127,27 +131,29 @@ class Server:
     """The service as it is asked; a key is sent to nobody but its own processes."""
 
     want: Wanted
+    member: Member
     host: Host
     within: float = ANSWER_WITHIN
 
     def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
-        settings, layout = self.want.target.settings, self.want.layout
-        custody = Custody(self.host, layout.unit_name, layout.user)
+        settings = self.want.target.settings
+        custody = Custody(self.host, self.member.name, self.want.layout.user)
         api = Api(local_address(settings.host), settings.port, key, self.within, custody)
         try:
             return api.ask(method, path, body)
         except NoAnswer as error:
-            raise Silent(str(error), f"journalctl -u {layout.service} -n 200") from None
+            raise Silent(str(error), _look(self.member)) from None
 
 
 def keys_in_force(want: Wanted, host: Host, accepted: str | None) -> None:
     """The service refuses whom it should, and takes the probe key and the key that was just set."""
-    server = Server(want, host, KEYS_WITHIN)
-    _check_keys(server)
-    for key in filter(None, (want.probe_key, accepted)):
-        status = server.ask("GET", "/v1/models", key).status
-        if status not in (200, 403):
-            raise NotProved(tr("a request with a valid key was answered with {status} instead of 200", status=status))
+    for member in members(want.layout):
+        server = Server(want, member, host, KEYS_WITHIN)
+        _check_keys(server)
+        for key in filter(None, (want.probe_key, accepted)):
+            if (status := server.ask("GET", "/v1/models", key).status) not in (200, 403):
+                said = tr("a request with a valid key was answered with {status} instead of 200", status=status)
+                raise NotProved(said)
 
 
 def _check_keys(server: Server) -> None:
@@ -158,56 +164,35 @@ def _check_keys(server: Server) -> None:
 
 
 def _check_model(server: Server) -> None:
-    want = server.want
+    want, name = server.want, server.want.target.model.id
     answer = server.ask("GET", "/v1/models", want.probe_key)
-    if answer.status != 200:
-        raise NotProved(
-            tr("a request with the probe key was answered with {status} instead of 200", status=answer.status)
-        )
+    if (status := answer.status) != 200:
+        raise NotProved(tr("a request with the probe key was answered with {status} instead of 200", status=status))
     listed = answer.json().get("data")
     models = {m.get("id"): m for m in listed if isinstance(m, dict)} if isinstance(listed, list) else {}
-    model = models.get(want.target.model.id)
-    if model is None:
-        raise NotProved(
-            tr(
-                "it serves {served} instead of {model}",
-                served=", ".join(map(str, models)) or tr("no model"),
-                model=want.target.model.id,
-            )
-        )
-    asked, given = want.target.settings.max_model_len, model.get("max_model_len")
+    if name not in models:
+        served = ", ".join(map(str, models)) or tr("no model")
+        raise NotProved(tr("it serves {served} instead of {model}", served=served, model=name))
+    asked, given = want.target.settings.max_model_len, models[name].get("max_model_len")
     if asked is not None and given != asked:
         raise NotProved(tr("its context is {given} instead of {asked}", given=given, asked=asked))
 
 
 def _check_answer(server: Server) -> None:
     want = server.want
-    body: dict[str, object] = {
-        "model": want.target.model.id,
-        "prompt": "Hi",
-        "max_tokens": 1,
-        "temperature": 0,
-    }
+    body: dict[str, object] = {"model": want.target.model.id, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
     plain = server.ask("POST", "/v1/completions", want.probe_key, body)
     choices = plain.json().get("choices")
-    if plain.status != 200 or not choices:
-        raise NotProved(
-            tr(
-                "a one-token completion was answered with {status}: {body!r}",
-                status=plain.status,
-                body=plain.body[:200],
-            )
-        )
+    if (status := plain.status) != 200 or not choices:
+        start = plain.body[:200]
+        raise NotProved(tr("a one-token completion was answered with {status}: {body!r}", status=status, body=start))
     streamed = server.ask("POST", "/v1/completions", want.probe_key, {**body, "stream": True})
-    events = list(_events(streamed.body))
-    if streamed.status != 200 or len(events) < 2 or events[-1] != b"[DONE]":
-        raise NotProved(
-            tr(
-                "a streamed completion was answered with {status} and {events} events",
-                status=streamed.status,
-                events=len(events),
-            )
+    events, status = list(_events(streamed.body)), streamed.status
+    if status != 200 or len(events) < 2 or events[-1] != b"[DONE]":
+        said = tr(
+            "a streamed completion was answered with {status} and {events} events", status=status, events=len(events)
         )
+        raise NotProved(said)
 
 
 def _check_chat(server: Server, report: Report) -> None:

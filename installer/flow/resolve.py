@@ -187,13 +187,7 @@ def _engine(
 
 
 def _toolkit(
-    settings: Settings,
-    engine: Engine,
-    model: Model,
-    seen: Facts,
-    choice: Choice,
-    host: Host,
-    report: Report,
+    settings: Settings, engine: Engine, model: Model, seen: Facts, choice: Choice, host: Host, report: Report
 ) -> Toolkit | None:
     def is_mla() -> bool:
         return Config.of(of_model(model, host, settings, report).config).is_mla

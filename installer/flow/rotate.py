@@ -20,13 +20,13 @@ from installer.base.language import english, mark, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
-from installer.flow.converge import settled
+from installer.flow.converge import never_proved, settled
 from installer.flow.steps import Wanted
 from installer.flow.transaction import Transaction, changing
 from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.records import managed, save_state
-from installer.spec.state import Rekeying, State, event
+from installer.spec.state import Rekeying, event
 from installer.units import keyring, render
 from installer.units.keyring import PutInForce, unit_keys
 from installer.units.systemd import unit_properties
@@ -82,68 +82,43 @@ def set_key(service: str, rotation: Rotation, host: Host, report: Report, show: 
         replaced = any(key.name == new.name for key in before)
         show(Rotated(new.name, None if rotation.text else text, until if replaced else None, now))
 
-    _change(_Asked(f"set-apikey {new.name}", edit, edit, hand_over, text), Layout(service), host, report)
+    _change(_Rekeying(f"set-apikey {new.name}", edit, edit, hand_over, text, Layout(service), host, report))
 
 
 def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
     def edit(held: tuple[Key, ...]) -> tuple[Key, ...]:
         return keys.revoke(held, name, _from_now(timedelta()))
 
-    def edit_proved(held: tuple[Key, ...]) -> tuple[Key, ...]:
+    def forget(held: tuple[Key, ...]) -> tuple[Key, ...]:
         return tuple(key for key in held if key.name != name)
 
-    _change(_Asked(f"keys revoke {name}", edit, edit_proved, lambda *_: None), Layout(service), host, report)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A change of keys: its name in the history, what becomes of the unit's keys, and of those of a generation before.
-
-    `hand_over` is told the keys before it and what the service does with it; `accepted` has to open the service then.
-    """
-
-    what: str
-    edit: Edit
-    edit_proved: Edit
-    hand_over: Callable[[tuple[Key, ...], str], None]
-    accepted: str | None = None
-
-
-def _change(asked: _Asked, layout: Layout, host: Host, report: Report) -> None:
-    """The keys first, then what an earlier change left half done: that may take minutes."""
-    state = managed(host, layout)
-    if state.proved is None and host.lock_holder(layout.change_lock) is None:
-        with changing(layout, asked.what, host):
-            settled(host, layout, report)
-        raise Refused(
-            tr("{service} was never proved", service=layout.service),
-            f"vllm-install deploy --service {layout.service}",
-        )
-    with keyring.locked(host, layout, report):
-        rekeying = _Rekeying(asked, managed(host, layout), host, layout, report)
-        rekeying.run()
-    if rekeying.silence:
-        raise rekeying.silence
-    if state.pending:
-        with contextlib.suppress(Busy), changing(layout, asked.what, host):  # Busy: it was not cut off
-            settled(host, layout, report)
+    what = f"keys revoke {name}"
+    _change(_Rekeying(what, edit, forget, lambda *_: None, None, Layout(service), host, report))
 
 
 class _Rekeying(Transaction):
-    """A running service takes the keys at once, a stopped one at its next start."""
+    """A running service takes the keys at once, a stopped one at its next start.
 
-    def __init__(self, asked: _Asked, state: State, host: Host, layout: Layout, report: Report) -> None:
-        self.text, self.held = _held(host, layout)
-        self.wanted = asked.edit(self.held)
-        unit = Write(layout.unit, render.with_keys(self.text, self.wanted), host.mode(layout.unit) or 0o644)
-        self.put = PutInForce(layout)
-        super().__init__(layout, [*([unit] if unit.text != self.text else []), self.put], host, report)
-        self.asked, self.state = asked, state
-        self.now = STARTS
-        self.silence: prove.NotProved | None = None
+    `edit` makes the unit's keys, `edit_proved` those of a generation before; `accepted` has to open the service then;
+    `hand_over` is told the keys that were there and what the service does.
+    """
+
+    def __init__(
+        self, what: str, edit: Edit, edit_proved: Edit, hand_over: Callable[[tuple[Key, ...], str], None],
+        accepted: str | None, layout: Layout, host: Host, report: Report,
+    ) -> None:  # fmt: skip
+        super().__init__(layout, (), host, report)
+        self.what, self.edit, self.edit_proved, self.hand_over = what, edit, edit_proved, hand_over
+        self.accepted, self.put = accepted, PutInForce(layout)
+        self.now, self.silence = STARTS, ""
 
     def claim(self) -> None:
-        self.state = dataclasses.replace(self.state, rekeying=Rekeying(self.asked.what, keyring.in_record(self.held)))
+        self.text, self.held = _held(self.host, self.layout)
+        self.wanted, mode = self.edit(self.held), self.host.mode(self.layout.unit) or 0o644
+        unit = Write(self.layout.unit, render.with_keys(self.text, self.wanted), mode)
+        self.changes = [*([unit] if unit.text != self.text else []), self.put]
+        rekeying = Rekeying(self.what, keyring.in_record(self.held))
+        self.state = dataclasses.replace(managed(self.host, self.layout), rekeying=rekeying)
         save_state(self.host, self.layout, self.state)
 
     def prove(self) -> None:
@@ -154,7 +129,7 @@ class _Rekeying(Transaction):
             left = {key.digest for key in self.wanted}
             if all(key.digest in left or key.is_over for key in self.held):
                 raise
-            self.now, self.silence = SILENT, _without_proof(silent, self.asked.what, self.layout)
+            self.now, self.silence = SILENT, silent.message
 
     def _see_them_taken(self) -> str:
         """What the service does, once the keys are in force and nothing that it started with can put others there."""
@@ -176,19 +151,19 @@ class _Rekeying(Transaction):
             return STARTS  # where it listens is about to change, perhaps; who changes it proves it
         target = dataclasses.replace(self.state.proved, keys=self.wanted)
         want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
-        prove.keys_in_force(want, host, self.asked.accepted)
+        prove.keys_in_force(want, host, self.accepted)
         return SERVES
 
     def remember(self) -> None:
         """What a change that is under way would come back to changes as well; then no key comes back by it."""
-        self.asked.hand_over(self.held, self.now)
+        self.hand_over(self.held, self.now)
         proved = self.state.proved
         if proved and self.state.pending is None:
             proved = dataclasses.replace(proved, keys=self.wanted)
         elif proved:
-            edited = self.asked.edit_proved(proved.keys)
+            edited = self.edit_proved(proved.keys)
             proved = dataclasses.replace(proved, keys=edited if keys.may_ask(edited) else self.wanted)
-        history = (*self.state.history, event(self.asked.what, OUTCOME[self.now]))
+        history = (*self.state.history, event(self.what, OUTCOME[self.now]))
         save_state(
             self.host, self.layout, dataclasses.replace(self.state, proved=proved, rekeying=None, history=history)
         )
@@ -201,15 +176,28 @@ class _Rekeying(Transaction):
         return tr("the keys are as they were")
 
 
-def _without_proof(silent: prove.Silent, what: str, layout: Layout) -> prove.NotProved:
-    return prove.NotProved(
-        tr("{what} is in force and stays so, but that could not be proved: {why}", what=what, why=silent.message),
-        tr(
-            "vllm-install doctor {service} says why it is silent; whatever it is, it knows these keys alone after: "
-            "sudo systemctl restart {service}",
-            service=layout.service,
-        ),
-    )
+def _change(rekeying: _Rekeying) -> None:
+    """The keys first, then what an earlier change left half done: that may take minutes."""
+    layout, host, report, what = rekeying.layout, rekeying.host, rekeying.report, rekeying.what
+    state = managed(host, layout)
+    if state.proved is None and host.lock_holder(layout.change_lock) is None:
+        with changing(layout, what, host):
+            settled(host, layout, report)
+        raise never_proved(layout)
+    with keyring.locked(host, layout, report):
+        rekeying.run()
+    if rekeying.silence:
+        raise prove.NotProved(
+            tr("{what} is in force and stays so, but that could not be proved: {why}", what=what, why=rekeying.silence),
+            tr(
+                "vllm-install doctor {service} says why it is silent; whatever it is, it knows these keys alone after: "
+                "sudo systemctl restart {service}",
+                service=layout.service,
+            ),
+        )
+    if state.pending:
+        with contextlib.suppress(Busy), changing(layout, what, host):  # Busy: it was not cut off
+            settled(host, layout, report)
 
 
 def _held(host: Host, layout: Layout) -> tuple[str, tuple[Key, ...]]:
@@ -218,10 +206,7 @@ def _held(host: Host, layout: Layout) -> tuple[str, tuple[Key, ...]]:
         again = f"vllm-install deploy --service {layout.service}"
         if text is None:
             raise Refused(tr("{unit} is not there", unit=layout.unit), again)
-        raise Refused(
-            tr("{unit} is masked", unit=layout.unit),
-            f"systemctl unmask {layout.service} && {again}",
-        )
+        raise Refused(tr("{unit} is masked", unit=layout.unit), f"systemctl unmask {layout.service} && {again}")
     return text, keys.named_apart(unit_keys(host, layout))
 
 

@@ -21,10 +21,11 @@ from installer.spec.records import ejected, readable_states, services
 from installer.spec.settings_file import wanted
 from installer.spec.state import State
 from installer.spec.target import Target
+from installer.units.graph import members
 from installer.units.keyring import TakeKeys, WriteUnit, held_in_unit
 from installer.units.render import process_digest, render, runtime_dir, shared_units, unit
 from installer.units.syntax import environment, exec_line, sandbox
-from installer.units.systemd import has_user, running_process, wants_link
+from installer.units.systemd import has_user, running_process
 from installer.weights import inventory, models
 
 
@@ -85,8 +86,9 @@ def adopted(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
-    others = [path for path in render(want.target, want.layout) if path not in (want.layout.unit, want.layout.sysusers)]
-    yield from _files(want, host, only=[*others, want.layout.unit])
+    units = [member.path for member in members(want.layout)]
+    others = [path for path in render(want.target, want.layout) if path not in (*units, want.layout.sysusers)]
+    yield from _files(want, host, only=[*others, *units])
 
 
 def ejection(want: Wanted, host: Host) -> Iterator[Change]:
@@ -97,9 +99,9 @@ def ejection(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def enabled(want: Wanted, host: Host) -> Iterator[Change]:
-    link = wants_link(want.layout)
-    if want.former or not host.exists(link):  # the link there may be the old unit's, and goes with it
-        yield Run(("systemctl", "enable", want.layout.unit_name), tr("start the service at every boot"))
+    for member in members(want.layout):
+        if want.former or not host.exists(member.wants_link):  # the link there may be the old unit's, and goes with it
+            yield Run(("systemctl", "enable", member.name), tr("start the service at every boot"))
 
 
 def running(want: Wanted, host: Host) -> Iterator[Change]:
@@ -108,13 +110,14 @@ def running(want: Wanted, host: Host) -> Iterator[Change]:
     What is still starting may put other keys there after us, and the watcher asks with the probe key that it was
     started with: then only a restart helps.
     """
-    process = running_process(host, want.layout)
     keys = frozenset((key.name, key.digest) for key in want.target.keys)
-    if process is None or want.former or process.digest != process_digest(want.target, want.layout):
-        yield Restart(want.layout.unit_name)
-    elif process.keys != keys:
-        can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
-        yield TakeKeys(want.layout) if can_take else Restart(want.layout.unit_name)
+    for member in members(want.layout):
+        process = running_process(host, member)
+        if process is None or want.former or process.digest != process_digest(want.target, want.layout):
+            yield Restart(member.name)
+        elif process.keys != keys:
+            can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
+            yield TakeKeys(want.layout) if can_take else Restart(member.name)
 
 
 STEPS = (engine, weights, account, kernels, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)
@@ -131,7 +134,7 @@ def _files(want: Wanted, host: Host, only: list[Path]) -> Iterator[Change]:
     files = render(want.target, want.layout)
     for path in only:
         text, mode = files[path].text, files[path].mode
-        if path != want.layout.unit:
+        if all(path != member.path for member in members(want.layout)):
             yield from _write(host, path, text, mode)
         elif _differs(host, path, text, mode):
             secret = any(key.plain for key in want.target.keys)
@@ -158,8 +161,9 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     shared = shared_units()
     before = state.former
     kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
-    if host.exists(layout.unit) and layout.unit not in kept:
-        yield Run(("systemctl", "disable", "--now", layout.unit_name), tr("stop the service"))
+    for member in reversed(members(layout)):
+        if host.exists(member.path) and member.path not in kept:
+            yield Run(("systemctl", "disable", "--now", member.name), tr("stop the service"))
     for path in (Path(name) for name in state.owned):
         if path not in shared and path not in kept and host.exists(path):
             yield Remove(path)
@@ -169,11 +173,13 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
             yield RemoveUnused(path, without=layout.service)
     if before:
         yield from former.put_back(before, host, layout)
-    if host.exists(layout.drop_ins):
-        yield Remove(layout.drop_ins, only_if_empty=True)
+    for member in members(layout):
+        if host.exists(member.drop_ins):
+            yield Remove(member.drop_ins, only_if_empty=True)
     yield Run(("systemctl", "daemon-reload"), tr("make systemd forget the unit"))
     # As a pattern, so that a unit that did not fail is no error; with no name at all, every unit would be cleared.
-    yield Run(("systemctl", "reset-failed", f"{layout.service}.servic[e]"), tr("clear its failed state"))
+    patterns = [f"{member.name[:-1]}[{member.name[-1]}]" for member in members(layout)]
+    yield Run(("systemctl", "reset-failed", *patterns), tr("clear its failed state"))
     if before and not state.proved:
         yield from former.start_again(before)
     if state.owns_user and has_user(host, layout.user):
@@ -220,8 +226,8 @@ def unused_programs(layout: Layout, services: list[Layout], host: Host, *, witho
     states = readable_states(host, services)
     if states is None:
         return
-    units = [*(host.read(service.unit) or "" for service in services), *ejected(host).values()]
-    used = {Path(word) for text in units for word in exec_line(text)[:2]}
+    units = [host.read(member.path) or "" for service in services for member in members(service)]
+    used = {Path(word) for text in (*units, *ejected(host).values()) for word in exec_line(text)[:2]}
     for state in states:
         used |= {layout.engines / engine / "any" for engine in state.engines}
         used |= {runtime_dir(layout) / "any"} if state.pending else set()

@@ -23,8 +23,8 @@ from installer.spec.state import Event
 from installer.spec.target import Target
 from installer.spec.toolkit import Toolkit
 from installer.units.api import local_address
+from installer.units.graph import handle
 from installer.units.keyring import unit_keys
-from installer.units.systemd import wants_link
 
 SHOWN_CHANGES = 5
 
@@ -97,7 +97,7 @@ def of(scene: Scene) -> Status:
         pid=int(shown.get("MainPID") or 0),
         restarts=int(shown.get("NRestarts") or 0),
         memory=int(memory) if memory.isdigit() else None,
-        enabled=host.exists(wants_link(scene.layout)),
+        enabled=host.exists(handle(scene.layout).wants_link),
         model=target.model.id if target else None,
         commit=target.model.commit if target else None,
         engine=target.engine.kind if target else None,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import Layout
 from installer.units.systemd import unit_properties
 
 PATIENCE = 30.0
@@ -65,11 +64,11 @@ def invocation(host: Host, unit: str) -> str:
     return unit_properties(host, unit, "InvocationID").get("InvocationID", "")
 
 
-def journal(layout: Layout, host: Host, count: int, run: str) -> list[str]:
-    """What the service and systemd said of that run of it."""
+def journal(host: Host, unit: str, count: int, run: str) -> list[str]:
+    """What the unit's processes and systemd said of that run of it."""
     if not run:
         return []
-    words = ["--unit", layout.unit_name, "--lines", str(count), "--output", "cat", "--quiet"]
+    words = ["--unit", unit, "--lines", str(count), "--output", "cat", "--quiet"]
     # The service's own lines carry the one field, systemd's lines about it the other.
     words += [f"_SYSTEMD_INVOCATION_ID={run}", "+", f"INVOCATION_ID={run}"]
     return host.run("journalctl", *words, check=False).stdout.splitlines()

@@ -18,6 +18,7 @@ from installer.spec.keys import Key
 from installer.spec.state import text_digest
 from installer.spec.target import Target
 from installer.spec.vendors import of_kind, variables_of
+from installer.units.graph import members
 from installer.units.syntax import FILTERS, quote_exec
 
 # Not VLLM_…: vLLM warns of variables with that beginning that it does not know.
@@ -138,4 +139,4 @@ def _key_words(keys: Sequence[Key]) -> list[str]:
 
 def fingerprint(text: str, path: Path, layout: Layout) -> str:
     """A unit's keys may be edited by hand: they are the unit's to say. Nothing else is."""
-    return text_digest(without_keys(text) if path == layout.unit else text)
+    return text_digest(without_keys(text) if path in [member.path for member in members(layout)] else text)

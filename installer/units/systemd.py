@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
-from installer.base.layout import Layout
+from installer.units.graph import Member
 from installer.units.keyring import live_keys
 from installer.units.render import DIGEST_VARIABLE
 
@@ -19,16 +19,16 @@ class Process:
     is_up: bool
 
 
-def running_process(host: Host, layout: Layout) -> Process | None:
-    """The service's main process, as long as it is up or coming up."""
-    shown = unit_properties(host, layout.unit_name, "MainPID", "ActiveState")
+def running_process(host: Host, member: Member) -> Process | None:
+    """The unit's main process, as long as it is up or coming up."""
+    shown = unit_properties(host, member.name, "MainPID", "ActiveState")
     pid = int(shown.get("MainPID") or 0)
     if not pid or shown["ActiveState"] not in ("active", "reloading", "activating"):
         return None
     environment = host.read(Path(f"/proc/{pid}/environ")) or ""
     variables = dict(pair.partition("=")[::2] for pair in environment.split("\0"))
     return Process(
-        pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, layout), shown["ActiveState"] != "activating"
+        pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, member.layout), shown["ActiveState"] != "activating"
     )
 
 
@@ -37,10 +37,6 @@ def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:
         return {}
     shown = host.run("systemctl", "show", unit, "--property", ",".join(names), check=False).stdout
     return dict(line.partition("=")[::2] for line in shown.splitlines())
-
-
-def wants_link(layout: Layout) -> Path:
-    return Path("/etc/systemd/system/multi-user.target.wants") / layout.unit_name
 
 
 def has_user(host: Host, name: str) -> bool:

@@ -55,7 +55,7 @@ def adopt(
     proposal = view.propose(source, service, file, wishes, host, new_key=new_key, compose_service=compose_service)
     if not as_json:
         _print_proposal(proposal)
-    changes = flow.plan_adopt(proposal.request, host, report)
+    changes = flow.plan(proposal.request, host, report).changes
     if not as_json:
         click.echo(f"\n{proposal.difference(changes)}\n")
         for change in () if yes else changes:

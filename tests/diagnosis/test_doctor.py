@@ -22,6 +22,7 @@ from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed
 from installer.units.api import Answer, Api
+from installer.units.graph import handle
 from installer.units.journal import Entry, entries
 from installer.units.render import fingerprint, render
 from tests.kit.commands import check_ours
@@ -152,7 +153,7 @@ def test_the_gpu_of_the_service_came_back_under_another_number(tmp_path: Path) -
 def test_a_drop_in_that_chooses_gpus(tmp_path: Path, gpus: tuple[Placed, ...], severity: str) -> None:
     tree = Tree(tmp_path, gpus=gpus)
     tree.command("nvidia-smi", f"case $* in *query-gpu*) echo '{GPU}';; esac")
-    tree.write(LAYOUT.drop_ins / "mine.conf", "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n")
+    tree.write(handle(LAYOUT).drop_ins / "mine.conf", "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n")
     finding = next(finding for finding in tree.findings() if finding.id == "gpus-by-hand")
     assert finding.severity == severity
     assert "CUDA_VISIBLE_DEVICES=0, set by hand, wins over GPUS" in finding.cause

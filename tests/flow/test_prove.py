@@ -14,6 +14,7 @@ from installer.base.report import Report
 from installer.flow import prove
 from installer.flow.prove import NotProved, Server, Start
 from installer.units.api import Answer
+from installer.units.graph import handle
 from tests.kit.targets import DEFAULT_KEY, PROBE_KEY, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
@@ -147,7 +148,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 def follow(host: Host, tmp_path: Path, *story: dict[str, str], start: Start = prove.NOT_WATCHED) -> None:
     for number, now in enumerate(story, 1):
         (tmp_path / str(number)).write_text("".join(f"{name}={value}\n" for name, value in now.items()))
-    prove.wait_until_ready(LAYOUT, host, Report(), start)
+    prove.wait_until_ready(handle(LAYOUT), host, Report(), start)
 
 
 def why(host: Host, tmp_path: Path, *story: dict[str, str], start: Start = prove.NOT_WATCHED) -> str:
@@ -162,7 +163,7 @@ def test_a_start_is_followed_to_its_end(host: Host, tmp_path: Path) -> None:
 
 def test_a_start_that_failed_is_explained_by_its_own_words(host: Host, tmp_path: Path) -> None:
     old = ON | {"ActiveState": "deactivating", "Job": "7", "InvocationID": "old"}
-    said = why(host, tmp_path, old, BEGINS, FAILED, start=Start(before="old"))
+    said = why(host, tmp_path, old, BEGINS, FAILED, start=Start(before=frozenset(["old"])))
     assert said == f"qwen3vl.service did not come up (exit-code): {REFUSED.format(run='new')}"
 
 
@@ -179,7 +180,7 @@ def test_a_service_that_waits_for_its_next_start_has_failed(host: Host, tmp_path
 
 def test_a_start_that_never_began_is_not_explained_by_the_run_before(host: Host, tmp_path: Path) -> None:
     never = FAILED | {"InvocationID": "old", "Result": "dependency"}
-    said = why(host, tmp_path, never, start=Start(before="old"))
+    said = why(host, tmp_path, never, start=Start(before=frozenset(["old"])))
     assert said == "qwen3vl.service did not come up (dependency)"
     none = {name: value for name, value in never.items() if name != "InvocationID"}
     assert why(host, tmp_path, none) == "qwen3vl.service did not come up (dependency)"

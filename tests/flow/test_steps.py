@@ -24,6 +24,7 @@ from installer.spec.settings import Settings
 from installer.spec.settings_file import wanted as settings_text
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
+from installer.units.graph import handle
 from installer.units.keyring import TakeKeys, WriteUnit
 from installer.units.render import process_digest, render, shared_units
 from installer.units.systemd import Process
@@ -212,7 +213,7 @@ def test_a_service_that_takes_a_units_place_is_enabled_and_started_anew(host: Ho
         ("systemctl", "disable", "--now", "qwen3vl.service"), "stop qwen3vl.service, whose place the service takes"
     )
     assert isinstance(drop_in, Write)
-    assert drop_in.path == LAYOUT.drop_ins / "adopted.conf"
+    assert drop_in.path == handle(LAYOUT).drop_ins / "adopted.conf"
     assert list(steps.adopted(want, host)) == []
 
 

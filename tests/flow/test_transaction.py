@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from installer.base.changes import Restart, Write
+from installer.base.changes import Change, Remove, Restart, Write
 from installer.base.errors import Exit, InstallError, Interrupted
-from installer.base.host import Host
+from installer.base.host import Busy, Host
 from installer.base.layout import Layout
 from installer.base.report import Described, Report
-from installer.flow import eject, prove, rotate, steps
+from installer.flow import eject, prove, rotate, steps, transaction
 from installer.flow.converge import Convergence, settled
 from installer.flow.prove import NotProved, Silent, Start
 from installer.flow.rotate import Rotated, Rotation
-from installer.flow.steps import Wanted
+from installer.flow.steps import RemoveUnused, Wanted
+from installer.flow.transaction import apply as run_changes
+from installer.forms.venv.engines import InstallEngine
+from installer.model.builtin import MakeBuiltin
 from installer.spec.keys import digest
 from installer.spec.records import load_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
 from installer.units.keyring import unit_keys
+from installer.units.render import shared_units
 from tests.flow.test_steps import apply, recorded, tree
 from tests.kit.targets import DEFAULT_KEY, KEYS, wanted, with_settings
 
@@ -302,8 +307,62 @@ def test_a_run_before_the_restart_explains_nothing(
 ) -> None:
     monkeypatch.setattr(prove, "invocation", lambda *_: "0123")
     attempt(want, host).run()
-    assert [start.before for _, start in proofs.asked] == ["0123"]
-    assert prove.started_by([], LAYOUT, host).before == "", "it is the same run after as before"
+    assert [start.before for _, start in proofs.asked] == [{"0123"}]
+    assert not prove.started_by([], host).before, "it is the same run after as before"
+
+
+@pytest.mark.parametrize(
+    ("change", "lock"),
+    [
+        (Write(LAYOUT.opt / "runtime/x", ""), LAYOUT.shared_lock),
+        (Write(next(iter(shared_units())), ""), LAYOUT.shared_lock),
+        (RemoveUnused(LAYOUT.engines / "0123"), LAYOUT.shared_lock),
+        (MakeBuiltin(LAYOUT.builtin_models / "tiny"), LAYOUT.shared_lock),
+        (Write(LAYOUT.unit, ""), None),
+        (Write(LAYOUT.settings_file, ""), None),
+        (Remove(LAYOUT.engines), None),
+    ],
+)
+def test_what_services_share_is_changed_by_one_at_a_time(host: Host, change: Change, lock: Path | None) -> None:
+    held: list[bool] = []
+
+    class Looks(Report):
+        def begin(self, change: Described) -> None:
+            held.extend(host.lock_holder(path) is not None for path in (LAYOUT.shared_lock, LAYOUT.engines_lock))
+
+    run_changes([change], host, Looks())
+    assert held == [lock == LAYOUT.shared_lock, lock == LAYOUT.engines_lock]
+
+
+def test_an_engine_is_built_under_a_lock_of_its_own(host: Host, want: Wanted) -> None:
+    """It takes minutes, for which nobody else has to wait."""
+    change = InstallEngine(want.target.engine, want.target.settings, LAYOUT)
+    with transaction._alone(change, host, REPORT):
+        assert host.lock_holder(LAYOUT.engines_lock) is not None
+        assert host.lock_holder(LAYOUT.shared_lock) is None
+
+
+def test_who_has_to_wait_is_told_for_whom(host: Host) -> None:
+    said: list[str] = []
+
+    class Notes(Report):
+        def note(self, text: str) -> None:
+            said.append(text)
+            first.__exit__(None, None, None)
+
+    first = transaction.shared("set PORT=1", host, REPORT)
+    first.__enter__()
+    with transaction.shared("set PORT=2", host, Notes()):
+        assert said == [f"waiting for: vllm-install: set PORT=1 (pid {os.getpid()})"]
+
+
+def test_two_changes_of_one_service_do_not_meet(host: Host) -> None:
+    with (
+        transaction.changing(LAYOUT, "set PORT=1", host),
+        pytest.raises(Busy, match="under way: vllm-install set PORT=1 --service qwen3vl"),
+        transaction.changing(LAYOUT, "rollback", host),
+    ):
+        pass
 
 
 # Keys
