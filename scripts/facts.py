@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from installer.base.errors import Exit
-from installer.spec.settings import FIELDS, Settings, to_text
-from installer.verbs.options import SETTING_OPTIONS
+from installer.spec.settings import FIELDS, to_text
 
 EXIT_CODES = {
     Exit.DONE: "done",
@@ -63,7 +62,7 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    options = {name: flag for flag, name, *_ in SETTING_OPTIONS} | {"offline": "--offline", "vllm_args": "-- FLAGS"}
-    for attribute, field in FIELDS.items():
-        default = to_text(attribute, getattr(Settings, attribute)) if field.default is not None else ""
-        yield Setting(field.metadata["names"], options[attribute], default, field.metadata["help"])
+    for attribute, about in FIELDS.items():
+        default = to_text(attribute, about.default) if about.default is not None else ""
+        option = about.typed if about.typed != "--" else "-- FLAGS"
+        yield Setting(about.names, option, default, about.help)

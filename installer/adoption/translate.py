@@ -17,24 +17,17 @@ from installer.base.language import mark, tr
 from installer.base.layout import Layout
 from installer.diagnosis.redact import Masked
 from installer.families.vllm import serve_flags
-from installer.families.vllm.serve import NO_DOMAINS
 from installer.runtime import vllm_flags
 from installer.runtime.vllm_flags import NO_TLS, TLS_FLAGS, Flag, opposite
 from installer.runtime.vllm_text import one_line
 from installer.spec import keys
-from installer.spec.settings import Settings, load, to_text
+from installer.spec.settings import FIELDS, Settings, load, to_text
 from installer.spec.values import BUILTIN
 from installer.spec.vendors import VARIABLES
 from installer.units.render import HIDDEN, HOMES
 
-VLLM_SHARE = "0.92"  # what vLLM takes of a GPU when nothing is said; ours is another
-SETTING_OF = {
-    "--port": "port", "--gpu-memory-utilization": "gpu_memory_utilization", "--revision": "revision",
-    "--tensor-parallel-size": "tensor_parallel_size", "--shutdown-timeout": "drain",
-    "--tool-call-parser": "tool_call_parser", "--reasoning-parser": "reasoning_parser",
-}  # fmt: skip
-READ_APART = ("--model", "--served-model-name", "--api-key", "--host", "--max-model-len", "--allowed-media-domains",
-              "--enable-auto-tool-choice", "--config")  # fmt: skip
+READ = {flag for about in FIELDS.values() if about.adopt for flag in about.flags}
+READ |= {"--model", "--served-model-name", "--api-key", "--config"}
 DROPPED = {
     "--trust-remote-code": mark(
         "it lets the model's own code run; allow it for this model with TRUST_REMOTE_CODE=MODEL"
@@ -106,7 +99,7 @@ def translate(
     typed = _model(old, model or (last["--model"].value if "--model" in last else ""), reading, host)
     _known(old, last, reading)
     for flag in flags:
-        if flag.name not in READ_APART and flag.name not in SETTING_OF:
+        if flag.name not in READ:
             _other(old, flag, reading, host)
     if reading.others:
         reading.fields["vllm_args"] = shlex.join(reading.others)
@@ -192,34 +185,23 @@ def _our_model(path: str) -> dict[str, str]:
 def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
     """Flags that are settings of ours; what is not said keeps the meaning that it has for vLLM."""
     fields = reading.fields
-    fields |= {name: last[flag].value for flag, name in SETTING_OF.items() if flag in last}
-    fields.setdefault("gpu_memory_utilization", VLLM_SHARE)
+    for name, about in FIELDS.items():
+        flag = last.get(about.flags[0]) if about.flags else None
+        if flag and about.adopt:
+            fields[name] = about.adopt(flag.values)
+        elif about.unsaid:
+            fields[name] = about.unsaid
     if "--enable-auto-tool-choice" not in last:
-        fields["tool_call_parser"] = "none"
-    fields.setdefault("tool_call_parser", "none")
-    fields.setdefault("reasoning_parser", "none")
-    fields["max_model_len"] = _tokens(last["--max-model-len"].value) if "--max-model-len" in last else "auto"
-    if "--host" in last:
-        fields["host"] = last["--host"].value
+        fields["tool_call_parser"] = FIELDS["tool_call_parser"].unsaid
     if old.listens:
         fields["host"], fields["port"] = old.listens[0], str(old.listens[1])
-    if "--allowed-media-domains" in last:
-        domains = last["--allowed-media-domains"].values
-        fields["allowed_media_domains"] = "" if domains == NO_DOMAINS else " ".join(domains)
-    else:
+    if "--allowed-media-domains" not in last:
         reading.notes.append(
             tr(
                 "images and videos by URL are refused, so that nobody makes this host fetch any address; "
                 "name domains with ALLOWED_MEDIA_DOMAINS"
             )
         )
-
-
-def _tokens(text: str) -> str:
-    """vLLM's 32k are 32000 tokens and its 32K are 32768; -1 is its auto."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([kKmM])", text)
-    scale = {"k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
-    return "auto" if text == "-1" else str(int(float(match[1]) * scale[match[2]])) if match else text
 
 
 def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
@@ -232,7 +214,7 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
         )
     if name in DROPPED:
         reading.notes.append(tr("{name} is dropped: {reason}", name=name, reason=tr(DROPPED[name])))
-    elif opposite(name) in (*DROPPED, *READ_APART):
+    elif opposite(name) in (*DROPPED, *READ):
         return
     elif not known.is_known(name) and name in GONE:
         reading.notes.append(

@@ -53,7 +53,7 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
             )
     try:
         for name, value in held.items():
-            FIELDS[name].metadata["parse"](value)
+            FIELDS[name].parse(value)
     except ValueError as error:
         raise UsageError(
             tr(

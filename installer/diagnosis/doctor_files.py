@@ -310,7 +310,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
     proved = scene.state.proved.settings if scene.state and scene.state.proved else None
     changed = [name for name in FIELDS if proved and getattr(wanted, name) != getattr(proved, name)]
     if changed:
-        names = ", ".join(FIELDS[name].metadata["names"][0] for name in changed)
+        names = ", ".join(FIELDS[name].names[0] for name in changed)
         cause = tr("the settings file was changed, but not put into force: {names}", names=names)
         yield Finding("settings-not-applied", cause, str(path), (scene.deploy,), NOTE)
 

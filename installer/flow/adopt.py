@@ -31,9 +31,9 @@ class Proposal:
         """Those that differ from the defaults, by the name that the settings file has for them."""
         settings = self.adoption.settings
         return {
-            field.metadata["names"][0]: to_text(name, getattr(settings, name))
-            for name, field in FIELDS.items()
-            if getattr(settings, name) != field.default
+            about.names[0]: to_text(name, getattr(settings, name))
+            for name, about in FIELDS.items()
+            if getattr(settings, name) != about.default
         }
 
     def difference(self, changes: list[Change]) -> str:

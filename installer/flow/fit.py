@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from installer.base.errors import Refused
 from installer.base.host import Host
@@ -21,6 +22,7 @@ from installer.model.model_about import About
 from installer.spec.calibration import Calibration
 from installer.spec.facts import Facts
 from installer.spec.model import Model
+from installer.spec.settings import FIELDS
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units.graph import members
@@ -88,9 +90,8 @@ def _calibration(target: Target, state: State) -> Calibration | None:
 
 
 def _rest(target: Target) -> tuple[object, ...]:
-    settings = dataclasses.replace(
-        target.settings, max_model_len=None, gpu_memory_utilization=1.0, gpus=(), host="", port=0, drain=0
-    )
+    same: dict[str, Any] = {name: about.default for name, about in FIELDS.items() if not about.memory}
+    settings = dataclasses.replace(target.settings, **same)
     return (settings, target.engine.id, target.model.path)
 
 

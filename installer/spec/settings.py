@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from installer.base.errors import UsageError
-from installer.base.language import tr
+from installer.base.language import mark, tr
 from installer.base.layout import Layout
+from installer.runtime import vllm_flags
 from installer.spec import values
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
@@ -20,95 +22,141 @@ SET_CONTEXT = "set-context"  # the verb whose word is a setting's value
 RESERVED = re.compile(r"vllm-install(-.*)?|vllm-nvidia-nodes")
 
 
-def setting(default: Any, parse: Callable[[str], Any], help: str, *names: str) -> Any:
-    """A field of Settings: its default, its parser, a line of help, and its names in file and environment."""
-    return field(default=default, metadata={"names": names, "parse": parse, "help": help})
+@dataclass(frozen=True)
+class Setting:
+    """Everything about one thing that a user can choose: options, help, template, reference and more come from here."""
+
+    default: Any
+    parse: Callable[[str], Any]
+    help: str
+    names: tuple[str, ...]  # in file and environment; the first is the one of today
+    metavar: str = ""
+    brief: str = ""  # the line of --help, where it is not the one above
+    option: str = ""
+    flags: tuple[str, ...] = ()  # of vLLM, that are ours to set: what it becomes, and what goes with that
+    instead: str = ""  # what to use instead of them, where it is not the option
+    adopt: Callable[[Sequence[str]], str] | None = values.last  # from the values of such a flag
+    unsaid: str = ""  # what it is for vLLM where nothing is said, if that is not our default
+    memory: bool = True  # whether a start with another value says nothing about the memory of this one
+
+    @property
+    def is_switch(self) -> bool:
+        return "/" in self.option
+
+    @property
+    def typed(self) -> str:
+        return self.option.partition("/")[0]
 
 
+def setting(default: Any, parse: Callable[[str], Any], help: str, names: str, metavar: str = "", **more: Any) -> Any:
+    """A field of Settings, with everything about it beside its name."""
+    about = Setting(default, parse, help, tuple(names.split()), metavar, **more)
+    return field(default=default, metadata={"about": about})
+
+
+def _vllm_args(value: str) -> tuple[str, ...]:
+    """Flags for vLLM itself, but none that is ours, or that nobody can have."""
+    args = tuple(shlex.split(values.text(value)))
+    for flag in vllm_flags.parse(args)[1]:
+        if owned := vllm_flags.meant(flag, owned_flags()):
+            raise ValueError(
+                tr(
+                    "{name} is set by vllm-install itself (use {instead})",
+                    name=flag.words[0].partition("=")[0].replace("_", "-"),
+                    instead=tr(owned_flags()[owned]),
+                )
+            )
+    if refused := vllm_flags.refused(args):
+        raise ValueError(tr("{flag} cannot be used: {why}", flag=refused[0], why=tr(refused[1])))
+    if args and not args[0].startswith("-"):
+        raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
+    return args
+
+
+# fmt: off
 @dataclass(frozen=True)
 class Settings:
     """Everything a user can choose for one service."""
 
     service: str = "qwen3vl"
     model: str = setting(
-        "Qwen/Qwen3-VL-8B-Instruct", values.model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME", "MODEL_PATH"
-    )
+        "Qwen/Qwen3-VL-8B-Instruct", values.model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME MODEL_PATH",
+        "NAME", flags=("--model",), adopt=None)
     revision: str | None = setting(
-        None, values.optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION"
-    )
+        None, values.optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION", "REV",
+        flags=("--revision",))
     models_dir: str | None = setting(
-        None, values.path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR"
-    )
+        None, values.path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR", "DIR",
+        brief="Directory in which a relative --model is looked up first.")
     served_model_name: str | None = setting(
-        None, values.name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME"
-    )
+        None, values.name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME", "NAME",
+        flags=("--served-model-name",), adopt=None)
     max_model_len: int | None = setting(
-        1024, values.context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN"
-    )
+        1024, values.context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN", "TOKENS", option="--context",
+        flags=("--max-model-len",), adopt=values.tokens, unsaid="auto", memory=False)
     gpu_memory_utilization: float = setting(
-        0.95,
-        values.fraction,
-        "Share of the GPU's memory for this service.",
-        "GPU_MEMORY_UTILIZATION",
-        "GPU_MEMORY_UTIL",
-    )
+        0.95, values.fraction, "Share of the GPU's memory for this service.", "GPU_MEMORY_UTILIZATION GPU_MEMORY_UTIL",
+        "SHARE", brief="Share of the GPU's memory", flags=("--gpu-memory-utilization",), unsaid="0.92", memory=False)
     tensor_parallel_size: int = setting(
-        1, values.whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE", "TP_SIZE"
-    )
+        1, values.whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE TP_SIZE", "N",
+        flags=("--tensor-parallel-size",))
     gpus: tuple[str, ...] = setting(
-        values.AUTO, values.gpus, "Which GPUs: auto, or their uuids, indices or PCI addresses.", "GPUS"
-    )
-    host: str = setting("0.0.0.0", values.address, "Address to listen on.", "LISTEN_HOST")  # noqa: S104 the key guards it
-    port: int = setting(8000, values.port, "Port to listen on, or auto for the next free one.", "PORT")
+        values.AUTO, values.gpus, "Which GPUs: auto, or their uuids, indices or PCI addresses.", "GPUS", "LIST",
+        brief="GPUs by uuid, index or PCI address [default: auto, the free ones]", memory=False)
+    host: str = setting(
+        "0.0.0.0", values.address, "Address to listen on.", "LISTEN_HOST", "ADDRESS",  # noqa: S104 the key guards it
+        flags=("--host",), memory=False)
+    port: int = setting(
+        8000, values.port, "Port to listen on, or auto for the next free one.", "PORT", "PORT",
+        brief="Port to listen on, or auto for a free one", flags=("--port",), memory=False)
     drain: int = setting(
-        30, values.whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS"
-    )
+        30, values.whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS", "SECONDS",
+        brief="Time that running requests get to finish at a stop", flags=("--shutdown-timeout",), memory=False)
     allowed_media_domains: tuple[str, ...] = setting(
-        (),
-        values.domains,
-        "Domains that images and videos may be fetched from (default: none).",
-        "ALLOWED_MEDIA_DOMAINS",
-    )
+        (), values.domains, "Domains that images and videos may be fetched from (default: none).",
+        "ALLOWED_MEDIA_DOMAINS", "NAMES", brief="Domains that images may come from [default: none]",
+        flags=("--allowed-media-domains",), adopt=values.named_domains)
     tool_call_parser: str = setting(
-        "auto", values.parser, "How tool calls are read: auto, none, or a parser's name.", "TOOL_CALL_PARSER"
-    )
+        "auto", values.parser, "How tool calls are read: auto, none, or a parser's name.", "TOOL_CALL_PARSER", "NAME",
+        brief="Reads tool calls: auto, none or a name", flags=("--tool-call-parser", "--enable-auto-tool-choice"),
+        unsaid="none")
     reasoning_parser: str = setting(
-        "auto", values.parser, "How reasoning is told apart: auto, none, or a parser's name.", "REASONING_PARSER"
-    )
+        "auto", values.parser, "How reasoning is told apart: auto, none, or a parser's name.", "REASONING_PARSER",
+        "NAME", brief="Reads reasoning: auto, none or a name", flags=("--reasoning-parser",), unsaid="none")
     engine: str = setting(
-        "auto",
-        values.one_of("auto", "cuda", "cpu", "rocm"),
-        "Which build of vLLM: auto, cuda, cpu or rocm.",
-        "ENGINE",
-    )
+        "auto", values.one_of("auto", "cuda", "cpu", "rocm"), "Which build of vLLM: auto, cuda, cpu or rocm.", "ENGINE",
+        "KIND", brief="Build of vLLM: auto, cuda, cpu or rocm")
     cuda_toolkit: str = setting(
-        "auto",
-        values.one_of("auto", "none", "wheels", "host"),
-        "CUDA compiler for more of FlashInfer and DeepGEMM: auto, none, wheels or host.",
-        "CUDA_TOOLKIT",
-    )
-    vllm_version: str = setting("0.32.0", values.version, "Version of vLLM.", "VLLM_VERSION")
+        "auto", values.one_of("auto", "none", "wheels", "host"),
+        "CUDA compiler for more of FlashInfer and DeepGEMM: auto, none, wheels or host.", "CUDA_TOOLKIT", "WHICH",
+        brief="CUDA compiler: auto, none, wheels or host")
+    vllm_version: str = setting("0.32.0", values.version, "Version of vLLM.", "VLLM_VERSION", "VERSION")
     python: str | None = setting(
-        None, values.path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON"
-    )
-    index_url: str | None = setting(None, values.url, "Package index instead of PyPI.", "INDEX_URL")
-    find_links: str | None = setting(None, values.place, "Directory or page with further wheels.", "FIND_LINKS")
-    offline: bool = setting(False, values.flag, "Use what is on this host already; no network.", "OFFLINE")
-    hf_endpoint: str | None = setting(None, values.url, "Mirror of the model hub.", "HF_ENDPOINT")
+        None, values.path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON", "PATH")
+    index_url: str | None = setting(None, values.url, "Package index instead of PyPI.", "INDEX_URL", "URL")
+    find_links: str | None = setting(
+        None, values.place, "Directory or page with further wheels.", "FIND_LINKS", "PLACE")
+    offline: bool = setting(
+        False, values.flag, "Use what is on this host already; no network.", "OFFLINE", option="--offline/--online",
+        brief="Use only what is here already.")
+    hf_endpoint: str | None = setting(None, values.url, "Mirror of the model hub.", "HF_ENDPOINT", "URL")
     download_connections: int = setting(
-        16, values.whole(1, 32), "Connections to the model hub at once, at most.", "DOWNLOAD_CONNECTIONS"
-    )
+        16, values.whole(1, 32), "Connections to the model hub at once, at most.", "DOWNLOAD_CONNECTIONS", "N",
+        brief="Connections to the model hub, at most")
     allow_pickle: tuple[str, ...] = setting(
-        (), values.models, "Models whose weights may be pickles, which run code when loaded.", "ALLOW_PICKLE"
-    )
+        (), values.models, "Models whose weights may be pickles, which run code when loaded.", "ALLOW_PICKLE", "NAMES")
     trust_remote_code: tuple[str, ...] = setting(
-        (), values.models, "Models whose own Python code may run in the service.", "TRUST_REMOTE_CODE"
-    )
-    hf_token_file: str | None = setting(None, values.path, "File that holds the hub's token.", "HF_TOKEN_PATH")
+        (), values.models, "Models whose own Python code may run in the service.", "TRUST_REMOTE_CODE", "NAMES",
+        flags=("--trust-remote-code",), instead=mark("--trust-remote-code NAME before the --"), adopt=None)
+    hf_token_file: str | None = setting(
+        None, values.path, "File that holds the hub's token.", "HF_TOKEN_PATH", "FILE",
+        brief="File that holds the token for gated models.", flags=("--hf-token",), adopt=None,
+        instead=mark("HF_TOKEN in the environment: a unit is readable by everybody"))
     model_sources: tuple[str, ...] = setting(
-        ("hub",), values.sources, "Where models come from, in order: hub, modelscope, URLs of mirrors.", "MODEL_SOURCES"
-    )
-    vllm_args: tuple[str, ...] = setting((), values.vllm_args, "Any other flags for vLLM.", "VLLM_ARGS")
+        ("hub",), values.sources, "Where models come from, in order: hub, modelscope, URLs of mirrors.",
+        "MODEL_SOURCES", "LIST", brief="Sources in order: hub, modelscope, mirrors' URLs")
+    vllm_args: tuple[str, ...] = setting((), _vllm_args, "Any other flags for vLLM.", "VLLM_ARGS", option="--")
+# fmt: on
 
     @property
     def model_id(self) -> str:
@@ -118,8 +166,35 @@ class Settings:
         return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
 
 
-FIELDS = {f.name: f for f in fields(Settings) if f.metadata}
-NAMES = {name: f.name for f in FIELDS.values() for name in f.metadata["names"]}
+def _table() -> Iterator[tuple[str, Setting]]:
+    for each in fields(Settings):
+        if about := each.metadata.get("about"):
+            yield each.name, replace(about, option=about.option or "--" + each.name.replace("_", "-"))
+
+
+FIELDS = dict(_table())
+NAMES = {name: attribute for attribute, about in FIELDS.items() for name in about.names}
+# vLLM flags that are no setting, and no user's to give either.
+OUTSIDE = {
+    "--api-key": "set-apikey",
+    "--middleware": mark("none: the guard is the middleware"),
+    "--uds": mark("--host and --port"),
+}
+
+
+@functools.cache
+def owned_flags() -> dict[str, str]:
+    """The flags of vLLM that are ours, and what to use instead: given twice, the two would contradict each other."""
+    owned = {flag: about.instead or about.typed for about in FIELDS.values() for flag in about.flags} | OUTSIDE
+    switches = set(owned) & set(vllm_flags.load().switches)
+    return owned | {vllm_flags.opposite(flag): owned[flag] for flag in switches}
+
+
+def brief_help(attribute: str) -> str:
+    """The line of --help for a setting's option, which says what it is unless given."""
+    about, default = FIELDS[attribute], to_text(attribute, FIELDS[attribute].default)
+    line = re.sub(r" \((default: .*)\)\.$", r" [\1]", about.brief or about.help)
+    return line if not default or about.is_switch or "[default" in line else f"{line.rstrip('.')} [default: {default}]"
 
 
 def load(
@@ -135,19 +210,14 @@ def load(
     variables = tr("the environment")
     set_variables = {name: value for name, value in environment.items() if value}
     settings = _apply(settings, _by_field(set_variables, variables), variables)
-    return _apply(settings, {name: (_option(name), value) for name, value in flags.items()}, "")
-
-
-def _option(attribute: str) -> str:
-    """What the user typed for a setting."""
-    return {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
+    return _apply(settings, {name: (FIELDS[name].typed, value) for name, value in flags.items()}, "")
 
 
 def field_named(name: str) -> str:
     """The setting that a user means by PORT, port or --port."""
     plain = name.lstrip("-").replace("-", "_")
-    attribute = NAMES.get(plain.upper(), plain.lower())
-    attribute = "max_model_len" if attribute == "context" else attribute
+    by_option = {about.typed[2:].replace("-", "_"): each for each, about in FIELDS.items() if about.metavar}
+    attribute = NAMES.get(plain.upper()) or by_option.get(plain.lower(), plain.lower())
     if attribute not in FIELDS:
         near = difflib.get_close_matches(plain.upper(), NAMES, n=1)
         raise UsageError(
@@ -179,7 +249,7 @@ def check_typed(attribute: str, typed: str, value: str) -> None:
 
 def named(attribute: str) -> str:
     """The first name of a setting in the settings file."""
-    return str(FIELDS[attribute].metadata["names"][0])
+    return FIELDS[attribute].names[0]
 
 
 def check_service(name: str) -> str:
@@ -220,7 +290,7 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
     changed = {}
     for attribute, (name, value) in given.items():
         try:
-            changed[attribute] = FIELDS[attribute].metadata["parse"](value)
+            changed[attribute] = FIELDS[attribute].parse(value)
         except ValueError as error:
             said = f"{name} {value!r}" if name in ("--", SET_CONTEXT) else f"{name}={value!r}"
             place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
@@ -237,7 +307,7 @@ def _example(attribute: str, typed: str) -> str:
         return tr("see: vllm-install deploy --help")
     example = f"{named(attribute)}={default}"
     if attribute != "offline":
-        example = tr("{first} or {second}", first=example, second=f"{_option(attribute)} {default}")
+        example = tr("{first} or {second}", first=example, second=f"{FIELDS[attribute].typed} {default}")
     return tr("for example: {example}", example=example)
 
 

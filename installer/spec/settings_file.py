@@ -71,21 +71,16 @@ def wanted(text: str | None, settings: Settings, path: Path) -> str:
     for attribute in FIELDS:
         value = getattr(settings, attribute)
         if value != getattr(current, attribute):
-            names = FIELDS[attribute].metadata["names"]
+            names = FIELDS[attribute].names
             for name in [name for name in names if name in values] or names[:1]:
                 base = _set(base, name, to_text(attribute, value))
     return base
 
 
 def _rows() -> list[dict[str, str]]:
-    defaults = Settings()
     return [
-        {
-            "name": f.metadata["names"][0],
-            "value": to_text(attribute, getattr(defaults, attribute)),
-            "help": f.metadata["help"],
-        }
-        for attribute, f in FIELDS.items()
+        {"name": about.names[0], "value": to_text(attribute, about.default), "help": about.help}
+        for attribute, about in FIELDS.items()
     ]
 
 

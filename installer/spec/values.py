@@ -7,10 +7,9 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from installer.base.language import mark, tr
-from installer.runtime import vllm_flags
+from installer.base.language import tr
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
@@ -19,30 +18,8 @@ AUTO = ("auto",)
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
 GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 MINIMUM_VLLM = (0, 25, 1)
-
-# vLLM flags that a setting of ours owns; given twice, the two would contradict each other.
-OWNED_FLAGS = {
-    "--model": "--model",
-    "--revision": "--revision",
-    "--host": "--host",
-    "--port": "--port",
-    "--max-model-len": "--context",
-    "--gpu-memory-utilization": "--gpu-memory-utilization",
-    "--tensor-parallel-size": "--tensor-parallel-size",
-    "--shutdown-timeout": "--drain",
-    "--api-key": "set-apikey",
-    "--middleware": mark("none: the guard is the middleware"),
-    "--uds": mark("--host and --port"),
-    "--served-model-name": "--served-model-name",
-    "--allowed-media-domains": "--allowed-media-domains",
-    "--enable-auto-tool-choice": "--tool-call-parser",
-    "--no-enable-auto-tool-choice": "--tool-call-parser",
-    "--tool-call-parser": "--tool-call-parser",
-    "--reasoning-parser": "--reasoning-parser",
-    "--trust-remote-code": mark("--trust-remote-code NAME before the --"),
-    "--no-trust-remote-code": mark("--trust-remote-code NAME before the --"),
-    "--hf-token": mark("HF_TOKEN in the environment: a unit is readable by everybody"),
-}
+# To vLLM an empty list would allow every domain; a name that cannot exist allows none.
+NO_DOMAINS = ("none.invalid",)
 
 
 def text(value: str) -> str:
@@ -253,24 +230,20 @@ def domains(value: str) -> tuple[str, ...]:
     return domains
 
 
-def vllm_args(value: str) -> tuple[str, ...]:
-    return check_vllm_args(tuple(shlex.split(text(value))))
+# As adopting reads them from the values of vLLM's own flag.
 
 
-def check_vllm_args(args: tuple[str, ...]) -> tuple[str, ...]:
-    for arg in args:
-        text(arg)
-    for flag in vllm_flags.parse(args)[1]:
-        if owned := vllm_flags.meant(flag, OWNED_FLAGS):
-            raise ValueError(
-                tr(
-                    "{name} is set by vllm-install itself (use {instead})",
-                    name=flag.words[0].partition("=")[0].replace("_", "-"),
-                    instead=tr(OWNED_FLAGS[owned]),
-                )
-            )
-    if refused := vllm_flags.refused(args):
-        raise ValueError(tr("{flag} cannot be used: {why}", flag=refused[0], why=tr(refused[1])))
-    if args and not args[0].startswith("-"):
-        raise ValueError(tr("expected a vLLM flag, found {word!r}", word=args[0]))
-    return args
+def last(given: Sequence[str]) -> str:
+    return given[-1] if given else ""
+
+
+def tokens(given: Sequence[str]) -> str:
+    """vLLM's 32k are 32000 tokens and its 32K are 32768; -1 is its auto."""
+    value = last(given)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([kKmM])", value)
+    scale = {"k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
+    return "auto" if value == "-1" else str(int(float(match[1]) * scale[match[2]])) if match else value
+
+
+def named_domains(given: Sequence[str]) -> str:
+    return "" if tuple(given) == NO_DOMAINS else " ".join(given)

@@ -11,9 +11,19 @@ from click.shell_completion import CompletionItem
 
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.spec.settings import (
+    FIELDS,
+    SET_CONTEXT,
+    Settings,
+    assigned,
+    check_service,
+    check_typed,
+    load,
+    named,
+    to_text,
+)
 from installer.spec.values import BUILTIN
 from installer.verbs.options import (
-    SETTING_OPTIONS,
     agree,
     complete_service,
     dry_run_option,
@@ -34,7 +44,6 @@ if TYPE_CHECKING:
     from installer.flow.resolve import Request
     from installer.flow.rotate import Rotated
     from installer.spec.keys import Key
-    from installer.spec.settings import Settings
 
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
@@ -57,7 +66,6 @@ def set_apikey(
     from installer.base.report import choose
     from installer.flow import rotate
     from installer.spec import keys
-    from installer.spec.settings import check_service
 
     if key is not None and file is not None:
         raise UsageError(
@@ -136,7 +144,6 @@ def keys(context: click.Context, service: str, as_json: bool) -> None:
     """List the API keys: name, role, start of the digest, expiry."""
     from installer.base.host import Host
     from installer.flow import rotate
-    from installer.spec.settings import check_service
 
     context.obj = check_service(service)
     if context.invoked_subcommand:
@@ -173,7 +180,6 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
     from installer.base.host import Host
     from installer.base.report import choose
     from installer.flow import rotate
-    from installer.spec.settings import check_service
 
     service = check_service(service or chosen)
     rotate.revoke_key(service, name, Host(), choose(quiet=quiet))
@@ -189,7 +195,6 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 @quiet_option
 def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool) -> None:
     """Change the context length; proved, or undone."""
-    from installer.spec.settings import SET_CONTEXT, check_typed
 
     check_typed("max_model_len", SET_CONTEXT, tokens)
     if dry_run:
@@ -221,7 +226,7 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
     "assignments", nargs=-1, metavar="[SERVICE] [NAME=VALUE...] [-- VLLM_FLAGS...]", shell_complete=complete_service
 )
 @service_option
-@setting_options_named([name for _, name, _, _ in SETTING_OPTIONS])
+@setting_options_named(FIELDS)
 @dry_run_option
 @discard_option
 @json_option
@@ -231,7 +236,6 @@ def set_values(
     **options: object,
 ) -> None:  # fmt: skip
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
-    from installer.spec.settings import assigned, named, to_text
 
     words = list(assignments)
     if words and "=" not in words[0] and not words[0].startswith("-"):
@@ -262,7 +266,6 @@ def upgrade(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
-    from installer.spec.settings import Settings
     from installer.spec.values import version_key
 
     now = _request(service, "upgrade", {}).settings
@@ -309,7 +312,6 @@ def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
     from installer.base.host import Host
     from installer.base.report import choose
     from installer.flow import deploy as flow
-    from installer.spec.settings import check_service
 
     host, report = Host(), choose(quiet=quiet or as_json)
     if dry_run:
@@ -354,7 +356,6 @@ def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: b
     from installer.base.layout import Layout
     from installer.flow.resolve import Request
     from installer.spec import settings_file
-    from installer.spec.settings import check_service, load
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(Host().read(path) or "", path)

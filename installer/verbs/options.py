@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -13,6 +13,7 @@ import click
 
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.base.language import tr
+from installer.spec.settings import FIELDS, Settings, brief_help, check_service, load, to_text
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from installer.base.host import Host
     from installer.base.report import Report
     from installer.flow.resolve import KeyChoice
-    from installer.spec.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -95,36 +95,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, only warnings and the result.")
 
-# One option for every setting; a value is checked by the setting's own parser, so all sources share one rule.
-SETTING_OPTIONS = (
-    ("--model", "model", "NAME", "Hub id, directory, or builtin:tiny [default: Qwen/Qwen3-VL-8B-Instruct]"),
-    ("--revision", "revision", "REV", "Branch, tag or commit of the model on the hub."),
-    ("--models-dir", "models_dir", "DIR", "Directory in which a relative --model is looked up first."),
-    ("--served-model-name", "served_model_name", "NAME", "Model id that clients use [default: the model's own]"),
-    ("--context", "max_model_len", "TOKENS", "Context length: 1024, 32k, 256K or auto [default: 1024]"),
-    ("--gpu-memory-utilization", "gpu_memory_utilization", "SHARE", "Share of the GPU's memory [default: 0.95]"),
-    ("--tensor-parallel-size", "tensor_parallel_size", "N", "Number of GPUs that share the model [default: 1]"),
-    ("--gpus", "gpus", "LIST", "GPUs by uuid, index or PCI address [default: auto, the free ones]"),
-    ("--host", "host", "ADDRESS", "Address to listen on [default: 0.0.0.0]"),
-    ("--port", "port", "PORT", "Port to listen on, or auto for a free one [default: 8000]"),
-    ("--drain", "drain", "SECONDS", "Time that running requests get to finish at a stop [default: 30]"),
-    ("--allowed-media-domains", "allowed_media_domains", "NAMES", "Domains that images may come from [default: none]"),
-    ("--tool-call-parser", "tool_call_parser", "NAME", "Reads tool calls: auto, none or a name [default: auto]"),
-    ("--reasoning-parser", "reasoning_parser", "NAME", "Reads reasoning: auto, none or a name [default: auto]"),
-    ("--engine", "engine", "KIND", "Build of vLLM: auto, cuda, cpu or rocm [default: auto]"),
-    ("--cuda-toolkit", "cuda_toolkit", "WHICH", "CUDA compiler: auto, none, wheels or host [default: auto]"),
-    ("--vllm-version", "vllm_version", "VERSION", "Version of vLLM [default: 0.32.0]"),
-    ("--python", "python", "PATH", "Interpreter for the engine [default: found on the host]"),
-    ("--index-url", "index_url", "URL", "Package index instead of PyPI."),
-    ("--find-links", "find_links", "PLACE", "Directory or page with further wheels."),
-    ("--hf-endpoint", "hf_endpoint", "URL", "Mirror of the model hub."),
-    ("--download-connections", "download_connections", "N", "Connections to the model hub, at most [default: 16]"),
-    ("--allow-pickle", "allow_pickle", "NAMES", "Models whose weights may be pickles, which run code when loaded."),
-    ("--trust-remote-code", "trust_remote_code", "NAMES", "Models whose own Python code may run in the service."),
-    ("--hf-token-file", "hf_token_file", "FILE", "File that holds the token for gated models."),
-    ("--model-sources", "model_sources", "LIST", "Sources in order: hub, modelscope, mirrors' URLs [default: hub]"),
-)
-
 
 def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
     from installer.families.vllm import abilities
@@ -135,7 +105,7 @@ def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -
 
 
 def setting_options(function: F) -> F:
-    function = setting_options_named([name for _, name, _, _ in SETTING_OPTIONS])(function)
+    function = setting_options_named(FIELDS)(function)
     function = click.option("--max-model-len", "max_model_len", metavar="TOKENS", hidden=True)(function)
     function = click.option(
         "--api-key-file", metavar="FILE", help="Take the API key from a file, or from - for standard input."
@@ -151,19 +121,23 @@ def setting_options(function: F) -> F:
     return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
 
 
-def setting_options_named(names: Sequence[str]) -> Callable[[F], F]:
-    """The options of some settings, and those about where models come from."""
+def setting_options_named(names: Collection[str]) -> Callable[[F], F]:
+    """The options of some settings, and those about where models come from.
+
+    A value is checked by the setting's own parser, so all sources share one rule.
+    """
 
     def decorate(function: F) -> F:
-        for flag, name, metavar, help in reversed([option for option in SETTING_OPTIONS if option[1] in names]):
-            complete = _parsers if name.endswith("_parser") else None
-            function = click.option(flag, name, metavar=metavar, help=help, shell_complete=complete)(function)
+        for name in reversed([name for name in FIELDS if name in names and FIELDS[name].metavar]):
+            about, complete = FIELDS[name], _parsers if name.endswith("_parser") else None
+            option = functools.partial(click.option, about.option, name, shell_complete=complete)
+            function = option(metavar=about.metavar, help=brief_help(name))(function)
         function = click.option(
             "--modelscope", "model_sources", flag_value="modelscope", help="The same as --model-sources modelscope."
         )(function)
-        return click.option("--offline/--online", "offline", default=None, help="Use only what is here already.")(
-            function
-        )
+        for name in [name for name in FIELDS if name in (*names, "offline") and FIELDS[name].is_switch]:
+            function = click.option(FIELDS[name].option, name, default=None, help=brief_help(name))(function)
+        return function
 
     return decorate
 
@@ -221,7 +195,6 @@ def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bu
 def settings_from(service: str, host: Host, options: Mapping[str, object], bundle: Bundle | None = None) -> Settings:
     from installer.base.layout import Layout
     from installer.spec import settings_file
-    from installer.spec.settings import check_service, load, to_text
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)
@@ -241,9 +214,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
 
 def flags_of(options: Mapping[str, object]) -> dict[str, str]:
     """The settings among the options of a verb, by field."""
-    from installer.spec.settings import to_text
-
-    names = {name for _, name, _, _ in SETTING_OPTIONS} | {"offline"}
+    names = FIELDS.keys() - {"vllm_args"}  # which are no option, but words
     return {name: to_text(name, value) for name, value in options.items() if name in names and value is not None}
 
 

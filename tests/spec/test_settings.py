@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.base.errors import Exit, UsageError
-from installer.spec.settings import FIELDS, NAMES, Settings, assigned, check_service, load, to_text
-from installer.spec.values import OWNED_FLAGS
+from installer.spec.settings import FIELDS, NAMES, Settings, assigned, check_service, load, owned_flags, to_text
 from tests.kit.samples import UNGUARDED, any_settings
 
 
@@ -65,7 +64,7 @@ def test_the_old_names_are_understood(name: str, value: str, attribute: str, mea
 
 
 def test_no_name_stands_for_two_settings() -> None:
-    assert len(NAMES) == sum(len(f.metadata["names"]) for f in FIELDS.values())
+    assert len(NAMES) == sum(len(about.names) for about in FIELDS.values())
 
 
 def test_two_names_for_one_setting_must_agree() -> None:
@@ -200,7 +199,7 @@ def test_what_cannot_be_meant_is_refused_by_name(attribute: str, value: str) -> 
     assert "\n" not in error.message
 
 
-@pytest.mark.parametrize("flag", sorted(OWNED_FLAGS))
+@pytest.mark.parametrize("flag", sorted(owned_flags()))
 def test_a_flag_that_we_set_ourselves_cannot_be_given_twice(flag: str) -> None:
     spellings = [flag, f"{flag}=x"]
     if flag.startswith("--"):
@@ -271,7 +270,7 @@ def test_service_names(name: str) -> None:
 def test_a_value_written_as_text_is_read_back(settings: Settings) -> None:
     texts = {name: to_text(name, getattr(settings, name)) for name in FIELDS}
     assert load(settings.service, {}, {}, texts) == settings
-    names = {FIELDS[name].metadata["names"][-1]: text for name, text in texts.items()}
+    names = {FIELDS[name].names[-1]: text for name, text in texts.items()}
     assert load(settings.service, names, {}, {}) == settings
 
 

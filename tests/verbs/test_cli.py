@@ -13,6 +13,7 @@ import pytest
 
 from installer import __version__
 from installer.base.errors import Exit
+from installer.spec.settings import FIELDS
 from tests.kit.boot.surroundings import REPO
 
 SETTINGS = Path("/etc/vllm-install")
@@ -173,22 +174,7 @@ def test_a_path_in_place_of_a_name_is_refused_by_every_verb(verb: str) -> None:
     assert "cannot be a service name" in refused(verb, "--service", "../../etc/passwd")
 
 
-TEXT_OPTIONS = (
-    "--model", "--revision", "--models-dir", "--served-model-name", "--context", "--gpu-memory-utilization",
-    "--tensor-parallel-size", "--gpus", "--host", "--port", "--drain", "--allowed-media-domains", "--tool-call-parser",
-    "--reasoning-parser", "--engine", "--cuda-toolkit", "--vllm-version", "--python", "--index-url", "--find-links",
-    "--hf-endpoint",
-    "--download-connections", "--hf-token-file", "--model-sources", "--allow-pickle", "--trust-remote-code",
-)  # fmt: skip
-
-
-def test_the_options_are_all_tried() -> None:
-    from installer.verbs.options import SETTING_OPTIONS
-
-    assert {flag for flag, *_ in SETTING_OPTIONS} == set(TEXT_OPTIONS)
-
-
-@pytest.mark.parametrize("option", TEXT_OPTIONS)
+@pytest.mark.parametrize("option", [about.option for about in FIELDS.values() if about.metavar])
 def test_a_line_break_is_refused_in_every_setting(option: str) -> None:
     said = refused("plan", option, "/x\nExecStartPre=/bin/evil")
     assert "\nExecStartPre" not in said

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from installer.families.vllm import cuda
-from installer.spec.settings import Settings
+from installer.spec.settings import FIELDS, Settings, to_text
 from installer.spec.target import Target
+from installer.spec.values import NO_DOMAINS
 
 CPU_MEMORY_SHARE = 0.4
-NO_DOMAINS = ("none.invalid",)
+FIRST = ("served_model_name", "host", "port")  # as units have had it: another order would be another unit
 
 
 def serve_arguments(target: Target) -> list[str]:
     """What follows `vllm`: flags of ours, then the user's own, which cannot repeat ours."""
-    settings = target.settings
-    context = "auto" if settings.max_model_len is None else str(settings.max_model_len)
-    words = [
-        "serve", str(target.model.path),
-        "--served-model-name", target.model.id,
-        "--host", settings.host,
-        "--port", str(settings.port),
-        "--max-model-len", context,
-        "--gpu-memory-utilization", str(memory_share(target)),
-        "--tensor-parallel-size", str(settings.tensor_parallel_size),
-        "--shutdown-timeout", str(settings.drain),
-    ]  # fmt: skip
-    # An empty list would allow every domain; a name that cannot exist allows none.
-    words += ["--allowed-media-domains", *(settings.allowed_media_domains or NO_DOMAINS)]
-    profile = target.profile
-    if profile.tool_parser:
-        words += ["--enable-auto-tool-choice", "--tool-call-parser", profile.tool_parser]
-    if profile.reasoning_parser:
-        words += ["--reasoning-parser", profile.reasoning_parser]
-    if settings.model in settings.trust_remote_code:
-        words.append("--trust-remote-code")
+    words, told = ["serve", str(target.model.path)], _told(target)
+    for name in sorted(FIELDS, key=lambda name: name not in FIRST):
+        text = to_text(name, getattr(target.settings, name)) if FIELDS[name].flags else ""
+        words += told[name] if name in told else [FIELDS[name].flags[0], text] if text else []
     if target.toolkit:
-        words += cuda.arguments(target.toolkit, settings.vllm_args)
-    return [*words, *settings.vllm_args]
+        words += cuda.arguments(target.toolkit, target.settings.vllm_args)
+    return [*words, *target.settings.vllm_args]
+
+
+def _told(target: Target) -> dict[str, Sequence[str]]:
+    """By settings: what host and model make of them, where vLLM is not told the value itself."""
+    settings, profile = target.settings, target.profile
+    tools, reasoning = profile.tool_parser, profile.reasoning_parser
+    return {
+        **dict.fromkeys(("model", "revision", "hf_token_file"), ()),  # it is given a directory, and fetches nothing
+        "served_model_name": ("--served-model-name", target.model.id),
+        "gpu_memory_utilization": ("--gpu-memory-utilization", str(memory_share(target))),
+        "allowed_media_domains": ("--allowed-media-domains", *(settings.allowed_media_domains or NO_DOMAINS)),
+        "tool_call_parser": ("--enable-auto-tool-choice", "--tool-call-parser", tools) if tools else (),
+        "reasoning_parser": ("--reasoning-parser", reasoning) if reasoning else (),
+        "trust_remote_code": ("--trust-remote-code",) if settings.model in settings.trust_remote_code else (),
+    }
 
 
 def memory_share(target: Target) -> float:
