@@ -33,6 +33,7 @@ from installer.diagnosis.said import translated
 from installer.families.vllm.log import read_refusal
 from installer.flow import deploy, fit, prove, steps, transaction
 from installer.flow.resolve import Request, Resolved, resolve
+from installer.forms.venv import python_of
 from installer.spec import keys
 from installer.spec.settings import Settings, load
 from installer.spec.state import State
@@ -142,7 +143,7 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
     key = keys.generate("test")
     target = replace(resolved.want.target, keys=(keys.Key(keys.DEFAULT, keys.digest(key)),))
     unit_text = render.unit(target, layout)
-    mark = f"{MARK}={secrets.token_hex(8)}"
+    mark = secrets.token_hex(8)
     wrapper = _wrapper(host, unit_text)
     home = _home(is_private=bool(wrapper))
     try:
@@ -153,7 +154,7 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
             yield Trial(target, unit_text, key, keeper, Custody(host, _unit() if wrapper else ""))
     finally:
         # A keeper that was killed itself left its work to us.
-        host.end_marked(mark)
+        host.end_marked(MARK, mark)
         if not wrapper:
             host.remove(home)
 
@@ -200,17 +201,15 @@ def _home(*, is_private: bool) -> Path:
 
 
 def _bootstrap(target: Target, layout: Layout) -> list[str]:
-    python = layout.engines / target.engine.id / "bin/python"
-    return [str(python), "-I", "-c", BOOTSTRAP, SERVICE]
+    return [str(python_of(layout.engines / target.engine.id)), "-I", "-c", BOOTSTRAP, SERVICE]
 
 
 def _task(unit_text: str, layout: Layout, key: str, mark: str, home: Path) -> dict[str, object]:
-    name, _, value = mark.partition("=")
     return {
         "home": str(home),
         "files": {name: (RUNTIME / name).read_text() for name in render.RUNTIME_FILES},
         "command": exec_line(unit_text),
-        "environment": {**environment(unit_text), name: value},
+        "environment": {**environment(unit_text), MARK: mark},
         "cache": str(layout.cache_dir),
         "key": key,
     }

@@ -19,6 +19,7 @@ from installer.checks.preflight import choose_interpreter, refuse
 from installer.forms.venv import engines
 from installer.model import model_about
 from installer.model.model_about import About
+from installer.model.plain_file import LONGEST
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.model import Model
@@ -123,7 +124,7 @@ def about(bundle: Bundle) -> About | None:
     names = {MODEL + name for name in model_about.SMALL}
     with tempfile.TemporaryDirectory() as scratch, Report().bytes("", 0) as silent:
         for member in bundle.manifest.below(MODEL):
-            if member.name in names and member.size <= model_about.LONGEST:
+            if member.name in names and member.size <= LONGEST:
                 bundle.bring(member, Path(scratch, member.name.removeprefix(MODEL)), silent)
         found = model_about.read_directory(Path(scratch))
     return dataclasses.replace(found, names=frozenset(file.name for file in bundle.manifest.model.files))

@@ -8,7 +8,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
@@ -18,6 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from installer.base import trees
 from installer.base.errors import CommandFailed, InstallError, Refused
@@ -203,27 +204,17 @@ class Host:
             process.wait()
             too_late.cancel()
 
-    def end_marked(self, mark: str) -> None:
-        """Kill every process that has this NAME=VALUE in its environment; one that cannot be killed is given up."""
+    def end_marked(self, name: str, value: str) -> None:
+        """Kill every process that has this in its environment; one that cannot be killed is given up."""
         began = time.monotonic()
-        while marked := [pid for pid in self._processes() if mark in self._variables(pid)]:
+        while marked := [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(name) == value]:
             if time.monotonic() - began > ENDS_WITHIN:
-                raise InstallError(tr("these processes cannot be ended: {pids}", pids=", ".join(map(str, marked))))
-            for pid in marked:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                pids = ", ".join(str(process.pid) for process in marked)
+                raise InstallError(tr("these processes cannot be ended: {pids}", pids=pids))
+            for process in marked:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             time.sleep(0.02)
-
-    @staticmethod
-    def _processes() -> list[int]:
-        return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-    @staticmethod
-    def _variables(pid: int) -> list[str]:
-        """A process's environment; that of another user's or of one that is gone tells nothing."""
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-        return []
 
     @staticmethod
     def _leash() -> tuple[str, ...]:

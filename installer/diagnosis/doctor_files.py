@@ -13,6 +13,7 @@ from installer.base.errors import InstallError, UsageError
 from installer.base.language import mark, tr
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.scene import Scene
+from installer.forms.venv import python_of
 from installer.forms.venv.engines import MARKER, is_complete
 from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from installer.runtime.vllm_text import one_line
@@ -207,7 +208,7 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
     if not state or not state.proved:
         return
     home = layout.engines / state.proved.engine.id
-    python = home / "bin/python"
+    python = python_of(home)
     if not is_complete(host, layout, state.proved.engine.id):
         what = python if not host.at(python).exists() else home / MARKER
         link = tr(", a link to {target}", target=host.at(what).readlink()) if host.at(what).is_symlink() else ""

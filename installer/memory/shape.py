@@ -17,8 +17,6 @@ from installer.model.plain_file import read_regular
 from installer.model.safetensors import Damaged, read_header
 from installer.spec.settings import Settings
 
-LONGEST_JSON = 64 * 1024 * 1024
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -62,7 +60,7 @@ def shape_of(
 
 def _json(path: Path) -> Mapping[str, object]:
     try:
-        content = json.loads(read_regular(path, LONGEST_JSON))
+        content = json.loads(read_regular(path))
         if isinstance(content, dict):
             return content
         reason = tr("it holds no JSON object")

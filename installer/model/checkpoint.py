@@ -13,7 +13,6 @@ from installer.model.plain_file import entries_below, read_regular
 from installer.model.safetensors import Damaged, Tensor, read_header
 from installer.model.selection import GGUF, GGUF_HINT
 
-LONGEST_JSON = 64 * 1024 * 1024
 TOKENIZERS = (
     ("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",),
 )  # fmt: skip
@@ -74,7 +73,7 @@ def _closed(place: Path, rights: str) -> str:
 def json_object(path: Path, problems: list[str]) -> dict[str, object]:
     """The file's content; what is wrong with it is added to the problems."""
     try:
-        content = json.loads(read_regular(path, LONGEST_JSON))
+        content = json.loads(read_regular(path))
         if not isinstance(content, dict):
             raise ValueError(tr("no JSON object"))
     except FileNotFoundError:

@@ -10,7 +10,6 @@ from pathlib import Path
 from installer.model.plain_file import read_regular
 from installer.runtime.vllm_text import one_line
 
-LONGEST = 64 * 1024 * 1024
 CONFIGS = ("config.json", "params.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 # Where a quantization may be described instead of in config.json.
@@ -57,7 +56,7 @@ def read_texts(texts: Mapping[str, str], names: Iterable[str]) -> About:
 
 def read_small(path: Path) -> str:
     try:
-        return read_regular(path, LONGEST).decode(errors="replace")
+        return read_regular(path).decode(errors="replace")
     except OSError:
         return ""
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from installer.base.language import tr
+from installer.base.sizes import MIB
 
+LONGEST = 64 * MIB  # of a file that is read whole, as configurations and indexes are
 DEEPEST = 16  # directories below a model's own; what lies deeper is none of its files
 
 
@@ -38,7 +40,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def read_regular(path: Path, longest: int) -> bytes:
+def read_regular(path: Path, longest: int = LONGEST) -> bytes:
     """All of it, or an error where it is longer than that."""
     with open_regular(path) as file:
         content = file.read(longest + 1)

@@ -14,6 +14,7 @@ from installer.base.layout import Layout
 from installer.base.templates import template
 from installer.families.vllm import cuda
 from installer.families.vllm.serve import serve_arguments
+from installer.forms.venv import python_of
 from installer.spec.keys import Key
 from installer.spec.state import text_digest
 from installer.spec.target import Target
@@ -95,7 +96,7 @@ def with_keys(unit_text: str, keys: Sequence[Key]) -> str:
 
 def _unit(target: Target, layout: Layout, digest: str) -> str:
     settings, model = target.settings, target.model
-    python = str(layout.engines / target.engine.id / "bin" / "python")
+    python = str(python_of(layout.engines / target.engine.id))
     launcher = str(runtime_dir(layout) / "vllm_launcher.py")
     environment = {DIGEST_VARIABLE: digest, "HOME": str(layout.cache_dir), **_visible(target)}
     if target.toolkit:

@@ -8,7 +8,8 @@ from pathlib import Path
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.model import builtin
-from installer.model.model_about import LONGEST, SMALL, About, read_directory, read_small, read_texts
+from installer.model.model_about import SMALL, About, read_directory, read_small, read_texts
+from installer.model.plain_file import LONGEST
 from installer.spec.model import Model, Origin
 from installer.spec.settings import Settings
 from installer.weights import sources

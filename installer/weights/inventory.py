@@ -124,13 +124,11 @@ def at(path: Path, host: Host) -> list[Cached]:
 
 def _running(host: Host) -> Iterator[tuple[Path, Process]]:
     """What other processes have of the cache: named on their command line, or mapped into their memory."""
-    for entry in host.children(Path("/proc")):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        named = processes.read(host, int(entry.name), "cmdline").split("\0")
-        mapped = re.findall(r" (/\S.*)$", processes.read(host, int(entry.name), "maps"), re.MULTILINE)
+    for pid in set(processes.pids(host)) - {os.getpid()}:
+        named = processes.read(host, pid, "cmdline").split("\0")
+        mapped = re.findall(r" (/\S.*)$", processes.read(host, pid, "maps"), re.MULTILINE)
         for path in {path for path in (*named, *mapped) if path.startswith(ROOTS)}:
-            yield Path(path), processes.describe(host, int(entry.name))
+            yield Path(path), processes.describe(host, pid)
 
 
 def _users(folder: Path, snapshot: Path, files: Iterable[ModelFile], used: Mapping[Path, tuple[str, ...]]) -> list[str]:

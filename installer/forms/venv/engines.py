@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from installer.forms.venv import python_of
 from installer.spec.engine import Engine
 from installer.spec.engine import HASH
 from installer.spec.engine import versions
@@ -133,7 +134,7 @@ def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
 def is_complete(host: Host, layout: Layout, engine_id: str) -> bool:
     """Built to the end, and its interpreter is still there (an upgrade of the system may take it away)."""
     path = layout.engines / engine_id
-    return host.exists(path / MARKER) and host.at(path / "bin/python").exists()
+    return host.exists(path / MARKER) and host.at(python_of(path)).exists()
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class InstallEngine:
                 exact = Path(scratch, "exact.txt")
                 exact.write_text(packages.exact(engine.lock))
                 run_uv(
-                    host, cache, "pip", "sync", "--python", target / "bin/python", "--no-build", "--link-mode",
+                    host, cache, "pip", "sync", "--python", python_of(target), "--no-build", "--link-mode",
                     "hardlink", *backend_options(engine.torch_backend),
                     *(["--require-hashes"] if engine.is_tested else []), exact,
                     sources=sources, offline=self.settings.offline, on_line=lambda line: _pass_on(line, report),
@@ -263,7 +264,7 @@ class InstallEngine:
 
     def _check(self, host: Host, site: Path) -> None:
         """The import check, with the compiler on the other cores meanwhile."""
-        python = host.at(self.path / "bin/python")
+        python = host.at(python_of(self.path))
         with ThreadPoolExecutor(1) as beside:
             compiled = beside.submit(bytecode.compile_packages, host, python, host.at(site))
             why = import_error(self.engine, host, self.layout)
@@ -288,7 +289,7 @@ def import_error(engine: Engine, host: Host, layout: Layout) -> str:
     needed = (*NEEDED, WORKER[engine.kind], *OPERATORS.get(engine.kind, ()), *KERNELS.get(engine.kind, ()))
     modules = [ENTRY, *((*needed, "--", *USEFUL) if engine.has_torch else ())]
     script = Path(__file__).with_name("engine_check.py")
-    python = host.at(layout.engines / engine.id / "bin/python")
+    python = host.at(python_of(layout.engines / engine.id))
     with tempfile.TemporaryDirectory() as home:
         done = host.run(python, "-I", script, *modules, check=False, env=_quiet_environment(home))
     return "\n".join(done.stderr.strip().splitlines()[-6:]) if done.returncode else ""

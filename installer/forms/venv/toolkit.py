@@ -7,6 +7,7 @@ out of the wheels that the engine has anyway.
 
 from __future__ import annotations
 
+from installer.forms.venv import python_of
 from installer.families.vllm import cuda
 from installer.spec.toolkit import HOST, WHEELS, Toolkit
 import re
@@ -94,7 +95,7 @@ class CompileKernels:
                 "systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--service-type=exec",
                 "--description=kernels for vLLM", *(f"--property={line}" for line in properties),
                 *(f"--setenv={name}={value}" for name, value in variables),
-                layout.engines / self.engine_id / "bin/python", "-I", "-c", source,
+                python_of(layout.engines / self.engine_id), "-I", "-c", source,
             )  # fmt: skip
         except CommandFailed as error:
             said = "\n".join(error.output.strip().splitlines()[-6:])
