@@ -171,7 +171,7 @@ def bench_start() -> None:
         change.apply(host, Report())
     model = PLACE / "model"
     model.mkdir(exist_ok=True)
-    builtin.write(model)
+    builtin.write(model, Host())
     ours = host.at(change.path)
     contestants = {"ours": ours, "without bytecode": without_bytecode(ours)}
     start(ours)  # fills vLLM's compile caches, which are the same to both

@@ -32,6 +32,7 @@ sys.path.insert(0, str(REPO))
 
 from bench.engine import LAYOUT, PLACE, SETTINGS, free_port, fresh_host, resolve  # noqa: E402
 from installer.base.assets import RUNTIME  # noqa: E402
+from installer.base.host import Host  # noqa: E402
 from installer.base.report import Report  # noqa: E402
 from installer.forms.venv import engines  # noqa: E402
 from installer.forms.venv.engines import InstallEngine  # noqa: E402
@@ -127,7 +128,7 @@ def engine_python() -> Path:
     if not engines.is_complete(host, LAYOUT, engine.id):
         change.apply(host, Report())
     MODEL.mkdir(exist_ok=True)
-    builtin.write(MODEL)
+    builtin.write(MODEL, Host())
     return host.at(change.path) / "bin/python"
 
 

@@ -11,7 +11,7 @@ from installer.spec.settings import FIELDS, to_text
 EXIT_CODES = {
     Exit.DONE: "done",
     Exit.BUG: "a bug in vllm-install",
-    Exit.USAGE: "the command line or the settings file cannot be meant",
+    Exit.USAGE: "the command line or the settings file is not valid",
     Exit.REFUSED: "refused before anything was changed; status: the service does not run, as systemctl has it",
     Exit.ENGINE: "the engine could not be installed",
     Exit.MODEL: "the model could not be downloaded or verified",

@@ -52,7 +52,7 @@ def message(reply: Body) -> Body:
 
 
 def said(reply: Body) -> str:
-    """What the model said; a model that thinks first may not have come to more."""
+    """What the model said; a model that thinks first may not have said more."""
     return text(message(reply), "content", "reasoning", "reasoning_content")
 
 

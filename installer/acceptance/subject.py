@@ -94,7 +94,7 @@ def _why_no_image(target: Target, flags: Mapping[str, str]) -> str:
 
 
 def _probe_key(host: Host, layout: Layout) -> str:
-    """Empty for whoever may not read it."""
+    """Empty where we may not read it."""
     try:
         return host.word(layout.probe_key)
     except PermissionError:

@@ -13,9 +13,7 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -124,13 +122,8 @@ def _hint(lines: list[str]) -> str:
 
 def settings_of(flags: Mapping[str, str]) -> Settings:
     """What was typed over the environment and the defaults; on a free port of this host alone, unless one is named."""
-    given = {"host": "127.0.0.1", "port": str(_free_port()), **flags}
+    given = {"host": "127.0.0.1", "port": str(Host.free_port()), **flags}
     return replace(load(Settings.service, {}, os.environ, given), service=SERVICE)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -147,7 +140,8 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
     wrapper = _wrapper(host, unit_text)
     home = _home(is_private=bool(wrapper))
     try:
-        with host.keep(*wrapper, *_bootstrap(target, layout)) as process:
+        python = python_of(layout.engines / target.engine.id)
+        with host.keep(*wrapper, python, "-I", "-c", BOOTSTRAP, SERVICE) as process:
             keeper = Keeper(process)
             _hand_over(process, _task(unit_text, layout, key, mark, home))
             keeper.wait_until_ready(report)
@@ -197,11 +191,7 @@ def _home(*, is_private: bool) -> Path:
     places = TEMPORARY if is_private else (os.environ.get("TMPDIR") or TEMPORARY[0], *TEMPORARY)
     suitable = (p for p in places if os.access(p, os.W_OK | os.X_OK) and not os.statvfs(p).f_flag & os.ST_NOEXEC)
     place = Path(next(suitable, TEMPORARY[0]))
-    return place / SERVICE if is_private else Path(tempfile.mkdtemp(prefix=f"{SERVICE}-", dir=place))
-
-
-def _bootstrap(target: Target, layout: Layout) -> list[str]:
-    return [str(python_of(layout.engines / target.engine.id)), "-I", "-c", BOOTSTRAP, SERVICE]
+    return place / SERVICE if is_private else Host.private_dir(place, f"{SERVICE}-")
 
 
 def _task(unit_text: str, layout: Layout, key: str, mark: str, home: Path) -> dict[str, object]:

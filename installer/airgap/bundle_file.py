@@ -33,6 +33,7 @@ from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.report import Advance, Report
 from installer.spec.model import ModelFile
+from installer.weights import checksums
 
 CHUNK = 16 << 20  # copied, then read back from the page cache for its checksum
 READ = 1 << 20
@@ -77,7 +78,7 @@ class Bundle:
         """The same for a file of the model, whose name in the cache is the hub's own digest."""
         member = next(member for member in self.manifest.members if member.name == MODEL + file.name)
         self.bring(member, target, advance)
-        if len(file.digest) == 40 and _git_digest(target, file.size) != file.digest:
+        if len(file.digest) == 40 and not checksums.is_right(target, file.digest, lambda count: None):
             target.unlink()
             raise self._damaged(member)
 
@@ -88,12 +89,8 @@ class Bundle:
 
     def check(self, member: Member, advance: Advance) -> bool:
         """Whether a member's bytes are what the manifest says."""
-        checksum = hashlib.sha256()
         with self._source(member) as (source, offset):
-            for piece in _pieces(source, offset, member.size):
-                checksum.update(piece)
-                advance(len(piece))
-        return checksum.hexdigest() == member.sha256
+            return _sum(source, offset, member.size, advance) == member.sha256
 
     @contextmanager
     def _source(self, member: Member) -> Iterator[tuple[int, int]]:
@@ -208,8 +205,7 @@ def _opened(path: Path) -> Iterator[int]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise BundleError(
-                tr("{path} is a symbolic link", path=path),
-                tr("name the file itself: {target}", target=path.resolve()),
+                tr("{path} is a symbolic link", path=path), tr("name the file itself: {target}", target=path.resolve())
             ) from None
         raise
     try:
@@ -232,11 +228,7 @@ def _link(source: int, part: Path, advance: Advance) -> str | None:
     except OSError:  # another file system, or one without hard links
         return None
     os.fchmod(source, 0o644)
-    checksum = hashlib.sha256()
-    for piece in _pieces(source, 0, found.st_size):
-        checksum.update(piece)
-        advance(len(piece))
-    return checksum.hexdigest()
+    return _sum(source, 0, found.st_size, advance)
 
 
 def _copy(source: int, offset: int, member: Member, part: Path, advance: Advance) -> str:
@@ -279,6 +271,14 @@ def _transfer(source: int, begin: int, target: int, to: int, count: int, member:
         begin, to, count = begin + done, to + done, count - done
 
 
+def _sum(handle: int, offset: int, size: int, advance: Advance) -> str:
+    checksum = hashlib.sha256()
+    for piece in _pieces(handle, offset, size):
+        checksum.update(piece)
+        advance(len(piece))
+    return checksum.hexdigest()
+
+
 def _pieces(handle: int, offset: int, size: int) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(READ))
     while size:
@@ -287,11 +287,3 @@ def _pieces(handle: int, offset: int, size: int) -> Iterator[memoryview]:
             raise BundleError(tr("the bundle is damaged: it became shorter while it was read"))
         yield buffer[:count]
         offset, size = offset + count, size - count
-
-
-def _git_digest(path: Path, size: int) -> str:
-    checksum = hashlib.sha1(b"blob %d\0" % size)  # noqa: S324 git's own
-    with _opened(path) as handle:
-        for piece in _pieces(handle, 0, size):
-            checksum.update(piece)
-    return checksum.hexdigest()

@@ -16,6 +16,7 @@ from installer.base.errors import Exit, InstallError
 from installer.base.language import tr
 from installer.spec.model import COMMIT, DIGEST, ModelFile, is_inside
 from installer.spec.values import BUILTIN, HUB_ID
+from installer.spec.vendors import KINDS
 
 FORMAT = 1
 MANIFEST, SIGNATURE, INSTALL = "manifest.json", "manifest.json.sig", "install.sh"
@@ -153,7 +154,7 @@ def _engine(value: object) -> EnginePart:
     data = _dict(value)
     kind, lock, python = _text(data["kind"]), data["lock"], _text(data["python"])
     major, minor = _list(data["glibc"])
-    if kind not in ("cuda", "rocm", "cpu") or not re.fullmatch(r"3\.\d{1,2}", python):
+    if kind not in KINDS or not re.fullmatch(r"3\.\d{1,2}", python):
         raise ValueError(tr("there is no engine {kind!r} for Python {python!r}", kind=kind, python=python))
     if type(major) is not int or type(minor) is not int:
         raise TypeError(tr("glibc has no version"))

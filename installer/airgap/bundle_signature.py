@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 
 from installer.airgap.bundle_file import Bundle
@@ -16,9 +15,8 @@ NAMESPACE = "vllm-install-bundle"  # so that a signature for something else is n
 
 def sign(text: str, key: Path, host: Host) -> str:
     _need_ssh_keygen(host)
-    with tempfile.TemporaryDirectory() as scratch:
-        manifest = Path(scratch, "manifest.json")
-        manifest.write_text(text)
+    with host.scratch({"manifest.json": text}) as scratch:
+        manifest = scratch / "manifest.json"
         try:
             host.run("ssh-keygen", "-Y", "sign", "-f", key, "-n", NAMESPACE, manifest)
         except CommandFailed as error:
@@ -59,10 +57,8 @@ def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
     _need_ssh_keygen(host)
     if bundle.signature is None:
         raise _not_meant(tr("{path} is not signed", path=bundle.path))
-    with tempfile.TemporaryDirectory() as scratch:
-        signature = Path(scratch, "signature")
-        signature.write_text(bundle.signature)
-        allowed = ("-f", signers.resolve(), "-n", NAMESPACE, "-s", signature)
+    with host.scratch({"signature": bundle.signature}) as scratch:
+        allowed = ("-f", signers.resolve(), "-n", NAMESPACE, "-s", scratch / "signature")
         found = host.run("ssh-keygen", "-Y", "find-principals", *allowed, check=False)
         for name in found.stdout.splitlines():
             verify = ("ssh-keygen", "-Y", "verify", *allowed, "-I", name)
@@ -82,4 +78,4 @@ def _need_ssh_keygen(host: Host) -> None:
 
 
 def _not_meant(why: str) -> InstallError:
-    return InstallError(why, tr("get the bundle again from whoever made it, and ask for its digest"), Exit.MODEL)
+    return InstallError(why, tr("get the bundle again from its maker, and ask for its digest"), Exit.MODEL)

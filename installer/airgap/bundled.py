@@ -1,11 +1,9 @@
-"""What a bundle comes to on this host: the settings it fixes, whether it fits, and the engine and model it holds."""
+"""What a bundle means on this host: the settings it fixes, whether it fits, and the engine and model it holds."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from installer.airgap.bundle_file import Bundle
 from installer.airgap.bundle_format import MODEL
@@ -29,7 +27,7 @@ from installer.weights import models
 
 
 def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
-    """The flags, with what is in the bundle; one that asks for something else cannot be meant.
+    """The flags, with what is in the bundle; one that asks for something else is an error.
 
     Afterwards nothing asks the network: the settings file says OFFLINE=yes, unless --online was given.
     """
@@ -122,11 +120,11 @@ def about(bundle: Bundle) -> About | None:
     if not bundle.manifest.model.files:
         return None
     names = {MODEL + name for name in model_about.SMALL}
-    with tempfile.TemporaryDirectory() as scratch, Report().bytes("", 0) as silent:
+    with Host.scratch() as scratch, Report().bytes("", 0) as silent:
         for member in bundle.manifest.below(MODEL):
             if member.name in names and member.size <= LONGEST:
-                bundle.bring(member, Path(scratch, member.name.removeprefix(MODEL)), silent)
-        found = model_about.read_directory(Path(scratch))
+                bundle.bring(member, scratch / member.name.removeprefix(MODEL), silent)
+        found = model_about.read_directory(scratch)
     return dataclasses.replace(found, names=frozenset(file.name for file in bundle.manifest.model.files))
 
 

@@ -33,7 +33,7 @@ from installer.airgap.bundle_format import (
     header,
     places,
 )
-from installer.airgap.wheelhouse import Wheelhouse, oldest_glibc
+from installer.airgap.wheelhouse import Wheelhouse, oldest_glibc, sha256
 from installer.base.assets import asset_dir
 from installer.base.errors import Exit, InstallError, Refused, UsageError
 from installer.base.host import Host
@@ -223,12 +223,8 @@ def _members(model: Model, files: dict[str, Path]) -> tuple[Member, ...]:
 
 
 def _measured(name: str, path: Path) -> Member:
-    checksum, length = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(READ):
-            checksum.update(piece)
-            length += len(piece)
-    return Member(name, length, checksum.hexdigest())
+    with Report().bytes("", 0) as silent:
+        return Member(name, path.stat().st_size, sha256(path, silent))
 
 
 # The archive

@@ -67,7 +67,7 @@ class Wheelhouse:
     def _refuse_others(due: Mapping[Path, Sequence[str]], report: Report) -> None:
         """What is not a wheel that was tested goes, so that the next run fetches it again."""
         with report.bytes(tr("checking the wheels"), sum(wheel.stat().st_size for wheel in due)) as advance:
-            wrong = [wheel for wheel, checksums in due.items() if _sha256(wheel, advance) not in checksums]
+            wrong = [wheel for wheel, checksums in due.items() if sha256(wheel, advance) not in checksums]
         for wheel in wrong:
             wheel.unlink()
         if wrong:
@@ -117,9 +117,9 @@ def oldest_glibc(wheels: Sequence[str]) -> tuple[int, int]:
     return max(needs)
 
 
-def _sha256(wheel: Path, advance: Advance) -> str:
+def sha256(path: Path, advance: Advance) -> str:
     checksum = hashlib.sha256()
-    with wheel.open("rb") as file:
+    with path.open("rb") as file:
         while piece := file.read(READ):
             checksum.update(piece)
             advance(len(piece))

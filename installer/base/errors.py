@@ -34,7 +34,7 @@ class InstallError(Exception):
 
 
 class UsageError(InstallError):
-    """Something the user typed or wrote into a file cannot be meant."""
+    """What the user typed or wrote into a file is not valid."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint, Exit.USAGE)

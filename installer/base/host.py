@@ -1,4 +1,4 @@
-"""The host: the only place where processes are started and files are changed."""
+"""The host: where processes are started and files changed; a test lists the few modules beside it that do so too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
@@ -357,6 +358,9 @@ class Host:
     def set_mode(self, path: Path, mode: int) -> None:
         self.at(path).chmod(mode)
 
+    def move(self, path: Path, to: Path) -> None:
+        self.at(path).rename(self.at(to))
+
     def keep_others_from_writing(self, tree: Path) -> None:
         for _, directories, files, handle in os.fwalk(self.at(tree)):
             for name in (*directories, *files):
@@ -365,8 +369,19 @@ class Host:
                     os.chmod(name, stat.S_IMODE(found.st_mode) & ~0o022, dir_fd=handle)
 
     def link(self, path: Path, to: Path) -> None:
-        """A symbolic link that stays right when both its ends are moved together."""
-        self.at(path).symlink_to(os.path.relpath(to, path.parent))
+        """A symbolic link that stays right when both its ends are moved together; in one step instead of another."""
+        new = self.at(path.with_name(".new-link"))
+        new.unlink(missing_ok=True)
+        new.symlink_to(os.path.relpath(to, path.parent))
+        new.replace(self.at(path))
+
+    def share(self, path: Path, to: Path) -> None:
+        """Another name for a file."""
+        try:
+            self.at(path).hardlink_to(self.at(to))
+        except FileNotFoundError:
+            self.make_dir(path.parent)
+            self.at(path).hardlink_to(self.at(to))
 
     def remove(self, path: Path) -> None:
         """Remove a file, a link or a whole tree, however deep and whoever made it; absent is fine."""
@@ -377,6 +392,36 @@ class Host:
     def remove_empty_dir(self, path: Path) -> None:
         with contextlib.suppress(OSError):
             self.at(path).rmdir()
+
+    @staticmethod
+    @contextmanager
+    def scratch(files: Mapping[str, str] | None = None) -> Iterator[Path]:
+        """A directory of our own for the length of a block, with these files."""
+        with tempfile.TemporaryDirectory() as name:
+            for file, text in (files or {}).items():
+                Path(name, file).write_text(text)
+            yield Path(name)
+
+    @staticmethod
+    def private_dir(place: Path, prefix: str) -> Path:
+        """A directory that only we can enter; it stays until it is removed."""
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+
+    @staticmethod
+    @contextmanager
+    def readable_by_all() -> Iterator[None]:
+        """The service's user must read what root installs, whatever root's umask."""
+        before = os.umask(0o022)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+    @staticmethod
+    def free_port() -> int:
+        """A port that nobody listens on at this moment."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return int(server.getsockname()[1])
 
     @staticmethod
     def _sync_dir(directory: Path) -> None:

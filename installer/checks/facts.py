@@ -34,6 +34,7 @@ print(sys.base_prefix)
 def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
     cpu, flags = _cpu(host)
     memory = _meminfo(host)
+    places = (layout.opt, layout.hub.parent, layout.settings_file.parent.parent, layout.state_dir.parent.parent)
     found = [module.find(host) for module in MODULES.values()]
     return Facts(
         arch=os.uname().machine,
@@ -57,7 +58,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         port_kept_for=ports.kept_for(host, settings.host, settings.port, layout.unit_name),
         service_runs=_service_runs(host, layout),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
-        disks={target: probe_disk(host, target) for target in _targets(layout)},
+        disks={target: probe_disk(host, target) for target in places},
         libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
         cxx_version=_cxx_version(host) if settings.cuda_toolkit in ("wheels", "host") else 0,
         nvcc=_nvcc(host) if settings.cuda_toolkit == "host" else None,
@@ -111,10 +112,6 @@ def _systemd_version(host: Host) -> int | None:
 def _service_runs(host: Host, layout: Layout) -> bool:
     state = host.output("systemctl", "show", "--property=ActiveState", "--value", layout.unit_name).strip()
     return state not in ("", "inactive", "failed")
-
-
-def _targets(layout: Layout) -> tuple[Path, ...]:
-    return (layout.opt, layout.hub.parent, layout.settings_file.parent.parent, layout.state_dir.parent.parent)
 
 
 def probe_disk(host: Host, target: Path) -> Disk:
@@ -184,7 +181,7 @@ def _interpreter(host: Host, path: Path) -> tuple[Path, Interpreter] | None:
     places = (path, Path(real), Path(prefix) / "lib")
     why = next((why for place in places if (why := _why_unreachable(host, place))), "")
     headers = host.exists(Path(include) / "Python.h")
-    return Path(real), Interpreter(path, (major, minor, micro), not why, headers, why)
+    return Path(real), Interpreter(path, (major, minor, micro), headers, why)
 
 
 def _why_unreachable(host: Host, path: Path) -> str:

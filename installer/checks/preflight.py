@@ -152,13 +152,14 @@ def _check_systemd(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
-    if facts.arch not in (("x86_64",) if kind == "rocm" else ("x86_64", "aarch64")):
+    builds = MINIMUM_GLIBC[kind]
+    if facts.arch not in builds:
         yield Problem(
             tr("no {kind} build of vLLM for {arch}", kind=kind, arch=facts.arch),
-            tr("wheels exist for x86_64") if kind == "rocm" else tr("wheels exist for x86_64 and aarch64"),
+            tr("wheels exist for x86_64") if len(builds) == 1 else tr("wheels exist for x86_64 and aarch64"),
             tr("use a host of that architecture"),
         )
-    minimum = MINIMUM_GLIBC[kind].get(facts.arch, (0, 0))
+    minimum = builds.get(facts.arch, (0, 0))
     if facts.glibc < minimum:
         found = ".".join(map(str, facts.glibc)) if facts.glibc > (0, 0) else tr("another C library")
         needed = ".".join(map(str, minimum))

@@ -34,11 +34,7 @@ def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterat
     if settings.gpus == AUTO and asked > len(gpus):
         yield Problem(
             tr("{asked} GPUs were asked for, but there are {present}", asked=asked, present=len(gpus)),
-            tr(
-                "the model is to be shared by --tensor-parallel-size {asked} {vendor} GPUs",
-                asked=asked,
-                vendor=vendor,
-            )
+            tr("the model is to be shared by --tensor-parallel-size {asked} {vendor} GPUs", asked=asked, vendor=vendor)
             + tr("; this host has {gpus}", gpus=describe(gpus)),
             tr("choose --tensor-parallel-size {present}", present=len(gpus)),
         )

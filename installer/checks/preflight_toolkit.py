@@ -8,6 +8,7 @@ from installer.base.language import tr
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
+from installer.spec.vendors import NVIDIA
 
 # nvcc 13.0 neither takes newer compilers nor the mathematics headers of newer C libraries.
 NEWEST_GCC = 15
@@ -16,7 +17,7 @@ ENGINE_CUDA = 13
 
 
 def check_toolkit(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
-    if kind != "cuda" or settings.cuda_toolkit in ("auto", "none"):
+    if kind != NVIDIA.kind or settings.cuda_toolkit in ("auto", "none"):
         return
     if facts.cxx_version > NEWEST_GCC:
         yield _unusable(

@@ -35,14 +35,7 @@ HOST_FILES = ("/etc/pip.conf", "/etc/environment", "/etc/apt/auth.conf")
 OPEN_VARIABLES = re.compile(
     r"(VLLM|TRITON|TORCH|TORCHINDUCTOR|FLASHINFER|CUDA|NCCL|OMP|HF_HUB|TRANSFORMERS|PYTHON)_?\w*|HOME|PATH|LANG"
 )
-COMMANDS = (
-    ("uname", "-a"),
-    ("df", "-h"),
-    ("free", "-m"),
-    ("nvidia-smi",),
-    ("rocm-smi",),
-    ("systemctl", "--version"),
-)
+COMMANDS = (("uname", "-a"), ("df", "-h"), ("free", "-m"), ("nvidia-smi",), ("rocm-smi",), ("systemctl", "--version"))
 
 
 def write(scene: Scene, found: Diagnosis, path: Path) -> None:

@@ -304,7 +304,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
         values = settings_file.parse(scene.host.read(path) or "", path)
         wanted = load(scene.service, values, {}, {})
     except UsageError as error:
-        yield Finding("settings-malformed", tr("the settings file cannot be meant"), one_line(error.message), (edit,))
+        yield Finding("settings-malformed", tr("the settings file is not valid"), one_line(error.message), (edit,))
         return
     for warning in settings_file.unknown(values):
         yield Finding("settings-unknown", tr("{what}: {why}", what=path, why=warning), str(path), (edit,), NOTE)

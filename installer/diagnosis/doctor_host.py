@@ -85,7 +85,7 @@ def check_gpus(scene: Scene) -> Iterator[Finding]:
 
 
 def _by_hand(scene: Scene, what: str, *, shut_out: bool) -> Finding:
-    """A unit that names its GPUs lets no others in; the next deploy leaves the choice to whoever made it."""
+    """A unit that names its GPUs lets no others in; the next deploy leaves the choice to the one who made it."""
     cause = (
         tr("{what}, set by hand, wins over GPUS, but the sandbox lets in other GPUs", what=what)
         if shut_out
@@ -119,7 +119,7 @@ def check_kernel(scene: Scene) -> Iterator[Finding]:
     """What the kernel said of GPUs and memory since the service last changed its state, or in the last day."""
     since = scene.unit.get("ActiveEnterTimestamp") if scene.active == "active" else ""
     words = ["_TRANSPORT=kernel", "--boot", f"--since={since or '-1d'}"]
-    lines = [entry.text for entry in _kernel(scene.host, words)]
+    lines = [entry.text for entry in journal.entries(scene.host, 2000, *words)]
     for finding in signatures.explain(lines, scene.service, signatures.KERNEL):
         if finding.id != "killed-for-memory" or re.search(r"VLLM|vllm|python", finding.evidence):
             yield finding
@@ -165,10 +165,6 @@ def _problems(scene: Scene, wanted: Iterable[str]) -> Iterator[Finding]:
 def _kind(scene: Scene) -> str:
     proved = scene.state.proved if scene.state else None
     return proved.engine.kind if proved else scene.settings.engine
-
-
-def _kernel(host: Host, words: list[str]) -> list[journal.Entry]:
-    return journal.entries(host, 2000, *words)
 
 
 def _run(host: Host, command: str, *args: str) -> Completed | None:

@@ -26,16 +26,13 @@ def check_port(scene: Scene) -> Iterator[Finding]:
     if not holder.pid and (scene.active == "active" or not scene.is_root):
         return  # only root sees whose it is; it may be the service itself
     find = f"sudo ss -ltnp 'sport = :{settings.port}'"
+    other = settings.port + 1 if settings.port < 65535 else 8000
     yield Finding(
         "port-in-use",
         tr("port {port} is taken by {holder}", port=settings.port, holder=holder),
         tr("a listener on port {port} that is not {unit}", port=settings.port, unit=scene.layout.unit_name),
-        (holder.how_to_stop if holder.pid else find, f"{scene.deploy} --port {_next(settings.port)}"),
+        (holder.how_to_stop if holder.pid else find, f"{scene.deploy} --port {other}"),
     )
-
-
-def _next(port: int) -> int:
-    return port + 1 if port < 65535 else 8000
 
 
 def check_journal(scene: Scene) -> Iterator[Finding]:
@@ -67,11 +64,7 @@ def check_state(scene: Scene) -> Iterator[Finding]:
         yield Finding("service-stopped", tr("the service is stopped"), said, (f"sudo systemctl start {unit}",))
     elif scene.active in ("activating", "reloading", "deactivating"):
         yield Finding(
-            "service-changing",
-            tr("the service is starting or stopping"),
-            said,
-            (f"systemctl status {unit}",),
-            NOTE,
+            "service-changing", tr("the service is starting or stopping"), said, (f"systemctl status {unit}",), NOTE
         )
     elif scene.active == "active":
         yield from _check_answer(scene)
@@ -141,11 +134,7 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
         if process and process.digest != process_digest(proved, scene.layout):
             cause = tr("the running process was started from another unit than the one on disk")
             yield Finding(
-                "restart-due",
-                cause,
-                tr("process {pid}", pid=process.pid),
-                (f"sudo systemctl restart {unit}",),
-                NOTE,
+                "restart-due", cause, tr("process {pid}", pid=process.pid), (f"sudo systemctl restart {unit}",), NOTE
             )
     if proved and scene.unit_text and not scene.host.exists(member.wants_link):
         yield Finding(

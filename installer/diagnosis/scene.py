@@ -111,7 +111,7 @@ class Scene:
 
     @cached_property
     def probe_key(self) -> str | None:
-        """None for whoever may not read it."""
+        """None where we may not read it."""
         try:
             return self.host.word(self.layout.probe_key) or None
         except PermissionError:

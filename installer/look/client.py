@@ -63,7 +63,7 @@ def base_url(settings: Settings, address: str) -> str:
 
 
 def _address_for(far: str, listen: str, report: Report) -> str:
-    """The address of this host that the far one's packets come to, as far as the service listens there."""
+    """The address of this host that the far one's packets reach, as far as the service listens there."""
     wanted = ipaddress.ip_address("127.0.0.1" if listen == "localhost" else listen)
     found = [_route(target) for target in _resolve(far, wanted)]
     routed = next((ours for ours in found if ours), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,8 +11,8 @@ from pathlib import Path
 from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.families.vllm.memory_flags import Flags
+from installer.model.checkpoint import json_object
 from installer.model.model_config import Config, count_in, number_in
-from installer.model.plain_file import read_regular
 from installer.model.safetensors import Damaged, read_header
 from installer.spec.settings import Settings
 
@@ -59,19 +58,11 @@ def shape_of(
 
 
 def _json(path: Path) -> Mapping[str, object]:
-    try:
-        content = json.loads(read_regular(path))
-        if isinstance(content, dict):
-            return content
-        reason = tr("it holds no JSON object")
-    except OSError as error:
-        reason = error.strerror or tr("it cannot be read")
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-    raise UsageError(
-        tr("{what}: {why}", what=path, why=reason),
-        tr("see what else is wrong with the model: vllm-install models verify"),
-    )
+    problems: list[str] = []
+    content = json_object(path, problems)
+    if problems:
+        raise UsageError(problems[0], tr("see what else is wrong with the model: vllm-install models verify"))
+    return content
 
 
 # Weights
@@ -127,7 +118,7 @@ def _loaded(stored: int, config: Config, flags: Flags) -> int:
 
 
 def _image_tokens(processor: Mapping[str, object], config: Config) -> int:
-    """How many tokens the largest image comes to, from what the image processor allows."""
+    """How many tokens the largest image takes, by what the image processor allows."""
     vision = config.top.get("vision_config")
     if not isinstance(vision, dict):
         return 0

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterable
@@ -57,19 +55,15 @@ class MakeBuiltin:
         return {"kind": "make", "model": BUILTIN, "path": str(self.path), "bytes": _bytes()}
 
     def apply(self, host: Host, report: Report) -> None:
-        host.make_dir(self.path.parent)
-        target = host.at(self.path)
         # The same name every time, so that what a killed run left goes with the next one.
-        staging = target.with_name(f".{target.name}.new")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        staging = self.path.with_name(f".{self.path.name}.new")
+        host.remove(staging)
         try:
-            staging.chmod(0o755)
-            write(staging)
+            write(staging, host)
             host.remove(self.path)
-            staging.rename(target)
+            host.move(staging, self.path)
         except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
+            host.remove(staging)
             if isinstance(error, OSError):
                 error.filename = str(self.path)  # a write to a full disk does not know its file
             raise
@@ -83,12 +77,9 @@ def is_current(directory: Path) -> bool:
         return False
 
 
-def write(directory: Path) -> None:
+def write(directory: Path, host: Host) -> None:
     for name, content in files().items():
-        path = directory / name
-        with path.open("wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(content)
+        host.write(directory / name, content.decode(errors="surrogateescape"))
 
 
 @cache
@@ -136,12 +127,7 @@ def _config() -> dict[str, object]:
 
 
 def _generation_config() -> dict[str, object]:
-    return {
-        "do_sample": True,
-        "temperature": 0.7,
-        "eos_token_id": [IM_END, END_OF_TEXT],
-        "pad_token_id": END_OF_TEXT,
-    }
+    return {"do_sample": True, "temperature": 0.7, "eos_token_id": [IM_END, END_OF_TEXT], "pad_token_id": END_OF_TEXT}
 
 
 def _byte_tokens() -> list[str]:

@@ -156,5 +156,5 @@ def _no_weights(path: Path) -> str:
             file=pickles[0],
         )
     if any(path.glob("*.gguf")):
-        return tr("{path} has its weights only as GGUF ({why}; {hint})", path=path, why=GGUF, hint=GGUF_HINT)
+        return tr("{path} has its weights only as GGUF ({why}; {hint})", path=path, why=tr(GGUF), hint=tr(GGUF_HINT))
     return tr("{path} holds no weights (*.safetensors)", path=path)

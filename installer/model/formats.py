@@ -91,7 +91,7 @@ def check(about: About, model: str, kind: str, settings: Settings, facts: Facts)
     """What keeps the model from running here, said before its weights are fetched."""
     found = recognise(about)
     if found.method == "gguf":
-        yield Problem(tr("{model} has its weights only as GGUF", model=model), GGUF, GGUF_HINT)
+        yield Problem(tr("{model} has its weights only as GGUF", model=model), tr(GGUF), tr(GGUF_HINT))
         return
     known = abilities.load()
     if settings.vllm_version != known.version:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 from installer.base.errors import InstallError, Refused
-from installer.base.language import tr
+from installer.base.language import mark, tr
 from installer.spec.model import ModelError, ModelFile
 
 # What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
@@ -17,8 +17,10 @@ OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 OTHER_FORMATS = {"original", "onnx", "openvino", "coreml", "gguf", "metal", "checkpoints", "runs"}
 HUB_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
-GGUF = tr("vLLM reads it only with the plugin vllm-gguf-plugin, which is no part of the engine")
-GGUF_HINT = tr("choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files")
+GGUF = mark("vLLM reads it only with the plugin vllm-gguf-plugin, which is no part of the engine")
+GGUF_HINT = mark(
+    "choose the original model's repository, or an FP8, AWQ or GPTQ version of it, with .safetensors files"
+)
 
 
 def select(repo: str, files: Iterable[ModelFile], *, with_pickles: bool = False) -> tuple[ModelFile, ...]:
@@ -124,7 +126,7 @@ def _unloadable(repo: str, names: set[str]) -> InstallError:
             ),
         )
     if ".gguf" in suffixes:
-        return Refused(tr("{repo} has its weights only as GGUF: {why}", repo=repo, why=GGUF), GGUF_HINT)
+        return Refused(tr("{repo} has its weights only as GGUF: {why}", repo=repo, why=tr(GGUF)), tr(GGUF_HINT))
     return ModelError(
         tr("{repo} has no weights that vLLM can load (no .safetensors file)", repo=repo), tr("check the model's name")
     )

@@ -56,9 +56,8 @@ class Tenant:
 class Interpreter:
     path: Path
     version: tuple[int, int, int]
-    reachable: bool = True
     headers: bool = True  # Python.h is there
-    why_unreachable: str = ""
+    why_unreachable: str = ""  # by a service in its sandbox
 
 
 @dataclass(frozen=True)

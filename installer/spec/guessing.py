@@ -1,4 +1,4 @@
-"""How hard a key is to guess back from its public digest: by what whoever tries it knows, not by its length."""
+"""How hard a key is to guess back from its public digest: by what people know who try it, not by its length."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def check(plain: str) -> str:
     if len(plain) < SHORTEST or guessing.is_weak(plain):
         raise UsageError(
             tr("this API key is too weak: its digest is public on this host and could be guessed back"),
-            tr("whoever tries knows words, rows of keys and repetitions; let one be made, or: openssl rand -hex 32"),
+            tr("people who guess know words, rows of keys and repetitions; let one be made, or: openssl rand -hex 32"),
         )
     return plain
 

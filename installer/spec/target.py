@@ -1,4 +1,4 @@
-"""What the settings come to on this host: an engine, a model, and keys. Everything after this is comparison."""
+"""What the settings mean on this host: an engine, a model, and keys. Everything after this is comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the text of a setting becomes its value; what cannot be meant is a ValueError that says why."""
+"""How the text of a setting becomes its value; what is not valid is a ValueError that says why."""
 
 from __future__ import annotations
 

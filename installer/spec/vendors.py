@@ -50,6 +50,7 @@ AMD = Vendor(
     targets=frozenset(["gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201"]),
 )
 VENDORS = (NVIDIA, AMD)  # where a host has GPUs of both, the first is preferred
+KINDS = (*(vendor.kind for vendor in VENDORS), "cpu")  # of engines
 VARIABLES = tuple(dict.fromkeys(name for vendor in VENDORS for name in vendor.variables))
 
 

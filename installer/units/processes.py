@@ -31,7 +31,7 @@ def listening(host: Host, address: Address, port: int) -> dict[str, int]:
     found = list(_listening(host, port))
     exact = {inode: uid for taken, inode, uid in found if taken == address}
     family = {i: uid for taken, i, uid in found if taken.version == address.version and taken.is_unspecified}
-    # Only where no IPv4 listener takes it can it come to one of IPv6, which then takes both.
+    # Only where no IPv4 listener takes it can it reach one of IPv6, which then takes both.
     both = {i: uid for taken, i, uid in found if taken.version == 6 and taken.is_unspecified}
     return exact | family or (both if address.version == 4 else {})
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 from click.shell_completion import CompletionItem
 
+from installer.base.cells import pad
 from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.spec.settings import (
@@ -90,26 +91,19 @@ def set_apikey(
 
 
 def _print_rotated(service: str, done: Rotated) -> None:
+    name = done.name
     if done.made:
         click.echo(done.made)
         click.echo(tr("this key is shown only now; keep it"), err=True)
-    if done.service == "serves":
-        click.echo(
-            tr("{service}: the key {name} is in force; nothing was restarted", service=service, name=done.name),
-            err=True,
-        )
-    elif done.service == "starts":
-        click.echo(
-            tr("{service}: the key {name} is in force as soon as the service answers", service=service, name=done.name),
-            err=True,
-        )
-    elif done.service == "stopped":
-        click.echo(
-            tr(
-                "{service} is not running; the key {name} works from its next start on", service=service, name=done.name
-            ),
-            err=True,
-        )
+    said = {
+        "serves": tr("{service}: the key {name} is in force; nothing was restarted", service=service, name=name),
+        "starts": tr("{service}: the key {name} is in force as soon as the service answers", service=service, name=name),
+        "stopped": tr(
+            "{service} is not running; the key {name} works from its next start on", service=service, name=name
+        ),
+    }
+    if done.service in said:
+        click.echo(said[done.service], err=True)
     if done.old_until:
         click.echo(tr("the old key works until {time}", time=done.old_until), err=True)
 
@@ -150,18 +144,14 @@ def keys(context: click.Context, service: str, as_json: bool) -> None:
         return
     found = rotate.list_keys(service, Host())
     if as_json:
-        print_json(
-            [
-                {
-                    "name": key.name, "role": key.role, "digest": key.digest[:8], "expiry": key.expiry,
-                    "expired": key.is_over,
-                }
-                for key in found
-            ]
-        )  # fmt: skip
-        return
-    for key in found:
-        click.echo(f"{key.name:<20} {key.role:<10} {key.digest[:8]}  {_ending(key)}")
+        print_json([_plain(key) for key in found])
+    for key in [] if as_json else found:
+        click.echo(f"{pad(key.name, 20)} {pad(key.role, 10)} {key.digest[:8]}  {_ending(key)}")
+
+
+def _plain(key: Key) -> dict[str, object]:
+    about: dict[str, object] = {"name": key.name, "role": key.role, "digest": key.digest[:8]}
+    return about | {"expiry": key.expiry, "expired": key.is_over}
 
 
 def _ending(key: Key) -> str:

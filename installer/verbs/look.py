@@ -80,7 +80,7 @@ def list_services(as_json: bool) -> None:
     elif not found:
         click.echo(tr("no services yet; make one with: sudo vllm-install deploy"), err=True)
     for one in [] if as_json else found:
-        click.echo(f"{one.service:<20} {one.active:<20} {one.address or '-':<28} {one.model or '-'}")
+        click.echo(f"{pad(one.service, 20)} {pad(one.active, 20)} {pad(one.address or '-', 28)} {one.model or '-'}")
 
 
 class Passthrough(click.Command):

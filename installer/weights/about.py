@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.model import builtin
@@ -26,11 +23,11 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report) -> Ab
     if model.source == "builtin":
         texts = {name: content.decode() for name, content in builtin.files().items() if name.endswith(".json")}
         return read_texts(texts, texts)
-    with tempfile.TemporaryDirectory() as scratch:
+    with host.scratch() as scratch:
 
         def fetch(origin: Origin) -> dict[str, str]:
             blobs = [
-                Blob(f.name, url_of(origin, str(model.commit), f.name), Path(scratch, f.name), f.size, f.digest)
+                Blob(f.name, url_of(origin, str(model.commit), f.name), scratch / f.name, f.size, f.digest)
                 for f in wanted
                 if f.size <= LONGEST
             ]

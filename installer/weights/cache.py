@@ -112,7 +112,7 @@ def remember(folder: Path, right: Iterable[str], wrong: Iterable[str], host: Hos
 def find_wrong(folder: Path, files: Sequence[ModelFile], host: Host, report: Report) -> list[ModelFile]:
     """Sum the files' blobs; those with wrong bytes or none. Remembered, so that nobody sums them again in vain."""
     blobs = host.at(folder / "blobs")
-    present = [file for file in files if _size(blobs / file.digest) == file.size]
+    present = [file for file in files if size_of(blobs / file.digest) == file.size]
     before = {file.digest: _signature(blobs / file.digest) for file in present}
     total = sum(file.size for file in present)
     with report.bytes(
@@ -148,7 +148,7 @@ def _signature(blob: Path) -> str | None:
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
-def _size(path: Path) -> int | None:
+def size_of(path: Path) -> int | None:
     try:
         return path.stat().st_size
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from installer.base.language import tr
 from installer.spec.model import ModelError
+from installer.weights import checksums
 from installer.weights.partial import BLOCK, Partial, arrived, block_size, partial_path
 
 CHUNK = 256 * 1024
@@ -20,7 +20,7 @@ MODE = 0o644  # the service's user reads it
 
 @dataclass(frozen=True)
 class Blob:
-    """A file to fetch: whence, whereto, and what it must be."""
+    """A file to fetch: from where, to where, and what it must be."""
 
     name: str
     url: str
@@ -57,8 +57,7 @@ class _Total:
 
     def __init__(self, blob: Blob) -> None:
         self.at = 0
-        is_sha256 = len(blob.digest) == 64
-        self.checksum = hashlib.sha256() if is_sha256 else hashlib.sha1(b"blob %d\0" % blob.size)  # noqa: S324 git's own
+        self.checksum = checksums.new(blob.digest, blob.size)
         self._lock = threading.Lock()
 
     def add(self, begin: int, chunk: memoryview) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -320,14 +319,11 @@ def _link(model: Model, host: Host) -> None:
     for file in model.files:
         path = model.path / file.name
         host.make_dir(path.parent)
-        target = os.path.relpath(model.folder / "blobs" / file.digest, path.parent)
-        staged = host.at(path.with_name(f".{file.digest[:16]}.link"))
-        staged.unlink(missing_ok=True)
-        staged.symlink_to(target)
-        staged.replace(host.at(path))
+        host.link(path, model.folder / "blobs" / file.digest)
 
 
 def _sweep(model: Model, host: Host) -> None:
     """Remove beginnings that nothing will continue: of files that an older commit had, or another client left."""
-    for partial in host.at(model.folder / "blobs").glob("*.incomplete"):
-        partial.unlink()
+    for path in host.children(model.folder / "blobs"):
+        if path.suffix == ".incomplete":
+            host.remove(path)

@@ -37,7 +37,7 @@ def as_on_disk(model: Model, host: Host) -> Model:
     blobs = host.at(model.folder / "blobs")
     files = []
     for file in model.files:
-        cached = _size(blobs / file.digest) == file.size
+        cached = cache.size_of(blobs / file.digest) == file.size
         begun = 0 if cached else arrived(blobs / file.digest, file.size)
         files.append(replace(file, cached=cached, partial=begun))
     return replace(model, files=tuple(files))
@@ -62,10 +62,3 @@ def _manifest(model: Model, host: Host) -> tuple[ModelFile, ...]:
     """The commit's files as their source listed them; empty where that was not kept."""
     manifest = cache.read_manifest(model.folder, str(model.commit), host)
     return manifest.files if manifest else ()
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

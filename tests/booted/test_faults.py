@@ -170,7 +170,7 @@ def run(machine: Machine, fault: Fault, hub: str, wheels: Path) -> None:
     for pattern in fault.says:
         assert re.search(pattern, done.err), f"{pattern!r} is missing in:\n{done.err}\n{machine.evidence()}"
     assert re.search(r"^error: .+", done.err, re.M), done.err
-    # What cannot be meant is corrected by what the message says was expected; everything else names a way out.
+    # What is not valid is corrected by what the message says was expected; everything else names a way out.
     assert fault.code == 2 or re.search(r"^  help: .+", done.err, re.M), done.err
     assert done.out == ""
     print(done.err)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from installer.base.host import Host
 from installer.model import builtin
 from tests.kit.boot.machine import Machine
 from tests.kit.life import SERVICE, cli, main_pid, standin
@@ -31,7 +32,7 @@ def test_parity_rows_10_and_28_parsers_come_with_the_model_and_by_setting(
     machine = boot()
     folder = machine.at(MODEL)
     folder.mkdir(parents=True)
-    builtin.write(folder)
+    builtin.write(folder, Host())
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     options = (*standin(standin_wheels)[2:], "--models-dir", "/srv/models", "--model", "Org/Name")
 

@@ -54,7 +54,7 @@ def shown(problem: Problem) -> str:
 
 
 def python(path: str, *version: int, why: str = "", headers: bool = True) -> Interpreter:
-    return Interpreter(Path(path), (version[0], version[1], version[2]), not why, headers, why)
+    return Interpreter(Path(path), (version[0], version[1], version[2]), headers, why)
 
 
 @pytest.mark.parametrize("facts", [HEALTHY, CUDA, ROCM, replace(HEALTHY, arch="aarch64", cpu_flags=frozenset())])

@@ -266,7 +266,7 @@ def test_the_same_packages_are_the_same_engine_however_they_were_found(
 def test_upgrade_goes_to_what_was_tested_and_with_resolve_to_the_newest(host: Host, index: Settings) -> None:
     """And every other verb keeps what was proved, whichever of the two it was."""
     proved = install(host, index, engines.newest(index, "cpu", PYTHON, host, REPORT)).engine
-    here = Interpreter(PYTHON, sys.version_info[:3], True)
+    here = Interpreter(PYTHON, sys.version_info[:3])
     state = State("qwen3vl", proved=replace(target(index), engine=proved))
 
     def engine_of(**asked: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from installer.base.host import Host
 from installer.model import builtin
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import free_port
@@ -32,7 +33,7 @@ def test_parity_row_28_a_request_with_tools_is_taken(cpu_engine: str) -> None:
     with Machine(network=True, store=True) as machine:
         folder: Path = machine.at(MODEL)
         folder.mkdir(parents=True)
-        builtin.write(folder)
+        builtin.write(folder, Host())
         (folder / "chat_template.jinja").write_text(TEMPLATE)
         options = ("--engine", "cpu", "--gpu-memory-utilization", "0.1", "--port", str(port), "--context", "4096")
         done = cli(machine, "deploy", "--model", MODEL, "--served-model-name", "builtin:tiny", *options, timeout=600)

@@ -52,10 +52,7 @@ def find(host: Host) -> tuple[tuple[Gpu, ...], str]:
 
 
 def use(host: Host) -> Sequence[Gpu]:
-    done = None
-    with suppress(InstallError):
-        done = _ask(host, "gpu", USE, USE_WITHIN)
-    return [_gpu(row, None, {}) for row in _rows(done.stdout, USE)] if done else []
+    return [_gpu(row, None, {}) for row in _answers(host, "gpu", USE, USE_WITHIN)]
 
 
 def problems(settings: Settings, facts: Facts, usable: Sequence[Gpu], chosen: Sequence[Gpu]) -> Iterator[Problem]:
@@ -122,6 +119,14 @@ def _ask(host: Host, about: str, fields: str, within: float) -> Completed | None
     return host.run(host.at(command), *options, check=False, timeout=within) if command else None
 
 
+def _answers(host: Host, about: str, fields: str, within: float) -> list[dict[str, str]]:
+    """None where the driver has none, or hangs."""
+    with suppress(InstallError):
+        done = _ask(host, about, fields, within)
+        return list(_rows(done.stdout, fields)) if done else []
+    return []
+
+
 def _rows(text: str, fields: str) -> Iterator[dict[str, str]]:
     """The answers by the names of the fields."""
     names = fields.split(",")
@@ -176,12 +181,9 @@ def _slices(host: Host, gpu: Gpu) -> list[Gpu]:
 
 def _holders(host: Host) -> list[tuple[str, Process]]:
     """The uuid of a GPU, and who holds it."""
-    done = None
-    with suppress(InstallError):
-        done = _ask(host, "compute-apps", HOLDERS, ANSWERS_WITHIN)
     return [
         (row["gpu_uuid"], describe(host, int(row["pid"]), row["process_name"], _mebibytes(row["used_memory"])))
-        for row in (_rows(done.stdout, HOLDERS) if done and done.returncode == 0 else ())
+        for row in _answers(host, "compute-apps", HOLDERS, ANSWERS_WITHIN)
         if row["pid"].isdecimal()
     ]
 

@@ -41,8 +41,7 @@ def restore(store: Path, packages: Path) -> None:
         if not _is_valid(compiled, source):
             continue
         try:
-            target.parent.mkdir(exist_ok=True)
-            target.hardlink_to(compiled)
+            Host().share(target, compiled)
         except FileExistsError:
             continue
         except OSError:  # another file system: then sources are copied too, and no old bytecode fits them
@@ -57,9 +56,8 @@ def save(packages: Path, store: Path) -> None:
             if kept.exists():
                 if kept.samefile(compiled):
                     continue
-                kept.unlink()
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.hardlink_to(compiled)
+                Host().remove(kept)
+            Host().share(kept, compiled)
         except OSError:  # a store that cannot be kept costs the next engine some seconds, nothing else
             return
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from installer.forms.venv import python_of
-from installer.spec.engine import Engine
-from installer.spec.engine import HASH
-from installer.spec.engine import versions
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,24 +12,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.forms.venv import bytecode, cuda_home, resolving, soundness
-from installer.families.vllm import packages
-from installer.forms.venv.pipconf import Sources, read_sources, redact
-from installer.forms.venv.resolving import Interpreter, Resolving, backend_options, with_vllm_indexes
-from installer.forms.venv.uv import EngineFailed, explain_uv, readable_by_all, run_uv
 from installer.base.errors import CommandFailed
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report, size
+from installer.families.vllm import packages
+from installer.forms.venv import bytecode, cuda_home, python_of, resolving, soundness
+from installer.forms.venv.pipconf import Sources, read_sources, redact
+from installer.forms.venv.resolving import Interpreter, Resolving, backend_options, with_vllm_indexes
+from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
+from installer.spec.engine import Engine, versions
 from installer.spec.settings import Settings
 
 if TYPE_CHECKING:
     from installer.spec.carrier import Carrier
 
 MARKER = ".complete"
+EXACT = "exact.txt"
 LOCK = "lock.txt"
-# Raised when the same request must come to other packages than before, so that old answers are not reused.
+# Raised when the same request must lead to other packages than before, so that old answers are not reused.
 RULES = 2
 
 TORCH_INDEX = "https://download.pytorch.org/whl/{backend}"
@@ -68,12 +65,10 @@ USEFUL = (
 )
 
 
-
-
 def resolve(
     settings: Settings, kind: str, python: Path, host: Host, report: Report, proved: Engine | None = None
 ) -> Engine:
-    """The engine that the settings come to: one here for the same request, the proved one first, else as offered."""
+    """The engine that the settings ask for: one here for the same request, the proved one first, else as offered."""
     layout = Layout(settings.service)
     request = _request(settings, kind, python, read_sources(host, settings, os.environ))
     for known in (proved, *(_load(host, layout, path.name) for path in host.children(layout.engines))):
@@ -188,7 +183,7 @@ class InstallEngine:
         if is_complete(host, self.layout, engine.id):
             return  # another service's deploy was first
         store = self.layout.wheel_cache / "bytecode"
-        with readable_by_all():
+        with host.readable_by_all():
             self._clear(host)
             self._install(host, report)
             site = self._packages_dir(host)
@@ -225,13 +220,11 @@ class InstallEngine:
         try:
             run_uv(host, cache, "venv", "--no-project", "--python", engine.python, target)
             host.write(self.path / LOCK, engine.lock)
-            with self._sources(host, report) as sources, tempfile.TemporaryDirectory() as scratch:
-                exact = Path(scratch, "exact.txt")
-                exact.write_text(packages.exact(engine.lock))
+            with self._sources(host, report) as sources, host.scratch({EXACT: packages.exact(engine.lock)}) as scratch:
                 run_uv(
                     host, cache, "pip", "sync", "--python", python_of(target), "--no-build", "--link-mode",
                     "hardlink", *backend_options(engine.torch_backend),
-                    *(["--require-hashes"] if engine.is_tested else []), exact,
+                    *(["--require-hashes"] if engine.is_tested else []), scratch / EXACT,
                     sources=sources, offline=self.settings.offline, on_line=lambda line: _pass_on(line, report),
                 )  # fmt: skip
         except CommandFailed as error:
@@ -290,7 +283,7 @@ def import_error(engine: Engine, host: Host, layout: Layout) -> str:
     modules = [ENTRY, *((*needed, "--", *USEFUL) if engine.has_torch else ())]
     script = Path(__file__).with_name("engine_check.py")
     python = host.at(python_of(layout.engines / engine.id))
-    with tempfile.TemporaryDirectory() as home:
+    with host.scratch() as home:
         done = host.run(python, "-I", script, *modules, check=False, env=_quiet_environment(home))
     return "\n".join(done.stderr.strip().splitlines()[-6:]) if done.returncode else ""
 
@@ -342,10 +335,10 @@ def _name_vllm(host: Host, site: Path, version: str) -> None:
         host.write(stub / name, text)
 
 
-def _quiet_environment(home: str) -> dict[str, str]:
+def _quiet_environment(home: Path) -> dict[str, str]:
     """Imports must leave nothing outside the engine, and tell nobody."""
     return {
-        "HOME": home,
+        "HOME": str(home),
         "VLLM_CACHE_ROOT": f"{home}/vllm",
         "TRITON_CACHE_DIR": f"{home}/triton",
         "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor",

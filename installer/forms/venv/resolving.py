@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from installer.spec.engine import versions
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from installer.families.vllm import packages
-from installer.forms.venv.pipconf import Sources, redact
-from installer.forms.venv.uv import EngineFailed, explain_uv, readable_by_all, run_uv
 from installer.base.errors import CommandFailed
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
+from installer.families.vllm import packages
+from installer.forms.venv.pipconf import Sources, redact
+from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
+from installer.spec.engine import versions
 from installer.spec.settings import Settings
 
 # vLLM's own wheels for AMD GPUs: one index for each version and ROCm release, the newest release first.
@@ -76,13 +75,10 @@ class Resolving:
     def newest(self) -> tuple[str, str]:
         """The lock of what the indexes offer today, and the index of PyTorch's that it takes besides."""
         rules = packages.rules(self.kind, self.settings.vllm_version)
-        with tempfile.TemporaryDirectory() as scratch:
-            constraints, exclusions = Path(scratch, "constraints.txt"), Path(scratch, "exclusions.txt")
-            constraints.write_text("".join(f"{line}\n" for line in rules.constraints))
-            exclusions.write_text("".join(f"{line}\n" for line in rules.exclusions))
-            said, torch_backend = self._compile(
-                "\n".join(rules.requirements), "--constraints", constraints, "--excludes", exclusions
-            )
+        files = {"constraints": "\n".join(rules.constraints), "exclusions": "\n".join(rules.exclusions)}
+        with self.host.scratch(files) as scratch:
+            options = ("--constraints", scratch / "constraints", "--excludes", scratch / "exclusions")
+            said, torch_backend = self._compile("\n".join(rules.requirements), *options)
         lock = "".join(f"{line}\n" for line in said.splitlines() if "==" in line)
         self._refuse_wrong_build(lock)
         self._refuse_wrong_torch(said)
@@ -105,8 +101,8 @@ class Resolving:
         """What uv says, and the index of PyTorch's that it took."""
         own_cache = self.host.at(Layout(self.settings.service).wheel_cache)
         sources = with_vllm_indexes(self.sources, self.kind, self.settings.vllm_version)
-        with tempfile.TemporaryDirectory() as scratch, readable_by_all():
-            cache = own_cache if os.access(own_cache, os.W_OK) else Path(scratch)
+        with self.host.scratch() as scratch, self.host.readable_by_all():
+            cache = own_cache if os.access(own_cache, os.W_OK) else scratch
 
             def compile_with(torch_backend: str) -> str:
                 return run_uv(

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from installer.base.language import tr
 from installer.families.vllm import packages
 from installer.forms.venv import resolving
 from installer.forms.venv.pipconf import Sources, redact
 from installer.forms.venv.uv import EngineFailed
-from installer.base.language import tr
 
 BUILD = re.compile(
     r"^(cuda|hip)\b[^=\n]*= *['\"]", re.MULTILINE

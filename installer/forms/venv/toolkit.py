@@ -7,24 +7,23 @@ out of the wheels that the engine has anyway.
 
 from __future__ import annotations
 
-from installer.forms.venv import python_of
-from installer.families.vllm import cuda
-from installer.spec.toolkit import HOST, WHEELS, Toolkit
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from installer.forms.venv import cuda_home
-from installer.spec.engine import Engine
-from installer.forms.venv.uv import EngineFailed
 from installer.base.errors import CommandFailed, Refused
 from installer.base.host import Host
-from installer.base.language import mark, tr
+from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.families.vllm import cuda
+from installer.forms.venv import cuda_home, python_of
+from installer.forms.venv.uv import EngineFailed
+from installer.spec.engine import Engine
 from installer.spec.settings import Settings
+from installer.spec.toolkit import HOST, WHEELS, Toolkit
+from installer.spec.vendors import NVIDIA
 
 if TYPE_CHECKING:
     from installer.spec.facts import Gpu, Nvcc
@@ -32,13 +31,11 @@ if TYPE_CHECKING:
 PATIENCE = "30min"
 
 
-
-
 def choose(
     settings: Settings, engine: Engine, gpus: Sequence[Gpu], nvcc: Nvcc | None, is_mla: Callable[[], bool]
 ) -> Toolkit | None:
     """The toolkit for a CUDA engine; that the host can carry it was checked before (checks/preflight_toolkit.py)."""
-    if engine.kind != "cuda":
+    if engine.kind != NVIDIA.kind:
         return None
     found = sorted({gpu.capability for gpu in gpus if gpu.capability})
     capabilities = " ".join(f"{major}.{minor}" for major, minor in found)

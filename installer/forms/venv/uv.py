@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from installer.forms.venv.pipconf import Sources, redact
 from installer.base.errors import CommandFailed, Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
+from installer.forms.venv.pipconf import Sources, redact
 from installer.spec.settings import Settings
 
 MIRROR = mark("name a mirror with --index-url URL, or a folder of wheels with --find-links DIR")
@@ -90,13 +88,3 @@ def explain_uv(error: CommandFailed, kind: str, settings: Settings, *, is_tested
     if is_tested and re.search(LOCKED, said):
         advice = tr("{advice}; or deploy (or upgrade) with --resolve, which takes what is offered", advice=advice)
     return EngineFailed(tr("{what}:\n{said}", what=tr(what, vllm=vllm), said=tail), advice)
-
-
-@contextmanager
-def readable_by_all() -> Iterator[None]:
-    """The service's user must read what root installs, whatever root's umask."""
-    before = os.umask(0o022)
-    try:
-        yield
-    finally:
-        os.umask(before)
