@@ -287,7 +287,7 @@ def test_weights_are_converted_unless_quantized(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"config\.json: No such file"):
+    with pytest.raises(UsageError, match=r"config\.json is missing"):
         read_shape(tmp_path, settings())
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(UsageError, match=r"config\.json"):
