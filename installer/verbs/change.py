@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from installer.base.cells import pad
 from installer.base.errors import UsageError
-from installer.base.language import tr
+from installer.base.language import mark, tr
 from installer.spec.settings import (
     FIELDS,
     SET_CONTEXT,
@@ -91,19 +91,16 @@ def set_apikey(
 
 
 def _print_rotated(service: str, done: Rotated) -> None:
-    name = done.name
     if done.made:
         click.echo(done.made)
         click.echo(tr("this key is shown only now; keep it"), err=True)
     said = {
-        "serves": tr("{service}: the key {name} is in force; nothing was restarted", service=service, name=name),
-        "starts": tr("{service}: the key {name} is in force as soon as the service answers", service=service, name=name),
-        "stopped": tr(
-            "{service} is not running; the key {name} works from its next start on", service=service, name=name
-        ),
+        "serves": mark("{service}: the key {name} is in force; nothing was restarted"),
+        "starts": mark("{service}: the key {name} is in force as soon as the service answers"),
+        "stopped": mark("{service} is not running; the key {name} works from its next start on"),
     }
     if done.service in said:
-        click.echo(said[done.service], err=True)
+        click.echo(tr(said[done.service], service=service, name=done.name), err=True)
     if done.old_until:
         click.echo(tr("the old key works until {time}", time=done.old_until), err=True)
 
