@@ -17,7 +17,7 @@ from installer.base.report import Report
 from installer.flow import prove
 from installer.look.client import KEY_VARIABLE
 from installer.runtime import vllm_flags
-from installer.spec.records import managed
+from installer.spec.records import proved_target
 from installer.spec.target import Target
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
@@ -29,12 +29,7 @@ from installer.units.systemd import unit_properties
 
 def of_service(service: str, given_key: str | None, host: Host, report: Report, timeout: float) -> Subject:
     layout = Layout(service)
-    target = managed(host, layout, to_look=True).proved
-    if target is None:
-        raise Refused(
-            tr("{service} has never been proved to serve", service=service),
-            f"sudo vllm-install deploy --service {service}",
-        )
+    target = proved_target(host, layout)
     key = given_key or _probe_key(host, layout) or os.environ.get(KEY_VARIABLE, "")
     if not key:
         raise Refused(

@@ -15,9 +15,10 @@ from installer.adoption.old import Old, read_text, serve_words
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.base.layout import Layout
 from installer.runtime import vllm_flags
 from installer.spec.keys import PROBE, parse
-from installer.spec.records import services
+from installer.spec.records import check_unmanaged
 from installer.units.systemd import unit_properties
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}")
@@ -92,8 +93,8 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
 
 def _ejected(unit: str, words: list[str], files: tuple[Path, ...], texts: list[str], host: Host) -> Old:
     """A unit of ours that was let go: its keys are digests, and what it is started with is known."""
-    name = unit.removesuffix(".service")
-    if name in services(host) or "--" not in words:
+    check_unmanaged(host, Layout(unit.removesuffix(".service")))
+    if "--" not in words:
         raise Refused(tr("{unit} was made by vllm-install", unit=unit), tr("vllm-install list says what it manages"))
     texts_of_keys, _, serve = vllm_flags.split(words)
     held = list(map(parse, texts_of_keys))

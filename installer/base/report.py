@@ -85,6 +85,9 @@ class Report:
     def note(self, text: str) -> None:
         """Something worth a line."""
 
+    def waits(self, holder: str) -> None:
+        self.note(tr("waiting for: {holder}", holder=holder))
+
     def warn(self, text: str) -> None:
         """Something the user should act on."""
         print(harmless(tr("warning: {text}", text=text)), file=sys.stderr)

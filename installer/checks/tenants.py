@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 from pathlib import Path
 
-from installer.base.errors import InstallError, Refused
+from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.checks import ports
 from installer.checks.placement import gpus_needed
 from installer.spec.facts import Facts, Tenant
-from installer.spec.records import load_state, services
+from installer.spec.records import readable_state, services
 from installer.spec.settings import Settings
 from installer.spec.state import State
+from installer.spec.target import Target
 from installer.spec.vendors import VARIABLES
 from installer.units.processes import listener
 from installer.units.syntax import environment
@@ -31,19 +31,11 @@ def with_tenants(seen: Facts, host: Host, layout: Layout) -> Facts:
 
 
 def tenants(host: Host) -> tuple[Tenant, ...]:
-    found = []
-    for name in services(host):
-        state = None
-        with suppress(InstallError, PermissionError):
-            state = load_state(host, Layout(name), to_look=True)
-        if state and state.proved:
-            found.append(_tenant(state, host, Layout(name)))
-    return tuple(found)
+    found = ((Layout(name), readable_state(host, Layout(name))) for name in services(host))
+    return tuple(_tenant(state.proved, host, layout) for layout, state in found if state and state.proved)
 
 
-def _tenant(state: State, host: Host, layout: Layout) -> Tenant:
-    proved = state.proved
-    assert proved is not None, "only what was proved takes anything"
+def _tenant(proved: Target, host: Host, layout: Layout) -> Tenant:
     active = unit_properties(host, layout.unit_name, "ActiveState").get("ActiveState", "")
     return Tenant(
         unit=layout.unit_name,

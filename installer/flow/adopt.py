@@ -86,10 +86,8 @@ def find(source: str, host: Host, compose_service: str | None) -> Old:
 
 
 def propose(
-    source: str, service: str, file: Mapping[str, str | None], wishes: Mapping[str, str], host: Host,
-    *, new_key: bool, compose_service: str | None,
-) -> Proposal:  # fmt: skip
-    old = find(source, host, compose_service)
+    old: Old, service: str, file: Mapping[str, str | None], wishes: Mapping[str, str], host: Host, *, new_key: bool
+) -> Proposal:
     adoption = translate(old, service, file, wishes, host, new_key=new_key)
     layout, before = Layout(service), None
     if old.unit:

@@ -24,7 +24,7 @@ from installer.flow.transaction import changing
 from installer.forms.venv import engines
 from installer.memory.capacity import Estimate
 from installer.spec.keys import Key
-from installer.spec.records import load_state, managed
+from installer.spec.records import check_unmanaged, load_state, managed
 from installer.spec.state import State
 from installer.units import keyring
 from installer.weights import models
@@ -73,7 +73,7 @@ def adopt(request: Request, host: Host, report: Report, show: Show) -> None:
     """Take the place of a deployment that somebody made by hand: proved, or everything is as it was."""
     layout = Layout(request.settings.service)
     with changing(layout, "adopt", host):
-        _refuse_managed(load_state(host, layout), layout)
+        check_unmanaged(host, layout)
         state = State(layout.service, former=request.former)
         if request.former:
             former.keep(request.former, host, layout)
@@ -87,19 +87,6 @@ def make_way(service: str, host: Host, report: Report) -> None:
     if state and state.former and state.proved is None:
         with changing(layout, "adopt", host):
             not_half_adopted(state, host, layout, report)
-    else:
-        _refuse_managed(state, layout)
-
-
-def _refuse_managed(state: State | None, layout: Layout) -> None:
-    if state is not None:
-        raise Refused(
-            tr("{service} is managed by vllm-install already", service=layout.service),
-            tr(
-                "change it with vllm-install set --service {service}, or choose another name with --service",
-                service=layout.service,
-            ),
-        )
 
 
 def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from installer.base.changes import Change, Write
 from installer.base.errors import undone
 from installer.base.host import Host
-from installer.base.language import english, tr
+from installer.base.language import english
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import steps
@@ -82,7 +82,4 @@ def _alone(change: Change, host: Host, report: Report) -> AbstractContextManager
 
 
 def shared(what: str, host: Host, report: Report, lock: Path = ANY.shared_lock) -> AbstractContextManager[None]:
-    def busy(holder: str) -> None:
-        report.note(tr("waiting for: {holder}", holder=holder))
-
-    return host.lock(lock, f"vllm-install: {what}", busy)
+    return host.lock(lock, f"vllm-install: {what}", report.waits)

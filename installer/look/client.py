@@ -15,7 +15,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.spec.keys import PROBE
-from installer.spec.records import managed
+from installer.spec.records import proved_target
 from installer.spec.settings import Settings
 from installer.units.api import local_address
 from installer.units.custody import Custody
@@ -37,13 +37,7 @@ class Client:
 def client_of(service: str, host: Host, report: Report, *, far: str | None = None, show_key: bool = False) -> Client:
     """How a service is reached from this host, or from the host `far`."""
     layout = Layout(service)
-    state = managed(host, layout, to_look=True)
-    target = state.proved
-    if target is None:
-        raise Refused(
-            tr("{service} has never been proved to serve", service=service),
-            f"sudo vllm-install deploy --service {service}",
-        )
+    target = proved_target(host, layout)
     address = (
         _address_for(far, target.settings.host, report) if far is not None else local_address(target.settings.host)
     )

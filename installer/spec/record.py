@@ -27,8 +27,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError)
 MADE: dict[Any, Callable[[str], Any]] = {Path: Path, keys.Key: keys.parse}
 types = cache(get_type_hints)
-NUMBER = (int, float)
-IN_JSON: dict[Any, Any] = {tuple: list, int: NUMBER, float: NUMBER, **dict.fromkeys(MADE, str)}
+IN_JSON: dict[Any, Any] = {tuple: list, int: (int, float), float: (int, float), **dict.fromkeys(MADE, str)}
 
 
 def to_record(state: State) -> str:

@@ -12,6 +12,7 @@ from installer.base.language import tr
 from installer.base.layout import STATES, Layout
 from installer.spec.record import UNREADABLE, VERSION, of_record, to_record
 from installer.spec.state import State
+from installer.spec.target import Target
 
 LONGEST = 4 * 1024 * 1024  # bytes of a record; a real one has some ten thousand
 
@@ -27,14 +28,14 @@ def load_state(host: Host, layout: Layout, *, to_look: bool = False) -> State | 
     """
     try:
         text = host.read_of(layout.state_file, (0, os.geteuid()), LONGEST)
-        if text is None:
-            return None
-        version, state = of_record(text, layout.service)
+        version, state = of_record(text, layout.service) if text is not None else (VERSION, None)
     except UNREADABLE as error:
-        raise _damaged(layout, tr("{what}: {why}", what=type(error).__name__, why=error)) from None
+        reason = tr("{what}: {why}", what=type(error).__name__, why=error)
     except (Strange, IsADirectoryError) as error:
-        raise _damaged(layout, getattr(error, "strerror", str(error))) from None
-    if version > VERSION and not to_look:
+        reason = getattr(error, "strerror", str(error))
+    else:
+        if version <= VERSION or to_look:
+            return state
         raise Damaged(
             tr(
                 "{path} was written by a newer version of vllm-install (format {format})",
@@ -42,11 +43,7 @@ def load_state(host: Host, layout: Layout, *, to_look: bool = False) -> State | 
             ),
             tr("this version can show and uninstall the service; to change it, install the newer one again"),
         )  # fmt: skip
-    return state
-
-
-def _damaged(layout: Layout, reason: str) -> Damaged:
-    return Damaged(
+    raise Damaged(
         tr("{path} cannot be read: {reason}", path=layout.state_file, reason=reason),
         tr(
             "move it away and run deploy again, which names what else is in its way: mv {path} /root/",
@@ -60,10 +57,10 @@ def save_state(host: Host, layout: Layout, state: State) -> None:
 
 
 def readable_state(host: Host, layout: Layout) -> State | None:
-    """What is known of a service by what is about another one."""
+    """What is known of a service by what is about another one, or by somebody who may not read it."""
     try:
         return load_state(host, layout, to_look=True)
-    except Damaged:
+    except (Damaged, PermissionError):
         return None
 
 
@@ -91,6 +88,27 @@ def managed(host: Host, layout: Layout, *, to_look: bool = False) -> State:
             tr("services it manages: {known}", known=known),
         )
     return state
+
+
+def proved_target(host: Host, layout: Layout) -> Target:
+    """How clients find a service; one that never served has no clients."""
+    if not (target := managed(host, layout, to_look=True).proved):
+        raise Refused(
+            tr("{service} has never been proved to serve", service=layout.service),
+            f"sudo vllm-install deploy --service {layout.service}",
+        )
+    return target
+
+
+def check_unmanaged(host: Host, layout: Layout) -> None:
+    if load_state(host, layout) is not None:
+        raise Refused(
+            tr("{service} is managed by vllm-install already", service=layout.service),
+            tr(
+                "change it with vllm-install set --service {service}, or choose another name with --service",
+                service=layout.service,
+            ),
+        )
 
 
 def services(host: Host) -> list[str]:

@@ -58,11 +58,7 @@ def in_force(held: Iterable[Key]) -> frozenset[tuple[str, str]]:
 
 def alone(host: Host, layout: Layout, report: Report) -> AbstractContextManager[None]:
     """Within, nobody else changes the record or the unit."""
-
-    def busy(holder: str) -> None:
-        report.note(tr("waiting for: {holder}", holder=holder))
-
-    return host.lock(layout.keys_lock, f"vllm-install --service {layout.service}", busy)
+    return host.lock(layout.keys_lock, f"vllm-install --service {layout.service}", report.waits)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def adopt(
     from installer.flow import adopt as view
     from installer.flow import deploy as flow
     from installer.spec import settings_file
+    from installer.spec.records import check_unmanaged
     from installer.spec.settings import assigned, check_service
 
     host, report = Host(), choose(quiet=quiet or as_json)
@@ -52,7 +53,9 @@ def adopt(
     wishes = assigned(assignments)
     flow.make_way(service, host, report)
     file = settings_file.parse(host.read(path) or "", path)
-    proposal = view.propose(source, service, file, wishes, host, new_key=new_key, compose_service=compose_service)
+    old = view.find(source, host, compose_service)
+    check_unmanaged(host, Layout(service))
+    proposal = view.propose(old, service, file, wishes, host, new_key=new_key)
     if not as_json:
         _print_proposal(proposal)
     changes = flow.plan(proposal.request, host, report).changes

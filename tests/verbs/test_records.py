@@ -107,3 +107,12 @@ def test_a_newer_record_is_looked_at_and_removed_but_not_changed(host: Host) -> 
     assert "install the newer one" in found["deploy --service bad"][2]
     assert [line for line in about("good", LOOKS) if str(RECORD) in found[line][2]] == []
     assert json.loads(host.read(RECORD) or "") == newer
+
+
+def test_what_is_to_be_adopted_has_to_be_there_before_its_name_matters(host: Host) -> None:
+    host.write(Path("/root/serve.sh"), "vllm serve /models/a --port 8005\n")
+    nowhere, there = about("good", ("adopt nosuch", "adopt /root/serve.sh"))
+    found = answers(host, (nowhere, there))
+    assert [found[line][0] for line in (nowhere, there)] == [Exit.REFUSED, Exit.REFUSED]
+    assert "nosuch does not exist" in found[nowhere][2]
+    assert "good is managed by vllm-install already" in found[there][2]
