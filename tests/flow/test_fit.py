@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.report import Report
 from installer.flow import fit
+from installer.memory.capacity import Answer, Verdict
 from installer.spec.calibration import Calibration
 from installer.spec.model import ModelFile
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed, Target
+from tests.checks.test_preflight import HEALTHY
 from tests.kit.targets import target
 
 MEASURED = Calibration(available=1, tokens=2, context=3)
@@ -49,6 +55,31 @@ def test_what_an_earlier_start_measured_counts_for_the_same_but_for_context_and_
 ) -> None:
     state = State("qwen3vl", proved=before, calibration=MEASURED)
     assert fit._calibration(now, state) == (MEASURED if counts else None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "most", "refused", "warned"),
+    [
+        (Answer.FITS, 2048, None, 0),
+        (Answer.CLOSE, 2048, None, 1),
+        (Answer.CANNOT, 512, "ask for 512 at most; nothing was changed", 0),
+        (Answer.CANNOT, 0, "take a smaller model", 0),
+    ],
+)
+def test_only_what_cannot_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, answer: Answer, most: int, refused: str | None, warned: int
+) -> None:
+    said: list[str] = []
+    report = Report()
+    report.warn = said.append  # type: ignore[method-assign]
+    monkeypatch.setattr(fit, "estimate", lambda *_: "known")
+    monkeypatch.setattr(fit.capacity, "judge", lambda *_: Verdict(answer, 1024, 1, 1, most, 4096))
+    wanted = target(Settings(max_model_len=1024))
+    with pytest.raises(Refused) if refused else nullcontext() as caught:
+        fit.check(wanted, HEALTHY, State("qwen3vl"), Host(), report)
+    assert len(said) == warned
+    if refused and caught:
+        assert refused in caught.value.hint
 
 
 def test_what_was_never_measured_or_never_proved_counts_for_nothing() -> None:

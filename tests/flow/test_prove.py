@@ -32,6 +32,8 @@ class Scripted(Server):
 
     def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
         known = {None: "none", PROBE_KEY: "probe", DEFAULT_KEY: "default"}.get(key, "wrong")
+        if path.endswith("/chat/completions"):
+            return self.answers["chat"]
         asked = "stream" if body and body.get("stream") else path.rpartition("/")[2]
         if found := self.answers.get(f"{asked} {known}"):
             return found
@@ -96,6 +98,40 @@ def test_what_a_client_relies_on_is_seen_to_hold(up: type[Scripted], question: s
         serve()
     assert said in caught.value.message
     assert caught.value.exit_code == Exit.NOT_PROVED
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(200, b"{}"), None),
+        (Answer(400, b'{"error": {"message": "the maximum context length is 8 tokens"}}'), "shortest chat"),
+        (Answer(500, b"it broke"), "shortest chat was answered with 500: it broke"),
+        (Answer(400, b'{"error": {"message": "a source language is missing"}}'), None),
+    ],
+)
+def test_a_model_with_a_template_has_to_hold_a_chat(
+    up: type[Scripted], tmp_path: Path, answer: Answer, said: str | None
+) -> None:
+    """One that is asked in another form, such as one that translates, is only warned of."""
+    host, warned = Host(tmp_path), list[str]()
+    host.write(WANT.target.model.path / "chat_template.jinja", "{{ messages }}")
+    up.answers = {"chat": answer}
+    report = Report()
+    report.warn = warned.append  # type: ignore[method-assign]
+    if said is None:
+        prove.serving(WANT, host, report)
+        assert ["a source language" in text for text in warned] == [True] * (b"language" in answer.body)
+        return
+    with pytest.raises(NotProved, match=said) as caught:
+        prove.serving(WANT, host, report)
+    assert "set-context 1024 --service qwen3vl" in caught.value.hint
+
+
+def test_a_question_about_keys_waits_for_seconds_only(up: type[Scripted]) -> None:
+    waits: list[float] = []
+    up.ask = lambda self, *_: waits.append(self.within) or Answer(401 if len(waits) < 3 else 200, b"")  # type: ignore
+    accept()
+    assert set(waits) == {10}
 
 
 @pytest.mark.parametrize("role", ["probe", "default"])

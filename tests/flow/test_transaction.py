@@ -6,17 +6,18 @@ import dataclasses
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
+from installer.adoption import former
 from installer.base.changes import Change, Remove, Restart, Write
 from installer.base.errors import Exit, InstallError, Interrupted
 from installer.base.host import Busy, Host
 from installer.base.layout import Layout
 from installer.base.report import Described, Report
-from installer.flow import eject, prove, rotate, steps, transaction
+from installer.flow import converge, deploy, eject, fit, prove, rotate, steps, transaction
 from installer.flow.converge import Convergence, settled
 from installer.flow.prove import NotProved, Silent, Start
 from installer.flow.rotate import Rotated, Rotation
@@ -24,13 +25,16 @@ from installer.flow.steps import RemoveUnused, Wanted
 from installer.flow.transaction import apply as run_changes
 from installer.forms.venv.engines import InstallEngine
 from installer.model.builtin import MakeBuiltin
-from installer.spec.keys import digest
-from installer.spec.records import load_state
+from installer.spec.calibration import Calibration
+from installer.spec.former import Former
+from installer.spec.keys import Key, digest
+from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
 from installer.units.keyring import unit_keys
-from installer.units.render import shared_units
+from installer.units.render import render, shared_units, with_keys
+from installer.weights.models import Download
 from tests.flow.test_steps import apply, recorded, tree
 from tests.kit.targets import DEFAULT_KEY, KEYS, wanted, with_settings
 
@@ -365,6 +369,155 @@ def test_two_changes_of_one_service_do_not_meet(host: Host) -> None:
         pass
 
 
+# What is recorded
+
+
+def test_what_was_measured_before_counts_until_it_is_measured_again(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(want, host)
+    known = Calibration(available=1, tokens=2, context=3)
+    save_state(host, LAYOUT, dataclasses.replace(record(host), calibration=known))
+    attempt(with_settings(want, port=8001), host).run()
+    assert record(host).calibration == known
+    monkeypatch.setattr(fit, "measured", lambda *_: Calibration(available=9, tokens=9, context=9))
+    attempt(with_settings(want, port=8002), host).run()
+    assert record(host).calibration == Calibration(available=9, tokens=9, context=9)
+
+
+def test_a_key_that_was_revoked_while_a_change_ran_is_not_remembered(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    change = attempt(with_settings(want, port=8001), host)
+    change.claim()
+    change.apply()
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", KEYS[1:]))
+    change.remember()
+    proved = record(host).proved
+    assert proved is not None
+    assert proved.keys == KEYS[1:]
+
+
+def test_of_a_file_that_was_claimed_and_never_written_the_text_that_is_there_is_ours(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    deployed(want, host)
+    before = record(host).owned
+    attempt(with_settings(want, port=8001), host).claim()
+    assert {len(digests) for digests in record(host).owned.values()} == {1, 2}
+    settled(host, LAYOUT, REPORT)
+    now, settings = record(host).owned, str(LAYOUT.settings_file)  # which was edited, as it may be
+    assert {path: digests for path, digests in now.items() if path != settings} == {
+        path: digests for path, digests in before.items() if path != settings
+    }
+
+
+def test_a_file_that_was_edited_meanwhile_does_not_become_ours(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    before = record(host).owned
+    host.write(LAYOUT.sysusers, "by hand")
+    attempt(with_settings(want, port=8001), host).run()
+    assert record(host).owned[str(LAYOUT.sysusers)] == before[str(LAYOUT.sysusers)]
+
+
+def test_a_service_that_is_adopted_again_is_ours_with_all_that_it_had(host: Host, want: Wanted, proofs: Proofs) -> None:
+    """Its account and what it shares were left in place when it was let go."""
+    host.write(LAYOUT.sysusers, render(want.target, LAYOUT)[LAYOUT.sysusers].text)
+    former = Former("qwen3vl.service", enabled=True, active=True, ejected=True)
+    files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
+    Convergence("adopt", want, files, State("qwen3vl", former=former), host, REPORT).run()
+    state = record(host)
+    assert (state.former, state.owns_user) == (None, True)
+    assert str(LAYOUT.sysusers) in state.owned
+
+
+def test_weights_that_went_bad_are_no_reason_to_touch_a_service_that_is_put_back(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(want, host)
+    attempt(with_settings(want, port=8001), host).claim()
+    monkeypatch.setattr(steps, "plan", lambda *_: [Download(want.target.model, 1, ())])
+    settled(host, LAYOUT, REPORT)
+    assert record(host).history[-1].outcome == "undone: cut off"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_key_counts_as_known_when_it_was_shown(host: Host, want: Wanted, proofs: Proofs, fails: bool) -> None:
+    files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
+    change = Convergence("deploy", want, files, State("qwen3vl"), host, REPORT, key_shown=False)
+
+    def show(done: deploy.Deployed) -> None:
+        assert not record(host).key_shown
+        assert (done.new_key, done.first, done.changes) == ("sk-made", True, tuple(files))
+        if fails:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError) if fails else nullcontext():
+        deploy._carry_out(change, "sk-made", show)
+    assert record(host).key_shown != fails
+
+
+def test_a_key_that_nobody_was_shown_stays_so_when_a_change_is_undone(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    save_state(host, LAYOUT, dataclasses.replace(record(host), key_shown=False))
+    change = attempt(with_settings(want, port=8001), host, "prove")
+    change.key_shown = False
+    failure(change)
+    assert not record(host).key_shown
+
+
+@pytest.mark.parametrize("pending", ["deploy", None])
+def test_where_nothing_is_due_it_is_proved_and_what_was_cut_off_is_done(
+    host: Host, want: Wanted, proofs: Proofs, pending: str | None
+) -> None:
+    deployed(want, host)
+    save_state(host, LAYOUT, dataclasses.replace(record(host), pending=pending))
+    known, shown = record(host), list[deploy.Deployed]()
+    deploy._carry_out(Convergence("deploy", want, [], known, host, REPORT), None, shown.append)
+    assert len(proofs.asked) == 1
+    assert [(done.changes, done.first) for done in shown] == [((), False)]
+    assert (record(host) == known) == (pending is None)
+    assert record(host).pending is None
+
+
+# An adoption
+
+
+@pytest.fixture
+def half_adopted(host: Host, want: Wanted) -> Former:
+    """An adoption that was cut off: the old unit is set aside, ours stands in its place."""
+    host.write(LAYOUT.unit, "[Service]\nExecStart=/srv/old\n")
+    old = Former("qwen3vl.service", enabled=True, active=True, files=((LAYOUT.unit, 0o644),))
+    former.keep(old, host, LAYOUT)
+    files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
+    change = Convergence("adopt", want, files, State("qwen3vl", former=old), host, REPORT)
+    change.claim()
+    change.apply()
+    assert host.read(LAYOUT.unit) != "[Service]\nExecStart=/srv/old\n"
+    return old
+
+
+def test_an_adoption_that_was_cut_off_is_undone_and_nothing_is_ours(host: Host, half_adopted: Former) -> None:
+    with pytest.raises(InstallError, match="manages no service qwen3vl") as caught:
+        settled(host, LAYOUT, REPORT)
+    assert caught.value.hint == "vllm-install adopt SOURCE"
+    assert host.read(LAYOUT.unit) == "[Service]\nExecStart=/srv/old\n"
+    assert load_state(host, LAYOUT) is None
+
+
+def test_an_adoption_that_fails_gives_the_place_back(host: Host, want: Wanted, half_adopted: Former) -> None:
+    state = State("qwen3vl", record(host).owned, former=half_adopted)
+    said = converge.put_back(state, None, "it broke", host, LAYOUT, REPORT)
+    assert said == "qwen3vl.service is back as it was; the engine and the weights stay for the next try"
+    assert host.read(LAYOUT.unit) == "[Service]\nExecStart=/srv/old\n"
+
+
+def test_an_adoption_that_was_proved_is_not_half_done(host: Host, want: Wanted, half_adopted: Former) -> None:
+    state = dataclasses.replace(record(host), proved=want.target)
+    assert converge.not_half_adopted(state, host, LAYOUT, REPORT) == state
+    assert converge.not_half_adopted(State("qwen3vl"), host, LAYOUT, REPORT) == State("qwen3vl")
+    assert host.read(LAYOUT.unit) != "[Service]\nExecStart=/srv/old\n"
+
+
 # Keys
 
 
@@ -455,6 +608,71 @@ def test_a_revocation_that_the_service_does_not_heed_is_undone(host: Host, runni
     assert digest("sk-guest") in held(host)
 
 
+def test_an_expired_key_is_none_that_was_taken_away(host: Host, want: Wanted, running: Answers) -> None:
+    over = Key("default-old", digest("sk-over"), expiry="2020-01-01T00:00:00Z")
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", (*KEYS, over)))
+    running(Silent("no answer"))
+    with pytest.raises(InstallError, match="the keys are as they were"):
+        set_key(host, "sk-guest", "guest")
+
+
+def test_while_a_launcher_starts_its_keys_are_not_trusted(
+    host: Host, running: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started with the keys of before, and has yet to put them there."""
+    host.write(Path("/proc/1/cmdline"), "python\0/opt/vllm_launcher.py\0launch")
+    monkeypatch.setattr(rotate, "TAKES_UP", 0)
+    with pytest.raises(InstallError, match="did not take the new keys; the keys are as they were"):
+        set_key(host, "sk-guest", "guest")
+
+
+@pytest.mark.parametrize("state", ["activating", "inactive"])
+def test_a_service_that_does_not_answer_yet_is_not_asked(
+    host: Host, running: Answers, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    running(Silent("it was asked"))
+    monkeypatch.setattr(rotate, "unit_properties", lambda *_: {"MainPID": "1", "ActiveState": state})
+    (done,) = set_key(host, "sk-guest", "guest")
+    assert done.service == {"activating": rotate.STARTS, "inactive": rotate.STOPPED}[state]
+
+
+def test_what_a_change_would_come_back_to_loses_the_key_as_well(
+    host: Host, want: Wanted, proofs: Proofs, running: Answers
+) -> None:
+    """It is proved by whoever changes the service; of the two generations only the one has the newer key."""
+    set_key(host, "sk-leaked", "leaked")
+    newer = dataclasses.replace(with_settings(want, port=8001).target, keys=(*KEYS, Key("leaked", digest("sk-leaked"))))
+    attempt(dataclasses.replace(want, target=newer), host).claim()
+    with transaction.changing(LAYOUT, "set PORT=8001", host):
+        host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", (*newer.keys, Key("new", digest("sk-new")))))
+        rotate.revoke_key("qwen3vl", "leaked", host, REPORT)
+    proved = record(host).proved
+    assert proved is not None
+    assert proved.keys == KEYS, "not the key that only the unit has"
+
+
+def test_a_generation_that_would_be_left_without_a_key_gets_those_of_now(
+    host: Host, want: Wanted, proofs: Proofs, running: Answers
+) -> None:
+    attempt(with_settings(want, port=8001), host).claim()
+    new = Key("new", digest("sk-new"))
+    with transaction.changing(LAYOUT, "set PORT=8001", host):
+        host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", (*KEYS, new)))
+        rotate.revoke_key("qwen3vl", "default", host, REPORT)
+    proved = record(host).proved
+    assert proved is not None
+    assert set(proved.keys) == {KEYS[1], new}
+
+
+def test_keys_pasted_in_come_back_byte_for_byte(host: Host, running: Answers) -> None:
+    text = (host.read(LAYOUT.unit) or "").replace(f"default=sha256:{KEYS[0].digest}", '"my=sk-100%%-mine-and-nobodys"')
+    host.write(LAYOUT.unit, text)
+    running(NotProved("no"))
+    with pytest.raises(InstallError, match="the keys are as they were"):
+        set_key(host, "sk-guest", "guest")
+    assert host.read(LAYOUT.unit) == text
+
+
 def test_a_key_that_nobody_was_shown_is_not_in_force(host: Host, running: Answers) -> None:
     def gone(_: Rotated) -> None:
         raise BrokenPipeError(errno.EPIPE, "nobody reads")
@@ -503,6 +721,18 @@ def test_an_ejection_whose_record_is_gone_is_not_undone_but_completed(
     assert not host.exists(LAYOUT.state_dir)
     assert not host.exists(LAYOUT.settings_file)
     assert str(LAYOUT.state_dir) not in (host.read(LAYOUT.unit) or "")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_settings_file_that_the_admin_wrote_stays_when_a_service_is_let_go(
+    host: Host, want: Wanted, proofs: Proofs, ours: bool
+) -> None:
+    deployed(want, host)
+    if not ours:
+        owned = {path: digests for path, digests in record(host).owned.items() if path != str(LAYOUT.settings_file)}
+        save_state(host, LAYOUT, dataclasses.replace(record(host), owned=owned))
+    eject.eject("qwen3vl", host, REPORT)
+    assert host.exists(LAYOUT.settings_file) != ours
 
 
 def test_an_ejection_is_on_the_record_before_it_begins(
