@@ -20,6 +20,7 @@ from installer.base.report import Report
 from installer.spec.model import Model, ModelError, Origin
 from installer.spec.settings import Settings
 from installer.weights import hub, inventory
+from installer.weights.addresses import token_of
 from installer.weights.models import changes, is_present, resolve
 from tests.kit.hub import File, Hub, Repo
 from tests.kit.modelscope import ModelScope
@@ -202,10 +203,10 @@ def test_a_login_at_the_hub_is_not_shown_to_a_mirror(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("HF_TOKEN", raising=False)
     (tmp_path / "token").write_text(TOKEN)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert Origin(REPO, None, None).token == TOKEN
-    assert Origin(REPO, None, "https://mirror.example").token is None
+    assert token_of(Origin(REPO, None, None)) == TOKEN
+    assert token_of(Origin(REPO, None, "https://mirror.example")) is None
     monkeypatch.setenv("HF_TOKEN", "hf_for_whoever_was_named")
-    assert Origin(REPO, None, "https://mirror.example").token == "hf_for_whoever_was_named"
+    assert token_of(Origin(REPO, None, "https://mirror.example")) == "hf_for_whoever_was_named"
 
 
 def test_modelscope_gets_its_own_token_and_the_hubs_never(
