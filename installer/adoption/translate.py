@@ -227,14 +227,10 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
             + (tr("; is {near} meant?", near=near) if near else ""),
             tr("mend or remove it in the old command, then adopt that"),
         )
-    elif name in PATHS and flag.value and _looks_like_path(flag.value, old, host):
-        reading.others += [name, _readable(old, flag, host)]
     else:
-        reading.others += flag.words
-
-
-def _looks_like_path(value: str, old: Old, host: Host) -> bool:
-    return value.startswith(("/", ".")) or host.exists(Path(_on_host(old, value)))
+        value = flag.value if name in PATHS else ""
+        is_path = value.startswith(("/", ".")) or (value and host.exists(Path(_on_host(old, value))))
+        reading.others += [name, _readable(old, flag, host)] if is_path else flag.words
 
 
 def _readable(old: Old, flag: Flag, host: Host) -> str:

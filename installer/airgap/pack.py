@@ -216,15 +216,13 @@ def _files(house: Wheelhouse, model: Model, wanted: Wanted, host: Host) -> dict[
 def _members(model: Model, files: dict[str, Path]) -> tuple[Member, ...]:
     """Weights were verified when they came, and are again on their way into the archive."""
     known = {MODEL + file.name: file for file in model.files if len(file.digest) == 64}
-    return tuple(
-        Member(name, known[name].size, known[name].digest) if name in known else _measured(name, path)
-        for name, path in files.items()
-    )
-
-
-def _measured(name: str, path: Path) -> Member:
     with Report().bytes("", 0) as silent:
-        return Member(name, path.stat().st_size, sha256(path, silent))
+        return tuple(
+            Member(name, known[name].size, known[name].digest)
+            if name in known
+            else Member(name, path.stat().st_size, sha256(path, silent))
+            for name, path in files.items()
+        )
 
 
 # The archive

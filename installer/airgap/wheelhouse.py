@@ -151,7 +151,8 @@ def build_own_wheel(folder: Path) -> Path:
         elif path.parent.name == "man8":
             files[f"{info.removesuffix('.dist-info')}.data/data/share/man/man8/{path.name}"] = path.read_binary()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: vllm-install\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    record = "".join(f"{name},sha256={_base64(data)},{len(data)}\n" for name, data in files.items())
+    sums = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()) for name, data in files.items()}
+    record = "".join(f"{name},sha256={sums[name].decode().rstrip('=')},{len(files[name])}\n" for name in files)
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     wheel = folder / f"{NAME.replace('-', '_')}-{own.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -169,7 +170,3 @@ def _own_files() -> Iterator[tuple[str, Path]]:
             is_asset = top == PACKAGE and inside.parts[0] == "assets"  # they come by themselves, wherever they lie
             if path.is_file() and not is_cache and not is_asset:
                 yield f"{prefix}{inside}", path
-
-
-def _base64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -35,6 +35,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
     cpu, flags = _cpu(host)
     memory = _meminfo(host)
     places = (layout.opt, layout.hub.parent, layout.settings_file.parent.parent, layout.state_dir.parent.parent)
+    state = host.output("systemctl", "show", "--property=ActiveState", "--value", layout.unit_name).strip()
     found = [module.find(host) for module in MODULES.values()]
     return Facts(
         arch=os.uname().machine,
@@ -56,7 +57,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         is_root=os.geteuid() == 0,
         port_holder=listener(host, settings.host, settings.port),
         port_kept_for=ports.kept_for(host, settings.host, settings.port, layout.unit_name),
-        service_runs=_service_runs(host, layout),
+        service_runs=state not in ("", "inactive", "failed"),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
         disks={target: probe_disk(host, target) for target in places},
         libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
@@ -107,11 +108,6 @@ def _distribution(host: Host) -> tuple[str, ...]:
 def _systemd_version(host: Host) -> int | None:
     match = re.match(r"systemd (\d+)", host.output("systemctl", "--version"))
     return int(match[1]) if match else None
-
-
-def _service_runs(host: Host, layout: Layout) -> bool:
-    state = host.output("systemctl", "show", "--property=ActiveState", "--value", layout.unit_name).strip()
-    return state not in ("", "inactive", "failed")
 
 
 def probe_disk(host: Host, target: Path) -> Disk:

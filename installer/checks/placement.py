@@ -84,18 +84,15 @@ def _by_hand(chosen: tuple[str, str], settings: Settings, usable: list[Gpu], cou
     """The unit shows it every GPU, because numbers count among those that are to be seen."""
     name, value = chosen
     gpus = [gpu for word in value.split(",") if (gpu := _by_ordinal(word.strip(), usable))]
-    problems = []
-    if settings.gpus != AUTO:
-        problems.append(
-            Problem(
-                tr("GPUS has no effect"),
-                tr("{name}={value}, set by hand, wins over it", name=name, value=value),
-                tr("take one of the two away"),
-                fatal=False,
-                id="gpus-by-hand",
-            )
-        )
-    return Choice(tuple(gpus or usable[:count]), False, tuple(problems), f"{name}={value}")
+    no_effect = Problem(
+        tr("GPUS has no effect"),
+        tr("{name}={value}, set by hand, wins over it", name=name, value=value),
+        tr("take one of the two away"),
+        fatal=False,
+        id="gpus-by-hand",
+    )
+    problems = () if settings.gpus == AUTO else (no_effect,)
+    return Choice(tuple(gpus or usable[:count]), False, problems, f"{name}={value}")
 
 
 def _by_ordinal(word: str, usable: list[Gpu]) -> Gpu | None:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from installer.base.errors import InstallError
-from installer.base.host import Completed, Host
+from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import size
 from installer.checks.facts import probe_disk
@@ -24,7 +23,6 @@ from installer.spec.vendors import NVIDIA, of_kind
 from installer.units import journal
 
 ALMOST_FULL = 64 << 20
-PATIENCE = 20.0
 ELSEWHERE = {
     "not-root",
     "driver-broken",
@@ -144,12 +142,12 @@ def check_space(scene: Scene) -> Iterator[Finding]:
     needed = BYTES.get(target.kind, 0) if target and target.has_torch else BYTES_WITHOUT_TORCH
     disk = probe_disk(scene.host, scene.layout.opt)
     if ALMOST_FULL <= disk.free < needed:
-        used = _run(scene.host, "journalctl", "--disk-usage")
+        used = scene.host.output("journalctl", "--disk-usage")
         free = tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total))
         yield Finding(
             "disk-small",
             tr("the next upgrade needs {needed} on the disk that holds {path}", needed=size(needed), path=disk.path),
-            f"{free}; {one_line(used.stdout) if used else tr('journal: unknown')}",
+            f"{free}; {one_line(used) if used else tr('journal: unknown')}",
             ("sudo vllm-install prune", "sudo journalctl --vacuum-size=1G", f"sudo du -xh --max-depth=2 {disk.path}"),
             NOTE,
         )
@@ -165,17 +163,6 @@ def _problems(scene: Scene, wanted: Iterable[str]) -> Iterator[Finding]:
 def _kind(scene: Scene) -> str:
     proved = scene.state.proved if scene.state else None
     return proved.engine.kind if proved else scene.settings.engine
-
-
-def _run(host: Host, command: str, *args: str) -> Completed | None:
-    """A command's answer; None where it is absent, hangs or fails."""
-    if host.which(command) is None:
-        return None
-    try:
-        done = host.run(host.at(host.which(command) or Path(command)), *args, check=False, timeout=PATIENCE)
-    except InstallError:
-        return None
-    return done if done.returncode == 0 else None
 
 
 # The firewall: only looked at, never changed
@@ -204,11 +191,11 @@ Verdict = tuple[bool, str, str] | None  # whether it is certain, what shows it, 
 
 
 def _ufw(host: Host, port: int) -> Verdict:
-    shown = _run(host, "ufw", "status", "verbose")
-    if shown is None or "Status: active" not in shown.stdout:
+    shown = host.output("ufw", "status", "verbose")
+    if "Status: active" not in shown:
         return None
-    rules = [line for line in shown.stdout.splitlines() if re.match(rf"{port}(/tcp)?\s", line)]
-    default = next((line for line in shown.stdout.splitlines() if line.startswith("Default:")), "")
+    rules = [line for line in shown.splitlines() if re.match(rf"{port}(/tcp)?\s", line)]
+    default = next((line for line in shown.splitlines() if line.startswith("Default:")), "")
     allowed = any(re.search(r"\b(ALLOW|LIMIT)\b", rule) for rule in rules)
     denied = [rule for rule in rules if re.search(r"\b(DENY|REJECT)\b", rule)]
     if denied or (not allowed and re.search(r"(deny|reject) \(incoming\)", default)):
@@ -217,10 +204,9 @@ def _ufw(host: Host, port: int) -> Verdict:
 
 
 def _firewalld(host: Host, port: int) -> Verdict:
-    if _run(host, "firewall-cmd", "--state") is None or _run(host, "firewall-cmd", f"--query-port={port}/tcp"):
+    if not host.output("firewall-cmd", "--state") or host.output("firewall-cmd", f"--query-port={port}/tcp"):
         return None
-    shown = _run(host, "firewall-cmd", "--list-all")
-    text = shown.stdout if shown else ""
+    text = host.output("firewall-cmd", "--list-all")
     ranges = re.findall(r"(\d+)-(\d+)/tcp", text)
     if "target: ACCEPT" in text or any(int(low) <= port <= int(high) for low, high in ranges):
         return None
@@ -230,9 +216,9 @@ def _firewalld(host: Host, port: int) -> Verdict:
 
 
 def _nftables(host: Host, port: int) -> Verdict:
-    shown = _run(host, "nft", "--json", "list", "ruleset")
+    shown = host.output("nft", "--json", "list", "ruleset")
     try:
-        items = json.loads(shown.stdout)["nftables"] if shown else []
+        items = json.loads(shown)["nftables"] if shown else []
         chains = [item["chain"] for item in items if "chain" in item]
         rules = [item["rule"] for item in items if "rule" in item]
         bases = {(c["family"], c["table"], c["name"]): c for c in chains if c.get("hook") == "input"}

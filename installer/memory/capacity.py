@@ -192,7 +192,7 @@ def _estimate(shape: Shape, device: Device, context: int, calibration: Calibrati
     margin = GIB // 2 + weights // 50 + overhead // 4
     if calibration is not None:
         # Everything but the cache, as it was, and what another context changes about it.
-        other = _device_at(device, calibration).usable - calibration.available
+        other = replace(device, share=calibration.share or device.share).usable - calibration.available
         other += overhead - _overhead(shape, device, calibration.context)
         weights = calibration.weights or weights
         overhead, margin = other - weights, calibration.available // 100 + 64 * MIB
@@ -211,11 +211,6 @@ def _estimate(shape: Shape, device: Device, context: int, calibration: Calibrati
         calibrated=calibration is not None,
         certain=found.certain and not flags.speculative,
     )
-
-
-def _device_at(device: Device, calibration: Calibration) -> Device:
-    """The device as it was when vLLM measured: its share may have been another."""
-    return replace(device, share=calibration.share or device.share)
 
 
 def _overhead(shape: Shape, device: Device, context: int) -> int:

@@ -125,11 +125,8 @@ def recommend(hardware: Hardware, facts: Facts, context: int | None = None) -> l
         for model in family.models
         if _can_run(model, hardware, facts)
     ]
-    return sorted(fits, key=lambda fit: (_order(fit), -fit.model.parameters, fit.model.bytes, fit.model.id))
-
-
-def _order(fit: Fit) -> int:
-    return (Answer.FITS, Answer.CLOSE, Answer.CANNOT).index(fit.answer)
+    order = (Answer.FITS, Answer.CLOSE, Answer.CANNOT)
+    return sorted(fits, key=lambda fit: (order.index(fit.answer), -fit.model.parameters, fit.model.bytes, fit.model.id))
 
 
 def _can_run(model: ProfiledModel, hardware: Hardware, facts: Facts) -> bool:

@@ -40,6 +40,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+GENERATION = {"do_sample": True, "temperature": 0.7, "eos_token_id": [IM_END, END_OF_TEXT], "pad_token_id": END_OF_TEXT}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def files() -> dict[str, bytes]:
     """The whole checkpoint, the same bytes every time and everywhere."""
     texts = {
         "config.json": _config(),
-        "generation_config.json": _generation_config(),
+        "generation_config.json": GENERATION,
         "tokenizer.json": _tokenizer(),
         "tokenizer_config.json": _tokenizer_config(),
     }
@@ -124,10 +125,6 @@ def _config() -> dict[str, object]:
         "eos_token_id": IM_END,
         "pad_token_id": END_OF_TEXT,
     }
-
-
-def _generation_config() -> dict[str, object]:
-    return {"do_sample": True, "temperature": 0.7, "eos_token_id": [IM_END, END_OF_TEXT], "pad_token_id": END_OF_TEXT}
 
 
 def _byte_tokens() -> list[str]:

@@ -85,7 +85,8 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     known = load()
     family = known.family_of(about.architectures) or Family("")
     own_template = "--chat-template" in vllm_flags.given(vllm_args)
-    shows_tools = own_template or not about.template or _shows_tools(about.template)
+    in_template = any(TOOLS_VARIABLE.search(found[1]) for found in EXPRESSION.finditer(about.template))
+    shows_tools = own_template or not about.template or in_template
     tool_parser = _first((*family.tools, *known.formats.tools), about.template)
     return Profile(
         family=family.name,
@@ -94,10 +95,6 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
         takes_images=any(about.config.get(name) for name in IMAGES),
         needs=(TEMPLATE_NEEDED,) if tool_parser and not shows_tools else (),
     )
-
-
-def _shows_tools(template: str) -> bool:
-    return any(TOOLS_VARIABLE.search(found[1]) for found in EXPRESSION.finditer(template))
 
 
 def _first(choices: Sequence[Choice], template: str) -> str | None:

@@ -71,7 +71,7 @@ def problems(settings: Settings, facts: Facts, usable: Sequence[Gpu], chosen: Se
         return
     cuda_12 = is_cuda_12(settings)
     needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
-    if _major(usable[0].driver) < needed:
+    if (_number(usable[0].driver.partition(".")[0]) or 0) < needed:
         yield Problem(
             tr("NVIDIA driver {driver} is too old", driver=usable[0].driver),
             tr(
@@ -105,11 +105,6 @@ def _remedy_for_driver(facts: Facts) -> str:
     return tr("see what the kernel says (sudo dmesg | grep -i nvrm), restart the host, or choose --engine cpu")
 
 
-def _major(driver: str) -> int:
-    number = driver.partition(".")[0]
-    return int(number) if number.isdigit() else 0
-
-
 # nvidia-smi
 
 
@@ -139,7 +134,7 @@ def _rows(text: str, fields: str) -> Iterator[dict[str, str]]:
 def _gpu(row: Mapping[str, str], cuda: str | None, nodes: Mapping[str, str]) -> Gpu:
     """A figure that cannot be had is [N/A], and one that was not asked for is not there."""
     major, _, minor = row.get("compute_cap", "").partition(".")
-    pci, index, busy = (row.get(name, "") for name in ("pci.bus_id", "index", "utilization.gpu"))
+    pci, index = pci_address(row.get("pci.bus_id", "")), _number(row.get("index", ""))
     return Gpu(
         vendor=NVIDIA.name,
         name=row["name"],
@@ -149,15 +144,19 @@ def _gpu(row: Mapping[str, str], cuda: str | None, nodes: Mapping[str, str]) -> 
         capability=(int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None,
         memory_total=_mebibytes(row["memory.total"]),
         memory_used=_mebibytes(row["memory.used"]),
-        index=int(index) if index.isdecimal() else -1,
-        pci=pci_address(pci),
-        node=nodes.get(pci_address(pci), ""),
-        busy=int(busy) if busy.isdecimal() else None,
+        index=-1 if index is None else index,
+        pci=pci,
+        node=nodes.get(pci, ""),
+        busy=_number(row.get("utilization.gpu", "")),
     )
 
 
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
+
+
 def _mebibytes(text: str) -> int:
-    return int(text) * MIB if text.isdecimal() else 0
+    return (_number(text) or 0) * MIB
 
 
 def _slices(host: Host, gpu: Gpu) -> list[Gpu]:
