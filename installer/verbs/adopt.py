@@ -9,6 +9,7 @@ import click
 
 from installer.base.errors import Exit
 from installer.base.language import tr
+from installer.spec.settings import assigned, check_service
 from installer.verbs.options import agree, json_option, quiet_option, service_option, service_word, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
@@ -44,7 +45,6 @@ def adopt(
     from installer.flow import deploy as flow
     from installer.spec import settings_file
     from installer.spec.records import check_unmanaged
-    from installer.spec.settings import assigned, check_service
 
     host, report = Host(), choose(quiet=quiet or as_json)
     if context.get_parameter_source("service") is click.core.ParameterSource.DEFAULT:
@@ -118,7 +118,6 @@ def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) ->
     from installer.base.host import Host
     from installer.base.report import choose
     from installer.flow import eject as flow
-    from installer.spec.settings import check_service
 
     host = Host()
     changes = flow.plan(check_service(service), host)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.base.language import tr
+from installer.spec.settings import Settings, check_service
 from installer.verbs.options import (
     agree,
     bundle_from,
@@ -28,7 +29,6 @@ from installer.verbs.output import print_changes, show_deployed
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
     from installer.flow.resolve import Request
-    from installer.spec.settings import Settings
 
 
 @click.command()
@@ -107,7 +107,6 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
     from installer.base.report import choose
     from installer.flow import remove as flow
     from installer.spec.records import managed
-    from installer.spec.settings import check_service
 
     host = Host()
     changes = flow.plan_uninstall(check_service(service), host, purge=purge)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.base.language import tr
+from installer.spec.settings import check_service
 from installer.verbs.options import json_option, service_word
 from installer.verbs.output import print_json
 
@@ -38,7 +39,6 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     from installer.diagnosis import bug_report
     from installer.diagnosis import doctor as surgery
     from installer.diagnosis.scene import look
-    from installer.spec.settings import check_service
 
     folder = Path(bundle or ".").absolute().parent
     if not folder.is_dir():

@@ -13,6 +13,7 @@ from installer.base.errors import Exit, UsageError
 from installer.base.language import tr
 from installer.base.report import Ours
 from installer.runtime.vllm_text import harmless
+from installer.spec.settings import check_service
 from installer.verbs.options import complete_service, json_option, meant_service, service_option, service_word
 from installer.verbs.output import as_plain, print_json
 
@@ -28,7 +29,6 @@ def status(service: str, watch: bool, as_json: bool) -> None:
     """
     from installer.base.host import Host
     from installer.look import status as view
-    from installer.spec.settings import check_service
 
     check_service(service)
     if watch:
@@ -127,7 +127,6 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     from installer.base.host import Host
     from installer.diagnosis.finding import Finding
     from installer.look import logs as journal
-    from installer.spec.settings import check_service
 
     words = [*(["--follow"] if follow else []), *journalctl_args]
 

@@ -10,6 +10,7 @@ import click
 
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.spec.settings import Settings, check_service, load, to_text
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from installer.base.host import Host
     from installer.memory.recommend import Fit
     from installer.spec.model import Model
-    from installer.spec.settings import Settings
 
 NARROWEST_TABLE = 120
 # What the settings file says about the service's own model means nothing for another one.
@@ -94,7 +94,6 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     from installer.checks import facts
     from installer.memory import recommend as advice
     from installer.spec import values
-    from installer.spec.settings import Settings
 
     try:
         tokens = values.context(context) if context else None
@@ -148,7 +147,6 @@ def model_settings(service: str, host: Host, options: Mapping[str, object]) -> S
     """The service's settings; with a model of its own named, those without what is about the service's."""
     from installer.base.layout import Layout
     from installer.spec import settings_file
-    from installer.spec.settings import check_service, load, to_text
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(host.read(path) or "", path)

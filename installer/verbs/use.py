@@ -9,6 +9,7 @@ import click
 
 from installer.base.errors import Exit, UsageError
 from installer.base.language import tr
+from installer.spec.settings import check_service, check_typed, to_text
 from installer.verbs.options import (
     complete_service,
     json_option,
@@ -72,7 +73,6 @@ def test(
     from installer.acceptance import results, subject
     from installer.base.host import Host
     from installer.base.report import choose
-    from installer.spec.settings import check_service, check_typed, to_text
 
     host, report = Host(), choose(quiet=quiet or as_json)
     given = {name: value for name, value in options.items() if value is not None}
@@ -144,7 +144,6 @@ def client_config(form: str, service: str, far: str | None, show_key: bool, as_j
     from installer.base.host import Host
     from installer.base.report import choose
     from installer.look import client as view
-    from installer.spec.settings import check_service
 
     client = view.client_of(check_service(service), Host(), choose(quiet=False), far=far, show_key=show_key)
     text = view.FORMATS[form](client)
