@@ -414,8 +414,11 @@ def test_of_a_file_that_was_claimed_and_never_written_the_text_that_is_there_is_
 def test_a_file_that_was_edited_meanwhile_does_not_become_ours(host: Host, want: Wanted, proofs: Proofs) -> None:
     deployed(want, host)
     before = record(host).owned
+    change = attempt(with_settings(want, port=8001), host)
+    change.claim()
+    change.apply()
     host.write(LAYOUT.sysusers, "by hand")
-    attempt(with_settings(want, port=8001), host).run()
+    change.remember()
     assert record(host).owned[str(LAYOUT.sysusers)] == before[str(LAYOUT.sysusers)]
 
 
