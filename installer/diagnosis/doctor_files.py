@@ -20,7 +20,7 @@ from installer.runtime.vllm_text import one_line
 from installer.spec import guessing, keys, settings_file
 from installer.spec.settings import FIELDS, load
 from installer.units import keyring
-from installer.units.render import RUNTIME_FILES, content_digest, fingerprint, render
+from installer.units.render import RUNTIME_FILES, content_digest, fingerprint, render, runtime_dir
 from installer.units.systemd import has_user
 
 SOON = timedelta(days=7)
@@ -221,16 +221,16 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
 
 
 def _check_runtime(scene: Scene) -> Iterator[Finding]:
-    """The files that vLLM runs with lie in a directory that is named by their content."""
+    """The files that vLLM runs with lie in a directory that is named by their content; an earlier tool has fewer."""
     launcher = Path(scene.command[1]) if len(scene.command) > 1 else Path("/")
     if scene.layout.runtimes not in launcher.parents:
         return  # a command line that is not ours
     texts = {name: scene.file(launcher.with_name(name)) for name in RUNTIME_FILES}
     missing = [name for name, text in texts.items() if text is None]
-    if missing:
+    if missing and (launcher.name in missing or launcher.parent == runtime_dir(scene.layout)):
         cause = tr("files that vLLM runs with are gone from {path}", path=launcher.parent)
         yield Finding("runtime-missing", cause, tr("missing: {names}", names=", ".join(missing)), (scene.deploy,))
-    elif not launcher.parent.name.endswith(content_digest("".join(map(str, texts.values())).encode())):
+    elif not launcher.parent.name.endswith(content_digest("".join(filter(None, texts.values())).encode())):
         cause = tr("files that vLLM runs with were changed in {path}", path=launcher.parent)
         again = f"sudo rm -r {launcher.parent} && {scene.deploy}"
         yield Finding("runtime-changed", cause, tr("their digest is not the one in the directory's name"), (again,))

@@ -13,7 +13,8 @@ from installer.runtime.vllm_text import one_line
 from installer.runtime.vllm_watcher import PROGRESS, QUESTIONS
 from installer.units.api import Api, NoAnswer, gauge
 from installer.units.graph import handle
-from installer.units.render import process_digest
+from installer.units.render import DIGEST_VARIABLE
+from installer.units.syntax import environment
 from installer.units.systemd import running_process
 
 BUSY = "busy"
@@ -131,7 +132,7 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
     proved = scene.state.proved if scene.state else None
     if proved and scene.is_root and scene.active == "active":
         process = running_process(scene.host, member)
-        if process and process.digest != process_digest(proved, scene.layout):
+        if process and process.digest != environment(scene.unit_text or "").get(DIGEST_VARIABLE, ""):
             cause = tr("the running process was started from another unit than the one on disk")
             yield Finding(
                 "restart-due", cause, tr("process {pid}", pid=process.pid), (f"sudo systemctl restart {unit}",), NOTE

@@ -44,8 +44,7 @@ def to_record(state: State) -> str:
 def of_record(text: str, service: str) -> tuple[int, State]:
     """The version and the state; of a newer version as much as is understood. Raises what is UNREADABLE."""
     data = json.loads(text)
-    version = data["version"]
-    for old in range(version, VERSION):
+    for old in range(version := data["version"], VERSION):
         data = MIGRATIONS[old](data)
     state: State = _read(State, data, version > VERSION)
     return version, replace(state, proved=_of(service, state.proved), previous=_of(service, state.previous))

@@ -24,7 +24,7 @@ from installer.units.syntax import FILTERS, quote_exec
 
 # Not VLLM_…: vLLM warns of variables with that beginning that it does not know.
 DIGEST_VARIABLE = "UNIT_DIGEST"
-RUNTIME_FILES = (
+RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an earlier tool are whole
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
     "vllm_flags.py", "vllm_flags.json",
 )  # fmt: skip

@@ -48,8 +48,13 @@ def test_its_service_is_looked_at_changed_and_removed(machine: Machine, standin_
     shown = cli(machine, "status", "--json").json
     for name in ("pid", "model", "engine", "vllm_version", "context", "address", "ready", "keys", "last_changes"):
         assert shown[name] == before[name], name
-    for verb in (("doctor",), ("list",), ("keys",), ("plan",), ("test",)):
+    for verb in (("list",), ("keys",), ("plan",), ("test",)):
         cli(machine, *verb)
+    assert {"runtime-missing", "runtime-changed", "restart-due", "unit-edited"}.isdisjoint(findings(machine))
+    text = machine.at(UNIT).read_text()
+    machine.write(UNIT, text.replace("UNIT_DIGEST=", "UNIT_DIGEST=x"))
+    assert "restart-due" in findings(machine), "it is no longer what the process was started from"
+    machine.write(UNIT, text)
     assert (machine.at(STATE).read_text(), main_pid(machine)) == (record, pid)
 
     # A key needs no restart.
@@ -73,6 +78,10 @@ def test_its_service_is_looked_at_changed_and_removed(machine: Machine, standin_
     serves(machine, key)
     cli(machine, "uninstall", "--yes", "--purge")
     is_gone(machine, bare)
+
+
+def findings(machine: Machine) -> set[str]:
+    return {finding["id"] for finding in json.loads(machine.cli("doctor", "--json", check=False).stdout)["findings"]}
 
 
 def is_restarted_if_due(machine: Machine, pid: int) -> int:
