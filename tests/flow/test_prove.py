@@ -69,6 +69,10 @@ def test_a_sound_service_is_proved(up: type[Scripted]) -> None:
     accept()
 
 
+def test_where_no_context_was_asked_for_any_is_right(up: type[Scripted]) -> None:
+    prove.serving(with_settings(WANT, max_model_len=None), HOST, Report())
+
+
 def models(**changed: object) -> Answer:
     return Answer(200, json.dumps({"data": [{"id": MODEL, "max_model_len": 1024, **changed}]}).encode())
 

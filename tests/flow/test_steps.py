@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from installer.adoption import former
 from installer.base.changes import Change, Remove, Restart, Run, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
@@ -19,14 +20,14 @@ from installer.model import builtin
 from installer.spec.former import Former
 from installer.spec.keys import Key, digest
 from installer.spec.problem import Problem
-from installer.spec.records import load_state
+from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.settings_file import wanted as settings_text
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
 from installer.units.graph import handle
 from installer.units.keyring import TakeKeys, WriteUnit
-from installer.units.render import process_digest, render, shared_units
+from installer.units.render import process_digest, render, runtime_dir, shared_units
 from installer.units.systemd import Process
 from installer.weights.models import Download
 from tests.kit.targets import KEYS, PROBE_KEY, wanted, with_settings
@@ -464,3 +465,60 @@ def test_after_the_first_service_goes_the_second_can_still_change_what_they_shar
     assert [problem.what for problem in problems(sibling, host)] == [
         f"{path} was edited by hand" for path in shared_by(sibling)
     ]
+
+
+def removed(host: Host, state: State) -> tuple[list[Path], list[tuple[str, ...]]]:
+    """The paths that a removal takes away, and the commands it runs."""
+    changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
+    return (
+        [change.path for change in changes if isinstance(change, Remove)],
+        [change.argv for change in changes if isinstance(change, Run)],
+    )
+
+
+def test_a_unit_that_is_what_it_was_before_an_adoption_is_left_alone(host: Host, want: Wanted) -> None:
+    """An adoption that was cut off before it began, or whose undoing was: the old unit runs."""
+    host.write(LAYOUT.unit, "[Service]\nExecStart=/srv/old\n")
+    former.keep(FORMER, host, LAYOUT)
+    state = State("qwen3vl", {str(LAYOUT.unit): ("1",)}, former=FORMER)
+    paths, runs = removed(host, state)
+    assert LAYOUT.unit not in paths
+    assert ("systemctl", "disable", "--now", "qwen3vl.service") not in runs
+    host.write(LAYOUT.unit, "[Service]\nExecStart=/opt/ours\n")
+    paths, runs = removed(host, state)
+    assert LAYOUT.unit in paths
+    assert ("systemctl", "disable", "--now", "qwen3vl.service") in runs
+
+
+@pytest.mark.parametrize("proved", [True, False])
+def test_the_old_service_starts_again_only_where_ours_never_served(host: Host, want: Wanted, proved: bool) -> None:
+    ejected = dataclasses.replace(FORMER, ejected=True)
+    host.make_dir(LAYOUT.cache_dir)
+    paths, runs = removed(host, State("qwen3vl", former=ejected, proved=want.target if proved else None))
+    assert (("systemctl", "start", "qwen3vl.service") in runs) != proved
+    assert (LAYOUT.cache_dir in paths) == proved, "the old one, which was ours once, has its cache there"
+
+
+def test_what_an_ejected_service_runs_on_outlives_the_last_of_ours(host: Host, want: Wanted) -> None:
+    state = recorded(want, plan(want, host), host)
+    engine = LAYOUT.engines / want.target.engine.id
+    host.make_dir(LAYOUT.wheel_cache)
+    text = host.read(LAYOUT.unit) or ""
+    shared = {*shared_by(want), engine, LAYOUT.wheel_cache, LAYOUT.builtin_models}
+    assert shared <= {*removed(host, state)[0]}
+    planned = list(removal(LAYOUT, state, host, weights=True, engine=True))
+    host.write(LAYOUT.unit.with_name("let-go.service"), text)
+    assert not shared & {*removed(host, state)[0]}
+    apply([change for change in planned if isinstance(change, steps.RemoveUnused)], host)
+    assert host.exists(engine), "it was let go after this was planned"
+    assert all(host.exists(path) for path in shared_by(want))
+
+
+@pytest.mark.parametrize("pending", [None, "deploy"])
+def test_the_runtime_that_a_cut_off_change_works_towards_is_in_use(
+    host: Host, want: Wanted, pending: str | None
+) -> None:
+    host.make_dir(runtime_dir(LAYOUT))
+    save_state(host, LAYOUT, State("qwen3vl", pending=pending))
+    unused = [change.path for change in steps.unused_programs(LAYOUT, [LAYOUT], host)]
+    assert unused == ([] if pending else [runtime_dir(LAYOUT)])
