@@ -1,6 +1,6 @@
 # Every task installs what it needs itself; the machine needs Python 3.10 or newer, make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-end test test-fast docs locks catalogue screens golden check bench fresh wheel clean
+.PHONY: help install demo demo-end test test-fast docs locks catalogue screens golden check mutants bench fresh wheel clean
 PREFIX := /usr/local
 PYTEST := .venv/bin/python -m pytest
 
@@ -47,6 +47,9 @@ check: .venv-ready ## Lint, formatting, types and the layers of the house; what 
 	@.venv/bin/mypy scripts tests/kit/boot tests/conftest.py
 	@.venv/bin/lint-imports --no-logo --no-cache
 
+mutants: .venv-ready ## Break flow/, spec/ and units/ in thousands of ways, count what the fast tests notice (hours)
+	@.venv/bin/python -m scripts.mutants $(ARGS)
+
 bench: .venv-ready machine-ready ## Measure what the README claims (root)
 	@scripts/host-packages bench
 	@for bench in bench/*.py; do .venv/bin/python $$bench || exit 1; done
@@ -59,7 +62,7 @@ wheel: .venv-ready ## Build the wheel into dist/
 
 clean: ## Remove everything these tasks made in the checkout
 	@if [ -x .venv/bin/python ] && [ "$$(id -u)" = 0 ]; then .venv/bin/python -m scripts.end_machines; fi
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: .venv-ready machine-ready
 .venv-ready:
