@@ -1,6 +1,6 @@
 """Break the code in thousands of ways and count what the fast tests notice: `make mutants [ARGS='installer.flow.*']`.
 
-Which rooms, and which tests, stands in pyproject.toml. Survivors are listed by `mutmut results`, shown by `mutmut show NAME`.
+Which rooms, and which tests, stands in pyproject.toml. Survivors: `mutmut results`, and `mutmut show NAME` for one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ ENOUGH = 0.85
 
 def main(names: list[str]) -> int:
     mutmut = Path(sys.executable).with_name("mutmut")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[mutants]"], cwd=REPO, check=True)
+    install = (sys.executable, "-m", "pip", "install", "--quiet", "--editable", ".[mutants]")
+    subprocess.run(install, cwd=REPO, check=True)
     subprocess.run([mutmut, "run", *names], cwd=REPO, check=True)
     subprocess.run([mutmut, "export-cicd-stats"], cwd=REPO, check=True)
     counted = json.loads((REPO / "mutants/mutmut-cicd-stats.json").read_text())
