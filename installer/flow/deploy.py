@@ -97,6 +97,14 @@ def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None
     return fit.estimate(resolved.want.target, resolved.facts, state, host, resolved.about)
 
 
+def settle(service: str, host: Host, report: Report) -> None:
+    """Undo what was cut off, if anything was."""
+    layout = Layout(service)
+    if managed(host, layout).pending:
+        with changing(layout, "set", host):
+            settled(host, layout, report)
+
+
 def change(request: Request, host: Host, report: Report, show: Show) -> None:
     """The same for a service that is there already; what an earlier change left half done is undone first."""
     layout = Layout(request.settings.service)

@@ -187,6 +187,7 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
     if dry_run:
         _show_capacity(service, tokens, as_json)
         return
+    _settle(service, quiet=quiet or as_json)
     request = _request(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits=discard_edits)
     _change(request, as_json, quiet)
 
@@ -236,12 +237,15 @@ def set_values(
     if not (values := given | flags):
         raise UsageError(tr("nothing is to be set"), tr("for example: vllm-install set PORT=8001, or set --port 8001"))
     done = " ".join(f"{named(name)}={value}" for name, value in values.items())
+    if not dry_run:
+        _settle(service, quiet=quiet or as_json)
     _change(_request(service, f"set {done}", values, discard_edits=discard_edits), as_json, quiet, dry_run=dry_run)
 
 
 @click.command()
 @click.option("--vllm-version", metavar="VERSION", help="Version of vLLM [default: the one this tool was tested with]")
-@click.option("--model", "revision", metavar="REV", help="Another revision of the model; - for its newest commit.")
+@click.option("--revision", metavar="REV", help="Another revision of the model; - for its newest commit.")
+@click.option("--model", "revision", hidden=True)  # what it was called at first
 @resolve_option
 @service_word
 @dry_run_option
@@ -255,6 +259,8 @@ def upgrade(
     """Move to another vLLM or model revision; the one before is kept for rollback."""
     from installer.spec.values import version_key
 
+    if not dry_run:
+        _settle(service, quiet=quiet or as_json)
     now = _request(service, "upgrade", {}).settings
     flags = {}
     if revision is not None:
@@ -336,6 +342,15 @@ def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = Fal
         print_changes(service, flow.plan_change(request, host, report), as_json)
         return
     flow.change(request, host, report, show_deployed(service, as_json))
+
+
+def _settle(service: str, *, quiet: bool) -> None:
+    """What was cut off goes back before its settings are read: nobody asked for them again."""
+    from installer.base.host import Host
+    from installer.base.report import choose
+    from installer.flow import deploy as flow
+
+    flow.settle(check_service(service), Host(), choose(quiet=quiet))
 
 
 def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:

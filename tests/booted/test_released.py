@@ -100,6 +100,7 @@ def test_what_it_was_cut_off_in_is_undone(machine: Machine, standin_wheels: Path
         until("it is at it", lambda: json.loads(machine.at(STATE).read_text())["pending"], machine)
         os.killpg(cut.pid, signal.SIGKILL)
     assert cli(machine, "status", "--json").json["pending"] == "set-context 2048"
+    cli(machine, "set", "DRAIN=7")  # of the service as it was, not of what was cut off
     key = cli(machine, "set-apikey").key
     assert ask(machine, "GET", "/v1/models", key).json["data"][0]["max_model_len"] == 1024
     changes = [(each["what"], each["outcome"]) for each in cli(machine, "status", "--json").json["last_changes"]]

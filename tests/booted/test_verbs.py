@@ -94,7 +94,7 @@ def test_an_upgrade_says_when_it_goes_back_and_does_so_only_when_asked(machine: 
 
 
 def test_the_built_in_model_has_no_revisions(machine: Machine) -> None:
-    done = cli(machine, "upgrade", "--model", "foo", code=2)
+    done = cli(machine, "upgrade", "--revision", "foo", code=2)
     assert "builtin:tiny has no revisions: it comes from no hub" in done.err
     assert "vllm-install set MODEL_NAME=foo" in done.err
 
