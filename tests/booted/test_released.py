@@ -104,6 +104,6 @@ def test_what_it_was_cut_off_in_is_undone(machine: Machine, standin_wheels: Path
     key = cli(machine, "set-apikey").key
     assert ask(machine, "GET", "/v1/models", key).json["data"][0]["max_model_len"] == 1024
     changes = [(each["what"], each["outcome"]) for each in cli(machine, "status", "--json").json["last_changes"]]
-    assert changes[0] == ("set-context 2048", "undone: cut off")
+    assert ("set-context 2048", "undone: cut off") in changes
     cli(machine, "uninstall", "--yes", "--purge")
     is_gone(machine, bare)
