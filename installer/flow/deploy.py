@@ -100,7 +100,8 @@ def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None
 def settle(service: str, host: Host, report: Report) -> None:
     """Undo what was cut off, if anything was."""
     layout = Layout(service)
-    if managed(host, layout).pending:
+    state = load_state(host, layout)
+    if state and state.pending:
         with changing(layout, "set", host):
             settled(host, layout, report)
 
