@@ -9,6 +9,8 @@ import click
 
 from installer.base.errors import Exit
 from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import choose
 from installer.spec.settings import assigned, check_service
 from installer.verbs.options import agree, json_option, quiet_option, service_option, service_word, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
@@ -39,8 +41,6 @@ def adopt(
     NAME=VALUE chooses a setting yourself.
     """
     from installer.base.host import Host
-    from installer.base.layout import Layout
-    from installer.base.report import choose
     from installer.flow import adopt as view
     from installer.flow import deploy as flow
     from installer.spec import settings_file
@@ -116,7 +116,6 @@ def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
 def eject(service: str, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Let a service go: it serves on, its unit is yours, and vllm-install forgets it."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import eject as flow
 
     host = Host()

@@ -12,6 +12,7 @@ import click
 from installer.base.cells import pad
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.base.report import choose, size
 from installer.verbs.options import (
     authentic,
     json_option,
@@ -60,7 +61,6 @@ def create(
     """
     from installer.airgap import pack
     from installer.base.host import Host
-    from installer.base.report import choose
 
     to_stdout = str(out) == "-"
     if to_stdout and as_json:
@@ -104,7 +104,6 @@ def verify(path: Path, as_json: bool, quiet: bool, **options: object) -> None:
     """Read a bundle to its end and check every byte; exit status 5 where one is wrong."""
     from installer.airgap.bundle_format import BundleError
     from installer.base.host import Host
-    from installer.base.report import choose
 
     report = choose(quiet=quiet or as_json)
     found, signer = authentic(path, options, Host())
@@ -150,7 +149,6 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
 
 def _lines(manifest: Manifest, digest: str) -> list[str]:
     from installer.airgap.bundle_format import TOOL, WHEELS
-    from installer.base.report import size
 
     engine, model = manifest.engine, manifest.model
     wheels = manifest.below(WHEELS)

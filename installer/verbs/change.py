@@ -10,8 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from installer.base.cells import pad
-from installer.base.errors import UsageError
+from installer.base.errors import Refused, UsageError
 from installer.base.language import mark, tr
+from installer.base.layout import Layout
+from installer.base.report import choose
 from installer.spec.settings import (
     FIELDS,
     SET_CONTEXT,
@@ -23,7 +25,7 @@ from installer.spec.settings import (
     named,
     to_text,
 )
-from installer.spec.values import BUILTIN
+from installer.spec.values import BUILTIN, version_key
 from installer.verbs.options import (
     agree,
     complete_service,
@@ -64,7 +66,6 @@ def set_apikey(
 ) -> None:  # fmt: skip
     """Rotate an API key without restarting vLLM; - reads it from standard input, no KEY makes one."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import rotate
     from installer.spec import keys
 
@@ -165,7 +166,6 @@ def _ending(key: Key) -> str:
 def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
     """Take a key out of force at once."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import rotate
 
     service = check_service(service or chosen)
@@ -193,9 +193,7 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
 
 
 def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
-    from installer.base.errors import Refused
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import deploy as flow
     from installer.memory import capacity
 
@@ -257,7 +255,6 @@ def upgrade(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
-    from installer.spec.values import version_key
 
     if not dry_run:
         _settle(service, quiet=quiet or as_json)
@@ -303,7 +300,6 @@ def _check_has_revisions(settings: Settings, revision: str) -> None:
 def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Return to the generation before the last change, in one restart; keys stay as they are."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=quiet or as_json)
@@ -321,7 +317,6 @@ def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
 def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove engines and runtimes that no service refers to, and that none could roll back to."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import remove as flow
 
     host = Host()
@@ -334,7 +329,6 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
 
 def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False) -> None:
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import deploy as flow
 
     host, report, service = Host(), choose(quiet=quiet or as_json), request.settings.service
@@ -347,7 +341,6 @@ def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = Fal
 def _settle(service: str, *, quiet: bool) -> None:
     """What was cut off goes back before its settings are read: nobody asked for them again."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import deploy as flow
 
     flow.settle(check_service(service), Host(), choose(quiet=quiet))
@@ -355,7 +348,6 @@ def _settle(service: str, *, quiet: bool) -> None:
 
 def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:
     from installer.base.host import Host
-    from installer.base.layout import Layout
     from installer.flow.resolve import Request
     from installer.spec import settings_file
 

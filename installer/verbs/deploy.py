@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import choose
 from installer.spec.settings import Settings, check_service
 from installer.verbs.options import (
     agree,
@@ -46,7 +48,6 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
     wins; they are kept in that file. Run twice, the second run changes nothing.
     """
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=quiet or as_json)
@@ -69,7 +70,6 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
 def plan(service: str, as_json: bool, **options: object) -> None:
     """Show every change that deploy would make, and make none."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=as_json)
@@ -103,8 +103,6 @@ def _request(verb: str, settings: Settings, options: Mapping[str, object], bundl
 def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     """Remove exactly what was made for a service; its weights stay unless --purge."""
     from installer.base.host import Host
-    from installer.base.layout import Layout
-    from installer.base.report import choose
     from installer.flow import remove as flow
     from installer.spec.records import managed
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.base.errors import Exit, UsageError
 from installer.base.language import tr
 from installer.spec.settings import check_service
 from installer.verbs.options import json_option, service_word
@@ -34,7 +35,6 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     """
     import dataclasses
 
-    from installer.base.errors import Exit, UsageError
     from installer.base.host import Host
     from installer.diagnosis import bug_report
     from installer.diagnosis import doctor as surgery

@@ -9,9 +9,9 @@ import sys
 import click
 
 from installer.base.cells import pad
-from installer.base.errors import Exit, UsageError
+from installer.base.errors import Exit, Interrupted, UsageError
 from installer.base.language import tr
-from installer.base.report import Ours
+from installer.base.report import Ours, console
 from installer.runtime.vllm_text import harmless
 from installer.spec.settings import check_service
 from installer.verbs.options import complete_service, json_option, meant_service, service_option, service_word
@@ -47,7 +47,6 @@ def _watch(service: str, as_json: bool) -> None:
     """Live on a terminal; elsewhere one line, or one JSON object on a line, for every look."""
     import json
 
-    from installer.base.errors import Interrupted
     from installer.base.host import Host
     from installer.look import watch
 
@@ -55,8 +54,6 @@ def _watch(service: str, as_json: bool) -> None:
     try:
         if sys.stdout.isatty() and not as_json:
             from rich.live import Live
-
-            from installer.base.report import console
 
             with Live(console=console(), auto_refresh=False, screen=False) as live:
                 for frame in frames:
@@ -123,7 +120,6 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
 
     Further arguments go to journalctl: -n 50, --since today, -o json, ...; without any, the last 200 lines.
     """
-    from installer.base.errors import Interrupted
     from installer.base.host import Host
     from installer.diagnosis.finding import Finding
     from installer.look import logs as journal

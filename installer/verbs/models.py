@@ -10,6 +10,8 @@ import click
 
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import choose, console
 from installer.spec.settings import Settings, check_service, load, to_text
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
@@ -53,8 +55,6 @@ def pull(
     standard error.
     """
     from installer.base.host import Host
-    from installer.base.layout import Layout
-    from installer.base.report import choose
     from installer.flow.resolve import check_local
     from installer.weights import models as weights
 
@@ -90,7 +90,6 @@ def pull(
 def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
     """List models that fit this host's GPUs, with their context and how many requests fit at once."""
     from installer.base.host import Host
-    from installer.base.layout import Layout
     from installer.checks import facts
     from installer.memory import recommend as advice
     from installer.spec import values
@@ -123,8 +122,6 @@ def recommend(gpu: str | None, context: str | None, as_json: bool) -> None:
 def _print_fits(fits: list[Fit]) -> None:
     from rich.table import Table
 
-    from installer.base.report import console
-
     table = Table(box=None, pad_edge=False)
     for title in (tr("model"), tr("format"), tr("images")):
         table.add_column(title, overflow="fold")
@@ -145,7 +142,6 @@ def _print_fits(fits: list[Fit]) -> None:
 
 def model_settings(service: str, host: Host, options: Mapping[str, object]) -> Settings:
     """The service's settings; with a model of its own named, those without what is about the service's."""
-    from installer.base.layout import Layout
     from installer.spec import settings_file
 
     path = Layout(check_service(service)).settings_file

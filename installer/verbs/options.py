@@ -13,13 +13,14 @@ import click
 
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
 from installer.spec.settings import FIELDS, Settings, brief_help, check_service, load, to_text
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
     from installer.base.changes import Change
     from installer.base.host import Host
-    from installer.base.report import Report
     from installer.flow.resolve import KeyChoice
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -193,7 +194,6 @@ def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bu
 
 
 def settings_from(service: str, host: Host, options: Mapping[str, object], bundle: Bundle | None = None) -> Settings:
-    from installer.base.layout import Layout
     from installer.spec import settings_file
 
     path = Layout(check_service(service)).settings_file

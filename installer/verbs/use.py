@@ -9,6 +9,7 @@ import click
 
 from installer.base.errors import Exit, UsageError
 from installer.base.language import tr
+from installer.base.report import Report, choose
 from installer.spec.settings import check_service, check_typed, to_text
 from installer.verbs.options import (
     complete_service,
@@ -23,7 +24,6 @@ from installer.verbs.output import print_json
 if TYPE_CHECKING:
     from installer.acceptance.apitest import Outcome, Subject
     from installer.base.host import Host
-    from installer.base.report import Report
 
 FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.look.client's
 
@@ -72,7 +72,6 @@ def test(
     """
     from installer.acceptance import results, subject
     from installer.base.host import Host
-    from installer.base.report import choose
 
     host, report = Host(), choose(quiet=quiet or as_json)
     given = {name: value for name, value in options.items() if value is not None}
@@ -142,7 +141,6 @@ def _run_trial(
 def client_config(form: str, service: str, far: str | None, show_key: bool, as_json: bool) -> None:
     """Print what a client needs, ready to paste: address, model and where the key goes."""
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.look import client as view
 
     client = view.client_of(check_service(service), Host(), choose(quiet=False), far=far, show_key=show_key)

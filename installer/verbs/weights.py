@@ -10,6 +10,7 @@ import click
 from installer.base.cells import pad
 from installer.base.errors import Exit
 from installer.base.language import tr
+from installer.base.report import choose, size
 from installer.verbs.models import model_settings
 from installer.verbs.options import agree, json_option, quiet_option, service_option, yes_option
 from installer.verbs.output import print_changes, print_json
@@ -45,7 +46,6 @@ def verify(
     Without MODEL: what the services use, or else everything in the cache. Exit status 5 if anything is wrong.
     """
     from installer.base.host import Host
-    from installer.base.report import choose
     from installer.weights import verify as check
 
     host, report = Host(), choose(quiet=quiet or as_json)
@@ -71,7 +71,6 @@ def verify(
 
 
 def _print_verified(before: Verified, after: Verified) -> None:
-    from installer.base.report import size
     from installer.model.summary import describe
 
     name, known = after.model, tr("no checksums known")
@@ -120,7 +119,6 @@ def list_models(as_json: bool) -> None:
 
 
 def _print_model(one: Cached) -> None:
-    from installer.base.report import size
 
     held = size(one.bytes)
     if one.missing:
@@ -142,7 +140,6 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     Engines that nobody needs go with `vllm-install prune`.
     """
     from installer.base.host import Host
-    from installer.base.report import choose, size
     from installer.weights import inventory
 
     host = Host()
