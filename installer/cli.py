@@ -103,7 +103,7 @@ def main() -> None:
 def _flag_of_vllm(typed: str) -> str:
     from installer.runtime import vllm_flags
 
-    known = vllm_flags.load()
+    known = vllm_flags.load_table()
     name = known.resolve(typed)
     return name if known.is_known(name) else ""
 

@@ -33,7 +33,7 @@ from installer.flow import deploy, fit, prove, steps, transaction
 from installer.flow.resolve import Request, Resolved, resolve
 from installer.forms.venv import python_of
 from installer.spec import keys
-from installer.spec.settings import Settings, load
+from installer.spec.settings import Settings, load_settings
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import render
@@ -95,7 +95,7 @@ class Keeper:
         log = message.get("log")
         lines = [str(line) for line in log] if isinstance(log, list) else []
         what = tr("the throwaway server ended with status {status}", status=message["ended"])
-        found = prove.explain(lines, what, "")
+        found = prove.reason_in(lines, what, "")
         return prove.NotProved(found.message, _hint(lines))
 
     def wait_until_ready(self, report: Report) -> None:
@@ -123,7 +123,7 @@ def _hint(lines: list[str]) -> str:
 def settings_of(flags: Mapping[str, str]) -> Settings:
     """What was typed over the environment and the defaults; on a free port of this host alone, unless one is named."""
     given = {"host": "127.0.0.1", "port": str(Host.free_port()), **flags}
-    return replace(load(Settings.service, {}, os.environ, given), service=SERVICE)
+    return replace(load_settings(Settings.service, {}, os.environ, given), service=SERVICE)
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
     layout = Layout(settings.service)
     resolved = resolve(Request("test", settings), State(SERVICE), host, report, for_real=False, throwaway=True)
     _fetch(resolved, host, report)
-    fit.check(resolved.want.target, resolved.facts, State(SERVICE), host, report)
+    fit.check_context(resolved.want.target, resolved.facts, State(SERVICE), host, report)
     key = keys.generate("test")
     target = replace(resolved.want.target, keys=(keys.Key(keys.DEFAULT, keys.digest(key)),))
     unit_text = render.unit(target, layout)

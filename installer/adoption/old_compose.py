@@ -32,7 +32,7 @@ class _Texts(yaml.SafeLoader):
     }
 
 
-def load(text: str, name: str) -> dict[str, object]:
+def load_compose(text: str, name: str) -> dict[str, object]:
     """A YAML mapping; one whose aliases unfold into more than any person writes is refused unread."""
     try:
         _measure(text, name)
@@ -76,7 +76,7 @@ def _measure(text: str, name: str) -> None:
 
 def read(path: Path, host: Host, wanted: str | None) -> Old:
     text = read_text(path, host)
-    services = load(text, str(path)).get("services")
+    services = load_compose(text, str(path)).get("services")
     if not isinstance(services, dict) or not services:
         raise Refused(tr("{path} has no services", path=path), tr("name a compose file, with services in it"))
     name, service = _choose(path, services, wanted)

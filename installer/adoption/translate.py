@@ -21,7 +21,7 @@ from installer.runtime import vllm_flags
 from installer.runtime.vllm_flags import NO_TLS, TLS_FLAGS, Flag, opposite
 from installer.runtime.vllm_text import one_line
 from installer.spec import keys
-from installer.spec.settings import FIELDS, Settings, load, to_text
+from installer.spec.settings import FIELDS, Settings, load_settings, to_text
 from installer.spec.values import BUILTIN
 from installer.spec.vendors import VARIABLES
 from installer.units.render import HIDDEN, HOMES
@@ -105,7 +105,7 @@ def translate(
         reading.fields["vllm_args"] = shlex.join(reading.others)
     _variables(old, reading)
     held = _keys(old, last, reading, new_key=new_key)
-    settings = load(service, file, {}, {**reading.fields, **wishes})
+    settings = load_settings(service, file, {}, {**reading.fields, **wishes})
     settings = _same_model_id(settings, typed, last, reading, wishes, service, file)
     secrets = {*held, *_given_keys(old, last), *(last["--hf-token"].values if "--hf-token" in last else ())}
     secrets |= {value for name, value in old.environment.items() if SECRET.fullmatch(name) and not value.isdigit()}
@@ -119,7 +119,7 @@ def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
     for flag in [flag for flag in flags if flag.name == "--config"]:
         path = Path(_on_host(old, flag.value))
         words: list[str] = []
-        for name, value in old_compose.load(read_text(path, host), str(path)).items():
+        for name, value in old_compose.load_compose(read_text(path, host), str(path)).items():
             if isinstance(value, dict):
                 raise Refused(
                     tr("{path}: {name} holds a mapping", path=path, name=one_line(name)),
@@ -205,7 +205,7 @@ def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
 
 
 def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
-    known = vllm_flags.load()
+    known = vllm_flags.load_table()
     name = flag.base
     if refused := NO_TLS if name.startswith(TLS_FLAGS) else REFUSED.get(name):
         raise Refused(
@@ -275,7 +275,7 @@ def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: boo
         return ()
     for key in given:
         try:
-            keys.check(key)
+            keys.check_plain(key)
         except UsageError as error:
             raise Refused(
                 tr("the key cannot be taken over: {message}", message=error.message),
@@ -296,7 +296,7 @@ def _same_model_id(
     """Clients go on asking for the model by the name they know."""
     names = last["--served-model-name"].values if "--served-model-name" in last else (typed,)
     if "served_model_name" not in wishes and settings.model_id != names[0]:
-        settings = load(service, file, {}, {**reading.fields, "served_model_name": names[0], **wishes})
+        settings = load_settings(service, file, {}, {**reading.fields, "served_model_name": names[0], **wishes})
     same = settings.model_id == names[0]
     reading.clients.append(
         tr("the model id is {name}, as before", name=settings.model_id)

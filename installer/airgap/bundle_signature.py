@@ -30,7 +30,7 @@ def sign(text: str, key: Path, host: Host) -> str:
         return manifest.with_name("manifest.json.sig").read_text()
 
 
-def check(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) -> str | None:
+def check_signature(bundle: Bundle, digest: str | None, signers: Path | None, host: Host) -> str | None:
     """Refuse a bundle that is not the one meant; returns who signed it, where that was asked for."""
     if digest is not None:
         if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):

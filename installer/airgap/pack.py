@@ -53,7 +53,7 @@ TOOL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Cargo:
     """Where the bundle goes, and what is to be in it besides engine and model."""
 
     out: Path | None  # None: standard output
@@ -69,7 +69,7 @@ class Packed:
     size: int
 
 
-def create(settings: Settings, wanted: Wanted, host: Host, report: Report) -> Packed:
+def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Packed:
     """Interrupted, the same command goes on with the wheels and weights that are here by then."""
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
@@ -139,7 +139,7 @@ def wheel_bytes(engine: Engine) -> int:
     return engines.BYTES[engine.kind] // 2 if engine.has_torch else 0
 
 
-def _check_space(model: Model, engine: Engine, wanted: Wanted, seen: Facts, host: Host, layout: Layout) -> None:
+def _check_space(model: Model, engine: Engine, wanted: Cargo, seen: Facts, host: Host, layout: Layout) -> None:
     """Before the first byte; how large the wheels are is known only when they are here."""
     wheels = wheel_bytes(engine) + TOOL_BYTES * wanted.tool
     needs = {layout.hub: model.bytes_missing}
@@ -203,7 +203,7 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
 # The contents
 
 
-def _files(house: Wheelhouse, model: Model, wanted: Wanted, host: Host) -> dict[str, Path]:
+def _files(house: Wheelhouse, model: Model, wanted: Cargo, host: Host) -> dict[str, Path]:
     """Member name -> file, in the order of the archive: what a bare host needs first comes first."""
     files: dict[str, Path] = {}
     if wanted.tool:

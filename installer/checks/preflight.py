@@ -35,7 +35,7 @@ PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(11, 15)}  
 PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
 
 
-def check(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
+def problems(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
     """Every problem that can be told before anything is downloaded; an empty list is a healthy host."""
     kind = choose_engine(settings, facts)
     return [

@@ -18,7 +18,7 @@ from installer.forms.venv.engines import MARKER, is_complete
 from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from installer.runtime.vllm_text import one_line
 from installer.spec import guessing, keys, settings_file
-from installer.spec.settings import FIELDS, load
+from installer.spec.settings import FIELDS, load_settings
 from installer.units import keyring
 from installer.units.render import RUNTIME_FILES, content_digest, fingerprint, render, runtime_dir
 from installer.units.systemd import has_user
@@ -302,7 +302,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
     edit = f"sudoedit {path}"
     try:
         values = settings_file.parse(scene.host.read(path) or "", path)
-        wanted = load(scene.service, values, {}, {})
+        wanted = load_settings(scene.service, values, {}, {})
     except UsageError as error:
         yield Finding("settings-malformed", tr("the settings file is not valid"), one_line(error.message), (edit,))
         return

@@ -16,7 +16,7 @@ from installer.spec import settings_file
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
 from installer.spec.records import load_state, managed, readable_state
-from installer.spec.settings import Settings, load
+from installer.spec.settings import Settings, load_settings
 from installer.spec.state import State
 from installer.units import journal
 from installer.units.api import Api, local_address
@@ -65,7 +65,7 @@ class Scene:
             return self.state.proved.settings
         path = self.layout.settings_file
         try:
-            return load(self.service, settings_file.parse(self.host.read(path) or "", path), {}, {})
+            return load_settings(self.service, settings_file.parse(self.host.read(path) or "", path), {}, {})
         except InstallError:
             return Settings(service=self.service)
 
@@ -78,7 +78,7 @@ class Scene:
         """What deploy would refuse this host for, with the engine there is: a lost GPU makes no CPU service of it."""
         proved = self.state.proved if self.state else None
         settings = replace(self.settings, engine=proved.engine.kind) if proved else self.settings
-        return preflight.check(settings, self.facts, self.layout)
+        return preflight.problems(settings, self.facts, self.layout)
 
     @cached_property
     def unit(self) -> dict[str, str]:

@@ -147,7 +147,7 @@ def _return(
         )
     want = with_probe_key(dataclasses.replace(state.previous, keys=state.proved.keys), host, layout, held)
     changes = steps.plan(want, host)
-    _refuse(ownership.check(changes, host, layout, state, discard_edits=False))
+    _refuse(ownership.objections(changes, host, layout, state, discard_edits=False))
     return want, changes
 
 
@@ -158,7 +158,7 @@ def _converge(
     resolved = dataclasses.replace(resolved, want=dataclasses.replace(resolved.want, held=held))
     changes = _checked_plan(request, resolved, state, host)
     if changes:
-        fit.check(resolved.want.target, resolved.facts, state, host, report, resolved.about)
+        fit.check_context(resolved.want.target, resolved.facts, state, host, report, resolved.about)
     given = filter(None, (resolved.new_key, request.keys.given, *request.keys.further))
     transaction = Convergence(
         request.verb, resolved.want, changes, state, host, report, tuple(given), key_shown=resolved.new_key is None
@@ -186,7 +186,7 @@ def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host
     changes = steps.plan(resolved.want, host)
     replaced = request.former.paths if request.former else frozenset()
     problems = list(
-        ownership.check(changes, host, layout, state, discard_edits=request.discard_edits, replaced=replaced)
+        ownership.objections(changes, host, layout, state, discard_edits=request.discard_edits, replaced=replaced)
     )
     _refuse([*problems, *preflight.check_space(space_needed(changes, layout), resolved.facts)])
     return changes

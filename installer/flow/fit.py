@@ -14,7 +14,7 @@ from installer.checks.placement import usable_gpus
 from installer.families.vllm.log import read_report
 from installer.families.vllm.serve import memory_share
 from installer.memory import capacity
-from installer.memory.capacity import Answer, Estimate
+from installer.memory.capacity import Estimate, Outlook
 from installer.memory.device import Device
 from installer.memory.shape import read_shape, shape_of
 from installer.model.checkpoint import check_directory
@@ -31,14 +31,16 @@ from installer.units.journal import invocation, journal
 JOURNAL_LINES = 4000
 
 
-def check(target: Target, facts: Facts, state: State, host: Host, report: Report, about: About | None = None) -> None:
+def check_context(
+    target: Target, facts: Facts, state: State, host: Host, report: Report, about: About | None = None
+) -> None:
     """Refuse only what cannot fit, before its weights are fetched; where it is close, say so with the numbers."""
     found = estimate(target, facts, state, host, about)
     asked = target.settings.max_model_len
     if found is None or asked is None:
         return
     verdict = capacity.judge(found, asked)
-    if verdict.answer is Answer.CANNOT:
+    if verdict.answer is Outlook.CANNOT:
         most = min(verdict.largest, verdict.limit)
         raise Refused(
             tr("a context of {asked} does not fit: {reason}", asked=asked, reason=verdict.reason),
@@ -46,7 +48,7 @@ def check(target: Target, facts: Facts, state: State, host: Host, report: Report
             if most
             else tr("take a smaller model, or give the service more memory; nothing was changed"),
         )
-    if verdict.answer is Answer.CLOSE:
+    if verdict.answer is Outlook.CLOSE:
         report.warn(
             tr("it will be close: {reason}; if vLLM refuses, everything goes back as it was", reason=verdict.reason)
         )

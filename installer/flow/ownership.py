@@ -20,7 +20,7 @@ from installer.units.systemd import unit_properties
 DIFF_LINES = 40
 
 
-def check(
+def objections(
     changes: Iterable[Change],
     host: Host,
     layout: Layout,

@@ -97,14 +97,14 @@ def failure(member: Member, host: Host, what: str, run: str, start: Start = NOT_
     """NotProved with the line of that run's journal that says why, and what helps against it."""
     host.run("journalctl", "--sync", check=False)  # on a busy host the last words may still be on their way
     lines = journal(host, member.name, 400, run) if run not in start.before else []
-    return explain(lines, what, _look(member), member.layout.service, is_first=start.is_first)
+    return reason_in(lines, what, _look(member), member.layout.service, is_first=start.is_first)
 
 
 def _look(member: Member) -> str:
     return f"journalctl -u {member.name.removesuffix('.service')} -n 200"
 
 
-def explain(
+def reason_in(
     lines: list[str], what: str, look: str, service: str = Settings.service, *, is_first: bool = False
 ) -> NotProved:
     """The same from the lines of a log; `look` is where more of it can be seen."""

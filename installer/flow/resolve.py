@@ -81,7 +81,7 @@ def resolve(
     """A plan is not for real: it makes no keys and needs no privilege; a throwaway server needs no systemd either."""
     settings = with_port(request.settings, state, host)
     profiles.check_names(settings)
-    serve_flags.check(settings.vllm_args, settings.vllm_version, report.warn)
+    serve_flags.check_words(settings.vllm_args, settings.vllm_version, report.warn)
     _check_useful(settings)
     layout = Layout(settings.service)
     seen = _look(request, settings, host, layout)
@@ -91,7 +91,7 @@ def resolve(
         settings, seen = bundled.fitting(request.bundle, settings, seen)
     if throwaway:
         seen = dataclasses.replace(seen, systemd=preflight.MINIMUM_SYSTEMD, systemd_is_pid1=True, sysusers=True)
-    problems = preflight.check(settings, seen, layout)
+    problems = preflight.problems(settings, seen, layout)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
     for problem in problems:
@@ -252,7 +252,7 @@ def _known_profile(settings: Settings, model: Model, kind: str, state: State) ->
 
 def _profile(settings: Settings, model: Model, kind: str, seen: Facts, about: About, report: Report) -> Profile:
     """The profile by the model's own files, unless they say that it cannot be run here."""
-    problems = [*trust.check(about, settings), *formats.check(about, model.id, kind, settings, seen)]
+    problems = [*trust.check_trust(about, settings), *formats.check_format(about, model.id, kind, settings, seen)]
     if any(problem.fatal for problem in problems):
         raise preflight.refuse(problems)
     for problem in problems:

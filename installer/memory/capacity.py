@@ -23,7 +23,7 @@ from installer.spec.settings import Settings
 BLOCK, MLA_BLOCK, CPU_BLOCK, CPU_MLA_BLOCK = 16, 64, 128, 16
 
 
-class Answer(Enum):
+class Outlook(Enum):
     FITS = "fits"
     CLOSE = "close"
     CANNOT = "cannot"
@@ -33,7 +33,7 @@ class Answer(Enum):
 class Verdict:
     """Whether a context fits on each GPU, with the numbers that say so."""
 
-    answer: Answer
+    answer: Outlook
     context: int
     needed: int
     available: int
@@ -54,7 +54,7 @@ class Verdict:
             needed=_gib(self.needed),
             available=_gib(self.available),
         )
-        if self.answer is Answer.FITS or not self.largest:
+        if self.answer is Outlook.FITS or not self.largest:
             return numbers
         return numbers + tr(", enough for about {largest}", largest=self.largest)
 
@@ -76,7 +76,7 @@ class Row:
     context: int
     requests: int
     needed: int
-    answer: Answer
+    answer: Outlook
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def judge(estimate: Estimate, context: int) -> Verdict:
     """Refuse only what cannot fit: between certainly and certainly not lies the margin."""
     needed = estimate.cache.needed(context)
     if context > estimate.limit:
-        answer = Answer.CANNOT
+        answer = Outlook.CANNOT
     elif needed <= estimate.available_kv - estimate.margin:
-        answer = Answer.FITS
+        answer = Outlook.FITS
     elif needed <= estimate.available_kv + estimate.margin or not estimate.certain:
-        answer = Answer.CLOSE
+        answer = Outlook.CLOSE
     else:
-        answer = Answer.CANNOT
+        answer = Outlook.CANNOT
     available = max(estimate.available_kv, 0)
     return Verdict(answer, context, needed, available, estimate.largest_context, estimate.limit)
 
@@ -174,7 +174,7 @@ def describe(estimate: Estimate) -> list[str]:
         ),
         f"{pad(tr('context'), -10)} {pad(tr('at once'), -8)} {pad(tr('each'), -11)}",
     ]
-    notes = {Answer.FITS: "", Answer.CLOSE: tr("close"), Answer.CANNOT: tr("does not fit")}
+    notes = {Outlook.FITS: "", Outlook.CLOSE: tr("close"), Outlook.CANNOT: tr("does not fit")}
     for row in table(estimate):
         line = f"{row.context:>10} {row.requests:>8} {_gib(row.needed):>11}  {notes[row.answer]}"
         lines.append(line.rstrip())

@@ -14,7 +14,7 @@ from installer.checks import preflight
 from installer.checks.placement import usable_gpus
 from installer.families.vllm.serve import CPU_MEMORY_SHARE
 from installer.memory import capacity
-from installer.memory.capacity import Answer
+from installer.memory.capacity import Outlook
 from installer.memory.device import Device
 from installer.memory.shape import shape_of
 from installer.model import formats, profiles
@@ -58,7 +58,7 @@ class Fit:
     family: str
     gpus: int
     context: int  # the one that was judged
-    answer: Answer
+    answer: Outlook
     requests: int  # of that context at once
     largest: int  # context that fits alone
     takes_images: bool
@@ -66,11 +66,11 @@ class Fit:
 
     @property
     def runs(self) -> bool:
-        return self.answer is not Answer.CANNOT
+        return self.answer is not Outlook.CANNOT
 
     @property
     def is_close(self) -> bool:
-        return self.answer is Answer.CLOSE
+        return self.answer is Outlook.CLOSE
 
     def command(self) -> str:
         parallel = f" --tensor-parallel-size {self.gpus}" if self.gpus > 1 else ""
@@ -121,11 +121,11 @@ def recommend(hardware: Hardware, facts: Facts, context: int | None = None) -> l
     """Every profiled model that can run there: those that fit first, the largest first."""
     fits = [
         _fit(model, family, hardware, context)
-        for family in profiles.load().families
+        for family in profiles.load_profiles().families
         for model in family.models
         if _can_run(model, hardware, facts)
     ]
-    order = (Answer.FITS, Answer.CLOSE, Answer.CANNOT)
+    order = (Outlook.FITS, Outlook.CLOSE, Outlook.CANNOT)
     return sorted(fits, key=lambda fit: (order.index(fit.answer), -fit.model.parameters, fit.model.bytes, fit.model.id))
 
 
@@ -134,7 +134,7 @@ def _can_run(model: ProfiledModel, hardware: Hardware, facts: Facts) -> bool:
     if hardware.is_cpu and _takes_images(model):
         return False
     about = About(model.config, names=frozenset(("config.json", "model.safetensors")))
-    return not any(problem.fatal for problem in formats.check(about, model.id, hardware.kind, Settings(), facts))
+    return not any(problem.fatal for problem in formats.check_format(about, model.id, hardware.kind, Settings(), facts))
 
 
 def _takes_images(model: ProfiledModel) -> bool:
@@ -146,7 +146,7 @@ def _fit(model: ProfiledModel, family: Family, hardware: Hardware, context: int 
     best: Fit | None = None
     for gpus in _numbers(model, hardware):
         best = _on(model, family, hardware, gpus, context)
-        if best.answer is Answer.FITS:
+        if best.answer is Outlook.FITS:
             return best
     assert best is not None, "one GPU is always tried"
     return best
@@ -170,13 +170,13 @@ def _on(model: ProfiledModel, family: Family, hardware: Hardware, gpus: int, con
     device = Device(hardware.kind, hardware.memory, share, hardware.name)
     found = capacity.estimate(shape, device, dataclasses.replace(settings, max_model_len=asked))
     verdict = capacity.judge(found, asked)
-    fits = verdict.answer is not Answer.CANNOT and verdict.needed <= verdict.available
+    fits = verdict.answer is not Outlook.CANNOT and verdict.needed <= verdict.available
     return Fit(
         model=model,
         family=family.name,
         gpus=gpus,
         context=asked,
-        answer=verdict.answer if fits else Answer.CANNOT,
+        answer=verdict.answer if fits else Outlook.CANNOT,
         requests=int(found.cache.requests(verdict.available, asked)) if fits else 0,
         largest=verdict.largest,
         takes_images=_takes_images(model),
@@ -199,6 +199,6 @@ def notes(hardware: Hardware, facts: Facts, fits: Sequence[Fit]) -> list[str]:
         )
     if facts.nvidia_error and hardware.is_cpu:
         lines.append(tr("the NVIDIA driver does not work: {error}", error=facts.nvidia_error))
-    if fits and fits[0].answer is Answer.CANNOT:
+    if fits and fits[0].answer is Outlook.CANNOT:
         lines.append(tr("none of them fits at its context; ask for less with --context"))
     return lines

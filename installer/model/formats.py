@@ -87,13 +87,13 @@ def _scheme(described: Mapping[str, object]) -> str:
     return "".join(parts) + (" (FP8)" if is_float and "w8" in parts else "")
 
 
-def check(about: About, model: str, kind: str, settings: Settings, facts: Facts) -> Iterator[Problem]:
+def check_format(about: About, model: str, kind: str, settings: Settings, facts: Facts) -> Iterator[Problem]:
     """What keeps the model from running here, said before its weights are fetched."""
     found = recognise(about)
     if found.method == "gguf":
         yield Problem(tr("{model} has its weights only as GGUF", model=model), tr(GGUF), tr(GGUF_HINT))
         return
-    known = abilities.load()
+    known = abilities.load_abilities()
     if settings.vllm_version != known.version:
         return
     yield from _check_architecture(about, model, known)

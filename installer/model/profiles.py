@@ -33,7 +33,7 @@ IMAGES = ("vision_config", "vision_encoder", "img_processor", "visual")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ParserChoice:
     """A parser, and what of a chat template says that it is the right one."""
 
     parser: str
@@ -62,8 +62,8 @@ class Family:
     name: str
     architectures: tuple[str, ...] = ()
     context: int = 0  # what most uses of it want, and `models recommend` assumes
-    tools: tuple[Choice, ...] = ()
-    reasoning: tuple[Choice, ...] = ()
+    tools: tuple[ParserChoice, ...] = ()
+    reasoning: tuple[ParserChoice, ...] = ()
     models: tuple[ProfiledModel, ...] = ()
 
 
@@ -82,7 +82,7 @@ class Profiles:
 
 def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     """The profile of a model; a chat template given by flag is taken to show tools."""
-    known = load()
+    known = load_profiles()
     family = known.family_of(about.architectures) or Family("")
     own_template = "--chat-template" in vllm_flags.given(vllm_args)
     in_template = any(TOOLS_VARIABLE.search(found[1]) for found in EXPRESSION.finditer(about.template))
@@ -97,13 +97,13 @@ def of(about: About, vllm_args: Sequence[str] = ()) -> Profile:
     )
 
 
-def _first(choices: Sequence[Choice], template: str) -> str | None:
+def _first(choices: Sequence[ParserChoice], template: str) -> str | None:
     return next((choice.parser for choice in choices if choice.fits(template)), None)
 
 
 def check_names(settings: Settings) -> None:
     """Refuse a parser that vLLM does not have: vLLM itself would say so only when it starts."""
-    known = abilities.load()
+    known = abilities.load_abilities()
     if settings.vllm_version != known.version:
         return  # what another version has is not known here
     for option, asked, names, plugin in (
@@ -137,7 +137,7 @@ def chosen(profile: Profile, tool_parser: str, reasoning_parser: str) -> Profile
 
 
 @functools.cache
-def load() -> Profiles:
+def load_profiles() -> Profiles:
     return parse(datafile.read(DATA / "profiles.json", "families formats"))
 
 
@@ -173,9 +173,9 @@ def _family(section: Section) -> Family:
     return family
 
 
-def _choices(section: Section, name: str) -> tuple[Choice, ...]:
+def _choices(section: Section, name: str) -> tuple[ParserChoice, ...]:
     return tuple(
-        Choice(one.text("parser"), one.texts("holds"), one.texts("lacks"), one.flag("no_template"))
+        ParserChoice(one.text("parser"), one.texts("holds"), one.texts("lacks"), one.flag("no_template"))
         for one in section.sections(name, "parser", "holds lacks no_template")
     )
 

@@ -12,7 +12,7 @@ from installer.spec.problem import Problem
 from installer.spec.settings import Settings
 
 
-def check(about: About, settings: Settings) -> Iterator[Problem]:
+def check_trust(about: About, settings: Settings) -> Iterator[Problem]:
     """Every reason why serving the model would run its own code unasked."""
     pickles = selection.pickles(about.names)
     if pickles and settings.model not in settings.allow_pickle:
@@ -47,7 +47,7 @@ def _code(about: About) -> list[str]:
 
     Many repositories still carry code for models that transformers has had since; that code is then never run.
     """
-    known = abilities.load()
+    known = abilities.load_abilities()
     family = str(about.config.get("model_type") or "")
     return sorted(
         name

@@ -87,7 +87,7 @@ class Table:
 
 
 @functools.cache
-def load() -> Table:
+def load_table() -> Table:
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "vllm_flags.json")) as file:
         return Table(**json.load(file))
 
@@ -98,7 +98,7 @@ def opposite(name: str) -> str:
 
 def parse(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
     """What stands there by its place, and every flag in order; a flag may lack its value."""
-    table, places, flags = load(), list[str](), list[Flag]()
+    table, places, flags = load_table(), list[str](), list[Flag]()
     position = 0
     while position < len(words):
         word = words[position]
@@ -120,7 +120,7 @@ def parse(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
 def _glued(word: str) -> tuple[str, str, str] | None:
     """-O3 and -qfp8: a flag of one letter and its value in one word."""
     letter, value = word[:2], word[2:]
-    if word in load().spellings or not value or value[0] in "=." or letter not in ("-O", *load().aliases):
+    if word in load_table().spellings or not value or value[0] in "=." or letter not in ("-O", *load_table().aliases):
         return None
     return letter, "=", value
 
@@ -140,7 +140,7 @@ def given(words: Sequence[str]) -> dict[str, str]:
 
 def meant(flag: Flag, flags: Iterable[str]) -> str:
     """The one of these that a flag is, or might be in a vLLM that knows fewer others or more; "" for none."""
-    known = load().is_known(flag.base)
+    known = load_table().is_known(flag.base)
     return next((name for name in flags if name == flag.base or (not known and name.startswith(flag.base))), "")
 
 

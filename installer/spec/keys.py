@@ -88,7 +88,7 @@ def generate(service: str) -> str:
     return f"sk-{service}-{secrets.token_urlsafe(32)}"
 
 
-def check(plain: str) -> str:
+def check_plain(plain: str) -> str:
     """Refuse what could be guessed from its digest, or could not travel in an HTTP header."""
     if not plain:
         raise UsageError(

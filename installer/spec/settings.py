@@ -186,7 +186,7 @@ OUTSIDE = {
 def owned_flags() -> dict[str, str]:
     """The flags of vLLM that are ours, and what to use instead: given twice, the two would contradict each other."""
     owned = {flag: about.instead or about.typed for about in FIELDS.values() for flag in about.flags} | OUTSIDE
-    switches = set(owned) & set(vllm_flags.load().switches)
+    switches = set(owned) & set(vllm_flags.load_table().switches)
     return owned | {vllm_flags.opposite(flag): owned[flag] for flag in switches}
 
 
@@ -197,7 +197,7 @@ def brief_help(attribute: str) -> str:
     return line if not default or about.is_switch or "[default" in line else f"{line.rstrip('.')} [default: {default}]"
 
 
-def load(
+def load_settings(
     service: str,
     file: Mapping[str, str | None],
     environment: Mapping[str, str],

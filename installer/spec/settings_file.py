@@ -13,7 +13,7 @@ from dotenv.parser import Binding, parse_stream
 from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.templates import template
-from installer.spec.settings import FIELDS, NAMES, Settings, load, to_text
+from installer.spec.settings import FIELDS, NAMES, Settings, load_settings, to_text
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _ASSIGNMENT = re.compile(
@@ -67,7 +67,7 @@ def wanted(text: str | None, settings: Settings, path: Path) -> str:
     """The file's text after which it alone yields `settings`; the old text where it does so already."""
     base = text if text is not None else template("settings.env.j2").render(settings=settings, rows=_rows())
     values = parse(base, path)
-    current = load(settings.service, values, {}, {})
+    current = load_settings(settings.service, values, {}, {})
     for attribute in FIELDS:
         value = getattr(settings, attribute)
         if value != getattr(current, attribute):

@@ -12,14 +12,14 @@ from installer.units.render import DIGEST_VARIABLE
 
 
 @dataclass(frozen=True)
-class Process:
+class MainProcess:
     pid: int
     digest: str
     keys: frozenset[tuple[str, str]]
     is_up: bool
 
 
-def running_process(host: Host, member: Member) -> Process | None:
+def running_process(host: Host, member: Member) -> MainProcess | None:
     """The unit's main process, as long as it is up or coming up."""
     shown = unit_properties(host, member.name, "MainPID", "ActiveState")
     pid = int(shown.get("MainPID") or 0)
@@ -27,7 +27,7 @@ def running_process(host: Host, member: Member) -> Process | None:
         return None
     environment = host.read(Path(f"/proc/{pid}/environ")) or ""
     variables = dict(pair.partition("=")[::2] for pair in environment.split("\0"))
-    return Process(
+    return MainProcess(
         pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, member.layout), shown["ActiveState"] != "activating"
     )
 

@@ -69,7 +69,7 @@ def create(
         raise UsageError(tr("there is no key {sign_key}", sign_key=sign_key), tr("ssh-keygen -t ed25519 makes one"))
     host = Host()
     settings = settings_from(service, host, options)
-    wanted = pack.Wanted(None if to_stdout else out.absolute(), not no_tool, sign_key, resolve)
+    wanted = pack.Cargo(None if to_stdout else out.absolute(), not no_tool, sign_key, resolve)
     done = pack.create(settings, wanted, host, choose(quiet=quiet or as_json))
     if as_json:
         print_json({"file": str(out), "bytes": done.size, **_about(done.manifest, done.digest)})

@@ -21,7 +21,7 @@ from installer.spec.settings import (
     assigned,
     check_service,
     check_typed,
-    load,
+    load_settings,
     named,
     to_text,
 )
@@ -76,7 +76,7 @@ def set_apikey(
     text = file.read() if file is not None else sys.stdin.read() if key == "-" else key
     rotation = rotate.Rotation(
         name=keys.check_name(name),
-        text=keys.check(text.strip()) if text is not None else None,
+        text=keys.check_plain(text.strip()) if text is not None else None,
         role=role,
         keep_old=keys.duration(keep_old) if keep_old else None,
     )
@@ -353,4 +353,4 @@ def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: b
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(Host().read(path) or "", path)
-    return Request(verb, load(service, values, {}, flags), discard_edits=discard_edits)
+    return Request(verb, load_settings(service, values, {}, flags), discard_edits=discard_edits)

@@ -12,7 +12,7 @@ from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose, console
-from installer.spec.settings import Settings, check_service, load, to_text
+from installer.spec.settings import Settings, check_service, load_settings, to_text
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
@@ -152,7 +152,7 @@ def model_settings(service: str, host: Host, options: Mapping[str, object]) -> S
             values.pop(name, None)
             environment.pop(name, None)
     flags = {name: to_text(name, value) for name, value in options.items() if value is not None}
-    return load(service, values, environment, flags)
+    return load_settings(service, values, environment, flags)
 
 
 def _to_json(model: Model) -> dict[str, object]:

@@ -15,7 +15,7 @@ from installer.base.errors import Exit, InstallError, Interrupted, Refused, Usag
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.spec.settings import FIELDS, Settings, brief_help, check_service, load, to_text
+from installer.spec.settings import FIELDS, Settings, brief_help, check_service, load_settings, to_text
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
@@ -100,7 +100,7 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, on
 def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
     from installer.families.vllm import abilities
 
-    known = abilities.load()
+    known = abilities.load_abilities()
     names = known.tool_parsers if option.name == "tool_call_parser" else known.reasoning_parsers
     return [name for name in ("auto", "none", *names) if name.startswith(incomplete)]
 
@@ -187,7 +187,7 @@ def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bu
 
     digest, signers = options["bundle_sha256"], options["verify_with"]
     bundle = open_bundle(path)
-    found = bundle_signature.check(
+    found = bundle_signature.check_signature(
         bundle, str(digest) if digest else None, Path(str(signers)) if signers else None, host
     )
     return bundle, found
@@ -209,7 +209,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
         from installer.airgap.bundled import fixed
 
         flags = fixed(bundle, flags)
-    return load(service, values, os.environ, flags)
+    return load_settings(service, values, os.environ, flags)
 
 
 def flags_of(options: Mapping[str, object]) -> dict[str, str]:
@@ -240,7 +240,7 @@ def key_choice(options: Mapping[str, object]) -> KeyChoice:
             raise UsageError(
                 tr("the API key cannot be read from {source}: {error}", source=source, error=error)
             ) from None
-        given = keys.check(text.strip())
+        given = keys.check_plain(text.strip())
     if options["plain_api_key"]:
         click.echo(
             tr(

@@ -12,10 +12,10 @@ from installer.base.language import tr
 from installer.base.report import Advance
 from installer.spec.model import Origin
 from installer.weights.addresses import headers_of, server_of, url_of
-from installer.weights.hub import explain, is_passing, no_answer, retry_after
+from installer.weights.hub import fault_of, is_passing, no_answer, retry_after
 from installer.weights.incoming import CHUNK, Abandoned, Blob, Incoming, Lease
 from installer.weights.partial import BLOCK
-from installer.weights.wire import Answer, LineFault, Wire
+from installer.weights.wire import LineFault, Response, Wire
 
 __all__ = ["Blob", "fetch_all"]
 
@@ -244,7 +244,7 @@ class Transfer:
     def _explained(self, cause: Exception) -> Exception:
         if isinstance(cause, LineFault):
             return no_answer(self.origin, cause)
-        return explain(cause, self.origin) or cause
+        return fault_of(cause, self.origin) or cause
 
     # one request
 
@@ -270,7 +270,7 @@ class Transfer:
                 file.write(lease, buffer[:count])
                 file.write_out(lease)
 
-    def _check(self, answer: Answer, lease: Lease, whole: bool) -> None:
+    def _check(self, answer: Response, lease: Lease, whole: bool) -> None:
         """Go on only with a response whose body begins where the part does."""
         file, size = lease.file, lease.file.blob.size
         span = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
@@ -296,7 +296,7 @@ class Transfer:
         if not whole and not file.take_whole(lease):
             raise _Again(ValueError("the server answered with the whole file, not with the range asked for"))
 
-    def _refused(self, answer: Answer) -> None:
+    def _refused(self, answer: Response) -> None:
         from huggingface_hub.utils import hf_raise_for_status, httpx
 
         request = httpx.Request("GET", answer.url)
@@ -307,4 +307,4 @@ class Transfer:
         except Exception as error:
             if is_passing(answer.status):
                 raise _Again(error, retry_after(response.headers.get("retry-after"))) from None
-            raise explain(error, self.origin) or error from None
+            raise fault_of(error, self.origin) or error from None

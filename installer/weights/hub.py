@@ -144,13 +144,13 @@ def translated(origin: Origin) -> Iterator[None]:
     except (InstallError, Interrupted):
         raise
     except Exception as error:
-        fault = explain(error, origin)
+        fault = fault_of(error, origin)
         if fault is None:
             raise
         raise fault from None
 
 
-def explain(error: Exception, origin: Origin) -> ModelError | None:
+def fault_of(error: Exception, origin: Origin) -> ModelError | None:
     """The fault that a foreign exception amounts to, or None where it is a bug."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx

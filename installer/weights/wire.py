@@ -33,7 +33,7 @@ class LineFault(Exception):
     """The connection could not be made, broke, or said what is not HTTP."""
 
 
-class Answer:
+class Response:
     """A response whose body is still to be read."""
 
     def __init__(self, response: http.client.HTTPResponse, url: str, line: _Line) -> None:
@@ -45,7 +45,7 @@ class Answer:
         self._response = response
         self._line = line
 
-    def __enter__(self) -> Answer:
+    def __enter__(self) -> Response:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -134,7 +134,7 @@ class Wire:
         self._lock = threading.Lock()
         self._is_over = False
 
-    def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+    def get(self, url: str, headers: Mapping[str, str]) -> Response:
         """The answer behind all redirects; its `url` is where it came from."""
         parts = _web_address("", url)
         for _ in range(REDIRECTS):
@@ -147,12 +147,12 @@ class Wire:
             parts = _web_address(parts.geturl(), location)
         raise LineFault(tr("redirects without an end"))
 
-    def _ask(self, parts: SplitResult, url: str, headers: Mapping[str, str]) -> Answer:
+    def _ask(self, parts: SplitResult, url: str, headers: Mapping[str, str]) -> Response:
         line = self._line(parts)
         secret = self._secret if _origin(parts) == self._home else {}
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            return Answer(_send(line, target, {**self._headers, **secret, **headers}), url, line)
+            return Response(_send(line, target, {**self._headers, **secret, **headers}), url, line)
         except (OSError, http.client.HTTPException, ValueError) as error:
             line.close()
             raise LineFault(_words(error)) from None

@@ -368,6 +368,6 @@ def test_the_difference_masks_secrets_and_nothing_else() -> None:
 
 
 def test_the_readers_know_their_limits() -> None:
-    assert old_compose.load("a: 080\nb: 8:30\nc: yes\n", "x") == {"a": "080", "b": "8:30", "c": "yes"}
+    assert old_compose.load_compose("a: 080\nb: 8:30\nc: yes\n", "x") == {"a": "080", "b": "8:30", "c": "yes"}
     assert old_unit.variables("A='b c'\n#x\nexport D=e\n") == {"A": "b c", "D": "e"}
-    assert vllm_flags.load().is_known("--no-enforce-eager")
+    assert vllm_flags.load_table().is_known("--no-enforce-eager")

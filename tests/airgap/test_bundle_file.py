@@ -364,14 +364,14 @@ def test_a_signature_names_its_maker_in_both_forms(key: Path, tmp_path: Path) ->
     (tmp_path / "there").mkdir()
     subprocess.run(["tar", "-xf", path, "-C", tmp_path / "there"], check=True)
     for form in (path, tmp_path / "there"):
-        assert bundle_signature.check(open_bundle(form), None, allow(key), Host()) == "build@example"
+        assert bundle_signature.check_signature(open_bundle(form), None, allow(key), Host()) == "build@example"
     assert sound(path)
 
 
 def test_a_signature_of_something_else_or_somebody_else_is_none(key: Path, archive: Path, tmp_path: Path) -> None:
     signers = allow(key)
     with pytest.raises(InstallError, match="is not signed"):
-        bundle_signature.check(open_bundle(archive), None, signers, Host())
+        bundle_signature.check_signature(open_bundle(archive), None, signers, Host())
     signed = open_bundle(write(tmp_path / "signed", key=key))
     changed = replace(signed, text=signed.text.replace(b"0.32.0", b"0.32.1"))
     strangers = tmp_path / "strangers"
@@ -379,15 +379,15 @@ def test_a_signature_of_something_else_or_somebody_else_is_none(key: Path, archi
     strangers.write_text(f"other@example {(tmp_path / 'other.pub').read_text()}")
     for bundle, who in ((changed, signers), (signed, strangers), (replace(signed, signature="x"), signers)):
         with pytest.raises(InstallError, match="signed by nobody") as refused:
-            bundle_signature.check(bundle, None, who, Host())
+            bundle_signature.check_signature(bundle, None, who, Host())
         assert refused.value.exit_code == Exit.MODEL
 
 
 def test_the_digest_is_that_of_the_manifest(archive: Path, unpacked: Path) -> None:
     bundle = open_bundle(archive)
     assert bundle.digest == sha256((unpacked / "manifest.json").read_bytes())
-    assert bundle_signature.check(bundle, bundle.digest.upper(), None, Host()) is None
+    assert bundle_signature.check_signature(bundle, bundle.digest.upper(), None, Host()) is None
     with pytest.raises(InstallError, match="another bundle"):
-        bundle_signature.check(bundle, "0" * 64, None, Host())
+        bundle_signature.check_signature(bundle, "0" * 64, None, Host())
     with pytest.raises(UsageError):
-        bundle_signature.check(bundle, "abc", None, Host())
+        bundle_signature.check_signature(bundle, "abc", None, Host())

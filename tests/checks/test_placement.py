@@ -61,7 +61,7 @@ def numbers(facts: Facts, **given: object) -> list[int]:
 def refused(facts: Facts, **given: object) -> str:
     """What is said to somebody who asks for what cannot be had; the exit status is the documented one."""
     settings = replace(Settings(), **given)  # type: ignore[arg-type]
-    problems = [problem for problem in preflight.check(settings, facts, LAYOUT) if problem.fatal]
+    problems = [problem for problem in preflight.problems(settings, facts, LAYOUT) if problem.fatal]
     assert problems, "nothing was refused"
     error = preflight.refuse(problems)
     assert error.exit_code == Exit.REFUSED == 3

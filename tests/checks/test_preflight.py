@@ -59,20 +59,20 @@ def python(path: str, *version: int, why: str = "", headers: bool = True) -> Int
 
 @pytest.mark.parametrize("facts", [HEALTHY, CUDA, ROCM, replace(HEALTHY, arch="aarch64", cpu_flags=frozenset())])
 def test_a_healthy_host_has_no_problem(facts: Facts) -> None:
-    assert preflight.check(Settings(), facts, LAYOUT) == []
+    assert preflight.problems(Settings(), facts, LAYOUT) == []
 
 
 @pytest.mark.parametrize("settings", [Settings(cuda_toolkit=which) for which in ("auto", "none", "wheels", "host")])
 def test_a_toolkit_that_fits_is_no_problem(settings: Settings) -> None:
     newest = replace(CUDA, glibc=(2, 41), cxx_version=15, nvcc=CUDA_13)
-    assert preflight.check(settings, newest, LAYOUT) == []
+    assert preflight.problems(settings, newest, LAYOUT) == []
 
 
 def test_who_asks_for_no_compiler_is_not_asked_for_one() -> None:
     """Nor does it matter to an engine that has no use for it."""
     facts = replace(CUDA, glibc=(2, 42), cxx_version=16)
-    assert preflight.check(Settings(), facts, LAYOUT) == []
-    assert preflight.check(Settings(engine="cpu", cuda_toolkit="wheels"), facts, LAYOUT) == []
+    assert preflight.problems(Settings(), facts, LAYOUT) == []
+    assert preflight.problems(Settings(engine="cpu", cuda_toolkit="wheels"), facts, LAYOUT) == []
 
 
 # facts, settings, and what the one problem must say, in this order: what, why, remedy
@@ -267,7 +267,7 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", ALONE)
 def test_each_problem_alone(name: str) -> None:
     facts, settings, parts = ALONE[name]
-    problems = preflight.check(settings, facts, LAYOUT)
+    problems = preflight.problems(settings, facts, LAYOUT)
     assert len(problems) == 1, problems
     assert problems[0].fatal
     position = 0
@@ -282,7 +282,7 @@ def test_each_problem_alone(name: str) -> None:
 
 
 def test_little_memory_is_a_warning() -> None:
-    (problem,) = preflight.check(Settings(), replace(HEALTHY, memory_total=4 * GIB), LAYOUT)
+    (problem,) = preflight.problems(Settings(), replace(HEALTHY, memory_total=4 * GIB), LAYOUT)
     assert not problem.fatal
     assert "4.0 GiB" in shown(problem)
 
@@ -297,7 +297,7 @@ def test_all_problems_at_once() -> None:
         interpreters=(),
         port_holder=Process(812, "nginx", "nginx.service"),
     )
-    problems = preflight.check(Settings(engine="cuda"), facts, LAYOUT)
+    problems = preflight.problems(Settings(engine="cuda"), facts, LAYOUT)
     refused = preflight.refuse(problems)
     assert refused.exit_code == Exit.REFUSED
     assert refused.message.startswith("6 things")
@@ -339,20 +339,20 @@ def test_all_problems_at_once() -> None:
     ],
 )
 def test_what_is_no_problem(facts: Facts, settings: Settings) -> None:
-    assert preflight.check(settings, facts, LAYOUT) == []
+    assert preflight.problems(settings, facts, LAYOUT) == []
 
 
 def test_our_service_does_not_excuse_others() -> None:
     other = Process(31, "python train.py", "", 100 * GIB)
     gpu = replace(H200, memory_used=130 * GIB, holders=(replace(OURS, memory=30 * GIB), other))
-    (problem,) = preflight.check(Settings(), replace(CUDA, service_runs=True, gpus=(gpu,)), LAYOUT)
+    (problem,) = preflight.problems(Settings(), replace(CUDA, service_runs=True, gpus=(gpu,)), LAYOUT)
     assert "40.0 GiB of 140.0 GiB are free" in problem.why
     assert "VLLM::EngineCore" not in shown(problem)
 
 
 def test_the_port_of_another_service_of_ours_is_taken() -> None:
     facts = replace(HEALTHY, port_holder=Process(5, "vllm", "qwen3vl-b.service"))
-    assert len(preflight.check(Settings(), facts, LAYOUT)) == 1
+    assert len(preflight.problems(Settings(), facts, LAYOUT)) == 1
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_the_port_of_another_service_of_ours_is_taken() -> None:
 def test_the_command_of_the_distribution(distribution: tuple[str, ...], command: str) -> None:
     bare = python("/usr/bin/python3.12", 3, 12, 3, headers=False)
     facts = replace(HEALTHY, distribution=distribution, c_compiler=None, cxx_compiler=None, interpreters=(bare,))
-    (problem,) = preflight.check(Settings(), facts, LAYOUT)
+    (problem,) = preflight.problems(Settings(), facts, LAYOUT)
     assert problem.remedy == command
 
 
@@ -431,7 +431,7 @@ def test_a_disk_that_is_just_large_enough() -> None:
 
 def test_no_share_of_a_full_gpu_is_recommended() -> None:
     facts = replace(CUDA, gpus=(replace(H200, memory_used=139 * GIB),))
-    (problem,) = preflight.check(Settings(), facts, LAYOUT)
+    (problem,) = preflight.problems(Settings(), facts, LAYOUT)
     assert "--gpu-memory-utilization" not in problem.remedy
 
 

@@ -10,7 +10,7 @@ from installer.runtime import vllm_flags
 from tests.kit.boot.machine import Machine
 from tests.kit.life import cli, main_pid, standin
 
-VERSION = vllm_flags.load().version
+VERSION = vllm_flags.load_table().version
 WRONG = [
     ("--typo 1", "has no flag --typo"),
     ("--max-num-seq 4", ""),  # an abbreviation that only one flag has
@@ -45,7 +45,7 @@ def said(flags: str, version: str = VERSION) -> str:
     """What is refused, or warned of; "" where nothing is."""
     warned: list[str] = []
     try:
-        serve_flags.check(flags.split(), version, warned.append)
+        serve_flags.check_words(flags.split(), version, warned.append)
     except InstallError as error:
         return error.message
     return "".join(warned)

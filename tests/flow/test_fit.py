@@ -11,7 +11,7 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.flow import fit
-from installer.memory.capacity import Answer, Verdict
+from installer.memory.capacity import Outlook, Verdict
 from installer.spec.calibration import Calibration
 from installer.spec.model import ModelFile
 from installer.spec.settings import Settings
@@ -60,14 +60,14 @@ def test_what_an_earlier_start_measured_counts_for_the_same_but_for_context_and_
 @pytest.mark.parametrize(
     ("answer", "most", "refused", "warned"),
     [
-        (Answer.FITS, 2048, None, 0),
-        (Answer.CLOSE, 2048, None, 1),
-        (Answer.CANNOT, 512, "ask for 512 at most; nothing was changed", 0),
-        (Answer.CANNOT, 0, "take a smaller model", 0),
+        (Outlook.FITS, 2048, None, 0),
+        (Outlook.CLOSE, 2048, None, 1),
+        (Outlook.CANNOT, 512, "ask for 512 at most; nothing was changed", 0),
+        (Outlook.CANNOT, 0, "take a smaller model", 0),
     ],
 )
 def test_only_what_cannot_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch, answer: Answer, most: int, refused: str | None, warned: int
+    monkeypatch: pytest.MonkeyPatch, answer: Outlook, most: int, refused: str | None, warned: int
 ) -> None:
     said: list[str] = []
     report = Report()
@@ -76,7 +76,7 @@ def test_only_what_cannot_fit_is_refused(
     monkeypatch.setattr(fit.capacity, "judge", lambda *_: Verdict(answer, 1024, 1, 1, most, 4096))
     wanted = target(Settings(max_model_len=1024))
     with pytest.raises(Refused) if refused else nullcontext() as caught:
-        fit.check(wanted, HEALTHY, State("qwen3vl"), Host(), report)
+        fit.check_context(wanted, HEALTHY, State("qwen3vl"), Host(), report)
     assert len(said) == warned
     if refused and caught:
         assert refused in caught.value.hint

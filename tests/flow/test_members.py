@@ -14,7 +14,7 @@ from installer.flow import ownership, prove, steps
 from installer.flow.prove import NotProved, Start
 from installer.spec.state import State
 from installer.units.graph import Member
-from installer.units.systemd import Process
+from installer.units.systemd import MainProcess
 from tests.kit.targets import wanted
 
 LAYOUT = Layout("qwen3vl")
@@ -43,7 +43,7 @@ def test_each_is_restarted_if_it_is_due_for_that(host: Host, monkeypatch: pytest
     want = wanted()
     assert list(steps.running(want, host)) == [Restart(name) for name in NAMES]
     held = frozenset((key.name, key.digest) for key in want.target.keys)
-    sound = Process(1, steps.process_digest(want.target, LAYOUT), held, is_up=True)
+    sound = MainProcess(1, steps.process_digest(want.target, LAYOUT), held, is_up=True)
     monkeypatch.setattr(steps, "running_process", lambda _, member: sound if member == TWO[0] else None)
     assert list(steps.running(want, host)) == [Restart(NAMES[1])]
 
@@ -68,7 +68,7 @@ def test_what_each_one_starts_is_in_use(host: Host) -> None:
 def test_a_name_that_is_taken_is_found_for_each(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = {NAMES[1]: {"FragmentPath": "/usr/lib/systemd/system/x.service"}}
     monkeypatch.setattr(ownership, "unit_properties", lambda _, unit, *names: theirs.get(unit, {}))
-    found = ownership.check([], host, LAYOUT, State("qwen3vl"), discard_edits=False)
+    found = ownership.objections([], host, LAYOUT, State("qwen3vl"), discard_edits=False)
     assert [problem.what for problem in found] == [f"{NAMES[1]} exists already"]
 
 

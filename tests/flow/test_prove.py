@@ -235,8 +235,8 @@ def test_what_helps_depends_on_whether_a_service_is_there(host: Host, tmp_path: 
 
 def test_flags_that_vllm_refuses_are_taken_back_by_the_verb_that_there_is() -> None:
     lines = [REFUSED.format(run="x")]
-    later = prove.explain(lines, "it ended", "look", "coder")
-    first = prove.explain(lines, "it ended", "look", "coder", is_first=True)
+    later = prove.reason_in(lines, "it ended", "look", "coder")
+    first = prove.reason_in(lines, "it ended", "look", "coder", is_first=True)
     assert later.hint == "sudo vllm-install set VLLM_ARGS= --service coder"
     assert first.hint == "run the same command without those vLLM flags"
     assert first.message == later.message
@@ -244,5 +244,5 @@ def test_flags_that_vllm_refuses_are_taken_back_by_the_verb_that_there_is() -> N
 
 def test_where_nothing_is_known_the_last_words_are_shown() -> None:
     lines = [f"line {number}" for number in range(1, 12)]
-    said = prove.explain(lines, "it ended", "look").message
+    said = prove.reason_in(lines, "it ended", "look").message
     assert said == "it ended\nits last words:\n" + "\n".join(f"    line {number}" for number in range(4, 12))

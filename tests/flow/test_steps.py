@@ -28,7 +28,7 @@ from installer.spec.values import BUILTIN
 from installer.units.graph import handle
 from installer.units.keyring import TakeKeys, WriteUnit
 from installer.units.render import process_digest, render, runtime_dir, shared_units
-from installer.units.systemd import Process
+from installer.units.systemd import MainProcess
 from installer.weights.models import Download
 from tests.kit.targets import KEYS, PROBE_KEY, wanted, with_settings
 
@@ -241,7 +241,7 @@ def test_a_restart_is_due_only_where_nothing_less_does(
         "keys": frozenset((key.name, key.digest) for key in keys), **(process or {}),
     }  # fmt: skip
     want = dataclasses.replace(want, former=found.pop("former", None))
-    monkeypatch.setattr(steps, "running_process", lambda *_: None if process is None else Process(**found))
+    monkeypatch.setattr(steps, "running_process", lambda *_: None if process is None else MainProcess(**found))
     assert [type(change) for change in steps.running(want, host)] == changes
 
 
@@ -265,7 +265,9 @@ def problems(
     want: Wanted, host: Host, *, discard_edits: bool = False, replaced: frozenset[Path] = frozenset()
 ) -> list[Problem]:
     state = load_state(host, want.layout) or State(want.layout.service)
-    found = ownership.check(plan(want, host), host, want.layout, state, discard_edits=discard_edits, replaced=replaced)
+    found = ownership.objections(
+        plan(want, host), host, want.layout, state, discard_edits=discard_edits, replaced=replaced
+    )
     return list(found)
 
 
@@ -328,7 +330,9 @@ def test_the_cache_of_an_ejected_service_is_the_one_it_is_adopted_with(host: Hos
     host.make_dir(LAYOUT.cache_dir)
     for ejected, expected in ((True, 0), (False, 1)):
         former = Former("qwen3vl.service", enabled=True, active=True, files=(), ejected=ejected)
-        found = ownership.check(plan(want, host), host, LAYOUT, State("qwen3vl", former=former), discard_edits=False)
+        found = ownership.objections(
+            plan(want, host), host, LAYOUT, State("qwen3vl", former=former), discard_edits=False
+        )
         assert len(list(found)) == expected
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from installer.base.errors import UsageError
-from installer.spec.settings import FIELDS, Settings, load
+from installer.spec.settings import FIELDS, Settings, load_settings
 
 # Characters that mean something to a shell, a dotenv file or systemd come up often; line breaks and controls too.
 CHARACTERS = st.one_of(
@@ -62,7 +62,7 @@ UNGUARDED = [
 
 def accepted(attribute: str, text: str) -> bool:
     try:
-        load("any", {}, {}, {attribute: text})
+        load_settings("any", {}, {}, {attribute: text})
     except UsageError:
         return False
     return True
@@ -77,7 +77,7 @@ def any_settings(draw: st.DrawFn) -> Settings:
             text = draw(VALUES.get(attribute, TEXTS))
             if accepted(attribute, text):
                 flags[attribute] = text
-    return load(draw(SERVICES), {}, {}, flags)
+    return load_settings(draw(SERVICES), {}, {}, flags)
 
 
 def tree(root: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 from installer.base.errors import UsageError
 from installer.families.vllm.log import Refusal, read_refusal, read_report
 from installer.families.vllm.memory_flags import Flags
-from installer.memory.capacity import Answer, Estimate, describe, estimate, judge, table
+from installer.memory.capacity import Estimate, Outlook, describe, estimate, judge, table
 from installer.memory.device import Device
 from installer.memory.kv import Cache, Kind, Layer, Rules, arrange
 from installer.memory.kv_layers import layers_of
@@ -469,8 +469,8 @@ def test_memory_set_by_flag_is_taken_as_it_is() -> None:
     result = on("qwen3-8b", 4096, "--kv-cache-memory-bytes", "1G", device=CPU)
     assert (result.available_kv, result.margin) == (GIB, 0)
     assert result.largest_context == 7040  # what vLLM itself says of this model with 1 GiB
-    assert judge(result, 7040).answer is Answer.FITS
-    assert judge(result, 7041).answer is Answer.CANNOT
+    assert judge(result, 7040).answer is Outlook.FITS
+    assert judge(result, 7041).answer is Outlook.CANNOT
 
 
 # Verdicts
@@ -479,20 +479,20 @@ def test_memory_set_by_flag_is_taken_as_it_is() -> None:
 def test_verdicts_come_with_the_numbers() -> None:
     result = replace(on("qwen3-8b", 32768), available_kv=4 * GIB, margin=GIB, limit=262144)
     # 147456 bytes a token: 4 GiB hold 29127 tokens, in blocks of 16.
-    assert judge(result, 16384).answer is Answer.FITS
+    assert judge(result, 16384).answer is Outlook.FITS
     close = judge(result, 30000)
-    assert close.answer is Answer.CLOSE
-    assert judge(result, 28000).answer is Answer.CLOSE
+    assert close.answer is Outlook.CLOSE
+    assert judge(result, 28000).answer is Outlook.CLOSE
     refused = judge(result, 262144)
-    assert refused.answer is Answer.CANNOT
+    assert refused.answer is Outlook.CANNOT
     assert refused.largest == 29104
     assert refused.reason == (
         "262144 tokens need 36.00 GiB of cache and about 4.00 GiB is free, enough for about 29104"
     )
     assert refused.to_json()["largest_context"] == 29104
-    assert judge(replace(result, certain=False), 262144).answer is Answer.CLOSE
+    assert judge(replace(result, certain=False), 262144).answer is Outlook.CLOSE
     assert judge(result, 262145).reason == "262145 tokens are more than the model's own limit of 262144"
-    assert judge(replace(result, certain=False), 262145).answer is Answer.CANNOT
+    assert judge(replace(result, certain=False), 262145).answer is Outlook.CANNOT
 
 
 def test_a_model_larger_than_the_gpu() -> None:
@@ -500,7 +500,7 @@ def test_a_model_larger_than_the_gpu() -> None:
     assert result.available_kv < 0
     assert (result.largest_context, result.kv_tokens) == (0, 0)
     verdict = judge(result, 1024)
-    assert verdict.answer is Answer.CANNOT
+    assert verdict.answer is Outlook.CANNOT
     assert verdict.available == 0
     assert all(row.requests == 0 for row in table(result))
 
@@ -528,7 +528,7 @@ def test_layers_nobody_knows_refuse_nothing(tmp_path: Path) -> None:
     path = model(tmp_path, layer_types=["holographic"] * 4, max_position_embeddings=10**8)
     chosen = settings(10**7)
     result = estimate(read_shape(path, chosen), Device("cuda", 8 * GIB, 0.5), chosen)
-    assert judge(result, 10**8).answer is Answer.CLOSE
+    assert judge(result, 10**8).answer is Outlook.CLOSE
 
 
 # What vLLM says

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from installer.base.errors import UsageError
 from installer.cli import cli
-from installer.memory.capacity import Answer, judge
+from installer.memory.capacity import Outlook, judge
 from installer.memory.device import Device
 from installer.memory.recommend import Fit, Hardware, hardware_of, notes, parse_hardware, recommend, with_gpus
 from installer.model import profiles
@@ -20,7 +20,7 @@ from tests.checks.test_preflight import CUDA, HEALTHY, MI300
 from tests.memory.test_capacity import on
 
 GIB = 1024**3
-NAMES = {model.id for family in profiles.load().families for model in family.models}
+NAMES = {model.id for family in profiles.load_profiles().families for model in family.models}
 
 
 def fits(hardware: str, context: int | None = None) -> dict[str, Fit]:
@@ -48,7 +48,7 @@ def test_parity_row_30_a_table_of_models_for_the_hosts_own_gpus() -> None:
     found = {fit.model.id: fit for fit in recommend(hardware, CUDA)}
     assert found.keys() == NAMES
     assert found["Qwen/Qwen3-VL-8B-Instruct"].runs
-    assert found["deepseek-ai/DeepSeek-V3.1"].answer is Answer.CANNOT
+    assert found["deepseek-ai/DeepSeek-V3.1"].answer is Outlook.CANNOT
 
 
 def test_a_row_is_what_the_capacity_estimate_says() -> None:
@@ -72,9 +72,9 @@ def test_parity_row_31_several_gpus_and_quantized_models_reach_further() -> None
 
 def test_those_that_fit_come_first_and_the_largest_of_them() -> None:
     rows = list(fits("48GiB").values())
-    order = [(Answer.FITS, Answer.CLOSE, Answer.CANNOT).index(row.answer) for row in rows]
+    order = [(Outlook.FITS, Outlook.CLOSE, Outlook.CANNOT).index(row.answer) for row in rows]
     assert order == sorted(order)
-    fitting = [row.model.parameters for row in rows if row.answer is Answer.FITS]
+    fitting = [row.model.parameters for row in rows if row.answer is Outlook.FITS]
     assert fitting == sorted(fitting, reverse=True)
 
 

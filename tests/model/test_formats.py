@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from installer.model.formats import check, recognise
+from installer.model.formats import check_format, recognise
 from installer.model.model_about import About
 from installer.spec.facts import Gpu
 from installer.spec.problem import Problem
@@ -51,7 +51,7 @@ def problems(
 ) -> list[Problem]:
     gpu = Gpu("nvidia", "Some GPU", capability=capability, memory_total=80 * 2**30)
     facts = dataclasses.replace(HEALTHY, gpus=(gpu,), cpu_flags=frozenset(flags.split()))
-    return list(check(FORMATS[name], "org/model", kind, settings or Settings(), facts))
+    return list(check_format(FORMATS[name], "org/model", kind, settings or Settings(), facts))
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"bitsandbytes", "GGUF"}))
@@ -91,26 +91,27 @@ def test_amx_runs_fp8_on_a_processor() -> None:
 
 def test_rocm_has_fewer_methods() -> None:
     unknown = quantized(quant_method="moe_wna16")
-    (problem,) = check(unknown, "org/model", "rocm", Settings(), HEALTHY)
+    (problem,) = check_format(unknown, "org/model", "rocm", Settings(), HEALTHY)
     assert "NVIDIA GPUs only" in problem.why
 
 
 def test_a_method_about_to_go_needs_its_flag() -> None:
     old = quantized(quant_method="fbgemm_fp8")
-    (problem,) = check(old, "org/model", "cuda", Settings(), HEALTHY)
+    (problem,) = check_format(old, "org/model", "cuda", Settings(), HEALTHY)
     assert "--allow-deprecated-quantization" in problem.why
     assert (
-        list(check(old, "org/model", "cuda", Settings(vllm_args=("--allow-deprecated-quantization",)), HEALTHY)) == []
+        list(check_format(old, "org/model", "cuda", Settings(vllm_args=("--allow-deprecated-quantization",)), HEALTHY))
+        == []
     )
 
 
 def test_an_architecture_that_vllm_dropped_is_refused_and_an_unknown_one_only_said() -> None:
     dropped = About({"architectures": ["BaichuanForCausalLM"]}, names=frozenset(SAFE))
-    (problem,) = check(dropped, "org/model", "cuda", Settings(), HEALTHY)
+    (problem,) = check_format(dropped, "org/model", "cuda", Settings(), HEALTHY)
     assert problem.fatal
     assert "0.23.0 was its last version" in problem.why
     new = About({"architectures": ["NobodyKnowsItForCausalLM"]}, names=frozenset(SAFE))
-    (problem,) = check(new, "org/model", "cuda", Settings(), HEALTHY)
+    (problem,) = check_format(new, "org/model", "cuda", Settings(), HEALTHY)
     assert not problem.fatal
 
 

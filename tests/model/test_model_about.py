@@ -137,10 +137,10 @@ def test_a_model_too_large_for_the_gpu_is_refused_before_a_weight_is_fetched(
     seen = dataclasses.replace(HEALTHY, gpus=(gpu,))
     about = About(config, names=frozenset(("config.json",)))
     if fits:
-        fit.check(wanted, seen, State("qwen3vl"), host, Report(), about)
+        fit.check_context(wanted, seen, State("qwen3vl"), host, Report(), about)
     else:
         with pytest.raises(Refused, match="8192 does not fit"):
-            fit.check(wanted, seen, State("qwen3vl"), host, Report(), about)
+            fit.check_context(wanted, seen, State("qwen3vl"), host, Report(), about)
     assert fit.estimate(wanted, seen, State("qwen3vl"), host) is None, "nothing is known of it without its files"
 
 

@@ -10,7 +10,7 @@ import pytest
 from installer.families.vllm import abilities
 from installer.model import formats, profiles
 from installer.model.model_about import About
-from installer.model.profiles import Choice, Family
+from installer.model.profiles import Family, ParserChoice
 from tests.kit.boot.surroundings import REPO
 
 PAGE = REPO / "docs/models.md"
@@ -19,7 +19,7 @@ QUANTIZATIONS = ("fp8", "compressed-tensors", "awq", "gptq", "mxfp4", "modelopt"
 
 def families() -> list[str]:
     rows = ["| family | architectures | tool calls | reasoning |", "|---|---|---|---|"]
-    return rows + [row(family) for family in (*profiles.load().families, profiles.load().formats)]
+    return rows + [row(family) for family in (*profiles.load_profiles().families, profiles.load_profiles().formats)]
 
 
 def row(family: Family) -> str:
@@ -28,18 +28,18 @@ def row(family: Family) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def choices(found: tuple[Choice, ...]) -> str:
+def choices(found: tuple[ParserChoice, ...]) -> str:
     return "<br>".join(f"`{choice.parser}`{condition(choice)}" for choice in found) or "–"
 
 
-def condition(choice: Choice) -> str:
+def condition(choice: ParserChoice) -> str:
     marks = [f"“{mark}”" for mark in choice.holds] + [f"no “{mark}”" for mark in choice.lacks]
     text = ", ".join(marks) or ("no template" if choice.no_template else "")
     return f" ({text})".replace("<", "&lt;").replace("|", "&#124;") if text else ""
 
 
 def quantizations() -> list[str]:
-    known = abilities.load()
+    known = abilities.load_abilities()
     rows = ["| format | NVIDIA, compute capability | ROCm | processor |", "|---|---|---|---|"]
     for method in QUANTIZATIONS:
         lowest = max(75, known.quantizations[method])
@@ -57,7 +57,7 @@ def quantizations() -> list[str]:
 
 def models() -> list[str]:
     rows = ["| model | parameters | format | weights |", "|---|---|---|---|"]
-    for family in profiles.load().families:
+    for family in profiles.load_profiles().families:
         for model in family.models:
             name = formats.recognise(About(model.config)).name
             rows.append(f"| `{model.id}` | {model.parameters / 1e9:.1f} B | {name} | {model.bytes / 2**30:.1f} GiB |")

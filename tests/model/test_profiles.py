@@ -168,7 +168,7 @@ def test_names_are_not_judged_where_they_may_exist() -> None:
 
 
 def test_every_parser_and_architecture_of_the_data_is_one_of_vllms() -> None:
-    known, real = profiles.load(), abilities.load()
+    known, real = profiles.load_profiles(), abilities.load_abilities()
     assert known.parsers("tools") <= set(real.tool_parsers)
     assert known.parsers("reasoning") <= set(real.reasoning_parsers)
     assert {name for family in known.families for name in family.architectures} <= real.architectures
@@ -181,7 +181,7 @@ def test_the_sizes_of_the_models_are_those_of_their_published_index() -> None:
         json.loads((path / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
         for path in published.iterdir()
     }
-    models = [model for family in profiles.load().families for model in family.models]
+    models = [model for family in profiles.load_profiles().families for model in family.models]
     assert len({model.bytes for model in models} & sizes) >= 10
     for model in models:
         assert 0.45 * model.parameters < model.bytes < 2.2 * model.parameters, model.id

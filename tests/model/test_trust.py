@@ -90,10 +90,10 @@ def test_a_directory_of_pickles(tmp_path: Path) -> None:
     assert "run any code" in found
     assert check_directory(tmp_path, with_pickles=True) == []
     about = read_directory(tmp_path)
-    assert [p.remedy.partition("--")[2] for p in trust.check(about, Settings(model=str(tmp_path)))] == [
+    assert [p.remedy.partition("--")[2] for p in trust.check_trust(about, Settings(model=str(tmp_path)))] == [
         f"allow-pickle {tmp_path} (ALLOW_PICKLE)"
     ]
-    assert not list(trust.check(about, Settings(model=str(tmp_path), allow_pickle=(str(tmp_path),))))
+    assert not list(trust.check_trust(about, Settings(model=str(tmp_path), allow_pickle=(str(tmp_path),))))
     (tmp_path / BIN[1]).unlink()
     assert f"{BIN[1]} is missing" in check_directory(tmp_path, with_pickles=True)[0]
 
@@ -117,13 +117,13 @@ def about(model_type: str, **files: str) -> About:
     ],
 )
 def test_code_of_the_repository_is_refused_where_nothing_takes_its_place(found: About, is_refused: bool) -> None:
-    problems = list(trust.check(found, Settings(model=REPO)))
+    problems = list(trust.check_trust(found, Settings(model=REPO)))
     assert bool(problems) == is_refused
     for problem in problems:
         assert problem.fatal
         assert f"--trust-remote-code {REPO}" in problem.remedy
-        assert not list(trust.check(found, Settings(model=REPO, trust_remote_code=("x", REPO))))
-        assert list(trust.check(found, Settings(model=REPO, trust_remote_code=("x",))))
+        assert not list(trust.check_trust(found, Settings(model=REPO, trust_remote_code=("x", REPO))))
+        assert list(trust.check_trust(found, Settings(model=REPO, trust_remote_code=("x",))))
 
 
 def test_the_files_that_name_code_are_found(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ from installer.spec import settings_file
 from scripts.reference import reference
 from tests.kit.targets import target
 
-one = settings.load("x", {{}}, {{"MAX_REQUESTS": "8"}}, {{}})
+one = settings.load_settings("x", {{}}, {{"MAX_REQUESTS": "8"}}, {{}})
 try:
-    settings.load("x", {{}}, {{}}, {{"vllm_args": "--max-num-seq 9"}})
+    settings.load_settings("x", {{}}, {{}}, {{"vllm_args": "--max-num-seq 9"}})
 except UsageError as error:
     refused = error.message
 json.dump({{
@@ -95,7 +95,7 @@ def test_no_flag_of_a_unit_can_be_given_a_second_time() -> None:
 
 @pytest.mark.parametrize("attribute", FIELDS)
 def test_the_flags_of_the_table_are_vllms(attribute: str) -> None:
-    assert all(vllm_flags.load().is_known(flag) for flag in FIELDS[attribute].flags)
+    assert all(vllm_flags.load_table().is_known(flag) for flag in FIELDS[attribute].flags)
 
 
 def test_what_the_last_start_reported_counts_if_only_these_differ() -> None:

@@ -33,7 +33,7 @@ sys.path.append({str(REPO)!r})  # for the made-up target alone: installer is imp
 from tests.kit.targets import wanted as target
 want = target()
 texts = {{str(path): file.text for path, file in render(want.target, want.layout).items()}}
-texts["data"] = f"{{profiles.load()}} {{abilities.load().tool_parsers}}"
+texts["data"] = f"{{profiles.load_profiles()}} {{abilities.load_abilities().tool_parsers}}"
 texts["settings"] = wanted(None, Settings(), Path("/etc/x.env"))
 json.dump([installer.__file__, str(asset_dir("templates")), texts], sys.stdout)
 """

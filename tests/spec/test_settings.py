@@ -9,12 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.base.errors import Exit, UsageError
-from installer.spec.settings import FIELDS, NAMES, Settings, assigned, check_service, load, owned_flags, to_text
+from installer.spec.settings import (
+    FIELDS,
+    NAMES,
+    Settings,
+    assigned,
+    check_service,
+    load_settings,
+    owned_flags,
+    to_text,
+)
 from tests.kit.samples import UNGUARDED, any_settings
 
 
 def from_flags(**flags: str) -> Settings:
-    return load("qwen3vl", {}, {}, flags)
+    return load_settings("qwen3vl", {}, {}, flags)
 
 
 def refusal(**flags: str) -> UsageError:
@@ -28,7 +37,7 @@ def refusal(**flags: str) -> UsageError:
 
 
 def test_the_defaults_are_those_of_the_systems_it_replaces() -> None:
-    settings = load("qwen3vl", {}, {}, {})
+    settings = load_settings("qwen3vl", {}, {}, {})
     assert settings == Settings()
     assert settings.model == "Qwen/Qwen3-VL-8B-Instruct"
     assert settings.max_model_len == 1024
@@ -40,7 +49,7 @@ def test_the_defaults_are_those_of_the_systems_it_replaces() -> None:
 def test_flags_win_over_environment_over_file_over_defaults() -> None:
     file = {"PORT": "1001", "DRAIN_SECONDS": "1", "MAX_MODEL_LEN": "2048"}
     environment = {"PORT": "1002", "DRAIN_SECONDS": "2", "PATH": "/bin"}
-    settings = load("a", file, environment, {"port": "1003"})
+    settings = load_settings("a", file, environment, {"port": "1003"})
     assert (settings.port, settings.drain, settings.max_model_len) == (1003, 2, 2048)
     assert settings.tensor_parallel_size == 1
 
@@ -59,8 +68,8 @@ def test_flags_win_over_environment_over_file_over_defaults() -> None:
     ],
 )
 def test_the_old_names_are_understood(name: str, value: str, attribute: str, meant: object) -> None:
-    assert getattr(load("a", {name: value}, {}, {}), attribute) == meant
-    assert getattr(load("a", {}, {name: value}, {}), attribute) == meant
+    assert getattr(load_settings("a", {name: value}, {}, {}), attribute) == meant
+    assert getattr(load_settings("a", {}, {name: value}, {}), attribute) == meant
 
 
 def test_no_name_stands_for_two_settings() -> None:
@@ -68,16 +77,16 @@ def test_no_name_stands_for_two_settings() -> None:
 
 
 def test_two_names_for_one_setting_must_agree() -> None:
-    assert load("a", {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"}, {}, {}).tensor_parallel_size == 2
+    assert load_settings("a", {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"}, {}, {}).tensor_parallel_size == 2
     with pytest.raises(UsageError, match="TENSOR_PARALLEL_SIZE='1' and TP_SIZE='2' in the environment contradict"):
-        load("a", {}, {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "1"}, {})
+        load_settings("a", {}, {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "1"}, {})
 
 
 def test_an_error_names_the_value_and_where_it_stands() -> None:
     with pytest.raises(UsageError, match=r"PORT='x' in /etc/vllm-install/\S+.env: expected a whole number"):
-        load("a", {"PORT": "x"}, {}, {})
+        load_settings("a", {"PORT": "x"}, {}, {})
     with pytest.raises(UsageError, match=r"PORT='x' in the environment"):
-        load("a", {}, {"PORT": "x"}, {})
+        load_settings("a", {}, {"PORT": "x"}, {})
     assert refusal(port="x").message.startswith("--port='x': expected")
     for typed in ("port=x", "PORT=x", "--port=x"):
         with pytest.raises(UsageError) as caught:
@@ -269,9 +278,9 @@ def test_service_names(name: str) -> None:
 @given(any_settings())
 def test_a_value_written_as_text_is_read_back(settings: Settings) -> None:
     texts = {name: to_text(name, getattr(settings, name)) for name in FIELDS}
-    assert load(settings.service, {}, {}, texts) == settings
+    assert load_settings(settings.service, {}, {}, texts) == settings
     names = {FIELDS[name].names[-1]: text for name, text in texts.items()}
-    assert load(settings.service, names, {}, {}) == settings
+    assert load_settings(settings.service, names, {}, {}) == settings
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.text())

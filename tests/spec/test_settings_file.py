@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.base.errors import UsageError
-from installer.spec.settings import NAMES, Settings, load
+from installer.spec.settings import NAMES, Settings, load_settings
 from installer.spec.settings_file import parse, unknown, wanted
 from tests.kit.golden import golden
 from tests.kit.samples import TEXTS, any_settings
@@ -32,7 +32,7 @@ TP_SIZE=9"
 
 
 def settings_of(text: str) -> Settings:
-    return load("qwen3vl", parse(text, PATH), {}, {})
+    return load_settings("qwen3vl", parse(text, PATH), {}, {})
 
 
 def test_a_new_file_is_the_golden_one() -> None:

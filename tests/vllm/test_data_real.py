@@ -30,7 +30,7 @@ def test_what_we_say_of_vllm_is_what_it_says_of_itself(package: Path) -> None:
 
 def test_parity_row_28_every_parser_and_architecture_of_the_profiles_is_one_of_vllms(package: Path) -> None:
     real = facts(package, Settings.vllm_version)
-    known = profiles.load()
+    known = profiles.load_profiles()
     assert known.parsers("tools") <= set(real["tool_parsers"])  # type: ignore[call-overload]
     assert known.parsers("reasoning") <= set(real["reasoning_parsers"])  # type: ignore[call-overload]
     named = {name for family in known.families for name in family.architectures}

@@ -26,7 +26,7 @@ class VllmFacts:
 
 
 @functools.cache
-def load() -> VllmFacts:
+def load_abilities() -> VllmFacts:
     section = datafile.read(DATA / "vllm.json", " ".join(VllmFacts.__dataclass_fields__))
     removed, lowest = section.mapping("removed_architectures"), section.mapping("quantizations")
     return VllmFacts(

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from installer.base.errors import Refused, UsageError
 from installer.base.language import mark, tr
 from installer.runtime import vllm_flags
-from installer.runtime.vllm_flags import Flag, Table, load
+from installer.runtime.vllm_flags import Flag, Table, load_table
 from installer.spec.values import version_key
 
 REFERENCE = "https://docs.vllm.ai/en/stable/cli/serve/"
 
 
-def check(words: Sequence[str], version: str, warn: Callable[[str], None]) -> None:
+def check_words(words: Sequence[str], version: str, warn: Callable[[str], None]) -> None:
     """Refuse what vLLM itself would only refuse once it has been started anew; of another version, only warn."""
-    known = load()
+    known = load_table()
     place, flags = parse(words)
     said = [tr("expected a vLLM flag, found {word!r}", word=place)] if place else []
     said += [text for flag in flags if (text := _problem(flag, known))]
@@ -30,7 +30,7 @@ def check(words: Sequence[str], version: str, warn: Callable[[str], None]) -> No
 
 
 def near(name: str) -> str:
-    close = difflib.get_close_matches(name, sorted(load().names), n=1)
+    close = difflib.get_close_matches(name, sorted(load_table().names), n=1)
     return close[0] if close else ""
 
 
@@ -92,7 +92,7 @@ _PARSERS = {
 
 def parse(words: Sequence[str]) -> tuple[str | None, list[Flag]]:
     """What follows `vllm serve`: the model, where it is named by its place, and every flag in order."""
-    known = load()
+    known = load_table()
     places, flags = vllm_flags.parse(words)
     for flag in flags:
         if not flag.values and (flag.base in known.one or flag.base != flag.name):

@@ -20,7 +20,7 @@ from installer.base.report import Report, size
 from installer.families.vllm import packages
 from installer.forms.venv import bytecode, cuda_home, python_of, resolving, soundness
 from installer.forms.venv.pipconf import Sources, read_sources, redact
-from installer.forms.venv.resolving import Interpreter, Resolving, backend_options, with_vllm_indexes
+from installer.forms.venv.resolving import PythonTarget, Resolving, backend_options, with_vllm_indexes
 from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
 from installer.spec.engine import Engine, versions
 from installer.spec.settings import Settings
@@ -187,7 +187,7 @@ class InstallEngine:
             self._clear(host)
             self._install(host, report)
             site = self._packages_dir(host)
-            soundness.check(host.at(site), engine.kind, self._asked(host))
+            soundness.check_files(host.at(site), engine.kind, self._asked(host))
             if engine.kind == "cpu":
                 _name_vllm(host, site, engine.vllm_version)
             if engine.kind == "cuda":
@@ -295,7 +295,7 @@ def _request(settings: Settings, kind: str, python: Path, sources: Sources) -> s
     return _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
 
 
-def _engine_id(interpreter: Interpreter, python: Path, lock: str) -> str:
+def _engine_id(interpreter: PythonTarget, python: Path, lock: str) -> str:
     """By the packages' versions, however they were found, and without the patch level of Python: a security update
     of it must not rebuild engines and restart services."""
     plain = "".join(f"{package}\n" for package in versions(lock))

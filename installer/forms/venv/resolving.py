@@ -28,7 +28,7 @@ BUILDS = (("cpu", re.compile("cpu")), ("cuda", re.compile(r"cu\d")), ("rocm", re
 
 
 @dataclass(frozen=True)
-class Interpreter:
+class PythonTarget:
     """What decides which wheels fit: the implementation with its version, its build, the machine."""
 
     cache_tag: str  # cpython-312
@@ -41,7 +41,7 @@ class Interpreter:
         return f"{self.cache_tag.replace('cpython-', 'cp')}{self.abi}-{self.arch}"
 
 
-def look_at(python: Path, host: Host) -> Interpreter:
+def look_at(python: Path, host: Host) -> PythonTarget:
     code = "import os, sys; print(sys.implementation.cache_tag, os.uname().machine, sys.abiflags)"
     try:
         tag, arch, *abi = host.run(python, "-I", "-S", "-c", code).stdout.split()
@@ -50,7 +50,7 @@ def look_at(python: Path, host: Host) -> Interpreter:
             tr("{python} does not work: {reason}", python=python, reason=getattr(error, "message", error)),
             tr("name another interpreter: --python"),
         ) from None
-    return Interpreter(tag, "".join(abi), arch)
+    return PythonTarget(tag, "".join(abi), arch)
 
 
 def fits_lock(settings: Settings, sources: Sources) -> bool:
