@@ -187,7 +187,7 @@ class InstallEngine:
             self._clear(host)
             self._install(host, report)
             site = self._packages_dir(host)
-            soundness.check_files(host.at(site), engine.kind, self._asked(host))
+            soundness.check_site(host.at(site), engine.kind, self._asked(host))
             if engine.kind == "cpu":
                 _name_vllm(host, site, engine.vllm_version)
             if engine.kind == "cuda":

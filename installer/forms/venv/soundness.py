@@ -20,7 +20,7 @@ BUILD = re.compile(
 NAMED = 3
 
 
-def check_files(site: Path, kind: str, sources: Sources) -> None:
+def check_site(site: Path, kind: str, sources: Sources) -> None:
     """Refuse what imports today by chance; to read every RECORD of a CUDA engine takes a fifth of a second."""
     _refuse_clashes(site)
     _refuse_wrong_torch(site, kind, sources)
