@@ -413,14 +413,14 @@ def test_torch_is_asked_for_which_kind_it_was_built(tmp_path: Path, kind: str, b
     (tmp_path / "torch/version.py").write_text(ABOUT[build])
     sources = Sources(index_url="https://me:secret@mirror.example/simple")
     if kind == build:
-        soundness.check_files(tmp_path, kind, sources)
+        soundness.check_site(tmp_path, kind, sources)
         return
     with pytest.raises(EngineFailed, match=f"is the build for {build}") as caught:
-        soundness.check_files(tmp_path, kind, sources)
+        soundness.check_site(tmp_path, kind, sources)
     assert "mirror.example" in caught.value.message
     assert "secret" not in caught.value.message
     with pytest.raises(EngineFailed, match=r"from /srv/x\.bundle is the build"):
-        soundness.check_files(tmp_path, kind, Sources(find_links=("/srv/x.bundle",), no_index=True))
+        soundness.check_site(tmp_path, kind, Sources(find_links=("/srv/x.bundle",), no_index=True))
 
 
 @pytest.mark.parametrize(("kind", "local"), [("cuda", "cpu"), ("cpu", "cu130"), ("rocm", "cpu"), ("cuda", "rocm7.2")])
