@@ -71,16 +71,21 @@ def test_a_refused_change_is_not_even_noticed(machine: Machine, key: str, name: 
     serves(machine, key)
 
 
-# name -> (what the stand-in does, arguments, what is said)
+# name -> (what the stand-in does, arguments, what is said, and how it ends)
 UNDONE = {
-    "flag": ("", ("--", "--additional-config", "die-at-start=2"), "did not come up"),
-    "context": ("refuse-context=2048", ("--context", "4096"), "set-context 2048"),
+    "flag": (
+        "",
+        ("--", "--additional-config", "die-at-start=2"),
+        "did not come up",
+        f"{SERVICE}.service is back as it was",
+    ),
+    "context": ("refuse-context=2048", ("--context", "4096"), "set-context 2048", "the service is back at 1024"),
 }
 
 
 @pytest.mark.parametrize("name", UNDONE)
 def test_a_change_that_does_not_serve_is_undone(machine: Machine, key: str, name: str) -> None:
-    words, args, said = UNDONE[name]
+    words, args, said, end = UNDONE[name]
     before = snapshot(machine.root, [HOME])
     machine.write(f"{HOME}/standin", words)
     try:
@@ -88,7 +93,7 @@ def test_a_change_that_does_not_serve_is_undone(machine: Machine, key: str, name
     finally:
         machine.at(f"{HOME}/standin").unlink()
     assert re.search(said, done.err), done.err
-    assert f"{SERVICE}.service is back as it was" in done.err
+    assert end in done.err
     assert as_it_was(machine, before) == []
     assert json.loads(machine.at(STATE).read_text())["pending"] is None
     goes_on(machine, key)

@@ -233,7 +233,7 @@ def test_no_key_is_sent_to_who_listens_in_the_service_s_place(machine: Machine, 
         assert "held by pid" in cli(machine, "doctor", code=8).out
         failed = cli(machine, "test", "--key-file", "/root/key", code=6)
         assert "failed: listens: port 8000 is held by pid" in failed.out
-        failed = cli(machine, "set-apikey", code=6)
+        failed = cli(machine, "set-apikey", "--keep-old", "1h", code=6)
         assert re.search(
             r"no key was sent to http://127.0.0.1:8000: port 8000 is held by pid \d+ \(.*not by", failed.err
         )

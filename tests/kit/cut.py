@@ -20,7 +20,6 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from installer import cli
 from installer.base import report
 from installer.base.changes import Change
 
@@ -89,8 +88,10 @@ def is_look(event: str, args: tuple[object, ...]) -> bool:
 
 def main(name: str, point: str, args: list[str]) -> None:
     cutter = Cutter(name, point)
-    # What the command line reports by; the rest of it runs unchanged.
+    # What the command line reports by, put there before it is loaded; the rest of it runs unchanged.
     vars(report).update(choose=lambda **_: cutter)
+    from installer import cli
+
     sys.addaudithook(cutter.audit)
     if point == "show":
         vars(sys).update(stdout=Screen(cutter))
