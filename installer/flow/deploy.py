@@ -97,12 +97,12 @@ def capacity_of(request: Request, host: Host, report: Report) -> Estimate | None
     return fit.estimate(resolved.want.target, resolved.facts, state, host, resolved.about)
 
 
-def settle(service: str, host: Host, report: Report) -> None:
+def settle(service: str, verb: str, host: Host, report: Report) -> None:
     """Undo what was cut off, if anything was."""
     layout = Layout(service)
     state = load_state(host, layout)
     if state and state.pending:
-        with changing(layout, "set", host):
+        with changing(layout, verb, host):
             settled(host, layout, report)
 
 

@@ -187,7 +187,7 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
     if dry_run:
         _show_capacity(service, tokens, as_json)
         return
-    _settle(service, quiet=quiet or as_json)
+    _settle(service, "set-context", quiet=quiet or as_json)
     request = _request(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits=discard_edits)
     _change(request, as_json, quiet)
 
@@ -236,7 +236,7 @@ def set_values(
         raise UsageError(tr("nothing is to be set"), tr("for example: vllm-install set PORT=8001, or set --port 8001"))
     done = " ".join(f"{named(name)}={value}" for name, value in values.items())
     if not dry_run:
-        _settle(service, quiet=quiet or as_json)
+        _settle(service, "set", quiet=quiet or as_json)
     _change(_request(service, f"set {done}", values, discard_edits=discard_edits), as_json, quiet, dry_run=dry_run)
 
 
@@ -257,7 +257,7 @@ def upgrade(
     """Move to another vLLM or model revision; the one before is kept for rollback."""
 
     if not dry_run:
-        _settle(service, quiet=quiet or as_json)
+        _settle(service, "upgrade", quiet=quiet or as_json)
     now = _request(service, "upgrade", {}).settings
     flags = {}
     if revision is not None:
@@ -338,12 +338,12 @@ def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = Fal
     flow.change(request, host, report, show_deployed(service, as_json))
 
 
-def _settle(service: str, *, quiet: bool) -> None:
+def _settle(service: str, verb: str, *, quiet: bool) -> None:
     """What was cut off goes back before its settings are read: nobody asked for them again."""
     from installer.base.host import Host
     from installer.flow import deploy as flow
 
-    flow.settle(check_service(service), Host(), choose(quiet=quiet))
+    flow.settle(check_service(service), verb, Host(), choose(quiet=quiet))
 
 
 def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:

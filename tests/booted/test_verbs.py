@@ -93,8 +93,9 @@ def test_an_upgrade_says_when_it_goes_back_and_does_so_only_when_asked(machine: 
     assert ask(machine, "GET", "/version", key(machine)).json == {"version": "0.32.0"}
 
 
-def test_the_built_in_model_has_no_revisions(machine: Machine) -> None:
-    done = cli(machine, "upgrade", "--revision", "foo", code=2)
+@pytest.mark.parametrize("option", ["--revision", "--model"])  # the second is what it was called at first
+def test_the_built_in_model_has_no_revisions(machine: Machine, option: str) -> None:
+    done = cli(machine, "upgrade", option, "foo", code=2)
     assert "builtin:tiny has no revisions: it comes from no hub" in done.err
     assert "vllm-install set MODEL_NAME=foo" in done.err
 
