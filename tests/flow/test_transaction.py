@@ -747,3 +747,31 @@ def test_an_ejection_is_on_the_record_before_it_begins(
     monkeypatch.setattr(eject._Ejection, "apply", lambda self: seen.append(record(self.host).pending))
     eject.eject("qwen3vl", host, REPORT)
     assert seen == ["eject"]
+
+
+def test_each_change_is_told_when_it_begins_and_when_it_is_done(host: Host) -> None:
+    told: list[tuple[str, object, bool]] = []
+
+    class Told(Report):
+        def begin(self, change: Described) -> None:
+            told.append(("begins", change, host.exists(Path("/srv/a"))))
+
+        def done(self, change: Described) -> None:
+            told.append(("done", change, host.exists(Path("/srv/a"))))
+
+    change = Write(Path("/srv/a"), "x")
+    run_changes([change], host, Told())
+    assert told == [("begins", change, False), ("done", change, True)]
+
+
+def test_who_waits_for_what_is_shared_is_told_for_which_change(host: Host) -> None:
+    change = Write(LAYOUT.runtimes / "x/y.py", "")
+    holders: list[str] = []
+
+    class Looking(Report):
+        def begin(self, change: Described) -> None:
+            holder = host.lock_holder(LAYOUT.shared_lock)
+            holders.append(holder.command if holder else "nobody")
+
+    run_changes([change], host, Looking())
+    assert holders == [f"vllm-install: {change.describe()} (pid {os.getpid()})"]
