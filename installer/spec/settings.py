@@ -112,6 +112,9 @@ class Settings:
     drain: int = setting(
         30, values.whole(0, 3600), "Seconds that running requests get to finish at a stop.", "DRAIN_SECONDS", "SECONDS",
         brief="Time that running requests get to finish at a stop", flags=("--shutdown-timeout",), memory=False)
+    hold: int = setting(
+        120, values.whole(0, 3600), "Seconds that callers wait while the engine starts anew; 0 refuses them at once.",
+        "HOLD", "SECONDS", brief="Time that callers wait for a restart; 0 refuses them", memory=False)
     allowed_media_domains: tuple[str, ...] = setting(
         (), values.domains, "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS", "NAMES", brief="Domains that images may come from [default: none]",

@@ -32,6 +32,7 @@ VALUES = {
     "gpus": st.sampled_from(["auto", "0", "1,3", "GPU-8932f937 MIG-c6d4f1ef", "0000:3b:00.0"]),
     "port": st.integers(1, 65535).map(str),
     "drain": st.integers(0, 3600).map(str),
+    "hold": st.integers(0, 3600).map(str),
     "tool_call_parser": st.sampled_from(["auto", "none", "hermes", "granite-20b-fc", "qwen3_coder"]),
     "reasoning_parser": st.sampled_from(["auto", "none", "qwen3", "deepseek_r1"]),
     "engine": st.sampled_from(["auto", "cuda", "cpu", "rocm"]),

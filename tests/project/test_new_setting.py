@@ -100,7 +100,7 @@ def test_the_flags_of_the_table_are_vllms(attribute: str) -> None:
 
 def test_what_the_last_start_reported_counts_if_only_these_differ() -> None:
     other = dataclasses.replace(
-        Settings(), max_model_len=None, gpu_memory_utilization=0.5, gpus=("0",), host="::1", port=1, drain=0
+        Settings(), max_model_len=None, gpu_memory_utilization=0.5, gpus=("0",), host="::1", port=1, drain=0, hold=0
     )
     assert fit._rest(target(other)) == fit._rest(target())
     assert fit._rest(target(dataclasses.replace(Settings(), vllm_args=("--enforce-eager",)))) != fit._rest(target())

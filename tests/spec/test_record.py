@@ -61,6 +61,7 @@ FORMS = {
     "before-profiles": dataclasses.replace(less(written(), toolkit=None, gpus=(), profile=Profile()), **UNKNOWN),
     "before-gpus": less(written(), toolkit=None, gpus=()),
     "before-toolkits": less(written(), toolkit=None),
+    "before-hold": written(),
     "0.1.0": written(),
 }
 

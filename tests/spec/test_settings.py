@@ -156,6 +156,7 @@ GARBAGE = {
     "gpus": ["gpu0", "-1", "0;1", "auto,0", "GPU-", "MIG", "3b:00", "1.0", "GPU-1\nx", "0 %n", "²"],
     "port": ["", "0", "65536", "-1", "80a", "8" * 20],
     "drain": ["-1", "3601", "x"],
+    "hold": ["", "-1", "3601", "long", "1.5", "2m"],
     "allowed_media_domains": ["'unclosed", "a\nb", "--trust-remote-code", "good.example -x", "''", "a/b", "'a b'"],
     "tool_call_parser": ["", "--x", "a b", "hermes\nx", "x" * 65],
     "reasoning_parser": ["", "-", "qwen3;x", "a/b"],

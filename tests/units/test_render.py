@@ -269,7 +269,7 @@ def directives(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def shape(text: str) -> list[tuple[str, str, str]]:
-    found = [(s, n, "" if n in OF_THE_USER or "UNIT_DIGEST" in v else v) for s, n, v in directives(text)]
+    found = [(s, n, "" if n in OF_THE_USER or v.startswith(("UNIT_DIGEST=", "HOLD=")) else v) for s, n, v in directives(text)]
     # A model in a home is bound in, and a service for this host alone may talk to nobody else.
     return [one for one in found if one[1] not in ("BindReadOnlyPaths", "IPAddressDeny", "IPAddressAllow")]
 
@@ -325,10 +325,15 @@ def test_keys_do_not_count_and_everything_else_does() -> None:
     for same in (rotated, plain):
         assert process_digest(same, LAYOUT) == process_digest(before, LAYOUT)
         assert without_keys(unit(same, LAYOUT)) == without_keys(unit(before, LAYOUT))
-    for name, value in {"port": 1, "max_model_len": None, "drain": 1, "vllm_args": ("--x",)}.items():
+    for name, value in {"port": 1, "max_model_len": None, "drain": 1, "hold": 1, "vllm_args": ("--x",)}.items():
         changed = target(dataclasses.replace(BASE, **{name: value}))  # type: ignore[arg-type]
         assert process_digest(changed, LAYOUT) != process_digest(before, LAYOUT), name
     assert process_digest(target(kind="cpu"), LAYOUT) != process_digest(before, LAYOUT)
+
+
+def test_the_process_is_told_how_long_callers_wait_and_how_long_it_may_drain() -> None:
+    lines = unit(target(dataclasses.replace(BASE, hold=0, drain=90)), LAYOUT).splitlines()
+    assert "Environment=HOLD=0 DRAIN=90" in lines
 
 
 @given(PRINTABLE)
