@@ -22,6 +22,7 @@ from installer.spec.target import Target
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
 from installer.units.graph import handle
+from installer.units.holding import holding
 from installer.units.journal import invocation
 from installer.units.syntax import exec_line
 from installer.units.systemd import unit_properties
@@ -97,12 +98,15 @@ def _probe_key(host: Host, layout: Layout) -> str:
 
 
 def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> Callable[[], str]:
-    """A check that the unit runs, waiting for one that starts, and that it is the one behind the port."""
+    """A check that the unit runs, waiting for one that starts, and that it is the one behind the port.
+
+    A start is followed in systemd's words: a question would wait among the callers, for as long as they do.
+    """
     settings, unit = target.settings, layout.unit_name
 
     def check() -> str:
         state = unit_properties(host, unit, "ActiveState").get("ActiveState", "unknown")
-        if state == "activating":
+        if state == "activating" or (state in ("active", "reloading") and holding(host, layout)):
             try:
                 prove.wait_until_ready(handle(layout), host, report)
             except InstallError as error:

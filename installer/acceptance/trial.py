@@ -121,9 +121,12 @@ def _hint(lines: list[str]) -> str:
 
 
 def settings_of(flags: Mapping[str, str]) -> Settings:
-    """What was typed over the environment and the defaults; on a free port of this host alone, unless one is named."""
+    """What was typed over the environment and the defaults; on a free port of this host alone, unless one is named.
+
+    Nobody calls it before it is up, so nobody is held.
+    """
     given = {"host": "127.0.0.1", "port": str(Host.free_port()), **flags}
-    return replace(load_settings(Settings.service, {}, os.environ, given), service=SERVICE)
+    return replace(load_settings(Settings.service, {}, os.environ, given), service=SERVICE, hold=0)
 
 
 @contextlib.contextmanager

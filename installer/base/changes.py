@@ -96,3 +96,23 @@ class Restart:
         # A start limit also counts restarts by hand, so an earlier failure must not stop this one.
         host.systemctl("reset-failed", self.unit, check=False)
         host.systemctl("restart", "--no-block", self.unit)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Let the running service make way for its successor, while callers wait; what has to be seen is as for Restart.
+
+    The successor is prepared beside it, and one that does not come up changes nothing.
+    """
+
+    unit: str
+
+    def describe(self) -> str:
+        return tr("hand {unit} over to its successor, while callers wait", unit=self.unit)
+
+    def to_json(self) -> dict[str, object]:
+        return {"kind": "handover", "unit": self.unit}
+
+    def apply(self, host: Host, report: Report) -> None:
+        host.systemctl("daemon-reload")
+        host.systemctl("reload", "--no-block", self.unit)

@@ -292,6 +292,20 @@ class Host:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def modified(self, path: Path) -> float | None:
+        """When a file was written last, in seconds since 1970."""
+        try:
+            return self.at(path).lstat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def is_socket(self, path: Path) -> bool:
+        """Whether a socket itself lies there; no link is followed, and nobody is connected to."""
+        try:
+            return stat.S_ISSOCK(self.at(path).lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def exists(self, path: Path) -> bool:
         return os.path.lexists(self.at(path))
 

@@ -67,6 +67,16 @@ class Layout:
         return Path("/run") / self.service
 
     @property
+    def control(self) -> Path:
+        """The socket by which a running supervisor hands over to its successor."""
+        return self.run_dir / "control"
+
+    @property
+    def holding(self) -> Path:
+        """How many callers wait; there while the engine does not serve."""
+        return self.run_dir / "holding"
+
+    @property
     def change_lock(self) -> Path:
         """Held by a change of the service from its beginning to its proof, which may take minutes."""
         return LOCKS / f"{self.service}.change"

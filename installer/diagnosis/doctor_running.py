@@ -63,7 +63,13 @@ def check_state(scene: Scene) -> Iterator[Finding]:
         )
     elif scene.active == "inactive" and scene.unit_text:
         yield Finding("service-stopped", tr("the service is stopped"), said, (f"sudo systemctl start {unit}",))
-    elif scene.active in ("activating", "reloading", "deactivating"):
+    elif scene.holding:
+        cause = tr("it does not serve yet: {callers}", callers=scene.holding.words)
+        yield Finding("callers-wait", cause, said, (f"sudo vllm-install status {unit} --watch",), NOTE)
+    elif scene.active == "reloading":
+        cause = tr("the service is handed over to its successor, and serves meanwhile")
+        yield Finding("service-changing", cause, said, (f"systemctl status {unit}",), NOTE)
+    elif scene.active in ("activating", "deactivating"):
         yield Finding(
             "service-changing", tr("the service is starting or stopping"), said, (f"systemctl status {unit}",), NOTE
         )
@@ -167,7 +173,7 @@ def check_slowness(scene: Scene) -> Iterator[Finding]:
 
 def check_load(scene: Scene) -> Iterator[Finding]:
     """Requests that wait: for want of cache, or only because a limit says so."""
-    if scene.active != "active" or not scene.probe_key:
+    if not scene.serves or not scene.probe_key:
         return
     try:
         text = scene.api(5.0).ask("GET", "/metrics").body.decode(errors="replace")

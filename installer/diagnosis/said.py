@@ -20,7 +20,9 @@ TEXTS = (
     mark("cannot launch: {error}"),
     mark("cannot reload: {error}"),
     mark("cannot check: {error}"),
-    # The stages of a start
+    # The stages of a start, with those who wait for it
+    mark("{stage}; {count} callers wait, longest {seconds} s"),
+    mark("{stage}; 1 caller waits, longest {seconds} s"),
     mark("starting"),
     mark("starting the engine"),
     mark("loading weights"),

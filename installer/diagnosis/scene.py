@@ -21,6 +21,7 @@ from installer.spec.state import State
 from installer.units import journal
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
+from installer.units.holding import Holding, holding
 from installer.units.syntax import exec_line
 from installer.units.systemd import unit_properties
 
@@ -99,6 +100,16 @@ class Scene:
     @property
     def active(self) -> str:
         return self.unit.get("ActiveState", "")
+
+    @cached_property
+    def holding(self) -> Holding | None:
+        """Callers who wait: while there are any, a question of ours would wait among them."""
+        return holding(self.host, self.layout)
+
+    @property
+    def serves(self) -> bool:
+        """As far as systemd and the supervisor know; while it is handed over, the old engine serves."""
+        return self.active in ("active", "reloading") and self.holding is None
 
     @property
     def stage(self) -> str:

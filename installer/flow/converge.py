@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Sequence
 
-from installer.base.changes import Change, Write
-from installer.base.errors import Refused
+from installer.base.changes import Change, Handover, Restart, Write
+from installer.base.errors import InstallError, Refused
 from installer.base.host import Host
-from installer.base.language import english, tr
+from installer.base.language import english, first_line, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import fit, prove, receipt, steps
@@ -19,8 +21,9 @@ from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import keyring, render
-from installer.units.graph import members
+from installer.units.graph import Member, members
 from installer.units.render import fingerprint
+from installer.units.systemd import unit_properties
 from installer.weights import models
 
 
@@ -63,6 +66,7 @@ class Convergence(Transaction):
 
     def prove(self) -> None:
         prove.serving(self.want, self.host, self.report, self.start)
+        _keys_of_now(self.start, self.host, self.layout, self.report)
         for key in self.new_keys:
             prove.keys_in_force(self.want, self.host, key)
 
@@ -86,8 +90,25 @@ def _same_but_for_context(before: Settings, tried: Settings) -> bool:
 
 def recorded(host: Host, layout: Layout, report: Report) -> tuple[State, tuple[Key, ...]]:
     """What is known of a service when a change of it begins, and its keys at that moment: others may change them."""
+    _let_handover_end(host, layout, report)
     with keyring.locked(host, layout, report) as state:
         return state or State(layout.service), keyring.held_in_unit(host, layout)
+
+
+def _let_handover_end(host: Host, layout: Layout, report: Report) -> None:
+    """It goes on when whoever asked for it was killed, and what it ends with is what a change begins from."""
+    for member in members(layout):
+        if _is_handed_over(member, host):
+            report.note(tr("waiting for {unit}, which is handed over just now", unit=member.name))
+        while _is_handed_over(member, host):
+            time.sleep(prove.POLL)
+
+
+def _is_handed_over(member: Member, host: Host) -> bool:
+    """Or is about to be: there is a moment between a job's beginning and the unit's."""
+    now = unit_properties(host, member.name, "ActiveState", "Job")
+    state = now.get("ActiveState")
+    return state == "reloading" or (state == "active" and bool(now.get("Job")))
 
 
 def with_probe_key(target: Target, host: Host, layout: Layout, held: tuple[Key, ...] | None) -> Wanted:
@@ -171,10 +192,31 @@ def _converge_back(state: State, host: Host, layout: Layout, report: Report, out
             changes = []  # weights that went bad under a running service are no reason to touch it
         due = [_keeping_edits(change, want, state, host) for change in changes]
         state = receipt.claim(state, want, changes, host, verb, report, key_shown=state.key_shown)
-    start = prove.started_by(due, host)
-    apply(due, host, report)
-    prove.serving(want, host, report, start)
+    try:
+        _carried_out(due, want, host, report)
+    except InstallError as error:
+        restarts = [Restart(change.unit) for change in due if isinstance(change, Handover)]
+        if not restarts:
+            raise
+        report.warn(tr("{why}; restarting it instead", why=first_line(error.message)))
+        _carried_out(restarts, want, host, report)
     return receipt.remember(state, proved, host, layout, outcome, report)
+
+
+def _carried_out(changes: Sequence[Change], want: Wanted, host: Host, report: Report) -> None:
+    start = prove.started_by(changes, host)
+    apply(changes, host, report)
+    prove.serving(want, host, report, start)
+    _keys_of_now(start, host, want.layout, report)
+
+
+def _keys_of_now(start: prove.Start, host: Host, layout: Layout, report: Report) -> None:
+    """A handover puts those keys into force that the unit had when it began; one may have been revoked since."""
+    if not start.since:
+        return
+    with keyring.locked(host, layout, report):
+        if keyring.live_keys(host, layout) != keyring.in_force(keyring.held_in_unit(host, layout)):
+            keyring.PutInForce(layout).put(host)
 
 
 def _keeping_edits(change: Change, want: Wanted, state: State, host: Host) -> Change:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from installer.base.changes import Change, Restart
+from installer.base.changes import Change, Handover, Restart
 from installer.base.errors import Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
@@ -22,13 +22,16 @@ from installer.spec.settings import Settings
 from installer.units.api import Answer, Api, NoAnswer, local_address
 from installer.units.custody import Custody
 from installer.units.graph import Member, members
-from installer.units.journal import invocation, journal
-from installer.units.systemd import unit_properties
+from installer.units.holding import holding, without_count
+from installer.units.journal import invocation, journal, last_entry
+from installer.units.render import process_digest
+from installer.units.systemd import running_process, unit_properties
 
 POLL = 0.2
 ANSWER_WITHIN = 120.0
 KEYS_WITHIN = 10.0  # the guard answers this, while the engine is at its work
-FOLLOWED = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "Job", "InvocationID")
+HELD_FOR = 7200  # seconds that a start may take at most: the unit's TimeoutStartSec=
+FOLLOWED = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "ReloadResult", "Job", "InvocationID")
 # What is wrong with a service that answers these.
 ANSWERS_WITHOUT_KEY = mark("a request without a key was answered with {status} instead of 401")
 ANSWERS_WRONG_KEY = mark("a request with a wrong key was answered with {status} instead of 401")
@@ -49,6 +52,8 @@ class Start:
 
     is_first: bool = False  # no service was there before it: no verb that changes one helps
     before: frozenset[str] = frozenset()  # the runs whose place it takes; what those said explains nothing
+    # Of each unit that is handed over, which stays in the same run: the journal's last entry before that.
+    since: Mapping[str, str] = field(default_factory=dict)
 
 
 NOT_WATCHED = Start()  # one that was over, or well under way, when it was first looked at
@@ -56,8 +61,10 @@ NOT_WATCHED = Start()  # one that was over, or well under way, when it was first
 
 def started_by(changes: Iterable[Change], host: Host, *, is_first: bool = False) -> Start:
     """The start that these changes will make, seen before they are applied."""
+    changes = tuple(changes)
     runs = {invocation(host, change.unit) for change in changes if isinstance(change, Restart)}
-    return Start(is_first, frozenset(runs))
+    since = {change.unit: last_entry(host, change.unit) for change in changes if isinstance(change, Handover)}
+    return Start(is_first, frozenset(runs), since)
 
 
 def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
@@ -65,6 +72,8 @@ def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED
     for member in members(want.layout):
         wait_until_ready(member, host, report, start)
         server = Server(want, member, host)
+        if member.name in start.since:
+            _check_process(server)
         _check_keys(server)
         _check_model(server)
         _check_answer(server)
@@ -72,31 +81,50 @@ def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED
 
 
 def wait_until_ready(member: Member, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
-    """Follow systemd's job. It is bounded by the watcher, which ends a start that makes no progress."""
+    """Follow systemd's job, and the start after it while callers are held: nothing is asked before it is over.
+
+    The watcher bounds both, as it ends a start that makes no progress.
+    """
     restarts: int | None = None
     said = run = ""
     while True:
         now = unit_properties(host, member.name, *FOLLOWED)
-        if not now.get("Job") and now.get("ActiveState") == "active":
-            return
+        has_job, state = bool(now.get("Job")), now.get("ActiveState")
+        if not has_job and state == "active":
+            _check_handed_over(member, now, host, start)
+            held = holding(host, member.layout)
+            if held is None:
+                return
+            if held.longest > HELD_FOR:
+                raise failure(member, host, tr("{unit} holds its callers and does not serve", unit=member.name), run)
         crashed = restarts is not None and int(now.get("NRestarts") or 0) > restarts
         if not crashed:  # else it is the next run already
             run = now.get("InvocationID", "")
-        if not now.get("Job") or crashed or now["SubState"] == "auto-restart":
+        gone = not has_job and state not in ("active", "reloading")
+        if gone or crashed or now["SubState"] == "auto-restart":
             result = now.get("Result", "unknown")
             what = tr("{unit} did not come up ({result})", unit=member.name, result=result)
             raise failure(member, host, what, run, start)
         restarts = int(now.get("NRestarts") or 0)
-        if now["StatusText"] and now["StatusText"] != said:
-            said = now["StatusText"]
+        if (stage := without_count(now["StatusText"])) and stage != said:
+            said = stage
             report.note(translated(said))
         time.sleep(POLL)
+
+
+def _check_handed_over(member: Member, now: Mapping[str, str], host: Host, start: Start) -> None:
+    """A handover that failed leaves the service as it was, and so do we, who only have to say why."""
+    result = now.get("ReloadResult", "")
+    if member.name in start.since and result != "success":
+        what = tr("the successor of {unit} did not come up ({result})", unit=member.name, result=result)
+        raise failure(member, host, what, now.get("InvocationID", ""), start)
 
 
 def failure(member: Member, host: Host, what: str, run: str, start: Start = NOT_WATCHED) -> NotProved:
     """NotProved with the line of that run's journal that says why, and what helps against it."""
     host.run("journalctl", "--sync", check=False)  # on a busy host the last words may still be on their way
-    lines = journal(host, member.name, 400, run) if run not in start.before else []
+    since = start.since.get(member.name, "")
+    lines = journal(host, member.name, 400, run, since) if run not in start.before else []
     return reason_in(lines, what, _look(member), member.layout.service, is_first=start.is_first)
 
 
@@ -154,6 +182,13 @@ def keys_in_force(want: Wanted, host: Host, accepted: str | None) -> None:
             if (status := server.ask("GET", "/v1/models", key).status) not in (200, 403):
                 said = tr("a request with a valid key was answered with {status} instead of 200", status=status)
                 raise NotProved(said)
+
+
+def _check_process(server: Server) -> None:
+    """The process itself says from which unit it was started: to answer, the one before it would do."""
+    process = running_process(server.host, server.member)
+    if process is None or process.digest != process_digest(server.want.target, server.want.layout):
+        raise NotProved(tr("{unit} runs on as it was", unit=server.member.name), _look(server.member))
 
 
 def _check_keys(server: Server) -> None:

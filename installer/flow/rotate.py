@@ -28,6 +28,7 @@ from installer.spec.keys import Key
 from installer.spec.records import managed, save_state
 from installer.spec.state import Rekeying, event
 from installer.units import keyring, render
+from installer.units.holding import holding
 from installer.units.keyring import PutInForce, unit_keys
 from installer.units.systemd import unit_properties
 
@@ -126,6 +127,9 @@ class _Rekeying(Transaction):
         try:
             self.now = self._see_them_taken()
         except prove.Silent as silent:
+            if self._holds():  # its engine ended just as it was asked
+                self.now = STARTS
+                return
             left = {key.digest for key in self.wanted}
             if all(key.digest in left or key.is_over for key in self.held):
                 raise
@@ -147,12 +151,15 @@ class _Rekeying(Transaction):
             if time.monotonic() - began > TAKES_UP:
                 raise prove.NotProved(tr("{unit} did not take the new keys", unit=layout.unit_name))
             self.put.put(host)
-        if active == "activating" or self.state.proved is None or host.lock_holder(layout.change_lock):
+        if active == "activating" or self.state.proved is None or host.lock_holder(layout.change_lock) or self._holds():
             return STARTS  # where it listens is about to change, perhaps; who changes it proves it
         target = dataclasses.replace(self.state.proved, keys=self.wanted)
         want = Wanted(target, layout, (host.read(layout.probe_key) or "").strip())
         prove.keys_in_force(want, host, self.accepted)
         return SERVES
+
+    def _holds(self) -> bool:
+        return holding(self.host, self.layout) is not None
 
     def remember(self) -> None:
         """What a change that is under way would come back to changes as well; then no key comes back by it."""

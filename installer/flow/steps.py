@@ -8,7 +8,7 @@ from pathlib import Path
 
 from installer.adoption import former
 from installer.airgap.bundle_file import Bundle
-from installer.base.changes import Change, Remove, Restart, Run, Write
+from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import STATES, Layout
@@ -21,11 +21,11 @@ from installer.spec.records import ejected, readable_states, services
 from installer.spec.settings_file import wanted
 from installer.spec.state import State
 from installer.spec.target import Target
-from installer.units.graph import members
+from installer.units.graph import Member, members
 from installer.units.keyring import TakeKeys, WriteUnit, held_in_unit
 from installer.units.render import process_digest, render, runtime_dir, shared_units, unit
 from installer.units.syntax import environment, exec_line, sandbox
-from installer.units.systemd import has_user, running_process
+from installer.units.systemd import hands_over, has_user, running_process, unit_properties
 from installer.weights import inventory, models
 
 
@@ -105,7 +105,7 @@ def enabled(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def running(want: Wanted, host: Host) -> Iterator[Change]:
-    """A restart is due when the process was started from another unit; only keys are handed to it as it runs.
+    """The process has to make way when it was started from another unit; only keys are handed to it as it runs.
 
     What is still starting may put other keys there after us, and the watcher asks with the probe key that it was
     started with: then only a restart helps.
@@ -113,11 +113,24 @@ def running(want: Wanted, host: Host) -> Iterator[Change]:
     keys = frozenset((key.name, key.digest) for key in want.target.keys)
     for member in members(want.layout):
         process = running_process(host, member)
-        if process is None or want.former or process.digest != process_digest(want.target, want.layout):
+        if process is None or want.former:
             yield Restart(member.name)
+            continue
+        can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
+        if process.digest != process_digest(want.target, want.layout):
+            can_wait = can_take and want.target.settings.hold > 0 and hands_over(host, member)
+            yield Handover(member.name) if can_wait else Restart(member.name)
         elif process.keys != keys:
-            can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
             yield TakeKeys(want.layout) if can_take else Restart(member.name)
+        elif _is_unread(member, want, host):
+            yield Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
+
+
+def _is_unread(member: Member, want: Wanted, host: Host) -> bool:
+    """Whether systemd would start another unit than the one that runs: of a change that came no further than that."""
+    file = render(want.target, want.layout)[member.path]
+    loaded = unit_properties(host, member.name, "NeedDaemonReload").get("NeedDaemonReload")
+    return loaded == "yes" or _differs(host, member.path, file.text, file.mode)
 
 
 STEPS = (engine, weights, account, kernels, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)

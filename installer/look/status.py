@@ -24,6 +24,7 @@ from installer.spec.target import Target
 from installer.spec.toolkit import Toolkit
 from installer.units.api import local_address
 from installer.units.graph import handle
+from installer.units.holding import Holding
 from installer.units.keyring import unit_keys
 
 SHOWN_CHANGES = 5
@@ -37,6 +38,7 @@ class Status:
     active: str
     ready: bool
     stage: str
+    holding: Holding | None  # needs root: callers who wait until it serves
     problem: Finding | None  # why it does not serve, as far as that can be told at once
     since: str
     pid: int
@@ -84,7 +86,7 @@ def of(scene: Scene) -> Status:
     target = state.proved if state else None
     settings = target.settings if target else None
     memory = shown.get("MemoryCurrent", "")
-    ready = scene.active == "active"
+    ready = scene.serves
     measured = load.sample(scene.api(load.ANSWER_WITHIN)) if ready and scene.probe_key else None
     calibration = state.calibration if state else None
     return Status(
@@ -92,6 +94,7 @@ def of(scene: Scene) -> Status:
         active=f"{scene.active or 'unknown'} ({shown.get('SubState', '')})",
         ready=ready,
         stage=scene.stage,
+        holding=scene.holding,
         problem=None if ready and not scene.damage else doctor.cause(scene),
         since=shown.get("ActiveEnterTimestamp" if ready else "StateChangeTimestamp", ""),
         pid=int(shown.get("MainPID") or 0),
@@ -106,7 +109,7 @@ def of(scene: Scene) -> Status:
         context=settings.max_model_len if settings else None,
         kv_tokens=(measured.cache_tokens if measured else None) or (calibration.tokens if calibration else None),
         address=f"http://{settings.host}:{settings.port}" if settings else None,
-        listening=ready and _listens(scene),
+        listening=(ready or scene.holding is not None) and _listens(scene),
         gpus=load.gpus(host, target.engine.kind if target else None, target.gpus if target else ()),
         gpus_by_hand=_by_hand(scene, target),
         load=measured,
@@ -147,6 +150,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
     """The screen, as label and text."""
     return [
         (tr("service"), stage_line(status.service, status.active, status.stage)),
+        *([(tr("callers"), status.holding.words)] if status.holding else []),
         *_problem_lines(status.problem),
         (
             tr("since"),

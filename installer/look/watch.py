@@ -13,6 +13,7 @@ from installer.base.report import size
 from installer.diagnosis import scene
 from installer.look import load, status
 from installer.look.load import GpuUse, Sample
+from installer.units.holding import Holding
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +30,7 @@ class Frame:
     service: str
     active: str
     stage: str
+    holding: Holding | None
     model: str | None
     because: str | None
     running: float | None
@@ -60,6 +62,7 @@ def frame(now: status.Status, before: Sample | None, seconds: float) -> Frame:
         service=now.service,
         active=now.active,
         stage=now.stage,
+        holding=now.holding,
         model=now.model,
         because=now.problem.cause if now.problem else None,
         running=new.running if new else None,
@@ -87,6 +90,7 @@ def rows(frame: Frame) -> list[tuple[str, str]]:
     out, into = _number(frame.tokens_per_second), _number(frame.prompt_tokens_per_second)
     return [
         (tr("service"), status.stage_line(frame.service, frame.active, frame.stage)),
+        *([(tr("callers"), frame.holding.words)] if frame.holding else []),
         *([(tr("because"), frame.because)] if frame.because else []),
         (tr("model"), frame.model or "-"),
         (tr("requests"), tr("{running} running, {waiting} waiting", running=running, waiting=waiting)),
@@ -100,7 +104,9 @@ def rows(frame: Frame) -> list[tuple[str, str]]:
 def line(frame: Frame) -> str:
     """One moment on one line, for a pipe or a file."""
     words = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(frame.at)), frame.active.partition(" ")[0]]
+    held = {"held": float(frame.holding.waiting)} if frame.holding else {}
     figures = {
+        **held,
         "running": frame.running,
         "waiting": frame.waiting,
         "cache": frame.cache_used,

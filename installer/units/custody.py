@@ -10,7 +10,7 @@ from pathlib import Path
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.spec.facts import Process
-from installer.units.processes import as_address, handles, listening, owner, pids, read
+from installer.units.processes import SYSTEMD, as_address, handles, listening, owner, pids, read
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,18 @@ class Custody:
 
     def stranger(self, address: str, port: int) -> Process | None:
         """Who listens there instead of the service; None where it is the service, or nobody."""
-        sockets = self.sockets(address, port)
+        named = {f"socket:[{inode}]": uid for inode, uid in self.sockets(address, port).items()}
         if not self.unit or os.geteuid() != 0:
             wanted = os.geteuid() if not self.unit else self._uid()
-            strange = [inode for inode, uid in sockets.items() if uid != wanted]
+            strange = {name: uid for name, uid in named.items() if uid != wanted}
         else:
             held = {handle for pid in self._pids() for handle in handles(self.host, pid)}
-            strange = [inode for inode in sockets if f"socket:[{inode}]" not in held]
-        return owner(self.host, {f"socket:[{inode}]" for inode in strange}) if strange else None
+            strange = {name: uid for name, uid in named.items() if name not in held and not self._is_kept(name, uid)}
+        return owner(self.host, strange) if strange else None
+
+    def _is_kept(self, name: str, uid: int) -> bool:
+        """By systemd, while the unit has no process that could hold it: its user made it, and nobody else has it."""
+        return uid == self._uid() and owner(self.host, {name: uid}).pid == SYSTEMD
 
     def _pids(self) -> Iterator[int]:
         """The unit's processes, by the control group that systemd keeps them in."""

@@ -40,13 +40,16 @@ def unit_entries(host: Host, unit: str, count: int) -> list[Entry]:
     return entries(host, count, f"--unit={unit}")
 
 
-def _entry(line: str) -> Entry:
+def _json(line: str) -> dict[str, object]:
     try:
         fields = json.loads(line)
     except ValueError:
-        return Entry("", "")
-    if not isinstance(fields, dict):
-        return Entry("", "")
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _entry(line: str) -> Entry:
+    fields = _json(line)
     # The service's own lines carry the one field, systemd's lines about it the other.
     run = fields.get("_SYSTEMD_INVOCATION_ID") if "INVOCATION_ID" not in fields else fields["INVOCATION_ID"]
     return Entry(_text(fields.get("MESSAGE")), run if isinstance(run, str) else "")
@@ -64,11 +67,28 @@ def invocation(host: Host, unit: str) -> str:
     return unit_properties(host, unit, "InvocationID").get("InvocationID", "")
 
 
-def journal(host: Host, unit: str, count: int, run: str) -> list[str]:
-    """What the unit's processes and systemd said of that run of it."""
+def journal(host: Host, unit: str, count: int, run: str, since: str = "") -> list[str]:
+    """What the unit's processes and systemd said of that run of it, or of it only what came after the entry `since`."""
     if not run:
         return []
-    words = ["--unit", unit, "--lines", str(count), "--output", "cat", "--quiet"]
+    words = ["--unit", unit, "--lines", str(count), "--quiet"]
+    words += ["--output=json", "--output-fields=MESSAGE"] if since else ["--output=cat"]
     # The service's own lines carry the one field, systemd's lines about it the other.
     words += [f"_SYSTEMD_INVOCATION_ID={run}", "+", f"INVOCATION_ID={run}"]
-    return host.run("journalctl", *words, check=False).stdout.splitlines()
+    lines = host.run("journalctl", *words, check=False).stdout.splitlines()
+    return _after(since, lines) if since else lines
+
+
+def _after(since: str, lines: list[str]) -> list[str]:
+    """Cut here and not by journalctl, which with --after-cursor shows the first lines and not the last ones."""
+    found = [_json(line) for line in lines]
+    begin = next((at for at, fields in enumerate(found, 1) if fields.get("__CURSOR") == since), 0)
+    return [text for fields in found[begin:] for text in _text(fields.get("MESSAGE")).splitlines()]
+
+
+def last_entry(host: Host, unit: str) -> str:
+    """The cursor of what the unit said last; a word that no entry has where it said nothing yet."""
+    words = ("--unit", unit, "--lines=1", "--output=json", "--output-fields=MESSAGE", "--quiet")
+    lines = host.run("journalctl", *words, check=False).stdout.splitlines()
+    cursor = _json(lines[-1]).get("__CURSOR") if lines else None
+    return cursor if isinstance(cursor, str) else "none"

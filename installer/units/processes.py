@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from installer.base.host import Host
+from installer.base.layout import Layout
 from installer.runtime.vllm_text import command, one_line
 from installer.spec.facts import Process
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+SYSTEMD = 1
 LISTEN = "0A"  # a TCP state in /proc/net/tcp
 
 
 def listener(host: Host, address: str, port: int) -> Process | None:
     """The process that listens where a service wants to listen."""
-    sockets = {f"socket:[{inode}]" for taken, inode, _ in _listening(host, port) if conflict(address, taken)}
+    sockets = {f"socket:[{inode}]": uid for taken, inode, uid in _listening(host, port) if conflict(address, taken)}
     return owner(host, sockets) if sockets else None
 
 
@@ -74,11 +77,21 @@ def _decode(text: str) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def owner(host: Host, sockets: set[str]) -> Process:
-    for pid in pids(host):
-        if any(handle in sockets for handle in handles(host, pid)):
-            return describe(host, pid)
+def owner(host: Host, sockets: Mapping[str, int]) -> Process:
+    """Who has one of these open, which belong to these users. systemd keeps sockets for others: it is asked last."""
+    for pid in [pid for pid in pids(host) if pid != SYSTEMD] + [SYSTEMD]:
+        for handle in handles(host, pid):
+            if handle in sockets:
+                found = describe(host, pid)
+                return replace(found, unit=_kept_for(host, sockets[handle])) if pid == SYSTEMD else found
     return Process(0, "unknown")
+
+
+def _kept_for(host: Host, uid: int) -> str:
+    """The service of ours that handed a socket to systemd, by its user: the unit's processes are all gone."""
+    users = (line.split(":") for line in (host.read(Path("/etc/passwd")) or "").splitlines())
+    name = next((user[0] for user in users if len(user) > 2 and user[2] == str(uid)), "")
+    return Layout(name.removeprefix("vllm-")).unit_name if name.startswith("vllm-") else ""
 
 
 def pids(host: Host) -> list[int]:

@@ -32,6 +32,15 @@ def running_process(host: Host, member: Member) -> MainProcess | None:
     )
 
 
+def hands_over(host: Host, member: Member) -> bool:
+    """Whether the running process would make way for a successor when the unit is reloaded.
+
+    One that an earlier version of this tool started would not, and an admin may have put another ExecReload= there.
+    """
+    shown = unit_properties(host, member.name, "ExecReload").get("ExecReload", "")  # of several the last
+    return "/vllm_launcher.py reload " in shown and host.is_socket(member.layout.control)
+
+
 def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:
     if host.root != Path("/"):
         return {}

@@ -298,7 +298,7 @@ def _check_has_revisions(settings: Settings, revision: str) -> None:
 @json_option
 @quiet_option
 def rollback(service: str, dry_run: bool, as_json: bool, quiet: bool) -> None:
-    """Return to the generation before the last change, in one restart; keys stay as they are."""
+    """Return to the generation before the last change, in one step; keys stay as they are."""
     from installer.base.host import Host
     from installer.flow import deploy as flow
 

@@ -11,6 +11,7 @@ import click
 from installer.base.cells import pad
 from installer.base.errors import Exit, Interrupted, UsageError
 from installer.base.language import tr
+from installer.base.layout import Layout
 from installer.base.report import Ours, console
 from installer.runtime.vllm_text import harmless
 from installer.spec.settings import check_service
@@ -123,6 +124,7 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     from installer.base.host import Host
     from installer.diagnosis.finding import Finding
     from installer.look import logs as journal
+    from installer.units.holding import holding
 
     words = [*(["--follow"] if follow else []), *journalctl_args]
 
@@ -143,6 +145,8 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)  # how following ends
     sys.stdout.flush()
+    if held := holding(Host(), Layout(service)):
+        click.echo(tr("{what}: {why}", what=service, why=held.words), err=True)
     sys.exit(code)
 
 

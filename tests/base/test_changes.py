@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.base.changes import Change, Remove, Restart, Run, Write
+from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
 from installer.base.errors import CommandFailed
 from installer.base.host import Host
 from installer.base.layout import Layout
@@ -52,6 +52,11 @@ def host(tmp_path: Path) -> Host:
             {"kind": "run", "argv": ["useradd", "a b"], "why": "make an account"},
         ),
         (TakeKeys(Layout("a")), "put the keys of a.service into force", {"kind": "keys", "unit": "a.service"}),
+        (
+            Handover("a.service"),
+            "hand a.service over to its successor, while callers wait",
+            {"kind": "handover", "unit": "a.service"},
+        ),
         (Restart("a.service"), "restart a.service", {"kind": "restart", "unit": "a.service"}),
     ],
 )

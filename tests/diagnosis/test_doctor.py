@@ -12,9 +12,10 @@ import pytest
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.diagnosis import doctor
-from installer.diagnosis.doctor_running import check_load
+from installer.diagnosis.doctor_running import check_load, check_state
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.scene import Scene, look
+from installer.look import status as view
 from installer.look.status import lines, status
 from installer.model import builtin
 from installer.spec.records import save_state
@@ -23,6 +24,7 @@ from installer.spec.state import State
 from installer.spec.target import Placed
 from installer.units.api import Answer, Api
 from installer.units.graph import handle
+from installer.units.holding import Holding
 from installer.units.journal import Entry, entries
 from installer.units.render import fingerprint, render
 from tests.kit.commands import check_ours
@@ -313,3 +315,39 @@ def test_requests_wait_for_the_cache_or_for_a_limit(
 ) -> None:
     scene = Metrics(Host(tmp_path), LAYOUT, None, None, waiting, running, used)
     assert [finding.id for finding in check_load(scene)] == ([found] if found else [])
+
+
+class Held(Scene):
+    """A service whose engine starts, in a unit that is active all the time, with callers who wait for it."""
+
+    unit: dict[str, str] = {"ActiveState": "active", "SubState": "running"}  # type: ignore[assignment]  # noqa: RUF012
+    holding = Holding(12, 8, 120)  # type: ignore[assignment]
+    probe_key = PROBE_KEY  # type: ignore[assignment]
+
+    def api(self, timeout: float = 0) -> Api:
+        raise AssertionError("it was asked, and the question waits among the callers")
+
+
+@pytest.mark.parametrize("active", ["active", "reloading", "activating"])
+def test_callers_who_wait_are_told_from_a_hang(tree: Tree, monkeypatch: pytest.MonkeyPatch, active: str) -> None:
+    monkeypatch.setattr(Held, "unit", {**Held.unit, "ActiveState": active})
+    scene = Held(tree.host, LAYOUT, look(SERVICE, tree.host).state, None)
+    (finding,) = check_state(scene)
+    assert (finding.id, finding.severity) == ("callers-wait", "note")
+    assert finding.cause == "it does not serve yet: 12 callers wait, longest 8 s"
+    assert list(check_load(scene)) == []
+    found = view.of(scene)
+    assert (found.ready, found.holding, found.load) == (False, Holding(12, 8, 120), None)
+    assert ("callers", "12 callers wait, longest 8 s") in view.lines(found)
+
+
+@pytest.mark.parametrize(("active", "serves"), [("active", True), ("reloading", True), ("activating", False)])
+def test_a_service_that_is_handed_over_serves_until_callers_are_held(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, active: str, serves: bool
+) -> None:
+    monkeypatch.setattr(Held, "unit", {**Held.unit, "ActiveState": active})
+    monkeypatch.setattr(Held, "holding", None)
+    scene = Held(tree.host, LAYOUT, look(SERVICE, tree.host).state, None)
+    assert scene.serves == serves
+    if active != "active":
+        assert [(each.id, each.severity) for each in check_state(scene)] == [("service-changing", "note")]

@@ -14,6 +14,7 @@ from installer.flow import ownership, prove, steps
 from installer.flow.prove import NotProved, Start
 from installer.spec.state import State
 from installer.units.graph import Member
+from installer.units.render import File
 from installer.units.systemd import MainProcess
 from tests.kit.targets import wanted
 
@@ -42,6 +43,7 @@ def test_each_is_enabled_unless_it_is(host: Host) -> None:
 def test_each_is_restarted_if_it_is_due_for_that(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     want = wanted()
     assert list(steps.running(want, host)) == [Restart(name) for name in NAMES]
+    monkeypatch.setattr(steps, "render", lambda *_: {member.path: File("[Service]\n") for member in TWO})
     held = frozenset((key.name, key.digest) for key in want.target.keys)
     sound = MainProcess(1, steps.process_digest(want.target, LAYOUT), held, is_up=True)
     monkeypatch.setattr(steps, "running_process", lambda _, member: sound if member == TWO[0] else None)

@@ -15,6 +15,9 @@ from installer.flow import prove
 from installer.flow.prove import NotProved, Server, Start
 from installer.units.api import Answer
 from installer.units.graph import handle
+from installer.units.holding import Holding
+from installer.units.render import process_digest
+from installer.units.systemd import MainProcess
 from tests.kit.targets import DEFAULT_KEY, PROBE_KEY, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
@@ -224,6 +227,86 @@ def test_a_start_that_never_began_is_not_explained_by_the_run_before(host: Host,
     assert said == "qwen3vl.service did not come up (dependency)"
     none = {name: value for name, value in never.items() if name != "InvocationID"}
     assert why(host, tmp_path, none) == "qwen3vl.service did not come up (dependency)"
+
+
+# Handovers
+
+
+UNDER_WAY = ON | {"ActiveState": "reloading", "SubState": "reload", "Job": "7", "InvocationID": "one"}
+KEPT = ON | {"ReloadResult": "exit-code", "InvocationID": "one"}
+OVER = KEPT | {"ReloadResult": "success"}
+HANDED_OVER = Start(since={"qwen3vl.service": "c1"})
+
+
+def speaks(tmp_path: Path, *texts: str) -> None:
+    """A journal of a run that goes on: its first entry was there before the handover."""
+    lines = [json.dumps({"__CURSOR": f"c{number}", "MESSAGE": text}) for number, text in enumerate(texts, 1)]
+    (tmp_path / "said").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "bin/journalctl").write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
+
+
+def holds(monkeypatch: pytest.MonkeyPatch, *story: Holding | None) -> None:
+    told = list(story)
+    monkeypatch.setattr(prove, "holding", lambda *_: told.pop(0) if len(told) > 1 else told[0])
+
+
+def test_a_handover_is_followed_to_its_end(host: Host, tmp_path: Path) -> None:
+    follow(host, tmp_path, ON | {"Job": "7"}, UNDER_WAY, UNDER_WAY | {"StatusText": "loading"}, OVER, start=HANDED_OVER)
+
+
+def test_a_successor_that_did_not_come_up_is_explained_by_its_own_words(host: Host, tmp_path: Path) -> None:
+    speaks(tmp_path, REFUSED.format(run="before"), REFUSED.format(run="successor"))
+    said = why(host, tmp_path, UNDER_WAY, KEPT, start=HANDED_OVER)
+    assert said == f"the successor of qwen3vl.service did not come up (exit-code): {REFUSED.format(run='successor')}"
+
+
+def test_a_reload_that_failed_long_ago_is_nobody_s_handover(host: Host, tmp_path: Path) -> None:
+    follow(host, tmp_path, KEPT)
+
+
+def test_a_service_that_dies_while_it_is_handed_over_has_failed(host: Host, tmp_path: Path) -> None:
+    speaks(tmp_path, "before", REFUSED.format(run="one"))
+    crashed = BEGINS | {"NRestarts": "1", "InvocationID": "next"}
+    said = why(host, tmp_path, UNDER_WAY, crashed, start=HANDED_OVER)
+    assert said == f"qwen3vl.service did not come up (success): {REFUSED.format(run='one')}"
+
+
+def test_nothing_is_asked_while_callers_are_held(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a handover that failed the engine before may have to start anew, in a unit that is active all the time."""
+    holds(monkeypatch, Holding(3, 1, 120), Holding(3, 2, 120), None)
+    follow(host, tmp_path, ON)
+    assert prove.holding(host, LAYOUT) is None, "it was looked at until nobody was held any more"
+
+
+def test_callers_are_not_held_for_ever(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(monkeypatch, Holding(3, prove.HELD_FOR + 1, 120))
+    assert "holds its callers and does not serve" in why(host, tmp_path, ON)
+
+
+def test_progress_is_told_once_however_many_wait(host: Host, tmp_path: Path) -> None:
+    report, told = Report(), list[str]()
+    report.note = told.append  # type: ignore[method-assign]
+    stages = (
+        "loading weights",
+        "loading weights; 1 caller waits, longest 0 s",
+        "loading weights; 9 callers wait, longest 3 s",
+    )
+    story = [*(UNDER_WAY | {"StatusText": stage} for stage in stages), OVER]
+    for number, now in enumerate(story, 1):
+        (tmp_path / str(number)).write_text("".join(f"{name}={value}\n" for name, value in now.items()))
+    prove.wait_until_ready(handle(LAYOUT), host, report, HANDED_OVER)
+    assert told == ["loading weights"]
+
+
+def test_what_is_handed_over_has_to_be_the_successor(up: type[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one before answers as well."""
+    digests = [process_digest(WANT.target, LAYOUT), "of another unit"]
+    monkeypatch.setattr(prove, "running_process", lambda *_: MainProcess(1, digests[0], frozenset(), is_up=True))
+    prove.serving(WANT, HOST, Report(), HANDED_OVER)
+    digests.pop(0)
+    with pytest.raises(NotProved, match=r"qwen3vl\.service runs on as it was"):
+        prove.serving(WANT, HOST, Report(), HANDED_OVER)
+    serve()
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from installer.adoption import former
-from installer.base.changes import Change, Remove, Restart, Run, Write
+from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
@@ -223,6 +223,14 @@ def test_a_service_that_takes_a_units_place_is_enabled_and_started_anew(host: Ho
     [
         (None, [Restart]),
         ({"digest": "of another unit"}, [Restart]),
+        ({"digest": "of another unit", "hands_over": True}, [Handover]),
+        ({"digest": "of another unit", "hands_over": True, "hold": 0}, [Restart]),
+        ({"digest": "of another unit", "hands_over": True, "is_up": False}, [Restart]),
+        ({"digest": "of another unit", "hands_over": True, "former": FORMER}, [Restart]),
+        ({"digest": "of another unit", "hands_over": True, "keys": frozenset()}, [Restart]),
+        ({"digest": "of another unit", "hands_over": True, "keys": frozenset([("probe", KEYS[1].digest)])}, [Handover]),
+        ({"hands_over": True}, []),
+        ({"hands_over": True, "keys": frozenset()}, [Restart]),
         ({}, []),
         ({"former": FORMER}, [Restart]),
         ({"keys": frozenset()}, [Restart]),
@@ -236,13 +244,35 @@ def test_a_restart_is_due_only_where_nothing_less_does(
 ) -> None:
     """The watcher asks with the probe key that it was started with, so one that is not in force is worth a restart."""
     keys = want.target.keys
+    process = process and dict(process)
+    want = with_settings(want, hold=process.pop("hold", 120) if process else 120)
+    apply(plan(want, host), host)
     found = {
         "pid": 1, "digest": process_digest(want.target, LAYOUT), "is_up": True,
         "keys": frozenset((key.name, key.digest) for key in keys), **(process or {}),
     }  # fmt: skip
     want = dataclasses.replace(want, former=found.pop("former", None))
+    hands_over = found.pop("hands_over", False)
+    monkeypatch.setattr(steps, "hands_over", lambda *_: hands_over)
     monkeypatch.setattr(steps, "running_process", lambda *_: None if process is None else MainProcess(**found))
     assert [type(change) for change in steps.running(want, host)] == changes
+
+
+@pytest.mark.parametrize(("edited", "loaded", "is_due"), [(False, "no", 0), (True, "no", 1), (False, "yes", 1)])
+def test_systemd_reads_a_unit_that_is_put_back_though_nothing_is_restarted(
+    host: Host, want: Wanted, monkeypatch: pytest.MonkeyPatch, edited: bool, loaded: str, is_due: int
+) -> None:
+    """Else the next start would be one of the unit that was tried: the process never was started from it."""
+    apply(plan(want, host), host)
+    held = frozenset((key.name, key.digest) for key in want.target.keys)
+    process = MainProcess(1, process_digest(want.target, LAYOUT), held, is_up=True)
+    monkeypatch.setattr(steps, "running_process", lambda *_: process)
+    monkeypatch.setattr(steps, "unit_properties", lambda *_: {"NeedDaemonReload": loaded})
+    if edited:
+        host.write(LAYOUT.unit, f"{host.read(LAYOUT.unit)}# tried\n")
+    assert (
+        list(steps.running(want, host)) == [Run(("systemctl", "daemon-reload"), "make systemd read the unit")] * is_due
+    )
 
 
 def test_only_a_change_of_more_than_keys_is_a_generation(host: Host, want: Wanted) -> None:

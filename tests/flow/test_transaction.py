@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from installer.adoption import former
-from installer.base.changes import Change, Remove, Restart, Write
+from installer.base.changes import Change, Handover, Remove, Restart, Write
 from installer.base.errors import Exit, InstallError, Interrupted
 from installer.base.host import Busy, Host
 from installer.base.layout import Layout
@@ -32,8 +33,10 @@ from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
+from installer.units.holding import Holding
 from installer.units.keyring import unit_keys
-from installer.units.render import render, shared_units, with_keys
+from installer.units.render import process_digest, render, shared_units, with_keys
+from installer.units.systemd import MainProcess
 from installer.weights.models import Download
 from tests.flow.test_steps import apply, recorded, tree
 from tests.kit.targets import DEFAULT_KEY, KEYS, wanted, with_settings
@@ -482,6 +485,129 @@ def test_where_nothing_is_due_it_is_proved_and_what_was_cut_off_is_done(
     assert record(host).pending is None
 
 
+# A handover
+
+
+Calls = Callable[[], list[str]]
+
+
+@pytest.fixture
+def calls(host: Host, tmp_path: Path) -> Calls:
+    """What systemctl was told to read or to start, since this was asked last."""
+    log = tmp_path / "calls"
+    (tmp_path / "bin/systemctl").write_text(f'#!/bin/sh\necho "$*" >>{log}\n')
+
+    def told() -> list[str]:
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.write_text("")
+        said = (re.sub(r"^(--\S+ )*", "", line) for line in lines)
+        return [words for words in said if words.startswith(("daemon-reload", "reload", "restart"))]
+
+    return told
+
+
+def runs(monkeypatch: pytest.MonkeyPatch, want: Wanted) -> None:
+    """A process that was started from this unit, and would hand over."""
+    held = frozenset((key.name, key.digest) for key in want.target.keys)
+    process = MainProcess(1, process_digest(want.target, LAYOUT), held, is_up=True)
+    monkeypatch.setattr(steps, "running_process", lambda *_: process)
+    monkeypatch.setattr(steps, "hands_over", lambda *_: True)
+
+
+def handing_over(want: Wanted, host: Host) -> Faulty:
+    change = attempt(want, host)
+    assert isinstance(change.changes[-1], Handover | Restart)
+    change.changes = [*change.changes[:-1], Handover(LAYOUT.unit_name)]
+    return change
+
+
+def test_a_successor_that_does_not_come_up_costs_no_restart(
+    host: Host, want: Wanted, proofs: Proofs, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = deployed(want, host)
+    runs(monkeypatch, want)
+    change = handing_over(with_settings(want, port=8001), host)
+    proofs.faults = [NotProved("the successor did not come up")]
+    calls()
+    assert failure(change).message == "the successor did not come up; qwen3vl.service is back as it was"
+    assert calls() == ["daemon-reload", "reload --no-block qwen3vl.service", "daemon-reload"]
+    assert files(host) == before
+    assert [start.since for _, start in proofs.asked] == [{"qwen3vl.service": "none"}, {}]
+
+
+def test_a_successor_that_is_not_proved_hands_back(
+    host: Host, want: Wanted, proofs: Proofs, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, tried = deployed(want, host), with_settings(want, port=8001)
+    change = handing_over(tried, host)
+    runs(monkeypatch, tried)
+    proofs.faults = [NotProved("its context is 1 instead of 2")]
+    calls()
+    failure(change)
+    assert calls() == ["daemon-reload", "reload --no-block qwen3vl.service"] * 2
+    assert files(host) == before
+
+
+@pytest.mark.parametrize("breaks", ["proof", "reload"])
+def test_what_does_not_come_back_by_a_handover_is_restarted(
+    host: Host, want: Wanted, proofs: Proofs, calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, breaks: str
+) -> None:
+    before, tried = deployed(want, host), with_settings(want, port=8001)
+    change = attempt(tried, host)
+    runs(monkeypatch, tried)
+    proofs.faults = [NotProved("its context is 1 instead of 2")]
+    proofs.faults += [NotProved("nor does it come back")] if breaks == "proof" else []
+    if breaks == "reload":
+        program = tmp_path / "bin/systemctl"
+        program.write_text(program.read_text() + 'case "$*" in *" reload "*) exit 1;; esac\n')
+    calls()
+    assert failure(change).message == "its context is 1 instead of 2; qwen3vl.service is back as it was"
+    assert calls()[-4:] == [
+        "daemon-reload", "reload --no-block qwen3vl.service", "daemon-reload", "restart --no-block qwen3vl.service",
+    ]  # fmt: skip
+    assert files(host) == before
+
+
+def test_a_change_begins_when_the_handover_before_it_is_over(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked for it may have been killed; its successor may still take over."""
+    deployed(want, host)
+    told: list[str] = []
+    story = [
+        {"ActiveState": "active", "Job": "7"}, {"ActiveState": "reloading", "Job": "7"},
+        {"ActiveState": "reloading"}, {"ActiveState": "active"},
+    ]  # fmt: skip
+    monkeypatch.setattr(prove, "POLL", 0)
+    monkeypatch.setattr(converge, "unit_properties", lambda *_: story.pop(0))
+    report = Report()
+    report.note = told.append  # type: ignore[method-assign]
+    converge.recorded(host, LAYOUT, report)
+    assert story == []
+    assert told == ["waiting for qwen3vl.service, which is handed over just now"]
+    for quiet in ("activating", "inactive", "failed"):
+        story[:] = [{"ActiveState": quiet, "Job": "7"}] * 2
+        converge.recorded(host, LAYOUT, report)
+    assert len(told) == 1
+
+
+def test_a_key_that_was_revoked_while_it_was_handed_over_is_in_force_no_more(
+    host: Host, want: Wanted, proofs: Proofs, calls: Calls
+) -> None:
+    """The successor puts those keys into force that its unit had when it began."""
+    guest = Key("guest", digest("sk-guest"))
+    with_guest = dataclasses.replace(want, target=dataclasses.replace(want.target, keys=(*KEYS, guest)))
+    deployed(with_guest, host)
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", KEYS))
+    stale = f"guest inference {guest.digest} -\n"
+    host.write(LAYOUT.run_dir / "keys", stale)
+    converge._keys_of_now(prove.NOT_WATCHED, host, LAYOUT, REPORT)
+    assert host.read(LAYOUT.run_dir / "keys") == stale, "a restart takes them from the unit"
+    converge._keys_of_now(Start(since={LAYOUT.unit_name: "c1"}), host, LAYOUT, REPORT)
+    live = {line.split()[2] for line in (host.read(LAYOUT.run_dir / "keys") or "").splitlines()}
+    assert live == {key.digest for key in KEYS}
+
+
 # An adoption
 
 
@@ -627,6 +753,17 @@ def test_while_a_launcher_starts_its_keys_are_not_trusted(
     monkeypatch.setattr(rotate, "TAKES_UP", 0)
     with pytest.raises(InstallError, match="did not take the new keys; the keys are as they were"):
         set_key(host, "sk-guest", "guest")
+
+
+@pytest.mark.parametrize("held_when_asked", [False, True])
+def test_a_service_that_holds_its_callers_is_not_asked(
+    host: Host, running: Answers, monkeypatch: pytest.MonkeyPatch, held_when_asked: bool
+) -> None:
+    """Or was asked just before its engine ended: then a silence says nothing."""
+    running(Silent("it was asked"))
+    held = [None, Holding(1, 0, 120)] if held_when_asked else [Holding(1, 0, 120)]
+    monkeypatch.setattr(rotate, "holding", lambda *_: held.pop(0) if len(held) > 1 else held[0])
+    assert [done.service for done in set_key(host, "sk-guest", "guest")] == [rotate.STARTS]
 
 
 @pytest.mark.parametrize("state", ["activating", "inactive"])

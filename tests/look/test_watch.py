@@ -15,6 +15,7 @@ from installer.base.host import Host
 from installer.look import load, watch
 from installer.look.load import GpuUse, quantile, read_metrics, since
 from installer.spec.target import Placed
+from installer.units.holding import Holding
 
 METRICS = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -75,12 +76,13 @@ def test_percentiles_are_those_of_the_last_moments() -> None:
     assert since(before, {0.1: 3.0, float("inf"): 3.0}) == {0.1: 3.0, float("inf"): 3.0}, "it was started anew"
 
 
-def frame(width_of_model: str = "Qwen/Qwen3-VL-8B-Instruct") -> watch.Frame:
+def frame(width_of_model: str = "Qwen/Qwen3-VL-8B-Instruct", holding: Holding | None = None) -> watch.Frame:
     return watch.Frame(
         at=0.0,
         service="qwen3vl",
         active="active (running)",
         stage="serving",
+        holding=holding,
         model=width_of_model,
         because=None,
         running=3,
@@ -115,6 +117,13 @@ def test_one_line_for_a_pipe() -> None:
         "1970-01-01T00:00:00Z active running=3 waiting=4 cache=0.375 tokens/s=123.5 "
         "ttft-p50=0.12 ttft-p90=1.5 ttft-p99=- gpu0=70.0GiB,97%"
     )
+
+
+def test_who_waits_for_a_start_is_shown() -> None:
+    held = frame(holding=Holding(12, 8, 120))
+    assert ("callers", "12 callers wait, longest 8 s") in watch.rows(held)
+    assert " held=12 running=3 " in watch.line(held)
+    assert "callers" not in dict(watch.rows(frame()))
 
 
 def test_what_nvidia_smi_says_of_use(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from installer.base.host import Host
 from installer.units.api import Api, NoAnswer
 from installer.units.custody import Custody
-from installer.units.processes import listening
+from installer.units.processes import listener, listening
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 PORT = 8000
@@ -108,3 +108,41 @@ def test_a_socket_of_another_user_is_a_stranger_s() -> None:
         port = int(process.stdout.readline())
         assert f"held by pid {process.pid}" in Custody(Host(), "").objection("127.0.0.1", port)
         process.communicate("\n")
+
+
+def open_in(host: Host, pid: int, inode: int) -> None:
+    host.make_dir(Path(f"/proc/{pid}/fd"))
+    host.at(Path(f"/proc/{pid}/fd/3")).symlink_to(f"socket:[{inode}]")
+    host.write(Path(f"/proc/{pid}/cmdline"), f"program-{pid}\0")
+
+
+USERS = "root:x:0:0::/:/bin/sh\nvllm-qwen3vl:x:990:990::/:/bin/false\nana:x:1000:1000::/:/bin/sh\n"
+
+
+@pytest.mark.parametrize(("uid", "unit"), [(990, "qwen3vl.service"), (1000, ""), (0, ""), (7, "")])
+def test_a_socket_that_systemd_keeps_is_the_service_s_whose_user_made_it(host: Host, uid: int, unit: str) -> None:
+    """Between two of its processes nobody else holds it; systemd has those that it listens on for others as well."""
+    host.write(Path("/etc/passwd"), USERS)
+    host.write(Path("/proc/net/tcp"), HEADER + row("0.0.0.0", 7, uid))
+    open_in(host, 1, 7)
+    found = listener(host, "127.0.0.1", PORT)
+    assert found
+    assert (found.pid, found.unit) == (1, unit)
+    open_in(host, 30, 7)
+    found = listener(host, "127.0.0.1", PORT)
+    assert found
+    assert (found.pid, found.unit) == (30, ""), "who uses it is asked before who keeps it"
+
+
+@pytest.mark.parametrize(("uid", "other", "is_strange"), [(990, False, False), (990, True, True), (1000, False, True)])
+def test_a_socket_that_systemd_keeps_for_a_unit_is_no_stranger_s(
+    host: Host, monkeypatch: pytest.MonkeyPatch, uid: int, other: bool, is_strange: bool
+) -> None:
+    host.write(Path("/etc/passwd"), USERS)
+    host.write(Path("/proc/net/tcp"), HEADER + row("0.0.0.0", 7, uid))
+    open_in(host, 1, 7)
+    if other:
+        open_in(host, 30, 7)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    custody = Custody(host, "no-such.service", "vllm-qwen3vl")
+    assert bool(custody.objection("127.0.0.1", PORT)) == is_strange

@@ -269,7 +269,9 @@ def directives(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def shape(text: str) -> list[tuple[str, str, str]]:
-    found = [(s, n, "" if n in OF_THE_USER or v.startswith(("UNIT_DIGEST=", "HOLD=")) else v) for s, n, v in directives(text)]
+    found = [
+        (s, n, "" if n in OF_THE_USER or v.startswith(("UNIT_DIGEST=", "HOLD=")) else v) for s, n, v in directives(text)
+    ]
     # A model in a home is bound in, and a service for this host alone may talk to nobody else.
     return [one for one in found if one[1] not in ("BindReadOnlyPaths", "IPAddressDeny", "IPAddressAllow")]
 
