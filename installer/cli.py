@@ -17,6 +17,7 @@ from installer.verbs import adopt, bundle, change, deploy, look, models, use, we
 from installer.verbs.doctor import doctor
 from installer.verbs.help import Formatter, punctuated, translate
 from installer.verbs.output import print_json
+from installer.verbs.soak import soak
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -54,7 +55,7 @@ def cli() -> None:
 
 for verb in (
     deploy.deploy, deploy.plan, change.set_apikey, change.keys, change.set_context, change.set_values,
-    change.upgrade, change.rollback, look.status, doctor, look.list_services, look.logs, use.test,
+    change.upgrade, change.rollback, soak, look.status, doctor, look.list_services, look.logs, use.test,
     use.client_config, models.models, bundle.bundle, change.prune, adopt.adopt, adopt.eject,
     deploy.uninstall, look.completion,
 ):  # fmt: skip

@@ -41,6 +41,7 @@ FILES = {
         "The unit: all vLLM flags and the keys' digests, no secret. Changes of your own belong into "
         "systemctl edit NAME."
     ),
+    "/etc/systemd/system/vllm-soak@NAME.timer": "Looks at a service after a change with --soak, while that lasts.",
     "/etc/vllm-install/NAME.env": "The settings.",
     "/etc/sysusers.d/vllm-install-NAME.conf": "The service's user, vllm-NAME.",
     "/opt/vllm-install/engines/ID": "vLLM, immutable, shared by all services that want the same.",

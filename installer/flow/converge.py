@@ -18,6 +18,7 @@ from installer.flow.transaction import Transaction, apply, shared
 from installer.spec.keys import Key
 from installer.spec.records import managed
 from installer.spec.settings import Settings
+from installer.spec.soak import Soak
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import keyring, render
@@ -29,6 +30,9 @@ from installer.weights import models
 
 class Convergence(Transaction):
     """Proved that it serves what is wanted, and opens to the new keys; or the host converges to what was proved."""
+
+    outcome = "proved"
+    soak: Soak | None = None  # that begins or ends with it
 
     def __init__(
         self, verb: str, want: Wanted, changes: list[Change], state: State, host: Host, report: Report,
@@ -73,7 +77,7 @@ class Convergence(Transaction):
     def remember(self) -> None:
         measured = fit.measured(self.layout, self.host)
         self.state = receipt.remember(
-            self.state, self.want.target, self.host, self.layout, "proved", self.report, measured
+            self.state, self.want.target, self.host, self.layout, self.outcome, self.report, measured, self.soak
         )
 
     def undo(self, why: str) -> str:

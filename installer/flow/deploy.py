@@ -16,11 +16,12 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks import preflight
-from installer.flow import fit, ownership, prove, receipt, steps
+from installer.flow import fit, ownership, prove, receipt, steps, watched
 from installer.flow.converge import Convergence, not_half_adopted, recorded, settled, with_probe_key
 from installer.flow.resolve import Request, Resolved, resolve
 from installer.flow.steps import Wanted
 from installer.flow.transaction import changing
+from installer.flow.watched import Watched
 from installer.forms.venv import engines
 from installer.memory.capacity import Estimate
 from installer.spec.keys import Key
@@ -127,16 +128,17 @@ def rollback(service: str, host: Host, report: Report, show: Show) -> None:
     with changing(layout, "rollback", host):
         settled(host, layout, report)
         state, held = recorded(host, layout, report)
-        want, changes = _return(state, host, layout, held)
+        want, changes = way_back(state, host, layout, held)
         _carry_out(Convergence("rollback", want, changes, state, host, report), None, show)
+        watched.dismiss(host, layout, report)
 
 
 def plan_rollback(service: str, host: Host) -> list[Change]:
     layout = Layout(service)
-    return _return(managed(host, layout), host, layout)[1]
+    return way_back(managed(host, layout), host, layout)[1]
 
 
-def _return(
+def way_back(
     state: State, host: Host, layout: Layout, held: tuple[Key, ...] | None = None
 ) -> tuple[Wanted, list[Change]]:
     """The generation before the last change, and the way there."""
@@ -160,9 +162,12 @@ def _converge(
     if changes:
         fit.check_context(resolved.want.target, resolved.facts, state, host, report, resolved.about)
     given = filter(None, (resolved.new_key, request.keys.given, *request.keys.further))
-    transaction = Convergence(
+    kind = Watched if watched.is_begun_by(changes, resolved.want.layout) else Convergence
+    transaction = kind(
         request.verb, resolved.want, changes, state, host, report, tuple(given), key_shown=resolved.new_key is None
     )
+    if isinstance(transaction, Watched):
+        transaction.seconds = request.soak or 0
     _carry_out(transaction, resolved.new_key, show)
 
 
@@ -184,6 +189,7 @@ def _carry_out(transaction: Convergence, new_key: str | None, show: Show) -> Non
 def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host) -> list[Change]:
     layout = resolved.want.layout
     changes = steps.plan(resolved.want, host)
+    changes += watched.beginning(request.soak, changes, resolved.want, state)
     replaced = request.former.paths if request.former else frozenset()
     problems = list(
         ownership.objections(changes, host, layout, state, discard_edits=request.discard_edits, replaced=replaced)

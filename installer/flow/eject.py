@@ -14,6 +14,7 @@ from installer.base.layout import STATES, Layout
 from installer.base.report import Report
 from installer.flow.converge import never_proved, put_back, settled
 from installer.flow.transaction import Transaction, apply, changing
+from installer.flow.watched import check_free
 from installer.spec.records import managed
 from installer.spec.state import State
 from installer.units import keyring
@@ -51,6 +52,7 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
         state = settled(host, layout, report)
         if state.proved is None:
             raise never_proved(layout)
+        check_free(state, layout)
         ejection = _Ejection(state, host, layout, report)
         ejection.run()
         return list(ejection.changes)

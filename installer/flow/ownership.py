@@ -13,6 +13,7 @@ from installer.base.layout import Layout
 from installer.checks.preflight import Problem
 from installer.spec.records import owned_on
 from installer.spec.state import State
+from installer.units import soaking
 from installer.units.graph import members
 from installer.units.render import fingerprint
 from installer.units.systemd import unit_properties
@@ -48,8 +49,8 @@ def objections(
 
 
 def is_claimed(path: Path, layout: Layout) -> bool:
-    """Whether ownership of the path is recorded; below our own directory in /opt everything is ours anyway."""
-    return layout.opt not in path.parents
+    """Whether ownership of the path is recorded; below our own directory in /opt, and of a soak, all is ours anyway."""
+    return layout.opt not in path.parents and path not in soaking.paths(layout)
 
 
 def _stranger(path: Path) -> Problem:

@@ -13,6 +13,7 @@ from installer.flow import ownership
 from installer.flow.steps import Wanted
 from installer.spec.calibration import Calibration
 from installer.spec.records import owned_on
+from installer.spec.soak import BY_HAND, Soak
 from installer.spec.state import State, event, text_digest
 from installer.spec.target import Target
 from installer.units import keyring, render
@@ -49,7 +50,7 @@ def claim(
 
 def remember(
     known: State, target: Target, host: Host, layout: Layout, outcome: str, report: Report,
-    measured: Calibration | None = None,
+    measured: Calibration | None = None, soak: Soak | None = None,
 ) -> State:  # fmt: skip
     """The change is over: of each file only one text is ours, the one that is there; of the keys, those in the unit."""
 
@@ -61,15 +62,20 @@ def remember(
             left = {layout.sysusers: render.render(target, layout)[layout.sysusers].text, **render.shared_units()}
             owned |= {str(path): (text_digest(text),) for path, text in left.items() if host.read(path) == text}
             now = dataclasses.replace(now, former=None, owns_user=True)
-        previous = now.previous
+        previous, watched = now.previous, soak or now.soak
         if now.proved and _generation(now.proved, layout) != _generation(target, layout):
-            previous = now.proved
+            previous, watched = now.proved, soak or _over(now.soak)
         return dataclasses.replace(
             now, owned=owned, proved=proved, previous=previous, pending=None, pending_model=None, pending_engine=None,
-            calibration=measured or now.calibration, history=history,
+            calibration=measured or now.calibration, history=history, soak=watched,
         )  # fmt: skip
 
     return keyring.update(known, over, host, layout, report)
+
+
+def _over(soak: Soak | None) -> Soak | None:
+    """What becomes of a soak when another generation is proved: of changes only a rollback is open during one."""
+    return dataclasses.replace(soak, outcome=BY_HAND) if soak and soak.is_running else None
 
 
 def _ours_now(path: str, digests: tuple[str, ...], host: Host, layout: Layout) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ class Request:
     bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
     former: Former | None = None  # the unit whose place the service is to take
     environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
+    soak: int | None = None  # seconds for which it is watched after its proof
 
 
 @dataclass(frozen=True)

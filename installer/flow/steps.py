@@ -21,6 +21,7 @@ from installer.spec.records import ejected, readable_states, services
 from installer.spec.settings_file import wanted
 from installer.spec.state import State
 from installer.spec.target import Target
+from installer.units import soaking
 from installer.units.graph import Member, members
 from installer.units.keyring import TakeKeys, WriteUnit, held_in_unit
 from installer.units.render import process_digest, render, runtime_dir, shared_units, unit
@@ -174,6 +175,7 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     shared = shared_units()
     before = state.former
     kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
+    yield from soaking.ending(layout, host)
     for member in reversed(members(layout)):
         if host.exists(member.path) and member.path not in kept:
             yield Run(("systemctl", "disable", "--now", member.name), tr("stop the service"))

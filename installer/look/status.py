@@ -16,7 +16,9 @@ from installer.diagnosis.said import translated
 from installer.diagnosis.scene import Scene
 from installer.families.vllm import cuda
 from installer.look import load
+from installer.look import soak as soaking
 from installer.look.load import GpuUse, Sample
+from installer.look.soak import SoakView
 from installer.spec.keys import Key
 from installer.spec.records import services
 from installer.spec.state import Event
@@ -59,6 +61,7 @@ class Status:
     load: Sample | None  # needs root: /metrics answers to a key only
     keys: tuple[str, ...]
     pending: str | None
+    soak: SoakView | None  # of the last change, if it was made with --soak
     under_way: str | None  # the command that changes it now, with its pid
     under_way_for: int | None  # seconds
     last_changes: tuple[Event, ...]  # the newest first
@@ -115,6 +118,7 @@ def of(scene: Scene) -> Status:
         load=measured,
         keys=_keys(scene),
         pending=None if scene.under_way or not state else state.unfinished,
+        soak=soaking.view(state.soak) if state and state.soak else None,
         under_way=scene.under_way.command if scene.under_way else None,
         under_way_for=scene.under_way.seconds if scene.under_way else None,
         last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
@@ -177,6 +181,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
         *([(tr("load"), load_line(status.load))] if status.load else []),
         (tr("keys"), tr(", ").join(status.keys) or "-"),
         *_change_lines(status.last_changes),
+        *_soak_lines(status.soak),
         *_under_way_lines(status),
         *([(tr("unfinished"), tr("{what} was cut off; run it again", what=status.pending))] if status.pending else []),
     ]
@@ -186,6 +191,11 @@ def _under_way_lines(status: Status) -> list[tuple[str, str]]:
     if status.under_way is None:
         return []
     return [(tr("under way"), tr("{what}, {seconds} s", what=status.under_way, seconds=status.under_way_for))]
+
+
+def _soak_lines(view: SoakView | None) -> list[tuple[str, str]]:
+    found = soaking.lines(view) if view else []
+    return [("" if number else tr("watched"), line) for number, line in enumerate(found)]
 
 
 def stage_line(service: str, active: str, stage: str) -> str:

@@ -182,16 +182,21 @@ def is_expired(key: Key, now: str) -> bool:
 
 
 def duration(text: str) -> timedelta:
-    """10m, 36h, 7d; a bare number is seconds."""
-    match = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
-    if not match or int(match[1]) == 0:
-        raise UsageError(tr("{text!r} is not a duration", text=text), tr("write 90s, 10m, 36h or 7d"))
-    seconds = int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    """How long an old key may be kept."""
+    seconds = in_seconds(text)
     if seconds > 366 * 86400:
         raise UsageError(
             tr("{text} is longer than a year", text=text), tr("give the old key a name of its own instead: --name")
         )
     return timedelta(seconds=seconds)
+
+
+def in_seconds(text: str) -> int:
+    """10m, 36h, 7d; a bare number is seconds."""
+    match = re.fullmatch(r"(\d{1,7})([smhd]?)", text, re.ASCII)
+    if not match or int(match[1]) == 0:
+        raise UsageError(tr("{text!r} is not a duration", text=text), tr("write 90s, 10m, 36h or 7d"))
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def stamp(moment: datetime) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 
 from installer.spec.calibration import Calibration
 from installer.spec.former import Former
+from installer.spec.soak import Soak
 from installer.spec.target import Target
 
 
@@ -45,6 +46,7 @@ class State:
     rekeying: Rekeying | None = None
     key_shown: bool = False
     former: Former | None = None  # the unit that the service was adopted from
+    soak: Soak | None = None  # of `proved`, under way or over; of the change before it, where that went back
     history: tuple[Event, ...] = ()
 
     @property

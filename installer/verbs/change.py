@@ -39,11 +39,13 @@ from installer.verbs.options import (
     service_option,
     service_word,
     setting_options_named,
+    soak_option,
     yes_option,
 )
 from installer.verbs.output import print_changes, print_json, show_deployed
 
 if TYPE_CHECKING:
+    from installer.base.host import Host
     from installer.flow.resolve import Request
     from installer.flow.rotate import Rotated
     from installer.spec.keys import Key
@@ -177,10 +179,13 @@ def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 @click.argument("tokens", metavar="1024|32k|256K|auto")
 @click.option("--dry-run", is_flag=True, help="Only show what fits: contexts, and how many requests of each at once.")
 @service_option
+@soak_option
 @discard_option
 @json_option
 @quiet_option
-def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool) -> None:
+def set_context(
+    service: str, tokens: str, dry_run: bool, soak: int | None, discard_edits: bool, as_json: bool, quiet: bool
+) -> None:
     """Change the context length; proved, or undone."""
 
     check_typed("max_model_len", SET_CONTEXT, tokens)
@@ -189,7 +194,7 @@ def set_context(service: str, tokens: str, dry_run: bool, discard_edits: bool, a
         return
     _settle(service, "set-context", quiet=quiet or as_json)
     request = _request(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits=discard_edits)
-    _change(request, as_json, quiet)
+    _change(replace(request, soak=soak), as_json, quiet)
 
 
 def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
@@ -213,13 +218,14 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
 )
 @service_option
 @setting_options_named(FIELDS)
+@soak_option
 @dry_run_option
 @discard_option
 @json_option
 @quiet_option
 def set_values(
-    service: str, assignments: tuple[str, ...], dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool,
-    **options: object,
+    service: str, assignments: tuple[str, ...], soak: int | None, dry_run: bool, discard_edits: bool, as_json: bool,
+    quiet: bool, **options: object,
 ) -> None:  # fmt: skip
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
 
@@ -237,7 +243,8 @@ def set_values(
     done = " ".join(f"{named(name)}={value}" for name, value in values.items())
     if not dry_run:
         _settle(service, "set", quiet=quiet or as_json)
-    _change(_request(service, f"set {done}", values, discard_edits=discard_edits), as_json, quiet, dry_run=dry_run)
+    request = _request(service, f"set {done}", values, discard_edits=discard_edits)
+    _change(replace(request, soak=soak), as_json, quiet, dry_run=dry_run)
 
 
 @click.command()
@@ -246,13 +253,14 @@ def set_values(
 @click.option("--model", "revision", hidden=True)  # what it was called at first
 @resolve_option
 @service_word
+@soak_option
 @dry_run_option
 @discard_option
 @json_option
 @quiet_option
 def upgrade(
-    service: str, vllm_version: str | None, revision: str | None, resolve: bool, dry_run: bool, discard_edits: bool,
-    as_json: bool, quiet: bool,
+    service: str, vllm_version: str | None, revision: str | None, resolve: bool, soak: int | None, dry_run: bool,
+    discard_edits: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
 
@@ -278,7 +286,7 @@ def upgrade(
             ),
             err=True,
         )
-    request = replace(request, new_commit=revision is not None, new_packages=of_vllm, resolve=resolve)
+    request = replace(request, new_commit=revision is not None, new_packages=of_vllm, resolve=resolve, soak=soak)
     _change(request, as_json, quiet, dry_run=dry_run)
 
 
@@ -336,6 +344,20 @@ def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = Fal
         print_changes(service, flow.plan_change(request, host, report), as_json)
         return
     flow.change(request, host, report, show_deployed(service, as_json))
+    if request.soak:
+        click.echo(_watched(host, service), err=True)
+
+
+def _watched(host: Host, service: str) -> str:
+    from installer.spec.records import managed
+
+    soak = managed(host, Layout(service)).soak
+    if soak is None or not soak.is_running:
+        return tr("nothing of what serves was changed, so nothing is watched")
+    return tr(
+        "it is watched for {seconds} s more; how that ends: vllm-install soak {service} --wait",
+        seconds=soak.seconds, service=service,
+    )  # fmt: skip
 
 
 def _settle(service: str, verb: str, *, quiet: bool) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from installer.base.host import Host
     from installer.flow.resolve import KeyChoice
 
+SHORTEST_SOAK, LONGEST_SOAK = 10, 14 * 86400
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -141,6 +142,26 @@ def setting_options_named(names: Collection[str]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+soak_option = click.option(
+    "--soak",
+    metavar="DURATION",
+    callback=lambda _, __, text: None if text is None else _soak_seconds(text),
+    help="Watch it on for this long (30m, 2h), and go back by itself if it turns bad.",
+)
+
+
+def _soak_seconds(text: str) -> int:
+    from installer.spec.keys import in_seconds
+
+    seconds = in_seconds(text)
+    if not SHORTEST_SOAK <= seconds <= LONGEST_SOAK:
+        raise UsageError(
+            tr("{text} is no time to watch a change for", text=text),
+            tr("take between 10 seconds and 14 days, such as 30m"),
+        )
+    return seconds
 
 
 resolve_option = click.option(

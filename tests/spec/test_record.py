@@ -14,6 +14,7 @@ from installer.spec.former import Former
 from installer.spec.profile import Profile
 from installer.spec.record import of_record, to_record
 from installer.spec.settings import Settings
+from installer.spec.soak import Requests, Soak
 from installer.spec.state import Event, Rekeying, State
 from installer.spec.target import Placed, Target
 from installer.spec.toolkit import Toolkit
@@ -45,8 +46,13 @@ def written() -> State:
         rekeying=Rekeying("set-apikey default", (KEYS[0].argument,)),
         key_shown=True,
         former=Former("old-llm.service", True, False, ((Path("/etc/systemd/system/qwen3vl.service"), 0o640),)),
+        soak=Soak(
+            "set-context 4k", 1800, "2026-01-02T03:04:05Z", "0f9c2d5e", 1234.5, 600.25, "4d1", 4711,
+            Requests(1000, 10), Requests(70, 1), Requests(90, 2), "6.1.0", "NVRM version: 580.1",
+            ("the kernel changed from 6.0.9 to 6.1.0",), "it hung", 1,
+        ),
         history=(Event("2026-01-02T03:04:05Z", "ana", "set-context 2k", "undone: too large"),),
-    )
+    )  # fmt: skip
 
 
 def less(state: State, **of_targets: Any) -> State:
@@ -56,12 +62,13 @@ def less(state: State, **of_targets: Any) -> State:
     return dataclasses.replace(state, proved=known(state.proved), previous=known(state.previous))
 
 
+BEFORE = dataclasses.replace(written(), soak=None)
 UNKNOWN: dict[str, Any] = {"pending_model": None, "pending_engine": None, "rekeying": None, "former": None}
 FORMS = {
-    "before-profiles": dataclasses.replace(less(written(), toolkit=None, gpus=(), profile=Profile()), **UNKNOWN),
-    "before-gpus": less(written(), toolkit=None, gpus=()),
-    "before-toolkits": less(written(), toolkit=None),
-    "before-hold": written(),
+    "before-profiles": dataclasses.replace(less(BEFORE, toolkit=None, gpus=(), profile=Profile()), **UNKNOWN),
+    "before-gpus": less(BEFORE, toolkit=None, gpus=()),
+    "before-toolkits": less(BEFORE, toolkit=None),
+    "before-hold": BEFORE,
     "0.1.0": written(),
 }
 

@@ -29,16 +29,20 @@ BROKEN = "\nimport sys\nif 'serve' in sys.argv:\n    raise ImportError('half a r
 @pytest.fixture(scope="module")
 def machine(cpu_engine: str) -> Iterator[Machine]:
     with Machine(network=True, store=True) as machine:
-        files = dict(builtin.files())
-        config = json.loads(files["config.json"])
-        # A model whose own limit lies beyond what the share of memory can hold; a token takes 1 KiB here.
-        config["max_position_embeddings"] = int(psutil.virtual_memory().total * SHARE) // 1024 * 2
-        files["config.json"] = json.dumps(config).encode()
-        machine.at(MODEL).mkdir(parents=True)
-        machine.at(WHEELS).mkdir()
-        for name, content in files.items():
-            (machine.at(MODEL) / name).write_bytes(content)
+        furnish(machine)
         yield machine
+
+
+def furnish(machine: Machine) -> None:
+    """A model whose own limit lies beyond what the share of memory can hold, and a folder for releases."""
+    files = dict(builtin.files())
+    config = json.loads(files["config.json"])
+    config["max_position_embeddings"] = int(psutil.virtual_memory().total * SHARE) // 1024 * 2  # a token takes 1 KiB
+    files["config.json"] = json.dumps(config).encode()
+    machine.at(MODEL).mkdir(parents=True)
+    machine.at(WHEELS).mkdir()
+    for name, content in files.items():
+        (machine.at(MODEL) / name).write_bytes(content)
 
 
 def test_a_context_or_an_engine_that_fails_is_undone_and_one_that_serves_can_be_left_again(
@@ -76,14 +80,14 @@ def test_a_context_or_an_engine_that_fails_is_undone_and_one_that_serves_can_be_
     serves(machine, key, port)
 
 
-def refused_context(machine: Machine) -> None:
+def refused_context(machine: Machine, context: int = 1024) -> None:
     """More than vLLM itself said that it can hold, by less than our estimate may be wrong."""
     table = cli(machine, "set-context", "1024", "--dry-run", "--json").json
     asked = table["kv_tokens"] + table["margin_bytes"] * 3 // 4 // table["kv_bytes_per_token"]
     done = cli(machine, "set-context", str(asked), code=6)
-    found = re.search(rf"asked {asked}; this GPU fits (\d+); the service is back at 1024", done.err)
+    found = re.search(rf"asked {asked}; this GPU fits (\d+); the service is back at {context}", done.err)
     assert found, done.err
-    assert 1024 < int(found[1]) < asked
+    assert context < int(found[1]) < asked
     assert f"set-context {found[1]}" in done.err
 
 

@@ -1,6 +1,7 @@
 """The routes of vLLM's server that clients, probes and the guard meet."""
 
 import asyncio
+import collections
 import contextlib
 import itertools
 import json
@@ -96,8 +97,18 @@ class Application:
         self.model = model
         self.context = context
         self.calls_tools = calls_tools
+        self.completions = 0
+        self.answers: collections.Counter[tuple[str, str, str]] = collections.Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start" and scope["path"] not in ("/metrics", "/health"):
+                self.answers[scope["path"], scope["method"], f"{message['status'] // 100}xx"] += 1
+            await send(message)
+
+        await self._answer_to(scope, receive, counted)
+
+    async def _answer_to(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.complete"})
@@ -137,6 +148,7 @@ class Application:
             await _error(send, 404, f"The model `{request['model']}` does not exist.")
             return
         tokens = int(request.get("max_completion_tokens") or request.get("max_tokens") or 16)
+        self.completions += 1
         refusal = self._refusal(request, tokens)
         if refusal:
             await _error(send, *refusal)
@@ -153,6 +165,8 @@ class Application:
             await _error(send, 500, "EngineCore encountered an issue.")
 
     def _refusal(self, request: dict[str, Any], tokens: int) -> tuple[int, str] | None:
+        if (every := int(faults.number("fail", 0))) and self.completions % every == 0:
+            return 500, "Internal Server Error"
         if tokens > self.context:
             limit = f"This model's maximum context length is {self.context}."
             return 400, f"max_tokens is too large: {tokens}. {limit}"
@@ -236,6 +250,9 @@ class Application:
             le = "+Inf" if bound == float("inf") else bound
             count = float(sum(seconds <= bound for seconds in first))
             lines.append(f'vllm:time_to_first_token_seconds_bucket{{{labels},le="{le}"}} {count}')
+        for (path, method, status), count in self.answers.items():
+            row = f'http_requests_total{{handler="{path}",method="{method}",status="{status}"}}'
+            lines.append(f"{row} {float(count)}")
         if faults.value("metrics") == "garbled":
             lines = [line[::-1] for line in lines]
         lines.append(f'vllm:cache_config_info{{block_size="128",engine="0",num_gpu_blocks="{self.context}"}} 1.0')

@@ -19,12 +19,18 @@ template=N            the words that the template puts around a chat are N token
 mute                  answers hold no text
 sees                  takes pictures
 talks                 answers in text where a tool was to be called
+fail=N                every N-th completion is answered with 500
+
+A word that ends in @SECONDS, such as hang@20, holds only when the process is as old as that.
 
 `vllm serve … --additional-config WORDS` does the same for a server whose home nobody knows beforehand.
 """
 
 import os
+import time
 from pathlib import Path
+
+BORN = time.monotonic()
 
 
 def value(name: str) -> str | None:
@@ -34,8 +40,9 @@ def value(name: str) -> str | None:
     if file.is_file():
         words += file.read_text().split()
     for word in words:
+        word, _, age = word.partition("@")
         key, _, text = word.partition("=")
-        if key == name:
+        if key == name and time.monotonic() - BORN >= float(age or 0):
             return text
     return None
 

@@ -1,0 +1,24 @@
+"""What vLLM's metrics say of the requests that it has answered."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from installer.spec.soak import Requests
+
+_ROW = re.compile(r'^http_requests_total\{(?:.*,)?status="(\w+)".*\} (\S+)\s*$', re.MULTILINE)
+
+
+def read_requests(metrics: str) -> Requests | None:
+    """None where that is not told. A fault of the caller's (4xx) says nothing of the service."""
+    answered = failed = 0.0
+    rows = _ROW.findall(metrics)
+    for status, text in rows:
+        try:
+            count = float(text)
+        except ValueError:
+            return None
+        answered += count
+        failed += count if status.startswith("5") else 0
+    return Requests(int(answered), int(failed)) if rows and math.isfinite(answered) else None

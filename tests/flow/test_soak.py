@@ -1,0 +1,508 @@
+"""A change that is watched on: what counts as bad, and that a fault or a cut at any point leads to a proper end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from installer.base.changes import Restart, Write
+from installer.base.errors import Exit, InstallError, Refused
+from installer.base.host import Host
+from installer.flow import deploy, eject, rotate, soak, soak_rules, steps, watched
+from installer.flow.prove import NotProved
+from installer.flow.rotate import Rotation
+from installer.flow.soak_rules import Seen, fault, looked
+from installer.flow.steps import Wanted
+from installer.flow.transaction import changing
+from installer.flow.watched import Watched
+from installer.spec.records import Damaged, load_state, save_state
+from installer.spec.soak import BY_HAND, CONFIRMED, ENDED, ROLLED_BACK, STUCK, Requests, Soak
+from installer.units import soaking
+from tests.flow import test_transaction
+from tests.flow.test_transaction import LAYOUT, REPORT, Proofs, deployed, files, record
+from tests.kit.targets import with_settings
+
+host, proofs, want = test_transaction.host, test_transaction.proofs, test_transaction.want
+UP = Seen("boot", 100.0, "active", "running", "success", "0", "run", 10, 0, Requests(5, 0), "6.1", "NVRM 580")
+BEGUN = soak_rules.begun("upgrade", 60, "2026-01-02T03:04:05Z", Requests(1000, 10), UP)
+
+
+def seen(**changed: object) -> Seen:
+    return dataclasses.replace(UP, **changed)  # type: ignore[arg-type]
+
+
+# What counts
+
+
+def test_only_time_in_which_the_service_runs_counts() -> None:
+    now = looked(BEGUN, seen(at=130.0))
+    assert now.watched == 30.0
+    now = looked(now, seen(at=150.0, active="activating"))
+    assert (now.watched, now.at) == (30.0, 150.0)
+    now = looked(now, seen(at=160.0))
+    assert now.watched == 40.0
+    assert looked(now, seen(at=165.0, active="inactive")).watched == 40.0
+
+
+@pytest.mark.parametrize("at", [5.0, 160.0, 1e9])
+def test_a_reboot_is_no_fault_and_the_time_before_the_first_look_does_not_count(at: float) -> None:
+    """In a container the clock of another boot goes on, so that nothing can be made of it."""
+    before = looked(BEGUN, seen(at=130.0))
+    after = seen(boot="other", at=at, run="next", pid=4, requests=Requests(1, 0))
+    assert fault(before, after) == ""
+    now = looked(before, after)
+    assert (now.watched, now.notes) == (30.0, ())
+    assert looked(now, dataclasses.replace(after, at=at + 5)).watched == 35.0
+
+
+def test_a_kernel_and_a_driver_that_changed_are_named_once() -> None:
+    after = seen(boot="other", kernel="6.2", driver="")
+    assert fault(BEGUN, after) == ""
+    now = looked(looked(BEGUN, after), after)
+    assert now.notes == (
+        "the kernel changed from 6.1 to 6.2",
+        "the GPU driver changed from NVRM 580 to none",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "bad"),
+    [
+        ({}, False),
+        ({"run": "other"}, False),  # by hand
+        ({"run": "other", "restarts": 1}, True),
+        ({"run": "other", "restarts": 1, "active": "activating"}, True),
+        ({"restarts": 1}, False),  # before the change, by a run that a handover went on with
+        ({"active": "activating", "sub": "auto-restart"}, True),
+        ({"active": "activating", "run": "other"}, False),
+        ({"active": "inactive", "sub": "dead", "pid": 0}, False),  # stopped by hand
+        ({"active": "deactivating"}, False),
+        ({"active": "failed", "result": "exit-code", "status": "78"}, True),
+        ({"active": "failed", "result": "start-limit-hit"}, True),
+        ({"boot": "other", "run": "other", "restarts": 1}, True),
+        ({"boot": "other", "active": "failed", "run": ""}, True),
+    ],
+)
+def test_which_ends_are_the_services_own(changed: dict[str, object], bad: bool) -> None:
+    assert bool(fault(BEGUN, seen(**changed))) == bad
+
+
+def test_a_restart_is_still_told_by_the_run_before_a_start_that_never_came_up() -> None:
+    """Of which the run is another one already at the look before."""
+    now = looked(BEGUN, seen(active="activating", run="other"))
+    assert fault(now, seen(run="other", restarts=1, active="active"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "bad"),
+    [
+        ((1000, 10), (100, 3), False),  # 3 % where it was 1 %, but of few
+        ((1000, 10), (100, 9), False),
+        ((1000, 10), (100, 10), True),
+        ((1000, 10), (1000, 40), False),  # 4 % is no more than twice as often and 2 % more
+        ((1000, 10), (1000, 41), True),
+        ((1000, 300), (100, 60), False),  # it was like that before
+        ((1000, 300), (100, 70), True),
+        ((0, 0), (1000, 10), False),
+        ((0, 0), (100, 10), True),
+    ],
+)
+def test_how_many_failures_are_worse(before: tuple[int, int], after: tuple[int, int], bad: bool) -> None:
+    soak = dataclasses.replace(BEGUN, before=Requests(*before), counted=Requests())
+    assert bool(fault(soak, seen(requests=Requests(*after)))) == bad
+
+
+def test_what_fails_is_told_with_both_rates() -> None:
+    assert (
+        fault(BEGUN, seen(requests=Requests(105, 50))) == "50 of 100 requests failed, 50%; before the change it was 1%"
+    )
+
+
+def test_another_process_counts_from_nothing() -> None:
+    now = looked(BEGUN, seen(requests=Requests(25, 2)))
+    assert now.after == Requests(20, 2)
+    now = looked(now, seen(pid=11, requests=Requests(30, 5)))
+    assert now.after == Requests(50, 7)
+    now = looked(now, seen(pid=11, requests=None))
+    assert now.after == Requests(50, 7)
+    now = looked(now, seen(pid=11, requests=Requests(31, 5)))
+    assert now.after == Requests(51, 7)
+    assert looked(now, seen(pid=11, requests=Requests(3, 0))).after == Requests(54, 7), "its counters began anew"
+    assert looked(now, seen(pid=11, boot="other", requests=Requests(40, 6))).after == Requests(91, 13)
+
+
+# Changes
+
+
+class Looks:
+    """What each look sees; the last one goes on."""
+
+    def __init__(self) -> None:
+        self.next = [UP]
+
+    def observe(self, *_: object) -> Seen:
+        return self.next.pop(0) if len(self.next) > 1 else self.next[0]
+
+
+@pytest.fixture(autouse=True)
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    looks = Looks()
+    monkeypatch.setattr(soak_rules, "observe", looks.observe)
+    monkeypatch.setattr(soak_rules, "answered", lambda *_: Requests(1000, 10))
+    monkeypatch.setattr(soaking, "check_tool", lambda: None)
+    return looks
+
+
+def change(want: Wanted, host: Host, seconds: int = 60) -> Watched:
+    """A change of files alone, and what watches it."""
+    made = [change for change in steps.plan(want, host) if isinstance(change, Write)]
+    made += [*watched.beginning(seconds, made, want, record(host)), Restart(LAYOUT.unit_name)]
+    transaction = Watched("set PORT=8001", want, made, record(host), host, REPORT)
+    transaction.seconds = seconds
+    return transaction
+
+
+@pytest.fixture
+def before(host: Host, want: Wanted, proofs: Proofs) -> dict[str, str]:
+    """A service that is watched since its port became 8001; what was there before."""
+    before = deployed(want, host)
+    change(with_settings(want, port=8001), host).run()
+    return before
+
+
+def state_of(host: Host) -> Soak:
+    found = record(host).soak
+    assert found is not None
+    return found
+
+
+def is_watched(host: Host) -> bool:
+    return any(host.exists(path) for path in soaking.paths(LAYOUT))
+
+
+def look(host: Host) -> None:
+    soak.look("qwen3vl", host, REPORT)
+
+
+def port(host: Host) -> int:
+    proved = record(host).proved
+    assert proved is not None
+    return proved.settings.port
+
+
+def test_what_is_watched_is_on_the_record(host: Host, before: dict[str, str]) -> None:
+    begun = state_of(host)
+    assert (begun.what, begun.seconds, begun.outcome) == ("set PORT=8001", 60, "")
+    assert (begun.before, begun.counted, begun.run) == (Requests(1000, 10), Requests(5, 0), "run")
+    assert all(host.exists(path) for path in soaking.paths(LAYOUT))
+    assert not set(map(str, soaking.paths(LAYOUT))) & record(host).owned.keys()
+
+
+@pytest.mark.parametrize("phase", ["apply", "prove", "remember"])
+def test_a_change_that_fails_is_not_watched(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    before = deployed(want, host)
+    going = change(with_settings(want, port=8001), host)
+    reach = getattr(going, phase)
+
+    def fail() -> None:
+        reach() if phase == "apply" else None
+        raise NotProved("it broke")
+
+    monkeypatch.setattr(going, phase, fail)
+    with pytest.raises(InstallError, match="it broke"):
+        going.run()
+    assert (record(host).soak, is_watched(host)) == (None, False)
+    assert files(host) == before
+
+
+def test_nothing_is_watched_where_nothing_changes(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    other = with_settings(want, port=8001)
+    some = [Restart(LAYOUT.unit_name)]
+    assert watched.beginning(60, [], other, record(host)) == []
+    assert watched.beginning(60, list(some), want, record(host)) == [], "what serves stays the same"
+    assert watched.beginning(None, list(some), other, record(host)) == []
+    assert watched.beginning(60, list(some), other, record(host)) != []
+
+
+def test_during_a_soak_other_changes_are_refused(host: Host, want: Wanted, before: dict[str, str]) -> None:
+    further = with_settings(want, port=8002)
+    with pytest.raises(Refused, match="qwen3vl is being watched after: set PORT=8001") as caught:
+        watched.beginning(None, [Restart(LAYOUT.unit_name)], further, record(host))
+    assert "soak qwen3vl --end" in caught.value.hint
+    assert "rollback qwen3vl" in caught.value.hint
+    with pytest.raises(Refused, match="is being watched"):
+        eject.eject("qwen3vl", host, REPORT)
+    assert watched.beginning(None, [], further, record(host)) == [], "what changes nothing is open"
+    soak.end("qwen3vl", host, REPORT)
+    assert watched.beginning(None, [Restart(LAYOUT.unit_name)], further, record(host)) == []
+
+
+def test_keys_are_changed_during_a_soak_and_stay_changed(
+    host: Host, before: dict[str, str], looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotate, "unit_properties", lambda *_: {"MainPID": "0", "ActiveState": "inactive"})
+    rotate.set_key("qwen3vl", Rotation("guest", "sk-guest-7d1c0b52a9-Qm3XzTg"), host, REPORT, lambda _: None)
+    assert state_of(host).is_running
+    looks.next = [seen(active="failed")]
+    look(host)
+    proved = record(host).proved
+    assert proved is not None
+    assert (proved.settings.port, "guest" in {key.name for key in proved.keys}) == (8000, True)
+
+
+def test_a_rollback_by_hand_ends_it(host: Host, before: dict[str, str]) -> None:
+    deploy.rollback("qwen3vl", host, REPORT, lambda _: None)
+    assert (port(host), state_of(host).outcome, is_watched(host)) == (8000, BY_HAND, False)
+    assert soak.verdict(state_of(host)) == Exit.NOT_PROVED
+    deploy.rollback("qwen3vl", host, REPORT, lambda _: None)
+    assert (port(host), record(host).soak) == (8001, None), "what was is no news of this generation"
+
+
+def test_it_is_confirmed_by_hand(host: Host, before: dict[str, str]) -> None:
+    soak.end("qwen3vl", host, REPORT)
+    assert (port(host), state_of(host).outcome, is_watched(host)) == (8001, ENDED, False)
+    assert record(host).history[-1].outcome == ENDED
+    with pytest.raises(Refused, match="no change of qwen3vl is watched"):
+        soak.end("qwen3vl", host, REPORT)
+
+
+def test_of_a_service_that_was_never_watched_there_is_nothing_to_show(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    with pytest.raises(Refused, match="no change of qwen3vl is watched"):
+        soak.of("qwen3vl", host)
+
+
+# Turns of the timer
+
+
+def test_what_stays_good_is_confirmed_by_another_proof(
+    host: Host, before: dict[str, str], looks: Looks, proofs: Proofs
+) -> None:
+    looks.next = [seen(at=130.0), seen(at=161.0)]
+    asked = len(proofs.asked)
+    look(host)
+    assert (state_of(host).watched, state_of(host).outcome, len(proofs.asked)) == (30.0, "", asked)
+    look(host)
+    assert (state_of(host).outcome, is_watched(host), len(proofs.asked)) == (CONFIRMED, False, asked + 1)
+    assert (record(host).history[-1].what, record(host).history[-1].outcome) == ("soak of set PORT=8001", CONFIRMED)
+    assert soak.verdict(state_of(host)) == Exit.DONE
+
+
+def test_a_service_that_was_stopped_is_neither_confirmed_nor_started(
+    host: Host, before: dict[str, str], looks: Looks, proofs: Proofs
+) -> None:
+    save_state(host, LAYOUT, dataclasses.replace(record(host), soak=dataclasses.replace(BEGUN, watched=61.0)))
+    asked = len(proofs.asked)
+    looks.next = [seen(active="inactive")]
+    look(host)
+    assert (state_of(host).outcome, len(proofs.asked)) == ("", asked)
+
+
+def test_what_turns_bad_goes_back(host: Host, before: dict[str, str], looks: Looks, proofs: Proofs) -> None:
+    looks.next = [seen(run="other", restarts=1)]
+    look(host)
+    assert (port(host), is_watched(host)) == (8000, False)
+    settings = str(LAYOUT.settings_file)[1:]
+    now = files(host)
+    assert now.pop(settings).replace("\nPORT=8000\n", "\n#PORT=8000\n") == before.pop(settings)
+    assert now == before
+    over = state_of(host)
+    assert (over.outcome, over.bad) == (ROLLED_BACK, "it ended by itself, and systemd had to start it again")
+    assert record(host).history[-1].outcome == f"rolled back: {over.bad}"
+    assert soak.verdict(over) == Exit.NOT_PROVED
+    assert proofs.asked[-1][0].target.settings.port == 8000, "what it went back to is proved"
+
+
+def test_what_hangs_in_the_end_goes_back(host: Host, before: dict[str, str], looks: Looks, proofs: Proofs) -> None:
+    looks.next = [seen(at=170.0)]
+    proofs.faults = [NotProved("no answer within 120 s\nor thereabouts")]
+    look(host)
+    assert (port(host), state_of(host).outcome, state_of(host).bad) == (8000, ROLLED_BACK, "no answer within 120 s")
+
+
+def test_what_was_found_bad_is_not_judged_again(host: Host, before: dict[str, str], looks: Looks) -> None:
+    """The restart by which it is undone leaves no trace of what was wrong."""
+    save_state(host, LAYOUT, dataclasses.replace(record(host), soak=dataclasses.replace(BEGUN, bad="it hung")))
+    look(host)
+    assert (port(host), state_of(host).bad) == (8000, "it hung")
+
+
+class Killed(BaseException):
+    """Nothing of ours runs after it, but what a process leaves behind."""
+
+
+def test_cut_off_anywhere_the_next_turn_goes_on(
+    host: Host, before: dict[str, str], looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each file that is written or removed, and each command that is run."""
+    snapshot = {path: host.read(path) or "" for path in every_file(host)}
+    bad = seen(run="other", restarts=1)
+    cuts = 0
+    while True:
+        restore(host, snapshot)
+        looks.next = [bad]
+        if not cut(host, monkeypatch, cuts):
+            break
+        looks.next = [UP]
+        for _ in range(3):
+            look(host)
+        found = state_of(host)
+        if found.is_running:  # it was cut off before the verdict was written down
+            assert (port(host), found.bad, is_watched(host)) == (8001, "", True), cuts
+        else:
+            assert (port(host), found.outcome, is_watched(host), record(host).pending) == (
+                8000,
+                ROLLED_BACK,
+                False,
+                None,
+            )
+        cuts += 1
+    assert cuts > 15
+
+
+def every_file(host: Host) -> list[Path]:
+    return [Path("/") / path.relative_to(host.root) for path in sorted(host.root.rglob("*")) if path.is_file()]
+
+
+def restore(host: Host, snapshot: dict[Path, str]) -> None:
+    for path in set(every_file(host)) - snapshot.keys():
+        host.remove(path)
+    for path, text in snapshot.items():
+        if host.read(path) != text:
+            host.write(path, text)
+
+
+def cut(host: Host, monkeypatch: pytest.MonkeyPatch, number: int) -> bool:
+    """Whether there is so late a point to be cut off at."""
+    left = number
+
+    def reach() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "remove", "run"):
+            real = getattr(Host, name)
+            patch.setattr(Host, name, lambda self, *args, real=real, **more: (reach(), real(self, *args, **more))[1])
+        try:
+            look(host)
+        except Killed:
+            return True
+        return False
+
+
+def test_a_way_back_that_fails_is_tried_again_and_then_no_more(
+    host: Host, before: dict[str, str], looks: Looks, proofs: Proofs
+) -> None:
+    looks.next = [seen(run="other", restarts=1)]
+    for number in range(1, soak.TRIES):
+        proofs.faults = [NotProved("the old one does not come up")]
+        with pytest.raises(InstallError, match="is back as it was"):
+            look(host)
+        assert (state_of(host).tries, state_of(host).is_running, is_watched(host)) == (number, True, True)
+    proofs.faults = [NotProved("the old one does not come up"), NotProved("nor does this one")]
+    look(host)
+    over = state_of(host)
+    assert (over.outcome, is_watched(host), port(host)) == (STUCK, False, 8001)
+    assert over.bad.startswith("it ended by itself, and systemd had to start it again; the old one does not come up")
+    assert soak.verdict(over) == Exit.NOT_RESTORED
+
+
+def test_an_edit_by_hand_is_no_more_overwritten_than_by_others(
+    host: Host, before: dict[str, str], looks: Looks
+) -> None:
+    host.write(LAYOUT.unit, f"{host.read(LAYOUT.unit)}# by hand\n")
+    looks.next = [seen(active="failed")]
+    for _ in range(soak.TRIES - 1):
+        with pytest.raises(Refused, match="was edited by hand"):
+            look(host)
+    look(host)
+    assert state_of(host).outcome == STUCK
+    assert (host.read(LAYOUT.unit) or "").endswith("# by hand\n")
+
+
+def test_while_somebody_changes_the_service_nothing_is_judged(host: Host, before: dict[str, str], looks: Looks) -> None:
+    looks.next = [seen(active="failed")]
+    with changing(LAYOUT, "rollback", host):
+        look(host)
+        assert state_of(host) == dataclasses.replace(state_of(host), bad="", watched=0.0)
+        assert is_watched(host)
+
+
+def test_a_timer_without_a_soak_takes_itself_away(host: Host, want: Wanted, before: dict[str, str]) -> None:
+    save_state(host, LAYOUT, dataclasses.replace(record(host), soak=None))
+    look(host)
+    assert not is_watched(host)
+
+
+def test_what_is_uninstalled_meanwhile_stays_so(
+    host: Host, before: dict[str, str], looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = list(steps.removal(LAYOUT, record(host), host, weights=False, engine=False))
+    assert gone[: len(list(soaking.ending(LAYOUT, host)))] == list(soaking.ending(LAYOUT, host))
+
+    def vanish(*_: object) -> Seen:
+        host.remove(LAYOUT.state_dir)
+        return seen(active="inactive")
+
+    monkeypatch.setattr(soak_rules, "observe", vanish)
+    look(host)
+    assert load_state(host, LAYOUT) is None
+    look(host)
+    assert not is_watched(host)
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 99, "owned": {}}'])
+def test_a_record_that_cannot_be_used_is_left_alone(host: Host, before: dict[str, str], text: str) -> None:
+    host.write(LAYOUT.state_file, text)
+    with pytest.raises(Damaged):
+        look(host)
+    assert (host.read(LAYOUT.state_file), is_watched(host)) == (text, True)
+
+
+# Waiting
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    timer = ["active"]
+    monkeypatch.setattr(soak, "POLL", 0.0)
+    monkeypatch.setattr(soak, "unit_properties", lambda *_: {"ActiveState": timer[0]})
+    return timer
+
+
+def test_who_waits_is_told_how_it_ends(host: Host, before: dict[str, str], looks: Looks, quick: list[str]) -> None:
+    looks.next = [seen(active="failed", result="exit-code", status="78")]
+    waiting = soak.wait("qwen3vl", host)
+    assert next(waiting).is_running
+    look(host)
+    assert [each.outcome for each in waiting] == [ROLLED_BACK]
+
+
+def test_nobody_waits_for_a_timer_that_does_not_run(host: Host, before: dict[str, str], quick: list[str]) -> None:
+    quick[0] = "inactive"
+    with pytest.raises(Refused, match=r"vllm-soak@qwen3vl\.timer does not run") as caught:
+        list(soak.wait("qwen3vl", host))
+    assert caught.value.hint == "sudo systemctl enable --now vllm-soak@qwen3vl.timer"
+
+
+def test_what_it_does_is_in_the_journal_of_the_service(
+    host: Host, before: dict[str, str], looks: Looks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "bin/logger"
+    program.write_text(f"#!/bin/sh\ncat >>{tmp_path}/said\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(Host, "which", lambda self, name: Path(name))
+    looks.next = [seen(active="failed", result="exit\ncode")]
+    look(host)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said.count("OBJECT_SYSTEMD_UNIT=qwen3vl.service") == 2
+    assert "MESSAGE=soak: set PORT=8001: rolled back" in said
+    assert all(line.startswith(("MESSAGE=soak: ", "PRIORITY=", "OBJECT_SYSTEMD_UNIT=")) for line in said)
