@@ -325,8 +325,10 @@ def test_what_hangs_in_the_end_goes_back(host: Host, before: dict[str, str], loo
     assert (port(host), state_of(host).outcome, state_of(host).bad) == (8000, ROLLED_BACK, "no answer within 120 s")
 
 
-def test_what_was_found_bad_is_not_judged_again(host: Host, before: dict[str, str], looks: Looks) -> None:
+@pytest.mark.parametrize("now", [UP, seen(active="failed")])
+def test_what_was_found_bad_is_not_judged_again(host: Host, before: dict[str, str], looks: Looks, now: Seen) -> None:
     """The restart by which it is undone leaves no trace of what was wrong."""
+    looks.next = [now]
     save_state(host, LAYOUT, dataclasses.replace(record(host), soak=dataclasses.replace(BEGUN, bad="it hung")))
     look(host)
     assert (port(host), state_of(host).bad) == (8000, "it hung")
