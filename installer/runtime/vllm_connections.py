@@ -41,19 +41,24 @@ class Connection:
         """Closed, or taken over by the protocol of a websocket, whose request is under way."""
         return bool(self.transport.is_closing()) or self.transport.get_protocol() is not self.protocol
 
-    def asks_nothing(self) -> bool:
-        """Between two requests, or in the head of one."""
-        cycle = getattr(self.protocol, "cycle", BUSY)
-        return cycle is None or bool(cycle.response_complete)
-
     def is_too_slow(self, now: float) -> bool:
-        """Without the web server's own timer for idle connections it is in the head of a request."""
         cycle = getattr(self.protocol, "cycle", BUSY)
-        if not self.asks_nothing() or getattr(self.protocol, "timeout_keep_alive_task", None) is not None:
+        if not asks_nothing(self.protocol) or is_between_requests(self.protocol):
             self.since = now
         elif self.cycle is not cycle:
             self.cycle, self.since = cycle, now
         return now - self.since > HEAD_WITHIN
+
+
+def asks_nothing(protocol: Any) -> bool:
+    """Between two requests, or in the head of one."""
+    cycle = getattr(protocol, "cycle", BUSY)
+    return cycle is None or bool(cycle.response_complete)
+
+
+def is_between_requests(protocol: Any) -> bool:
+    """Without the web server's own timer for idle connections it is in the head of a request."""
+    return getattr(protocol, "timeout_keep_alive_task", None) is not None
 
 
 class Connections:
@@ -122,7 +127,7 @@ class Connections:
             if among[protocol].is_over():
                 self._lost(protocol)
                 return True
-            if among[protocol].asks_nothing():
+            if asks_nothing(protocol):
                 self._close(among[protocol])
                 return True
             among[protocol] = among.pop(protocol)

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from installer.runtime.vllm_connections import Connections
+    from installer.runtime.vllm_drain import Drain, leaving
 else:
     from vllm_connections import Connections
+    from vllm_drain import Drain, leaving
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -166,6 +168,7 @@ class Guard:
         kind = scope["type"]
         if kind == "lifespan":
             Connections.bound(scope)
+            Drain.armed(scope, self._leave)
             return self.app(scope, receive, send)
         root = scope.get("root_path")
         needed = LEVELS.get(scope["path"]) if not root else None
@@ -180,6 +183,10 @@ class Guard:
         if kind == "http" and is_preflight(scope):
             return self.app(scope, receive, send)
         return self._refuse(scope, send, bool(token), key)
+
+    def _leave(self) -> None:
+        """Put before the application only now: a request costs nothing more until then."""
+        self.app = leaving(self.app)
 
     def _refuse(self, scope: Scope, send: Send, tried: bool, key: Key | None) -> Awaitable[None]:
         if key is None:

@@ -26,7 +26,7 @@ from installer.units.syntax import FILTERS, quote_exec
 DIGEST_VARIABLE = "UNIT_DIGEST"
 RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an earlier tool are whole
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
-    "vllm_flags.py", "vllm_flags.json",
+    "vllm_flags.py", "vllm_flags.json", "vllm_drain.py",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used

@@ -1,0 +1,230 @@
+"""A web server with the guard and without a model that is asked to end, and its clients: uvicorn alone, or vLLM's own.
+
+Run as a script by the Python that has the web server. Arguments: which server, the runtime folder, a folder for keys,
+the listening socket, and seconds that replace the drain's own. Says what it begins; answers once its input says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+KEY = "sk-1"
+LARGE = 64 << 20  # bytes of an answer that no buffer of the kernel holds
+PATIENT = 60  # seconds until something that should have happened will not
+
+
+class Client:
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENT)
+        self.file = self.socket.makefile("rb")
+
+    def ask(self, path: str, key: str = KEY) -> Client:
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+        return self
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        status = int(self.file.readline().split()[1])
+        headers = {}
+        while line := self.file.readline().decode().strip():
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        return status, headers
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        status, headers = self.head()
+        if "content-length" in headers:
+            return status, headers, self.file.read(int(headers["content-length"]))
+        return status, headers, b"".join(iter(self.chunk, b""))
+
+    def chunk(self) -> bytes:
+        length = int(self.file.readline(), 16)
+        return self.file.read(length + 2)[:-2]
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+    def is_closed(self) -> bool:
+        """Waits for whatever comes."""
+        try:
+            return self.file.read(1) == b""
+        except ConnectionError:
+            return True
+
+
+class Draining:
+    """The server as its clients and its parent see it. The parent listens, too: it holds the queue."""
+
+    def __init__(
+        self, python: Path | str, server: str, runtime: Path, keys: Path, drain: str, **seconds: float
+    ) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self.listener.getsockname()[1]
+        fd = self.listener.fileno()
+        command = [python, "-B", __file__, server, runtime, keys, str(fd), json.dumps(seconds)]
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(keys), "DRAIN": drain, "RUNTIME_DIRECTORY": str(keys)}
+        self.process = subprocess.Popen(
+            command, pass_fds=[fd], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.timer = threading.Timer(PATIENT, self.process.kill)
+        self.said: list[str] = []
+        self.last_word = "close" if server.startswith("vllm") else None  # h11 closes after the answer without a word
+
+    def __enter__(self) -> Draining:
+        self.timer.start()
+        self.until("serving")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+        self.process.kill()
+        self.process.communicate()
+        self.listener.close()
+
+    def client(self) -> Client:
+        return Client(self.port)
+
+    def kept(self) -> Client:
+        """A client that has had an answer, on a connection that stays open."""
+        client = self.client().ask("/plain")
+        assert client.answer()[0] == 200
+        return client
+
+    def begun(self, path: str) -> Client:
+        client = self.client().ask(path)
+        self.until(f"begun {path}")
+        return client
+
+    def until(self, words: str) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"it ended before it said {words!r}: {''.join(self.said)}")
+
+    def terminate(self) -> None:
+        self.process.terminate()
+        self.until("draining")
+
+    def release(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        assert self.process.stdout
+        self.said += self.process.stdout.readlines()
+        return self.process.wait()
+
+
+class Application:
+    """Answers that begin and then wait to be released."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.state = SimpleNamespace(engine_client=None)
+        self.routes: list[object] = []  # which vLLM lists
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            threading.Thread(target=self.read, args=(asyncio.get_running_loop(),), daemon=True).start()
+            await send({"type": "lifespan.startup.complete"})
+            asyncio.get_running_loop().call_later(0, print, "serving")
+            await receive()
+        elif scope["type"] == "websocket":
+            await self.talk(receive, send)
+        else:
+            await self.answer(scope["path"], send)
+
+    def read(self, loop: asyncio.AbstractEventLoop) -> None:
+        sys.stdin.readline()
+        loop.call_soon_threadsafe(self.released.set)
+
+    async def answer(self, path: str, send: Any) -> None:
+        async def say(body: bytes, more: bool) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        print("begun", path)
+        if path == "/slow":
+            await self.released.wait()
+        length = {"/stream": [], "/large": [(b"content-length", b"%d" % LARGE)]}.get(path, [(b"content-length", b"2")])
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        if path == "/stream":
+            await say(b"one", True)
+            await self.released.wait()
+            await say(b"two", True)
+        await say({"/stream": b"", "/large": b"x" * LARGE}.get(path, b"ok"), False)
+
+    async def talk(self, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await self.released.wait()
+        await send({"type": "websocket.send", "text": "said"})
+        await receive()
+
+
+def outermost(application: Application, guard: Any) -> Any:
+    """As Starlette does, whose middleware finds the application in the scope."""
+
+    async def called(scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = application
+        await guard(scope, receive, send)
+
+    return called
+
+
+async def serve(which: str, application: Application, app: Any, listener: socket.socket) -> None:
+    if which.startswith("uvicorn"):
+        import uvicorn
+
+        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="warning"))
+        shown = {"uvicorn": server, "uvicorn, without servers": SimpleNamespace(server_state=server.server_state)}
+        application.state.server = shown.get(which)
+        await server.serve(sockets=[listener])
+        return
+    from vllm.entrypoints.launchers.launcher import serve_http  # type: ignore[import-not-found]
+
+    app.state, app.routes = application.state, application.routes
+    peers = ([0, 0], 0) if which == "vllm, several" else None
+    await serve_http(app, sock=listener, peer_loads=peers, host="127.0.0.1", port=0, log_level="warning")
+
+
+def main(which: str, runtime: str, keys: str, listener: str, seconds: str) -> None:
+    sys.path.insert(0, runtime)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    import vllm_drain  # type: ignore[import-not-found]
+    import vllm_guard  # type: ignore[import-not-found]
+
+    vars(vllm_drain).update(json.loads(seconds))
+    logging.getLogger("vllm.guard").setLevel(logging.INFO)
+    logging.getLogger("vllm.guard").addHandler(logging.StreamHandler(sys.stdout))
+    Path(keys, "keys").write_text(f"default inference {hashlib.sha256(KEY.encode()).hexdigest()} -\n")
+    Path(keys, "keys").chmod(0o600)
+
+    async def run() -> None:
+        application = Application()
+        app = outermost(application, vllm_guard.Guard(application))
+        await serve(which, application, app, socket.socket(fileno=int(listener)))
+
+    loop: Any = importlib.import_module("uvloop") if which.startswith("vllm") else asyncio
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        loop.run(run())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,48 @@
+"""The real vLLM's web server is asked to end: were something missing that the drain rests on, this would fail."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from installer.base.assets import RUNTIME
+from tests.kit.boot.machine import STORE
+from tests.kit.drain_scenarios import LONG, SCENARIOS, Start, leaves_who_comes_now_in_the_queue
+from tests.kit.draining import Draining
+
+UPGRADE = (
+    "GET /socket HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n\r\n"
+)
+RESTARTS = 1012  # the code of a websocket's end
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest, cpu_engine: str, tmp_path: Path) -> Start:
+    python, which = STORE / "engines" / cpu_engine / "bin/python", getattr(request, "param", "vllm")
+    return lambda drain, **seconds: Draining(python, which, RUNTIME, tmp_path, drain, **seconds)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.__name__)
+def test_a_server_that_is_asked_to_end(scenario: Callable[[Start], None], start: Start) -> None:
+    scenario(start)
+
+
+@pytest.mark.parametrize("start", ["vllm, several"], indirect=True)
+def test_one_of_several_takes_nobody_out_of_the_queue_any_more(start: Start) -> None:
+    """They accept in a way of their own."""
+    leaves_who_comes_now_in_the_queue(start)
+
+
+def test_a_websocket_is_told_that_the_server_restarts(start: Start) -> None:
+    with start(LONG, IDLE_FOR=0.1, HEAD_WITHIN=0.1) as server:
+        client = server.client()
+        client.socket.sendall(UPGRADE.encode())
+        assert client.head()[0] == 101
+        server.terminate()
+        frame = client.file.read(4)
+        assert (frame[0] & 15, int.from_bytes(frame[2:4], "big")) == (8, RESTARTS)
+        assert server.end() == 0
