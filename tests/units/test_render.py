@@ -118,7 +118,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
         LAYOUT.unit,
         *(
             runtime / f"vllm_{name}.py"
-            for name in ("launcher", "listen", "watcher", "guard", "connections", "text", "flags")
+            for name in ("launcher", "listen", "watcher", "guard", "connections", "text", "flags", "drain")
         ),
         runtime / "vllm_flags.json",
         *(LAYOUT.unit.parent / shipped.name for shipped in asset_dir("units").iterdir()),
