@@ -16,7 +16,6 @@ import math
 import os
 import secrets
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
@@ -161,10 +162,13 @@ def running(command: list[str], port: int) -> Iterator[Server]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"vLLM did not start, see {HOME / f'{port}.log'}")
             time.sleep(0.2)
-        yield Server(process.pid, port)
+        below = psutil.Process(process.pid).children(recursive=True)
+        serves = [child.pid for child in below if any("vllm_listen.py" in word for word in child.cmdline())]
+        yield Server(serves[0] if serves else process.pid, port)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
         process.wait()
 
 

@@ -1,11 +1,12 @@
 """Runs vLLM as a systemd service; stdlib only, because it runs on the engine's Python and imports nothing of ours.
 
-    launch --api-key KEY… -- serve MODEL …   ExecStart=      write the key digests, start the watcher, become vLLM
-    reload --api-key KEY…                    ExecReload=     replace the key digests of the running service
+    launch --api-key KEY… -- serve MODEL …   ExecStart=      write the key digests, listen, become the supervisor
+    reload --api-key KEY… -- serve MODEL …   ExecReload=     the same command: replace the key digests of what runs;
+                                                             another: start it beside, and let it take over
     check -- serve MODEL …                   ExecStartPre=+  name whoever holds the port or the GPU's memory
 
-launch leaves three parts behind: vLLM as the unit's main process, the guard inside it, and the watcher beside it. It
-listens on the port before any of them runs, and hands them the socket (vllm_listen.py).
+The supervisor is the unit's main process. Below it are vLLM with the guard inside, and the watcher beside it. The launcher
+listens on the port before any of them runs, or takes the socket that systemd kept, and hands it to them.
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING:
-    from installer.runtime import vllm_flags
-    from installer.runtime.vllm_listen import LISTENER
-    from installer.runtime.vllm_watcher import BACKLOG, PROBE, command_of, notify, say
+    from installer.runtime import vllm_flags, vllm_handover, vllm_hold
+    from installer.runtime.vllm_systemd import command_of, notify, say, write
+    from installer.runtime.vllm_watcher import PROBE
 else:
     import vllm_flags
-    from vllm_listen import LISTENER
-    from vllm_watcher import BACKLOG, PROBE, command_of, notify, say
+    import vllm_handover
+    import vllm_hold
+    from vllm_systemd import command_of, notify, say, write
+    from vllm_watcher import PROBE
 
 BAD_CONFIGURATION = 78  # with RestartPreventExitStatus=: trying again would change nothing
 BUSY = 75  # somebody else has the port; it may be free at the next try
+TRY_LATER = 1
+STANDBY_MEMORY = 2 << 30  # bytes
 KEY = re.compile(
     r"(?:(?P<name>[a-z0-9_-]+)(?::(?P<role>metrics|inference|admin))?=)?"
     r"(?:sha256:(?P<digest>[0-9a-fA-F]{64})|(?P<plain>(?!sha256:)[!-9;-?A-~]{16,}))"
@@ -46,7 +51,16 @@ KEY = re.compile(
 KEY_FORM = "expected [NAME[:metrics|:inference|:admin]=]sha256:64-HEX-DIGITS[@2026-11-21T12:00:00Z], or the key itself"
 
 # Secrets, and what would let vLLM speak to systemd in the watcher's place.
-KEPT_FROM_VLLM = ("VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+KEPT_FROM_VLLM = (
+    "VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY",
+    "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
+)  # fmt: skip
+# What is systemd's word to one process, and says nothing of what is to run.
+SYSTEMD_S_OWN = (
+    "MAINPID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "INVOCATION_ID",
+    "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "FDSTORE",
+    "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE",
+)  # fmt: skip
 
 
 class Refused(Exception):
@@ -113,11 +127,11 @@ def runtime_directory() -> str:
     return directory
 
 
-def probe_digest() -> str:
-    """Of the key that the watcher asks with; systemd before 247 knows no credentials, and then there is none."""
+def probe_key() -> str:
+    """What the watcher asks with; systemd before 247 knows no credentials, and then there is none."""
     try:
         with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
-            return hashlib.sha256(file.read().strip().encode()).hexdigest()
+            return file.read().strip()
     except (KeyError, OSError):
         raise Refused("no probe key: the unit needs LoadCredential=probe-key:PATH (systemd 247 or newer)") from None
 
@@ -133,67 +147,174 @@ def digest_in_force() -> str:
 
 
 def write_keys(keys: list[Key], probe: str) -> None:
+    write(os.path.join(runtime_directory(), "keys"), key_lines(keys, probe))
+
+
+def key_lines(keys: list[Key], probe: str) -> str:
     lines = [
         f"{key.name} {key.role} {key.digest} {key.expiry}\n" for key in (Key("probe", "inference", probe, "-"), *keys)
     ]
-    write(os.path.join(runtime_directory(), "keys"), "".join(dict.fromkeys(lines)))
-
-
-def write(path: str, text: str) -> None:
-    """In one step: the guard sees the old file or the new one, and a full /run leaves the old one."""
-    new = f"{path}.{os.getpid()}"
-    try:
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text)
-        os.replace(new, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise
+    return "".join(dict.fromkeys(lines))
 
 
 def reload(words: list[str]) -> None:
-    keys, _ = read_keys("reload", words)
-    write_keys(keys, digest_in_force())
-    time.sleep(0.1)  # the guard looks every 0.05 s; `systemctl reload` returns when the new keys are in force
+    keys, serve = read_keys("reload", words)
+    probe = digest_in_force()
+    if not serve or not take_over(serve, key_lines(keys, probe)):
+        write_keys(keys, probe)
+        time.sleep(0.1)  # the guard looks every 0.05 s; `systemctl reload` returns when the new keys are in force
 
 
-# Becoming vLLM
+# Taking the place of what runs
+
+
+def take_over(serve: list[str], keys: str) -> bool:
+    """Whether something else was to run than what runs: then it does now, or this has failed."""
+    connection = vllm_handover.connect(runtime_directory()) if holding_time() else None
+    if connection is None:
+        return False
+    vllm_handover.send(connection, "run", run=run_digest(serve))
+    answer, descriptors = vllm_handover.receive(connection)
+    if not answer:
+        raise Refused("another change is being taken over", TRY_LATER)
+    if answer["is"] == "same":
+        return False
+    os.environ["WATCHDOG_USEC"] = answer["watchdog"]  # which systemd tells only what it starts as the main process
+    try:
+        why = succeed(next_task(serve, keys, *descriptors), connection)
+    except Refused as refused:
+        vllm_handover.send(connection, "failed", why=str(refused))
+        vllm_handover.receive(connection)
+        raise
+    if why:
+        raise Refused(why, TRY_LATER)
+    return True
+
+
+def next_task(serve: list[str], keys: str, listener: int, key: int, record: int) -> dict[str, object]:
+    check_command(serve)
+    flags = vllm_flags.given(serve)
+    host, port = address(flags)
+    held, is_late, taken = socket.socket(fileno=listener), False, listener
+    if is_moved := not vllm_hold.is_at(held, host, port):
+        try:
+            taken = listen(host, port).detach()
+        except Refused:
+            # The old address may be in the way of one that covers it, and of nothing else.
+            is_late = held.getsockname()[1] == port
+            if not is_late:
+                raise
+    held.detach()
+    stands_by = not is_late and has_room()
+    return {
+        **engine(serve, flags), "run": run_digest(serve), "host": host, "port": port, "hold": holding_time(),
+        "listener": taken, "key": key, "record": record, "keys": keys, "is_moved": is_moved, "is_late": is_late,
+        "stands_by": stands_by,
+    }  # fmt: skip
+
+
+def has_room() -> bool:
+    """For an engine that is imported and has nothing loaded yet, beside the one that runs."""
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        free = re.search(r"^MemAvailable: +(\d+) kB", file.read(), re.MULTILINE)
+        if free and int(free[1]) < STANDBY_MEMORY >> 10:
+            said = f"{int(free[1]) >> 10} MiB of memory are free, too little for the next engine beside this one"
+            say(f"{said}: it is started once this one is gone", 4)
+            return False
+    return True
+
+
+def succeed(task: Mapping[str, object], connection: socket.socket) -> str:
+    """Start the next supervisor, no child of ours, as it stays; why it has not taken over, "" where it has."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        supervise({**task, "predecessor": connection.fileno(), "verdict": write})
+    os.close(write)
+    connection.close()
+    os.waitpid(child, 0)
+    with open(read, errors="replace") as verdict:
+        said = verdict.read().strip()
+    return "" if said == "done" else said or "the supervisor of the next engine has died"
+
+
+def run_digest(serve: list[str]) -> str:
+    """Of what would run: another one means another engine."""
+    environment = sorted((name, value) for name, value in os.environ.items() if name not in SYSTEMD_S_OWN)
+    return hashlib.sha256(
+        json.dumps([sys.executable, os.path.abspath(__file__), serve, environment]).encode()
+    ).hexdigest()
+
+
+# Becoming the supervisor
 
 
 def launch(words: list[str]) -> NoReturn:
     keys, serve = read_keys("launch", words)
     check_command(serve)
-    write_keys(keys, probe_digest())
+    probe = probe_key()
+    write_keys(keys, hashlib.sha256(probe.encode()).hexdigest())
     flags = vllm_flags.given(serve)
     host, port = address(flags)
-    listener = listen(host, port).detach()
+    hold = holding_time()
+    listener = vllm_hold.take(host, port, is_wanted=hold > 0) or listen(host, port)
+    task = {
+        **engine(serve, flags), "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(), "key": in_memory("key", probe),
+        "record": (vllm_hold.kept(vllm_hold.RECORD) or [None])[0],
+    }  # fmt: skip
+    supervise(task)
+
+
+def holding_time() -> int:
+    try:
+        return vllm_hold.limit()
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def engine(serve: list[str], flags: Mapping[str, str]) -> dict[str, object]:
+    """What is started as vLLM: its command, its environment, and the files that it reads in the runtime directory."""
     here, runtime = os.path.dirname(os.path.abspath(__file__)), runtime_directory()
     environment = {name: value for name, value in os.environ.items() if name not in KEPT_FROM_VLLM}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     environment["VLLM_USE_RUST_FRONTEND"] = "0"
     # Its engine dead, vLLM would exit 0, as if asked to. So it stays, and the watcher ends it by a signal.
     environment["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
-    write(os.path.join(runtime, "stages"), "")
+    files = {"stages": ""}
     if flags.keys().isdisjoint(("--log-config-file", "--logging-config")):
         environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
-        write(os.path.join(runtime, "logging.json"), json.dumps(log_configuration(runtime, flags)))
+        files["logging.json"] = json.dumps(log_configuration(runtime, flags))
     if "--allowed-media-domains" not in flags:
         # An empty list would let anyone have this host fetch any address; the name is one that never exists.
         serve = [*serve, "--allowed-media-domains", "none.invalid"]
-    # Not -I, which would keep it from the file beside it.
-    watcher = [sys.executable, "-EsS", os.path.join(here, "vllm_watcher.py"), str(os.getpid()), host, str(listener)]
-    subprocess.run(watcher, stdin=subprocess.DEVNULL, check=True, pass_fds=[listener])
-    os.set_inheritable(listener, True)
-    environment[LISTENER] = str(listener)
     # -P: a folder named vllm in the working directory must not take vLLM's place.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
     command = [
         sys.executable, *safe, os.path.join(here, "vllm_listen.py"), *serve, "--middleware", "vllm_guard.Guard",
     ]  # fmt: skip
+    return {"command": command, "environment": environment, "files": files}
+
+
+def supervise(task: Mapping[str, object]) -> NoReturn:
+    """As another program: its name says that the keys are written, and nothing of theirs is in its memory."""
+    described = in_memory("task", json.dumps(task))
+    for descriptor in (described, *map(task.get, ("listener", "key", "record", "predecessor", "verdict"))):
+        if isinstance(descriptor, int):
+            os.set_inheritable(descriptor, True)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # what was ignored would stay so, and by these a start is ended
-    os.execve(sys.executable, command, environment)
+    # Not -I, which would keep it from the files beside it.
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "vllm_supervisor.py")
+    os.execv(sys.executable, [sys.executable, "-EsS", program, str(described)])
+
+
+def in_memory(name: str, text: str) -> int:
+    descriptor = os.memfd_create(name)
+    os.write(descriptor, text.encode())
+    return descriptor
 
 
 def check_command(serve: list[str]) -> None:
@@ -242,7 +363,12 @@ def log_configuration(runtime: str, flags: Mapping[str, str]) -> dict[str, objec
 
 def check(words: list[str]) -> None:
     """As root, before the sandbox: it can name processes that the service itself cannot see."""
-    listen(*address(vllm_flags.given(vllm_flags.split(words)[2]))).close()
+    host, port = address(vllm_flags.given(vllm_flags.split(words)[2]))
+    try:
+        listen(host, port).close()
+    except Refused as refused:
+        if refused.status != BUSY or not is_kept(port):
+            raise
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory,gpu_uuid", "--format=csv,noheader"]
     own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -255,18 +381,30 @@ def check(words: list[str]) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """From now on nobody else can, neither here nor on one of the addresses that this one covers; or who does."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        return vllm_hold.listen(host, port)
     except PermissionError:
         raise Refused(f"port {port} is not open to this user: take one above 1023") from None
     except OSError as error:
         held = f"port {port} is held by {holder(port)}"
         why = held if error.errno == 98 else f"cannot listen on {host} port {port}: {error.strerror}"
         raise Refused(why, BUSY) from None
-    return listener
+
+
+def is_kept(port: int) -> bool:
+    """Whether all that listens there is the service's own: made by its user, and in systemd's hands."""
+    user, made_by = str(os.stat(runtime_directory()).st_uid), set()
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:
+            rows = [row for row in map(str.split, file) if row[3] == "0A" and row[1].endswith(f":{port:04X}")]
+            inodes |= {f"socket:[{row[9]}]" for row in rows}
+            made_by |= {row[7] for row in rows}
+    held = set()
+    for link in glob.glob("/proc/1/fd/*"):
+        with contextlib.suppress(OSError):
+            held.add(os.readlink(link))
+    return made_by == {user} and inodes <= held
 
 
 def holder(port: int) -> str:
@@ -297,6 +435,8 @@ def main(words: list[str]) -> int:
     except Refused as refused:
         say(str(refused), 3)
         notify(f"STATUS=refused: {refused}")
+        if refused.status == BAD_CONFIGURATION:
+            vllm_hold.refuse_kept()
         return refused.status
     except OSError as error:
         say(f"cannot {words[0]}: {error}", 3)

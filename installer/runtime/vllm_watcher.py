@@ -1,4 +1,4 @@
-"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py MAIN-PID HOST LISTENER`.
+"""Stands beside vLLM and tells systemd the truth about it: `vllm_watcher.py TASK`, what its supervisor knows, as JSON.
 
 STATUS= with the stage of the start, READY=1 once a request was answered and one without a key refused, WATCHDOG=1 as
 long as the engine makes progress. `/health` is no witness of progress: it is 200 with a hung engine. Stdlib only.
@@ -6,10 +6,8 @@ long as the engine makes progress. `/health` is no witness of progress: it is 20
 
 from __future__ import annotations
 
-import array
 import contextlib
 import functools
-import glob
 import http.client
 import itertools
 import json
@@ -19,7 +17,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -27,9 +24,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime.vllm_text import command, one_line
+    from installer.runtime import vllm_hold
+    from installer.runtime.vllm_systemd import command_of, descendants, is_gone, notify, own_unit, say, stat, systemctl
 else:
-    from vllm_text import command, one_line
+    import vllm_hold
+    from vllm_systemd import command_of, descendants, is_gone, notify, own_unit, say, stat, systemctl
 
 PROBE = "/v1/completions?probe"
 # What answers of the model can be asked for; the first that this model gives at all is the one.
@@ -61,87 +60,22 @@ PROGRESS = re.compile(
 QUEUES = re.compile(r"^vllm:num_requests_(?:running|waiting)[ {].*", re.MULTILINE)
 PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; START_PATIENCE_SEC
 SPARE = 8  # descriptors; with fewer left a process is short of them
-BACKLOG = 63  # of the launcher's listener; whoever serves on it sets another one, and so tells that it does
 NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
-
-
-JOURNAL = "/run/systemd/journal/stdout"
-
-
-def say(text: str, priority: int = 6) -> None:
-    """One line of the journal, of one line whoever had a word in it."""
-    line = f"vllm-launcher: {one_line(text)}"
-    if "JOURNAL_STREAM" not in os.environ or not write_to_journal(line, priority):
-        print(line, file=sys.stderr, flush=True)
-
-
-def write_to_journal(line: str, priority: int) -> bool:
-    """By a stream of our own: the unit's takes no priority from a text, because vLLM writes there what others chose."""
-    header = (own_unit().removesuffix(".service") or "vllm-launcher", "", str(priority), "0", "0", "0", "0")
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stream:
-        stream.settimeout(2)
-        stream.connect(JOURNAL)
-        stream.sendall("".join(f"{word}\n" for word in (*header, line)).encode())
-        stream.shutdown(socket.SHUT_WR)
-        stream.recv(1)  # its end says that the line was read while we live, by which it is placed in the unit
-        return True
-    return False
-
-
-def own_unit() -> str:
-    """The unit that this process belongs to; "" where none is."""
-    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
-        units = re.findall(r"/([^/\n]+\.service)(?=/|$)", file.read(), re.MULTILINE)
-        return units[-1] if units else ""
-    return ""
-
-
-def notify(*lines: str) -> None:
-    """Tell systemd, and wait until it has taken note: it cannot place the word of a process that is gone by then."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    read, write = os.pipe()
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect("\0" + address[1:] if address[0] == "@" else address)
-        sender.send("\n".join(map(one_line, lines)).encode())
-        sender.sendmsg([b"BARRIER=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))])
-    os.close(write)
-    select.select([read], [], [], 2)
-    os.close(read)
-
-
-def command_of(pid: int) -> str:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return command(file.read(4096).decode(errors="replace")) or "unknown command"
-    return "unknown command"
-
-
-def stat(pid: int) -> list[str]:
-    """State, parent's pid and on, as in proc(5) from field 3; empty for a process that is gone or a zombie."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(") ")[2].split()
-        return fields if fields[0] != "Z" else []
-    return []
-
-
-def is_gone(pid: int) -> bool:
-    return not stat(pid)
 
 
 class Vllm:
     """vLLM seen from outside: its processes, its log's telling lines, its HTTP interface."""
 
-    def __init__(self, pid: int, host: str, listener: int) -> None:
+    def __init__(self, pid: int, host: str, listener: int, mark: int, key: str) -> None:
         self.pid = pid
         self._born = self._birth(pid)
         self._listener = socket.socket(fileno=listener)
+        self._mark = mark  # the backlog that our side listens with; another one is the server's
         self._inode = str(os.fstat(listener).st_ino)
         self.port: int = self._listener.getsockname()[1]
         self.is_listening = threading.Event()
         self._host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-        with open(os.path.join(os.environ["CREDENTIALS_DIRECTORY"], "probe-key")) as file:
-            self._key = file.read().strip()
+        self._key = key
         self._stages = os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "stages")
         self._question = 0
         self.refuses_us = False  # the guard does not know our own key any more
@@ -157,13 +91,7 @@ class Vllm:
 
     def children(self) -> set[int]:
         """Every process that descends from vLLM's main process."""
-        pids = (int(path[6:]) for path in glob.glob("/proc/[0-9]*"))
-        parents = {pid: int(fields[1]) for pid in pids if (fields := stat(pid))}
-        found, fresh = set[int](), {self.pid}
-        while fresh:
-            fresh = {pid for pid, parent in parents.items() if parent in fresh}
-            found |= fresh
-        return found
+        return descendants(self.pid)
 
     def traffic(self) -> int:
         """Bytes that all processes have read and written: what moves while a start is silent."""
@@ -196,19 +124,26 @@ class Vllm:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def await_listening(self) -> None:
+        """Until then nobody is asked anything: a question would wait in the queue with all others."""
+        while self._is_ours():
+            time.sleep(0.05)
+        self._listener.close()  # or a service that stops would go on listening
+        self.is_listening.set()
+
     def turn_away(self) -> None:
         """Reset whoever connects before vLLM listens itself: to callers it looks as if nobody listened yet."""
         self._listener.setblocking(False)
-        while self._backlog() == BACKLOG:
-            if select.select([self._listener], [], [], 0.1)[0] and self._backlog() == BACKLOG:
+        while self._is_ours():
+            if select.select([self._listener], [], [], 0.1)[0] and self._is_ours():
                 with contextlib.suppress(OSError), self._listener.accept()[0] as caller:
                     caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._listener.close()  # or a service that stops would go on listening
         self.is_listening.set()
 
-    def _backlog(self) -> int:
-        """As the kernel tells it of a listening socket, which vLLM shares with us: tcpi_sacked (linux/tcp.h)."""
-        return int(struct.unpack_from("I", self._listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 28)[0])
+    def _is_ours(self) -> bool:
+        """Whether the socket is still as our side set it up; who serves on it listens anew."""
+        return (vllm_hold.queue(self._listener) or (0, self._mark))[1] == self._mark
 
     def is_the_listener(self) -> bool:
         """Whether the socket that the launcher made still listens; as long as it does, nobody else can.
@@ -276,36 +211,44 @@ class Vllm:
 
 
 class Watcher:
-    def __init__(self, vllm: Vllm) -> None:
+    def __init__(self, vllm: Vllm, report: int, *, holds: bool, is_active: bool) -> None:
         self.vllm = vllm
+        self.report = report
+        self.holds = holds
+        self.is_active = is_active  # the unit, already: systemd waits for word of life
         self.patience = float(os.environ.get("START_PATIENCE_SEC") or PATIENCE)
         self.watchdog = int(os.environ.get("WATCHDOG_USEC") or 120_000_000) / 1e6
         self.stage = "starting"
+        self.waiting = ""
         self.is_ready = threading.Event()
         self.unit = own_unit()
 
     def watch(self) -> NoReturn:
         notify("STATUS=starting")
-        for beside in (self.vllm.turn_away, self.stop_at_once):
+        wait = self.vllm.await_listening if self.holds else self.vllm.turn_away
+        for beside in (wait, self.stop_at_once, *([self.pulse] if self.is_active else [])):
             threading.Thread(target=beside, daemon=True).start()
         self.see_it_start()
         self.is_ready.set()
         self.stage = "serving"
+        self.tell_supervisor("ready")
         notify("READY=1", f"STATUS=serving {self.vllm.model}")
         say(f"serving {self.vllm.model}: a request was answered")
         self.see_it_serve()
 
+    def pulse(self) -> None:
+        """A start has its own patience; the watchdog's is for an engine that serves."""
+        notify("WATCHDOG=1")
+        while not self.is_ready.wait(self.watchdog / 4):
+            notify("WATCHDOG=1")
+
+    def tell_supervisor(self, words: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self.report, f"{words}\n".encode())
+
     def is_stopping(self) -> bool:
         """Whether systemd is ending the unit, however far it has come."""
-        command = ["systemctl", "show", "--property=SubState", "--value", self.unit]
-        # Without NOTIFY_SOCKET: systemctl would report its own exit there, as if it were the service's.
-        quiet = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            shown = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, env=quiet
-            )
-            return shown.stdout.startswith(("stop", "final"))
-        return False
+        return systemctl("show", "--property=SubState", "--value", self.unit).startswith(("stop", "final"))
 
     def stop_at_once(self) -> None:
         """vLLM ignores SIGTERM until it serves; SIGHUP ends it, and systemd counts that as a clean end."""
@@ -325,6 +268,7 @@ class Watcher:
             if not running:
                 sys.exit(0)
             # Traffic falls when a process ends, which is a step ahead as well.
+            self.tell_waiting()
             if len(lines) > seen or abs(moved - traffic) > NOISE:
                 seen, at, traffic = len(lines), time.monotonic(), moved
             elif time.monotonic() - at > self.patience:
@@ -353,9 +297,15 @@ class Watcher:
             stages = [stage for words, stage in STAGES if words in text]
             if level in ("ERROR", "CRITICAL"):
                 notify(f"STATUS=failed while {self.stage}: {text}")
+                self.tell_supervisor(f"failed it failed while {self.stage}: {text}")
             elif stages and stages[0] != self.stage:
-                self.stage = stages[0]
-                notify(f"STATUS={self.stage}")
+                self.stage, self.waiting = stages[0], held_callers()
+                notify(f"STATUS={self.stage}{self.waiting}")
+
+    def tell_waiting(self) -> None:
+        if (waiting := held_callers()) != self.waiting:
+            self.waiting = waiting
+            notify(f"STATUS={self.stage}{waiting}")
 
     def see_it_serve(self) -> NoReturn:
         counters, engine, at = self.vllm.metrics(PROGRESS), self.vllm.children(), time.monotonic()
@@ -420,6 +370,7 @@ class Watcher:
         self.stand_back_if_stopping()
         say(why, 3)
         notify(f"STATUS={why}")
+        self.tell_supervisor(f"failed {why}")
         self.vllm.signal(signal.SIGKILL)
         sys.exit(0)
 
@@ -429,6 +380,7 @@ class Watcher:
         queues = " ".join(self.vllm.metrics(QUEUES)) or "no metrics"
         say(f"{why}; stage: {self.stage}; {queues}", 3)
         notify(f"STATUS={why}")
+        self.tell_supervisor(f"failed {why}")
         for pid in sorted(self.vllm.children()):
             if command_of(pid).startswith("VLLM::"):
                 say(f"stacks of {command_of(pid)} (pid {pid}), stopped by SIGABRT:", 3)
@@ -436,7 +388,9 @@ class Watcher:
                     os.kill(pid, signal.SIGABRT)
                     os.kill(pid, signal.SIGCONT)
                 self.wait_for(functools.partial(is_gone, pid), 2)
-        notify("WATCHDOG=trigger")
+        # Of a start beside another engine its own supervisor knows; the unit itself is not to be ended for it.
+        if self.is_ready.is_set() or not self.is_active:
+            notify("WATCHDOG=trigger")
         if not self.wait_for(lambda: not self.vllm.is_running(), 5):
             self.vllm.signal(signal.SIGABRT)
             self.vllm.signal(signal.SIGCONT)
@@ -452,13 +406,21 @@ class Watcher:
         return True
 
 
+def held_callers() -> str:
+    """How many wait for this start, and for how long, as the supervisor notes it once a second."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with open(os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], vllm_hold.HOLDING)) as file:
+            found = json.loads(file.read(4096))
+        if found["waiting"]:
+            return f"; {found['waiting']:d} callers wait, longest {vllm_hold.now() - found['since']:.0f} s"
+    return ""
+
+
 def main(words: list[str]) -> None:
-    vllm = Vllm(int(words[0]), words[1], int(words[2]))
-    # Of vLLM's children this would be one it does not know; so it becomes a child of systemd, in the same unit.
-    if os.fork():
-        return
-    os.setsid()
-    Watcher(vllm).watch()
+    task = json.loads(words[0])
+    key = os.pread(task["key"], 4096, 0).decode().strip()
+    vllm = Vllm(task["pid"], task["host"], task["listener"], task["mark"], key)
+    Watcher(vllm, task["report"], holds=task["holds"], is_active=task["is_active"]).watch()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from installer.units.syntax import FILTERS, quote_exec
 DIGEST_VARIABLE = "UNIT_DIGEST"
 RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an earlier tool are whole
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
-    "vllm_flags.py", "vllm_flags.json", "vllm_drain.py",
+    "vllm_flags.py", "vllm_flags.json", "vllm_drain.py", "vllm_systemd.py", "vllm_hold.py", "vllm_supervisor.py",
+    "vllm_processes.py", "vllm_handover.py",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
@@ -109,7 +110,7 @@ def _unit(target: Target, layout: Layout, digest: str) -> str:
         model_id=model.id,
         exec_start=[python, launcher, "launch", *_key_words(target.keys), "--", *serve_arguments(target)],
         exec_check=[python, launcher, "check", "--", "serve", "--host", settings.host, "--port", str(settings.port)],
-        exec_reload=[python, launcher, "reload", *_key_words(target.keys)],
+        exec_reload=[python, launcher, "reload", *_key_words(target.keys), "--", *serve_arguments(target)],
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
         local_only=settings.host == "localhost" or settings.host == "::1" or settings.host.startswith("127."),

@@ -88,7 +88,7 @@ def test_a_key_pasted_into_the_unit_works_and_is_gone_from_the_processes(machine
         serves(machine, OWN_KEY)
         assert ask(machine, "GET", "/v1/models", key).status == 401
         running = processes(machine)
-        assert len(running) >= 3, "vLLM, its engine, the watcher"
+        assert len(running) >= 4, "the supervisor, vLLM, its engine, the watcher"
         assert not [line for line in running.values() if OWN_KEY in line]
         environment = machine.shell(f"cat {' '.join(f'/proc/{pid}/environ' for pid in running)}").stdout
         assert OWN_KEY not in environment
@@ -147,9 +147,9 @@ def test_a_missing_engine_is_named_and_put_back_by_deploy(machine: Machine, key:
     cli(machine, "deploy")
 
 
-@pytest.mark.parametrize("victim", ["vllm_listen.py", "VLLM::EngineCore", "vllm_watcher.py"])
+@pytest.mark.parametrize("victim", ["vllm_supervisor.py", "vllm_listen.py", "VLLM::EngineCore"])
 def test_whatever_the_kernel_kills_for_memory_it_comes_back(machine: Machine, key: str, victim: str) -> None:
-    """The kernel picks any of the three, and sends what we send here."""
+    """The kernel picks any of them, and sends what we send here."""
     with written(machine, DROP_IN, "[Service]\nWatchdogSec=4\n"):
         machine.run("systemctl", "restart", SERVICE)
         pid, old = main_pid(machine), processes(machine)
@@ -159,6 +159,23 @@ def test_whatever_the_kernel_kills_for_memory_it_comes_back(machine: Machine, ke
         assert not set(old) & set(processes(machine)), "left over from before"
         assert unit(machine, "NRestarts")["NRestarts"] == "1"
         serves(machine, key)
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def test_a_watcher_that_is_killed_is_replaced(machine: Machine, key: str) -> None:
+    with written(machine, DROP_IN, "[Service]\nWatchdogSec=4\n"):
+        machine.run("systemctl", "restart", SERVICE)
+        old, fed = processes(machine), set[str]()
+        (killed,) = (number for number, line in old.items() if "vllm_watcher.py" in line)
+        machine.run("kill", "-KILL", str(killed))
+
+        def is_fed_again() -> bool:
+            fed.add(unit(machine, "WatchdogTimestampMonotonic")["WatchdogTimestampMonotonic"])
+            return len(fed) > 3
+
+        until("the watchdog is fed again", is_fed_again, machine)
+        assert set(old) - set(processes(machine)) == {killed}
+        assert len(processes(machine)) == len(old)
     machine.run("systemctl", "restart", SERVICE)
 
 

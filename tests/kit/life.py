@@ -138,6 +138,11 @@ def engine_pid(machine: Machine, service: str = SERVICE) -> int:
     return next(pid for pid, line in processes(machine, service).items() if line.startswith("VLLM::EngineCore"))
 
 
+def server_pid(machine: Machine, service: str = SERVICE) -> int:
+    """vLLM's own main process, which answers requests; the unit's is its supervisor."""
+    return next(pid for pid, line in processes(machine, service).items() if "/vllm_listen.py" in line)
+
+
 def is_up(machine: Machine, service: str = SERVICE) -> bool:
     return unit(machine, "ActiveState", service=service)["ActiveState"] == "active"
 

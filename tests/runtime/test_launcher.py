@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import http.server
 import os
-import queue
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -23,140 +20,8 @@ import pytest
 
 from installer.base.assets import RUNTIME
 from installer.runtime import vllm_watcher
-from tests.kit.boot.surroundings import REPO
+from tests.kit.launched import PATIENCE, PROBE, USER, Service, arguments, digest, wait_until
 from tests.kit.samples import UNGUARDED
-
-LAUNCHER = RUNTIME / "vllm_launcher.py"
-PROBE, USER = "sk-probe-0123456789abcdef", "sk-user-0123456789abcdef"
-PATIENCE = 60.0
-
-
-def digest(key: str) -> str:
-    return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
-
-
-class Service:
-    """What the unit sets up around the launcher, and what systemd hears of it."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.run, self.credentials = home, home / "run", home / "credentials"
-        for folder in (self.run, self.credentials, home / "site/vllm-0.32.0.dist-info"):
-            folder.mkdir(parents=True)
-        (home / "site/vllm-0.32.0.dist-info/METADATA").write_text(
-            "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n"
-        )
-        (self.credentials / "probe-key").write_text(PROBE + "\n")
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(home / "notify"))
-        self.messages: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self.listen, daemon=True).start()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.environment = {
-            "PATH": f"{home}/bin:/usr/bin:/bin",
-            "HOME": str(home),
-            "PYTHONPATH": f"{home}/site:{REPO}/tests/kit/standin",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "RUNTIME_DIRECTORY": str(self.run),
-            "CREDENTIALS_DIRECTORY": str(self.credentials),
-            "NOTIFY_SOCKET": str(home / "notify"),
-            "WATCHDOG_USEC": "4000000",
-        }
-        self.heard: list[str] = []
-        self.process: subprocess.Popen[str] | None = None
-        self.log = home / "journal"
-        self.substate("running")
-
-    def substate(self, state: str) -> None:
-        """What `systemctl show --property=SubState --value` says of the unit."""
-        (self.home / "bin").mkdir(exist_ok=True)
-        fake = self.home / "bin/new"
-        fake.write_text(f'#!/bin/sh\n[ -z "$NOTIFY_SOCKET" ] && echo {state}\n')
-        fake.chmod(0o755)
-        fake.replace(self.home / "bin/systemctl")
-
-    def faults(self, words: str) -> None:
-        (self.home / "standin").write_text(words)
-
-    def command(self, verb: str, *keys: str, serve: tuple[str, ...] | None = None) -> list[str]:
-        rest = (
-            serve if serve is not None else ("serve", "/models/tiny", "--host", "127.0.0.1", "--port", str(self.port))
-        )
-        words = [word for key in keys for word in ("--api-key", key)]
-        return [sys.executable, str(LAUNCHER), verb, *words, *(("--", *rest) if rest else ())]
-
-    def start(
-        self, *keys: str, serve: tuple[str, ...] | None = None, within: tuple[str, ...] = ()
-    ) -> subprocess.Popen[str]:
-        with self.log.open("w") as log:
-            command = [*within, *self.command("launch", *(keys or (digest(USER),)), serve=serve)]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, text=True)
-        return self.process
-
-    def running_keys(self) -> str:
-        """The key file as `launch` leaves it."""
-        text = f"probe inference {digest(PROBE)[7:]} -\ndefault inference {digest(USER)[7:]} -\n"
-        (self.run / "keys").write_text(text)
-        return text
-
-    def once(self, verb: str, *keys: str, serve: tuple[str, ...] | None = ()) -> subprocess.CompletedProcess[str]:
-        command = self.command(verb, *keys, serve=serve)
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
-
-    def listen(self) -> None:
-        """Read at once, as systemd does: whoever sent a barrier waits for it."""
-        while message := self.socket.recv(8192).decode():
-            self.messages.put(message)
-
-    def hear(self, wanted: str) -> str:
-        """The next message that holds `wanted`; everything up to it is kept in `heard`."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self.heard.append(self.messages.get(timeout=max(0, end - time.monotonic())))
-            except queue.Empty:
-                heard, journal = "\n".join(self.heard), self.log.read_text()
-                raise AssertionError(f"{wanted!r} was not heard, but:\n{heard}\njournal:\n{journal}") from None
-            if wanted in self.heard[-1]:
-                return self.heard[-1]
-
-    def status(self, path: str, key: str | None = None) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
-        status = connection.getresponse().status
-        connection.close()
-        return status
-
-    def ours(self) -> list[int]:
-        """Every process of this service; each carries its environment."""
-        mark = f"RUNTIME_DIRECTORY={self.run}".encode()
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
-
-    def named(self, words: str) -> int:
-        pids = [pid for pid in self.ours() if words in arguments(pid)]
-        assert len(pids) == 1, pids
-        return pids[0]
-
-    def end(self) -> None:
-        """As systemd does: whatever is left of the unit is killed."""
-        while pids := self.ours():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if self.process:
-                self.process.wait()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
-            last.sendto(b"", str(self.home / "notify"))
-
-
-def arguments(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 @pytest.fixture
@@ -166,16 +31,17 @@ def service(tmp_path: Path) -> Iterator[Service]:
     service.end()
 
 
-# Becoming vLLM
+# Becoming vLLM's supervisor
 
 
-def test_ready_after_an_answer_and_vllm_is_the_main_process(service: Service) -> None:
+def test_ready_after_an_answer_and_the_supervisor_is_the_main_process(service: Service) -> None:
     process = service.start()
     assert "STATUS=serving" in service.hear("READY=1")
     stages = [line for line in service.heard if line.startswith("STATUS=")]
     assert stages[0] == "STATUS=starting"
     assert "STATUS=waiting for the first answer" in stages
-    shown = arguments(process.pid)
+    assert "/vllm_supervisor.py " in arguments(process.pid)
+    shown = arguments(service.vllm())
     assert "/vllm_listen.py serve /models/tiny" in shown
     assert shown.rstrip().endswith("--allowed-media-domains none.invalid --middleware vllm_guard.Guard")
     assert "sha256" not in shown
@@ -187,10 +53,10 @@ def test_ready_after_an_answer_and_vllm_is_the_main_process(service: Service) ->
 
 def test_vllm_hears_nothing_that_is_not_its_own(service: Service) -> None:
     service.environment |= {"VLLM_API_KEY": "sk-left-over", "VLLM_LOGGING_LEVEL": "INFO"}
-    process = service.start()
+    service.start()
     service.hear("READY=1")
     names = dict(
-        line.split("=", 1) for line in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if "=" in line
+        line.split("=", 1) for line in Path(f"/proc/{service.vllm()}/environ").read_text().split("\0") if "=" in line
     )
     assert not names.keys() & {"VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY"}
     assert names["VLLM_USE_RUST_FRONTEND"] == "0"
@@ -338,7 +204,7 @@ def test_it_listens_on_the_one_socket_until_it_stops(service: Service) -> None:
     service.hear("READY=1")
     assert not listens("127.0.0.1", service.port)
     holders = {pid for pid in service.ours() for link in descriptors(pid) if link == listening_socket(service.port)}
-    assert holders == {process.pid}, "the watcher would keep the port open"
+    assert holders == {service.vllm()}, "the others would keep the port open"
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert listens("127.0.0.1", service.port)
@@ -376,12 +242,11 @@ def serving(port: int) -> Iterator[http.server.HTTPServer]:
 def test_the_watcher_sends_its_key_to_the_launcher_s_socket_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "probe-key").write_text(PROBE)
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     Stranger.told.clear()
     with serving(0) as server:
-        port, vllm = server.server_port, vllm_watcher.Vllm(os.getpid(), "127.0.0.1", os.dup(server.fileno()))
+        port, listener = server.server_port, os.dup(server.fileno())
+        vllm = vllm_watcher.Vllm(os.getpid(), "127.0.0.1", listener, 1, PROBE)
         assert vllm.ask("GET", "/v1/models", 10)[0] == 401
     vllm._listener.close()
     with serving(port):
@@ -499,7 +364,7 @@ def test_an_engine_busy_with_a_long_answer_is_not_hung(service: Service) -> None
 def test_a_server_short_of_descriptors_is_not_hung(service: Service) -> None:
     process = service.start()
     service.hear("READY=1")
-    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    resource.prlimit(service.vllm(), resource.RLIMIT_NOFILE, (64, 64))
     with ExitStack() as held:
         for _ in range(100):
             held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
@@ -512,14 +377,15 @@ def test_a_server_short_of_descriptors_is_not_hung(service: Service) -> None:
 
 
 def test_a_server_short_of_descriptors_is_hung_if_it_does_nothing(service: Service) -> None:
-    process = service.start()
+    service.start()
     service.hear("READY=1")
+    vllm = service.vllm()
     with ExitStack() as held:
         for _ in range(60):
             held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-        wait_until(lambda: len(descriptors(process.pid)) > 60)
-        process.send_signal(signal.SIGSTOP)
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        wait_until(lambda: len(descriptors(vllm)) > 60)
+        os.kill(vllm, signal.SIGSTOP)
+        resource.prlimit(vllm, resource.RLIMIT_NOFILE, (64, 64))
         service.hear("WATCHDOG=trigger")
 
 
@@ -609,10 +475,3 @@ def test_the_watcher_leaves_with_vllm(service: Service) -> None:
     process.terminate()
     assert process.wait(PATIENCE) == 0
     wait_until(lambda: not service.ours())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

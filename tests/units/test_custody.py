@@ -60,6 +60,33 @@ def test_who_takes_connections_to_an_address(
     assert set(map(int, listening(host, ipaddress.ip_address(address), PORT))) == found
 
 
+def opened(host: Host, pid: int, inode: int) -> None:
+    folder = host.at(Path(f"/proc/{pid}/fd"))
+    folder.mkdir(parents=True)
+    (folder / "3").symlink_to(f"socket:[{inode}]")
+
+
+@pytest.mark.parametrize(
+    ("uid", "holders", "found"),
+    [
+        (990, (1,), (1, "a.service")),
+        (990, (1, 50), (50, "")),
+        (0, (1,), (1, "")),
+        (1000, (1,), (1, "")),
+    ],
+)
+def test_a_socket_that_systemd_keeps_is_the_service_s(
+    host: Host, uid: int, holders: tuple[int, ...], found: tuple[int, str]
+) -> None:
+    host.write(Path("/etc/passwd"), "root:x:0:0::/:/bin/sh\nvllm-a:x:990:990::/:/bin/false\nana:x:1000:1000::/:\n")
+    host.write(Path("/proc/net/tcp"), HEADER + row("127.0.0.1", 7, uid))
+    for pid in holders:
+        opened(host, pid, 7)
+    seen = listener(host, "127.0.0.1", PORT)
+    assert seen is not None
+    assert (seen.pid, seen.unit) == found
+
+
 def test_a_socket_of_our_own_user_is_ours() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

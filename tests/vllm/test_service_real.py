@@ -26,6 +26,7 @@ from tests.kit.life import (
     is_up,
     main_pid,
     processes,
+    server_pid,
     serves,
     taken,
     unit,
@@ -281,7 +282,7 @@ def test_bad_clients_do_not_get_in_the_way_of_good_ones(machine: Machine, servic
 
 def test_half_open_connections_take_nothing_from_those_who_ask(machine: Machine, service: Deployed) -> None:
     """Many times what it has descriptors for, held for ever by somebody without a key."""
-    pid, fed = main_pid(machine), set[str]()
+    pid, fed = server_pid(machine), set[str]()
     # One address has too few ports for all 72,000.
     holders = [
         machine.start(sys.executable, "-m", "tests.vllm.half_open", str(service.port), "18000", f"127.0.1.{number}")
@@ -301,7 +302,7 @@ def test_half_open_connections_take_nothing_from_those_who_ask(machine: Machine,
     assert len(machine.shell(f"ls /proc/{pid}/fd").stdout.split()) < 4096 / 2
     for holder in holders:
         holder.communicate("")
-    assert main_pid(machine) == pid
+    assert server_pid(machine) == pid
     assert "asked for nothing" in machine.journal(f"--unit={SERVICE}")
 
 
@@ -315,12 +316,12 @@ def test_weights_and_engine_are_not_its_own(machine: Machine, service: Deployed)
 
 
 @pytest.mark.parametrize(
-    ("process", "signal"), [("engine", "STOP"), ("engine", "KILL"), ("main", "STOP"), ("main", "KILL")]
+    ("process", "signal"), [("engine", "STOP"), ("engine", "KILL"), ("server", "STOP"), ("server", "KILL")]
 )
 def test_what_is_stopped_or_killed_comes_back(machine: Machine, service: Deployed, process: str, signal: str) -> None:
     main, group = main_pid(machine), unit(machine, "ControlGroup")["ControlGroup"]
     old = set(processes(machine))
-    machine.run("kill", f"-{signal}", str(main if process == "main" else engine_pid(machine)))
+    machine.run("kill", f"-{signal}", str(server_pid(machine) if process == "server" else engine_pid(machine)))
     if (process, signal) == ("engine", "STOP"):
         assert ask(machine, "GET", "/health", port=service.port).status == 200, "that is why nobody may trust it"
     is_back(machine, service, main)

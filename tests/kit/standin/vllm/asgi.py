@@ -26,6 +26,7 @@ class Server:
         """Take no new connection; wait for the running requests, but not longer than `patience`."""
         assert self._server is not None
         self._server.close()
+        await asyncio.sleep(0.1)  # who was let in a moment ago has not asked yet
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._idle(), patience)
 

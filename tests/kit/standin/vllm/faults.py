@@ -1,6 +1,7 @@
 """Faults on request: words in VLLM_STANDIN and in the file `standin` in the home directory, read when they matter.
 
 slow-start=SECONDS    takes that long to load
+import=HOW            the import of its command line fails (`die`) or never ends (`hang`)
 stall=STAGE           stops for ever at `load`, `compile` or `capture`
 refuse-context=N      a longer context does not fit: vLLM's words, exit 1
 auto-context=N        what `--max-model-len auto` comes to

@@ -17,9 +17,14 @@ from vllm.api_server import Application, Engine
 from vllm.asgi import Server, start_up
 
 log = logging.getLogger("vllm")
+if faults.value("import") == "die":
+    raise ImportError("a library is missing")
+while faults.value("import") == "hang":
+    time.sleep(0.1)
 
 
 def main() -> None:
+    stand_by()
     parser = argparse.ArgumentParser(prog="vllm")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -47,6 +52,15 @@ def main() -> None:
         log.error("EngineCore failed to start.\nValueError: %s", error)
         sys.exit(1)
     asyncio.run(run(arguments, context))
+
+
+def stand_by() -> None:
+    """What the launcher's side does for the real vLLM: wait for the turn of this engine."""
+    if "LAUNCHER_READY" not in os.environ:
+        return
+    os.write(int(os.environ.pop("LAUNCHER_READY")), b"r")
+    if not os.read(int(os.environ.pop("LAUNCHER_GO")), 1):
+        sys.exit(0)
 
 
 def set_up_logging() -> None:
