@@ -41,6 +41,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """What was said; {} at the end of the connection."""
     with contextlib.suppress(OSError, ValueError):
         words, descriptors, _, _ = socket.recv_fds(connection, LONGEST, MOST_DESCRIPTORS)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # as all others are; these come as the kernel makes them
         message = json.loads(words or b"{}")
         return (message if isinstance(message, dict) else {}), list(descriptors)
     return {}, []

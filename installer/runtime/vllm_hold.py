@@ -14,7 +14,7 @@ import selectors
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
     from installer.runtime.vllm_systemd import notify, own_unit, systemctl
@@ -84,6 +84,8 @@ def take(host: str, port: int, *, is_wanted: bool) -> socket.socket | None:
         else:
             close(held)
             forget(SOCKET)
+    if kept(RECORD) and not is_wanted:
+        forget(RECORD)
     return found
 
 
@@ -98,7 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
 def is_at(held: socket.socket, host: str, port: int) -> bool:
     with contextlib.suppress(OSError):
         address = socket.getaddrinfo(host, port, held.family, socket.SOCK_STREAM)[0][4]
-        return held.getsockname()[:2] == address[:2]
+        return tuple(held.getsockname()[:2]) == tuple(address[:2])
     return False
 
 
@@ -131,7 +133,7 @@ class Record:
 
 
 def backlog() -> int:
-    """As long as the kernel allows, and never what a server would ask for: by the difference we know that it listens."""
+    """As long as the kernel allows, and never what a server would ask for: by the difference it is known to listen."""
     most = MOST_WAITING
     with contextlib.suppress(OSError, ValueError), open("/proc/sys/net/core/somaxconn") as file:
         most = max(1, min(most, int(file.read()) - 1))

@@ -5,8 +5,8 @@
                                                              another: start it beside, and let it take over
     check -- serve MODEL …                   ExecStartPre=+  name whoever holds the port or the GPU's memory
 
-The supervisor is the unit's main process. Below it are vLLM with the guard inside, and the watcher beside it. The launcher
-listens on the port before any of them runs, or takes the socket that systemd kept, and hands it to them.
+The supervisor is the unit's main process. Below it are vLLM with the guard inside, and the watcher beside it. The
+launcher listens on the port before any of them runs, or takes the socket that systemd kept, and hands it to them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or __package__:
     from installer.runtime import vllm_flags, vllm_handover, vllm_hold
     from installer.runtime.vllm_systemd import command_of, notify, say, write
     from installer.runtime.vllm_watcher import PROBE
@@ -262,8 +262,8 @@ def launch(words: list[str]) -> NoReturn:
     hold = holding_time()
     listener = vllm_hold.take(host, port, is_wanted=hold > 0) or listen(host, port)
     task = {
-        **engine(serve, flags), "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(), "key": in_memory("key", probe),
-        "record": (vllm_hold.kept(vllm_hold.RECORD) or [None])[0],
+        **engine(serve, flags), "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(),
+        "key": in_memory("key", probe), "record": next(iter(vllm_hold.kept(vllm_hold.RECORD)), None),
     }  # fmt: skip
     supervise(task)
 

@@ -52,7 +52,7 @@ def end_all() -> None:
 
 
 def end_strangers(spared: int) -> None:
-    """Those of the unit that are not below us: what a successor leaves behind that has died, and what it had started."""
+    """Those of the unit that are not below us: a successor, and what it had started, if it has died."""
     began = time.monotonic()
     while (left := members() - {os.getpid(), spared} - descendants(os.getpid())) and (
         time.monotonic() - began < GIVE_UP_AFTER

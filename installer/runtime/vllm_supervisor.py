@@ -265,7 +265,7 @@ class Supervisor:
 
 
 class Main(Supervisor):
-    """The unit's main process. Who comes in its place is `successor`, from its first word until it is gone or we are."""
+    """The unit's main process. Who comes in its place is `successor`, from its first word until one of us is gone."""
 
     successor: socket.socket | None = None
     launcher = 0  # the process that brought it, and waits for how it ends

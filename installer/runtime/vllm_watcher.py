@@ -411,8 +411,9 @@ def held_callers() -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], vllm_hold.HOLDING)) as file:
             found = json.loads(file.read(4096))
-        if found["waiting"]:
-            return f"; {found['waiting']:d} callers wait, longest {vllm_hold.now() - found['since']:.0f} s"
+        if waiting := found["waiting"]:
+            they = "1 caller waits" if waiting == 1 else f"{waiting:d} callers wait"
+            return f"; {they}, longest {vllm_hold.now() - found['since']:.0f} s"
     return ""
 
 

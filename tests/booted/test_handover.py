@@ -140,7 +140,6 @@ def test_a_stop_refuses_everybody_at_once(machine: Machine, key: str) -> None:
     machine.run("systemctl", "stop", SERVICE)
     assert ":8000" not in machine.run("ss", "-Hltn").stdout
     assert unit(machine, "NFileDescriptorStore") == {"NFileDescriptorStore": "0"}
-    assert cli(machine, "status", "--json", code=8).json["listening"] is False
     machine.run("systemctl", "start", SERVICE)
 
 

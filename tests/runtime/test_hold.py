@@ -127,7 +127,7 @@ def test_another_port_is_another_socket(service: Service) -> None:
         free.bind(("127.0.0.1", 0))
         service.port = free.getsockname()[1]
     service.start()
-    assert status(call(service.port)) == 200
+    assert status(call_when_it_listens(service)) == 200
     with pytest.raises(ConnectionRefusedError):
         call(old)
     with pytest.raises(ConnectionResetError):
