@@ -299,13 +299,14 @@ class Watcher:
                 notify(f"STATUS=failed while {self.stage}: {text}")
                 self.tell_supervisor(f"failed it failed while {self.stage}: {text}")
             elif stages and stages[0] != self.stage:
-                self.stage, self.waiting = stages[0], held_callers()
-                notify(f"STATUS={self.stage}{self.waiting}")
+                self.stage, self.waiting = stages[0], ""
+                self.tell_waiting(is_new=True)
 
-    def tell_waiting(self) -> None:
-        if (waiting := held_callers()) != self.waiting:
-            self.waiting = waiting
-            notify(f"STATUS={self.stage}{waiting}")
+    def tell_waiting(self, *, is_new: bool = False) -> None:
+        waiting = held_callers()
+        if is_new or waiting != self.waiting:
+            self.waiting, stage = waiting, self.stage + waiting
+            notify(f"STATUS={stage}")
 
     def see_it_serve(self) -> NoReturn:
         counters, engine, at = self.vllm.metrics(PROGRESS), self.vllm.children(), time.monotonic()

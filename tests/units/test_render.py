@@ -119,9 +119,9 @@ def test_the_files_are_these_and_readable_by_all() -> None:
         *(
             runtime / f"vllm_{name}.py"
             for name in (
-                "launcher", "listen", "watcher", "guard", "connections", "text", "flags", "drain", "systemd", "hold", "supervisor",
-                "processes", "handover",
-            )  # fmt: skip
+                *("launcher", "listen", "watcher", "guard", "connections", "text", "flags", "drain"),
+                *("systemd", "hold", "supervisor", "processes", "handover"),
+            )
         ),
         runtime / "vllm_flags.json",
         *(LAYOUT.unit.parent / shipped.name for shipped in asset_dir("units").iterdir()),
@@ -256,7 +256,9 @@ def test_the_last_directive_counts_and_lines_may_be_continued() -> None:
 
 # What a value can do
 
-OF_THE_USER = ("Description", "ExecStartPre", "ExecStart", "ExecReload", "TimeoutStopSec", "BindReadOnlyPaths", "ProtectHome")
+OF_THE_USER = (
+    "Description", "ExecStartPre", "ExecStart", "ExecReload", "TimeoutStopSec", "BindReadOnlyPaths", "ProtectHome",
+)  # fmt: skip
 
 
 def directives(text: str) -> Iterator[tuple[str, str, str]]:
