@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 LISTENER = "LAUNCHER_LISTENER"  # the variable with the descriptor
@@ -33,6 +34,11 @@ def hand_in(listener: int) -> None:
 
 if __name__ == "__main__":
     hand_in(int(os.environ.pop(LISTENER)))
+    import vllm_start  # type: ignore[import-not-found]
+
+    vllm_start.shorten()
+    if vllm_start.READY in os.environ:
+        vllm_start.stand_by(sys.argv[1:])
     from vllm.entrypoints.cli.main import main  # type: ignore[import-not-found]
 
     main()

@@ -1,0 +1,224 @@
+"""The way to the first answer: what a standby does before its turn and what it waits for; fork in place of spawn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from installer.base.assets import RUNTIME
+from installer.runtime import vllm_start
+
+MAIN = """
+import multiprocessing, os, signal, sys
+
+VARIABLES = (
+    "LAUNCHER_READY", "LAUNCHER_GO", "VLLM_USE_AOT_COMPILE", "VLLM_WORKER_MULTIPROC_METHOD",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)
+
+carried = "spawned"
+
+def child(answers):
+    ahead = "vllm.v1.engine.core" in sys.modules
+    cpus, threads = sorted(os.sched_getaffinity(0)), sys.modules["torch"].threads
+    answers.send((multiprocessing.current_process().name, carried, ahead, cpus, threads, signal.set_wakeup_fd(-1)))
+
+def main():
+    global carried
+    print("main", *sys.argv[1:])
+    for name in VARIABLES:
+        print(f"{name}={os.environ.get(name, '-')}")
+    if "engine" in sys.argv:
+        import socket, torch
+        carried = "forked"
+        mine, its = multiprocessing.Pipe()
+        signals = socket.socketpair()
+        signals[0].setblocking(False)
+        signal.set_wakeup_fd(signals[0].fileno())
+        os.environ["GOMP_CPU_AFFINITY"] = str(min(os.sched_getaffinity(0)))
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=child, args=(its,), name="EngineCore")
+        process.start()
+        print(context.get_start_method(), *mine.recv())
+        process.join()
+"""
+TORCH = "def set_num_threads(number):\n    global threads\n    threads = number\n"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """A folder with something that calls itself vLLM, in its build for the CPU, and a model."""
+    files = {
+        "vllm/__init__.py": "",
+        "vllm/entrypoints/__init__.py": "",
+        "vllm/entrypoints/cli/__init__.py": "",
+        "vllm/entrypoints/cli/main.py": MAIN,
+        "vllm/v1/__init__.py": "",
+        "vllm/v1/engine/__init__.py": "",
+        "vllm/v1/engine/core.py": "",
+        "vllm/v1/engine/async_llm.py": "raise RuntimeError('not in this version')",
+        "torch.py": TORCH,
+        "model/config.json": '{"architectures": ["Llama"]}',
+        "model/a.safetensors": "weights",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    build(tmp_path, "0.32.0+cpu")
+    return tmp_path
+
+
+def build(engine: Path, version: str) -> None:
+    for old in engine.glob("*.dist-info"):
+        shutil.rmtree(old)
+    folder = engine / f"vllm-{version}.dist-info"
+    folder.mkdir(exist_ok=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+
+
+@contextmanager
+def listening(
+    engine: Path, *words: str, fds: tuple[int, ...] = (), **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fixed = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(engine), "LAUNCHER_LISTENER": str(listener.fileno())}
+        process = subprocess.Popen(
+            [sys.executable, "-B", RUNTIME / "vllm_listen.py", "serve", engine / "model", *words],
+            env={**fixed, **environment}, pass_fds=[listener.fileno(), *fds], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def said(engine: Path, *words: str, **environment: str) -> list[str]:
+    with listening(engine, *words, **environment) as process:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+        return out.splitlines()
+
+
+class Standby:
+    """The other ends of a standby's pipes."""
+
+    def __init__(self) -> None:
+        (self.ready, self.its_ready), (self.its_go, self.go) = os.pipe(), os.pipe()
+
+    @contextmanager
+    def started(self, engine: Path) -> Iterator[subprocess.Popen[str]]:
+        its = (self.its_ready, self.its_go)
+        pipes = {"LAUNCHER_READY": str(its[0]), "LAUNCHER_GO": str(its[1])}
+        with listening(engine, fds=its, **pipes) as process:
+            for fd in its:
+                os.close(fd)
+            yield process
+
+
+def test_a_standby_says_that_it_is_ready_and_starts_when_told(engine: Path) -> None:
+    standby = Standby()
+    with standby.started(engine) as process:
+        assert os.read(standby.ready, 10) == b"r"
+        assert os.read(standby.ready, 10) == b"", "nobody else holds it open"
+        assert process.poll() is None
+        os.write(standby.go, b"g")
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert f"main serve {engine}/model" in out
+    assert "LAUNCHER_READY=-" in out
+    assert "LAUNCHER_GO=-" in out
+
+
+def test_a_standby_whose_turn_never_comes_ends(engine: Path) -> None:
+    standby = Standby()
+    with standby.started(engine) as process:
+        assert os.read(standby.ready, 10) == b"r"
+        os.close(standby.go)
+        assert process.communicate(timeout=60)[0] == ""
+        assert process.returncode == 0
+
+
+def test_a_standby_that_cannot_import_vllm_is_never_ready(engine: Path) -> None:
+    (engine / "vllm/entrypoints/cli/main.py").write_text("import no_such_module")
+    standby = Standby()
+    with standby.started(engine) as process:
+        assert os.read(standby.ready, 10) == b""
+        assert "no_such_module" in process.communicate(timeout=60)[0]
+        assert process.returncode == 1
+
+
+def test_an_ordinary_start_waits_for_nobody(engine: Path) -> None:
+    assert f"main serve {engine}/model --x" in said(engine, "--x")
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "aot", "method", "threads"),
+    [
+        ("0.32.0+cpu", {}, "0", "-", "1"),
+        ("0.32.0+cpu", {"VLLM_USE_AOT_COMPILE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "1", "spawn", "-"),
+        ("0.32.0+cpu", {"LD_PRELOAD": "libomp.so"}, "0", "-", "-"),
+        ("0.32.0", {}, "-", "fork", "-"),
+        ("0.32.0+cu129", {}, "-", "fork", "-"),
+        ("0.32.0+cu129", {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "-", "spawn", "-"),
+        ("0.32.0+rocm700", {}, "-", "-", "-"),
+    ],
+)
+def test_what_vllm_is_told_unless_somebody_else_has_told_it(
+    engine: Path, version: str, given: dict[str, str], aot: str, method: str, threads: str
+) -> None:
+    build(engine, version)
+    out = said(engine, **given)
+    assert f"VLLM_USE_AOT_COMPILE={aot}" in out
+    assert f"VLLM_WORKER_MULTIPROC_METHOD={method}" in out
+    assert f"TORCHINDUCTOR_COMPILE_THREADS={threads}" in out
+
+
+def test_on_the_cpu_a_process_is_forked_and_bound_and_hears_its_own_signals(engine: Path) -> None:
+    first = min(os.sched_getaffinity(0))
+    assert said(engine, "engine")[-1] == f"fork EngineCore forked False [{first}] 1 -1"
+
+
+def test_a_process_of_a_standby_has_what_was_imported(engine: Path) -> None:
+    standby = Standby()
+    its = (standby.its_ready, standby.its_go)
+    pipes = {"LAUNCHER_READY": str(its[0]), "LAUNCHER_GO": str(its[1])}
+    os.write(standby.go, b"g")
+    with listening(engine, "engine", fds=its, **pipes) as process:
+        out, _ = process.communicate(timeout=60)
+    assert " EngineCore forked True " in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("available", "read"), [(100 << 20, 2 << 20), (3 << 20, 1 << 20), (1 << 20, 0)])
+def test_weights_are_read_as_far_as_memory_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, read: int
+) -> None:
+    for name in ("a.safetensors", "b.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    os.mkfifo(tmp_path / "c.safetensors")
+    monkeypatch.setattr(vllm_start, "available", lambda: available)
+    before = bytes_read()
+    vllm_start.read_ahead(str(tmp_path))
+    assert read <= bytes_read() - before < read + (1 << 19)
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_memory_that_is_free_is_what_the_kernel_says() -> None:
+    assert 0 < vllm_start.available() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_weights_may_be_one_file() -> None:
+    assert vllm_start.weights("/models/tiny.gguf") == ["/models/tiny.gguf"]
+    assert vllm_start.weights("builtin:tiny") == []
