@@ -27,7 +27,7 @@ DIGEST_VARIABLE = "UNIT_DIGEST"
 RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an earlier tool are whole
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
     "vllm_flags.py", "vllm_flags.json", "vllm_drain.py", "vllm_systemd.py", "vllm_hold.py", "vllm_supervisor.py",
-    "vllm_processes.py", "vllm_handover.py",
+    "vllm_processes.py", "vllm_handover.py", "vllm_start.py",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used

@@ -120,7 +120,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
             runtime / f"vllm_{name}.py"
             for name in (
                 *("launcher", "listen", "watcher", "guard", "connections", "text", "flags", "drain"),
-                *("systemd", "hold", "supervisor", "processes", "handover"),
+                *("systemd", "hold", "supervisor", "processes", "handover", "start"),
             )
         ),
         runtime / "vllm_flags.json",

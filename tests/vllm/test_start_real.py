@@ -1,4 +1,4 @@
-"""A standby of the real vLLM, from its preparation to its end: forked, bound to the CPUs that vLLM chose, and drained."""
+"""A standby of the real vLLM, from its preparation to its end: forked, bound to the CPUs that vLLM chose, drained."""
 
 from __future__ import annotations
 
@@ -58,7 +58,12 @@ class Standby:
     def environment(self, ready: str, go: str, listener: str) -> dict[str, str]:
         ours = {"LAUNCHER_READY": ready, "LAUNCHER_GO": go, "LAUNCHER_LISTENER": listener, "DRAIN": "300"}
         paths = {"HOME": self.home, "VLLM_CACHE_ROOT": self.home, "RUNTIME_DIRECTORY": self.home, "PYTHONPATH": RUNTIME}
-        quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+        quiet = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "PYTHONUNBUFFERED": "1",
+        }
         return {"PATH": "/usr/bin:/bin", **ours, **quiet, **{name: str(path) for name, path in paths.items()}}
 
     def ask(self, **more: object) -> http.client.HTTPResponse:
