@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from installer.families.vllm.requests import read_requests
+from installer.spec.soak import Requests
 from tests.kit.standin.wheel import build_wheel
 
 # A middleware such as the guard: refuses everything but /health.
@@ -100,6 +102,16 @@ def test_it_serves_plain_and_streamed(serve: Serve) -> None:
     streamed = server.ask("/v1/completions", {"max_tokens": 3, "stream": True}).read()
     assert streamed.count(b"data: ") == 4
     assert b'vllm:generation_tokens_total{engine="0",model_name="tiny"} 5.0' in server.ask("/metrics").read()
+
+
+def test_it_counts_its_answers_as_vllm_does(serve: Serve) -> None:
+    server = serve(faults="fail=2@0 die-on-completion@9999")
+    server.wait_started()
+    statuses = [server.ask("/v1/completions", {"max_tokens": 1}).status for _ in range(4)]
+    assert statuses == [200, 500, 200, 500]
+    assert server.ask("/nowhere").status == 404
+    found = read_requests(server.ask("/metrics").read().decode())
+    assert found == Requests(5, 2), "of /health and /metrics vLLM counts none either"
 
 
 def test_a_middleware_stands_before_every_route(serve: Serve) -> None:
