@@ -21,20 +21,20 @@ STATES = "/var/lib/vllm-install"
 
 class Case(NamedTuple):
     port: int
-    fault: str  # of the new generation alone, when its process has reached an age
+    fault: str  # of the new generation alone, once it is night
     outcome: str
     words: str  # of the reason
 
 
 CASES = {
     "nothing": Case(8001, "waiting=0", "confirmed", ""),
-    "hang": Case(8002, "hang@12", "rolled back", "it ended by itself"),
-    "crashes": Case(8003, "die-on-completion@12", "rolled back", "it ended by itself"),
-    "errors": Case(8004, "fail=2@12", "rolled back", "requests failed"),
+    "hang": Case(8002, "hang@night", "rolled back", "it ended by itself"),
+    "crashes": Case(8003, "die-on-completion@night", "rolled back", "it ended by itself"),
+    "errors": Case(8004, "fail=2@night", "rolled back", "requests failed"),
 }
 REBOOTED = {
     "nothing": Case(8001, "waiting=1", "confirmed", ""),
-    "hang": Case(8002, "hang@15", "rolled back", "it ended by itself"),
+    "hang": Case(8002, "hang@night", "rolled back", "it ended by itself"),
 }
 EXITS = {"confirmed": 0, "rolled back": 6}
 
@@ -64,8 +64,13 @@ def host(standin_wheels: Path) -> Iterator[Host]:
 
 
 def begin(machine: Machine, name: str, case: Case, seconds: int) -> None:
+    machine.at(f"/var/cache/{name}/night").unlink(missing_ok=True)
     done = cli(machine, "set", name, f"VLLM_ARGS=--additional-config {case.fault}", "--soak", f"{seconds}s")
     assert f"it is watched for {seconds} s more; how that ends: vllm-install soak {name} --wait" in done.err
+
+
+def night(machine: Machine, name: str) -> None:
+    machine.write(f"/var/cache/{name}/night", "")
 
 
 def ends(machine: Machine, name: str, case: Case, key: str) -> str:
@@ -98,13 +103,13 @@ def test_each_fault_has_its_outcome(host: Host) -> None:
             plan = Plan(case.port, host.keys[name], rate=4, keep=1, tokens=4)
             running[name] = loads.enter_context(load(plan, machine.start))
             begin(machine, name, case, 30)
+            night(machine, name)
         table = [ends(machine, name, case, host.keys[name]) for name, case in CASES.items()]
-        refused = {name: seen.result.failures.get("new: refused", 0) for name, seen in running.items()}
-    print(
-        "\nfault × outcome:",
-        *(f"  {line}, {refused[name]} refused" for name, line in zip(CASES, table, strict=True)),
-        sep="\n",
-    )
+    lost = {name: seen.result.failures for name, seen in running.items()}
+    print("\nfault × outcome:", *(f"  {line}; {lost[name]}" for name, line in zip(CASES, table, strict=True)), sep="\n")
+    assert lost["nothing"] == {}, "neither the change nor its confirmation costs a request"
+    assert {kind.partition(": ")[2] for kind in lost["errors"]} == {"500"}, "nor does the way back"
+    assert not [kind for failures in lost.values() for kind in failures if "refused" in kind]
 
 
 def test_a_reboot_in_between_changes_nothing_about_it(host: Host) -> None:
@@ -112,6 +117,8 @@ def test_a_reboot_in_between_changes_nothing_about_it(host: Host) -> None:
     for name, case in REBOOTED.items():
         begin(machine, name, case, 30)
     machine.reboot()
+    for name in REBOOTED:
+        night(machine, name)
     for name in CASES:
         until(
             f"{name} is up",

@@ -104,14 +104,16 @@ def test_it_serves_plain_and_streamed(serve: Serve) -> None:
     assert b'vllm:generation_tokens_total{engine="0",model_name="tiny"} 5.0' in server.ask("/metrics").read()
 
 
-def test_it_counts_its_answers_as_vllm_does(serve: Serve) -> None:
-    server = serve(faults="fail=2@0 die-on-completion@9999")
+def test_it_counts_its_answers_as_vllm_does(serve: Serve, tmp_path: Path) -> None:
+    server = serve(faults="fail=2@now die-on-completion@later")
     server.wait_started()
+    assert [server.ask("/v1/completions", {"max_tokens": 1}).status for _ in range(2)] == [200, 200]
+    (tmp_path / "now").touch()
     statuses = [server.ask("/v1/completions", {"max_tokens": 1}).status for _ in range(4)]
     assert statuses == [200, 500, 200, 500]
     assert server.ask("/nowhere").status == 404
     found = read_requests(server.ask("/metrics").read().decode())
-    assert found == Requests(5, 2), "of /health and /metrics vLLM counts none either"
+    assert found == Requests(7, 2), "of /health and /metrics vLLM counts none either"
 
 
 def test_a_middleware_stands_before_every_route(serve: Serve) -> None:

@@ -22,28 +22,26 @@ sees                  takes pictures
 talks                 answers in text where a tool was to be called
 fail=N                every N-th completion is answered with 500
 
-A word that ends in @SECONDS, such as hang@20, holds only when the process is as old as that.
+A word that ends in @FILE, such as hang@night, holds only once a file of that name lies in the home directory.
 
 `vllm serve … --additional-config WORDS` does the same for a server whose home nobody knows beforehand.
 """
 
 import os
-import time
 from pathlib import Path
-
-BORN = time.monotonic()
 
 
 def value(name: str) -> str | None:
     """The fault's value, "" for one without, None where it is not asked for."""
     words = os.environ.get("VLLM_STANDIN", "").split()
-    file = Path(os.environ.get("HOME", "/"), "standin")
+    home = Path(os.environ.get("HOME", "/"))
+    file = home / "standin"
     if file.is_file():
         words += file.read_text().split()
     for word in words:
-        word, _, age = word.partition("@")
+        word, _, when = word.partition("@")
         key, _, text = word.partition("=")
-        if key == name and time.monotonic() - BORN >= float(age or 0):
+        if key == name and (home / when).exists():
             return text
     return None
 
