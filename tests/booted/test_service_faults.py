@@ -233,8 +233,9 @@ def stranger(machine: Machine) -> Iterator[None]:
     mode = machine.at("/root").stat().st_mode & 0o777
     machine.write("/root/key", OWN_KEY)
     try:
+        machine.run("systemctl", "stop", SERVICE)  # or systemd would go on holding the port
         with written(machine, DROP_IN, DEAF):
-            machine.run("systemctl", "restart", SERVICE)
+            machine.run("systemctl", "start", SERVICE)
             machine.run("systemd-run", "--quiet", "--unit=stranger", "--uid=65534", "/usr/bin/python3", "-c", STRANGER)
             until("the stranger listens", lambda: ":8000" in machine.run("ss", "-Hltn").stdout, machine)
             yield
