@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -198,12 +199,12 @@ def next_task(serve: list[str], keys: str, listener: int, key: int, record: int)
     held, is_late, taken = socket.socket(fileno=listener), False, listener
     if is_moved := not vllm_hold.is_at(held, host, port):
         try:
-            taken = listen(host, port).detach()
-        except Refused:
-            # The old address may be in the way of one that covers it, and of nothing else.
-            is_late = held.getsockname()[1] == port
+            taken = vllm_hold.listen(host, port).detach()
+        except OSError as error:
+            # The old address may be in the way of one that covers it.
+            is_late = error.errno == errno.EADDRINUSE and held.getsockname()[1] == port
             if not is_late:
-                raise
+                raise not_free(host, port, error) from None
     held.detach()
     stands_by = not is_late and has_room()
     return {
@@ -383,12 +384,16 @@ def listen(host: str, port: int) -> socket.socket:
     """From now on nobody else can, neither here nor on one of the addresses that this one covers; or who does."""
     try:
         return vllm_hold.listen(host, port)
-    except PermissionError:
-        raise Refused(f"port {port} is not open to this user: take one above 1023") from None
     except OSError as error:
-        held = f"port {port} is held by {holder(port)}"
-        why = held if error.errno == 98 else f"cannot listen on {host} port {port}: {error.strerror}"
-        raise Refused(why, BUSY) from None
+        raise not_free(host, port, error) from None
+
+
+def not_free(host: str, port: int, error: OSError) -> Refused:
+    if isinstance(error, PermissionError):
+        return Refused(f"port {port} is not open to this user: take one above 1023")
+    if error.errno == errno.EADDRINUSE:
+        return Refused(f"port {port} is held by {holder(port)}", BUSY)
+    return Refused(f"cannot listen on {host} port {port}: {error.strerror}", BUSY)
 
 
 def is_kept(port: int) -> bool:

@@ -438,9 +438,16 @@ class Successor(Main):
         if message.get("is") != "gone":
             self.fail("the service ends")
         if self.task["is_late"]:
-            vllm_hold.close(self.listener)
-            self.listener = vllm_hold.listen(self.task["host"], self.task["port"])
+            self.move()
         self.start_engine()
+
+    def move(self) -> None:
+        vllm_hold.close(self.listener)
+        host, port = self.task["host"], self.task["port"]
+        try:
+            self.listener = vllm_hold.listen(host, port)
+        except OSError as error:
+            self.fail(f"cannot listen on {host} port {port}: {error.strerror}")
 
     def release_engine(self) -> int:
         if self.is_main or not self.engine:

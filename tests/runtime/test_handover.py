@@ -231,6 +231,21 @@ def test_a_port_that_somebody_has_is_named(service: Service) -> None:
     assert status(call(old)) == 200
 
 
+def test_an_address_that_this_host_has_not_is_refused_beforehand(service: Service) -> None:
+    pids = set(service.ours())
+    assert service.reload("--host", "192.0.2.1").wait(PATIENCE) == 75
+    assert f"cannot listen on 192.0.2.1 port {service.port}: Cannot assign requested address" in journal(service)
+    assert set(service.ours()) == pids
+
+
+def test_an_address_that_somebody_else_has_a_part_of_is_given_back(service: Service) -> None:
+    with socket.create_server(("127.0.0.3", service.port)):
+        assert service.reload("--host", "0.0.0.0").wait(PATIENCE) == 1
+    assert f"cannot listen on 0.0.0.0 port {service.port}: Address already in use" in journal(service)
+    service.hear("READY=1")
+    assert status(call(service.port)) == 200
+
+
 def test_an_address_that_covers_the_old_one_is_taken_at_the_switch(service: Service) -> None:
     assert service.reload("--host", "0.0.0.0").wait(PATIENCE) == 0, journal(service)
     assert status(call(service.port)) == 200

@@ -24,7 +24,6 @@ while faults.value("import") == "hang":
 
 
 def main() -> None:
-    stand_by()
     parser = argparse.ArgumentParser(prog="vllm")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -52,15 +51,6 @@ def main() -> None:
         log.error("EngineCore failed to start.\nValueError: %s", error)
         sys.exit(1)
     asyncio.run(run(arguments, context))
-
-
-def stand_by() -> None:
-    """What the launcher's side does for the real vLLM: wait for the turn of this engine."""
-    if "LAUNCHER_READY" not in os.environ:
-        return
-    os.write(int(os.environ.pop("LAUNCHER_READY")), b"r")
-    if not os.read(int(os.environ.pop("LAUNCHER_GO")), 1):
-        sys.exit(0)
 
 
 def set_up_logging() -> None:
