@@ -608,6 +608,25 @@ def test_a_key_that_was_revoked_while_it_was_handed_over_is_in_force_no_more(
     assert live == {key.digest for key in KEYS}
 
 
+@pytest.mark.parametrize("is_proved", [True, False])
+def test_so_it_is_whichever_way_it_was_handed_over(
+    host: Host, want: Wanted, proofs: Proofs, calls: Calls, monkeypatch: pytest.MonkeyPatch, is_proved: bool
+) -> None:
+    deployed(want, host)
+    tried = with_settings(want, port=8001)
+    host.write(LAYOUT.run_dir / "keys", "")
+    runs(monkeypatch, tried)
+    change = handing_over(tried, host)
+    if is_proved:
+        change.run()
+    else:
+        proofs.faults = [NotProved("it does not answer")]
+        failure(change)
+        assert calls()[-1] == "reload --no-block qwen3vl.service"
+    live = {line.split()[2] for line in (host.read(LAYOUT.run_dir / "keys") or "").splitlines()}
+    assert live == {key.digest for key in KEYS}
+
+
 # An adoption
 
 
