@@ -41,7 +41,7 @@ def check_journal(scene: Scene) -> Iterator[Finding]:
     if scene.active in ("active", "inactive", ""):
         return
     restarts = int(scene.unit.get("NRestarts") or 0)
-    for lines in scene.runs[: restarts + 1]:
+    for lines in (scene.last_start, *scene.runs[1 : restarts + 1]):
         found = [f for f in signatures.explain(lines, scene.service) if f.severity == FAULT]
         if found:
             yield from found
@@ -53,7 +53,7 @@ def check_state(scene: Scene) -> Iterator[Finding]:
     unit, look = scene.service, f"sudo journalctl -u {scene.service} -n 200"
     said = one_line(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.stage}".strip())
     if scene.has_failed:
-        root = next((line for lines in scene.runs[:1] if (line := root_line(lines))), "") if scene.is_root else ""
+        root = root_line(scene.last_start) if scene.is_root else ""
         result = scene.unit.get("Result", "unknown")
         yield Finding(
             "service-failed",
@@ -167,8 +167,7 @@ def check_slowness(scene: Scene) -> Iterator[Finding]:
     """What makes a start slow, from the log of this one."""
     if scene.active != "active":
         return
-    for lines in scene.runs[:1]:
-        yield from (f for f in signatures.explain(lines, scene.service) if f.severity == NOTE)
+    yield from (f for f in signatures.explain(scene.last_start, scene.service) if f.severity == NOTE)
 
 
 def check_load(scene: Scene) -> Iterator[Finding]:

@@ -22,7 +22,6 @@ TEXTS = (
     mark("cannot check: {error}"),
     # The stages of a start, with those who wait for it
     mark("{stage}; {count} callers wait, longest {seconds} s"),
-    mark("{stage}; 1 caller waits, longest {seconds} s"),
     mark("starting"),
     mark("starting the engine"),
     mark("loading weights"),
@@ -104,7 +103,8 @@ TEXTS = (
     # What a change was undone for, most often
     mark("{unit} did not come up ({result})"),
     mark("{unit} did not come up ({result}): {why}"),
-    mark("{unit} did not come up ({result})"),
+    mark("the successor of {unit} did not come up ({result}): {why}"),
+    mark("the successor of {unit} did not come up ({result})"),
     mark("asked {context}; this GPU fits {fits}"),
     mark("interrupted by {signal}"),
 )

@@ -30,6 +30,11 @@ PROPERTIES = (
     "InvocationID", "MainPID", "NeedDaemonReload", "DropInPaths", "ActiveEnterTimestamp", "StateChangeTimestamp",
     "MemoryCurrent",
 )  # fmt: skip
+# What the supervisor says when another engine's turn has come, or has not.
+BEGINNINGS = (
+    "vllm-launcher: the next engine takes over: ", "vllm-launcher: starting again what ran before",
+    "vllm-launcher: the change is not taken over: ",
+)  # fmt: skip
 ANSWER_WITHIN = 20.0
 JOURNAL_LINES = 4000
 
@@ -144,6 +149,14 @@ class Scene:
             if entry.run:
                 found.setdefault(entry.run, []).append(entry.text)
         return list(reversed(found.values()))
+
+    @property
+    def last_start(self) -> list[str]:
+        """Of the latest run what came since its engine began: in one that was handed over several have."""
+        lines = self.runs[0] if self.runs else []
+        return lines[
+            max((at for at, line in enumerate(lines) if any(word in line for word in BEGINNINGS)), default=0) :
+        ]
 
     def file(self, path: Path) -> str | None:
         """A file's text; None where it is not there or not for our eyes."""

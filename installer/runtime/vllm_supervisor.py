@@ -303,6 +303,7 @@ class Main(Supervisor):
             vllm_handover.send(self.successor, "same")
             self.part_from_successor()
         elif what == "run":
+            self.old_keys = self.keys()
             handed = [self.listener.fileno(), self.task["key"], self.record.descriptor]
             watchdog = os.environ.get("WATCHDOG_USEC", "")
             vllm_handover.send(self.successor, "other", handed, watchdog=watchdog)
@@ -331,9 +332,7 @@ class Main(Supervisor):
 
     def give_way(self, keys: str) -> None:
         """Everybody gets the answer that is owed; who comes now waits for the next engine."""
-        place = os.path.join(self.runtime, "keys")
-        with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
-            self.old_keys, self.new_keys = file.read(), keys
+        self.new_keys = keys
         self.gives_way_until = time.monotonic() + float(os.environ.get("DRAIN") or 30) + SLACK
         watcher, self.watcher = self.watcher, 0  # it would take the silence of who has gone to drain for a hang
         send(watcher, signal.SIGKILL)
@@ -358,9 +357,18 @@ class Main(Supervisor):
         elif self.successor is None:
             self.come_back()
         else:
-            write(os.path.join(self.runtime, "keys"), self.new_keys)
+            self.change_keys(self.old_keys, self.new_keys)
             vllm_handover.send(self.successor, "gone")
             self.since = None
+
+    def keys(self) -> str:
+        with open(os.open(os.path.join(self.runtime, "keys"), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+            return file.read()
+
+    def change_keys(self, before: str, after: str) -> None:
+        """Unless somebody has changed them since: a key that was revoked while all this took its time stays away."""
+        if self.keys() == before:
+            write(os.path.join(self.runtime, "keys"), after)
 
     def go_on(self, why: str) -> None:
         say(f"the change is not taken over: {why}", 3)
@@ -369,13 +377,9 @@ class Main(Supervisor):
             self.come_back()
 
     def come_back(self) -> None:
-        """With the engine and the keys of before, unless somebody has changed the keys since."""
+        """With the engine and the keys of before."""
         say("starting again what ran before", 4)
-        place = os.path.join(self.runtime, "keys")
-        with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
-            are_new = file.read() == self.new_keys
-        if are_new:
-            write(place, self.old_keys)
+        self.change_keys(self.new_keys, self.old_keys)
         self.gives_way_until = None
         self.start_engine()
 

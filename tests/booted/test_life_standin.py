@@ -152,7 +152,7 @@ def test_a_changed_setting_restarts_and_serves(machine: Machine, options: tuple[
     pid = main_pid(machine)
     done = cli(machine, "deploy", "--context", "2048", "--json")
     assert [change.get("path", change["kind"]) for change in done.changes] == [
-        "/etc/vllm-install/qwen3vl.env", UNIT, "restart",
+        "/etc/vllm-install/qwen3vl.env", UNIT, "handover",
     ]  # fmt: skip
     assert main_pid(machine) != pid
     assert ask(machine, "GET", "/v1/models", key).json["data"][0]["max_model_len"] == 2048
@@ -199,7 +199,7 @@ def test_what_is_written_to_the_host_does_not_depend_on_the_language(
         found.append(host_texts(machine) | {"last_changes": shown["last_changes"][2]["outcome"]})
         cli(machine, "uninstall", "--yes", "--purge")
     english, chinese = found
-    assert "undone: qwen3vl.service did not come up" in english["last_changes"]
+    assert "undone: the successor of qwen3vl.service did not come up" in english["last_changes"]
     assert english == chinese
 
 

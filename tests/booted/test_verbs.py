@@ -58,7 +58,9 @@ def test_a_service_is_a_word_as_for_systemctl(machine: Machine) -> None:
 
 def test_a_dry_run_says_what_would_change_and_changes_nothing(machine: Machine) -> None:
     pid, before = main_pid(machine), snapshot(machine.root, [HOME])
-    assert cli(machine, "set", "--port", "8001", "--dry-run").out.splitlines()[-1] == f"restart {SERVICE}.service"
+    assert cli(machine, "set", "--port", "8001", "--dry-run").out.splitlines()[-1] == (
+        f"hand {SERVICE}.service over to its successor, while callers wait"
+    )
     assert (
         cli(machine, "set", "PORT=8001", "--dry-run", "--json").changes
         == cli(machine, "deploy", "--port", "8001", "--dry-run", "--json").changes
@@ -69,7 +71,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(machine: Machine) 
     assert main_pid(machine) == pid
     cli(machine, "set", "--context", "2048")
     pid = main_pid(machine)
-    assert [change["kind"] for change in cli(machine, "rollback", "--dry-run", "--json").changes][-1] == "restart"
+    assert [change["kind"] for change in cli(machine, "rollback", "--dry-run", "--json").changes][-1] == "handover"
     assert main_pid(machine) == pid
     assert "manages no service other" in cli(machine, "set", "other", "PORT=1", "--dry-run", code=3).err
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from installer.base.assets import RUNTIME
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.diagnosis import doctor
-from installer.diagnosis.doctor_running import check_load, check_state
+from installer.diagnosis.doctor_running import check_journal, check_load, check_state
 from installer.diagnosis.finding import Finding
-from installer.diagnosis.scene import Scene, look
+from installer.diagnosis.scene import BEGINNINGS, Scene, look
 from installer.look import status as view
 from installer.look.status import lines, status
 from installer.model import builtin
@@ -351,3 +352,50 @@ def test_a_service_that_is_handed_over_serves_until_callers_are_held(
     assert scene.serves == serves
     if active != "active":
         assert [(each.id, each.severity) for each in check_state(scene)] == [("service-changing", "note")]
+
+
+class Ran(Scene):
+    """A service whose journal is this one's."""
+
+    runs: list[list[str]] = []  # type: ignore[assignment]  # noqa: RUF012
+
+
+OLD, REFUSED = ["INFO old engine"], ["ValueError: To serve at least one request with the model's max seq len (4096)"]
+SAYS = "vllm-launcher: "
+
+
+@pytest.mark.parametrize(
+    ("lines", "last"),
+    [
+        (OLD, OLD),
+        ([*OLD, f"{SAYS}the next engine takes over: x", *REFUSED], [f"{SAYS}the next engine takes over: x", *REFUSED]),
+        (
+            [*OLD, f"{SAYS}the next engine takes over: x", *REFUSED, f"{SAYS}starting again what ran before", *OLD],
+            [f"{SAYS}starting again what ran before", *OLD],
+        ),
+        ([*OLD, *REFUSED, f"{SAYS}the change is not taken over: x"], [f"{SAYS}the change is not taken over: x"]),
+        ([], []),
+    ],
+)
+def test_of_a_run_that_was_handed_over_the_last_start_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], last: list[str]
+) -> None:
+    monkeypatch.setattr(Ran, "runs", [lines, ["another run"]] if lines else [])
+    assert Ran(Host(tmp_path), LAYOUT, None, None).last_start == last
+
+
+def test_a_successor_that_was_refused_is_no_reason_why_the_service_fails_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = "systemd[1]: qwen3vl.service: A process of this unit has been killed by the OOM killer."
+    monkeypatch.setattr(Ran, "runs", [[killed, *REFUSED, f"{SAYS}starting again what ran before"]])
+    scene = Ran(Host(tmp_path), LAYOUT, None, None)
+    monkeypatch.setattr(Ran, "unit", {"ActiveState": "failed"})
+    assert list(check_journal(scene)) == []
+    monkeypatch.setattr(Ran, "runs", [[f"{SAYS}starting again what ran before", killed]])
+    assert [finding.severity for finding in check_journal(scene)] == ["fault"]
+
+
+def test_the_words_for_it_are_the_supervisors() -> None:
+    says = (RUNTIME / "vllm_supervisor.py").read_text()
+    assert all(word.removeprefix(SAYS) in says for word in BEGINNINGS)

@@ -180,6 +180,16 @@ def stalled(service: Service, fault: str) -> subprocess.Popen[str]:
     return reload
 
 
+def test_nor_are_those_that_changed_while_it_was_prepared(service: Service) -> None:
+    """The next engine's own are of the unit as it was when its preparation began."""
+    reload = stalled(service, "import=hang")
+    changed = (service.run / "keys").read_text().replace(digest(USER)[7:], digest(NEW)[7:])
+    (service.run / "keys").write_text(changed)
+    service.faults("")
+    assert reload.wait(PATIENCE) == 0
+    assert [service.status("/v1/models", key) for key in (USER, NEW)] == [401, 200]
+
+
 @pytest.mark.parametrize("fault", ["import=hang", "stall=load"])
 def test_two_changes_do_not_mix(service: Service, fault: str) -> None:
     reload = stalled(service, fault)
