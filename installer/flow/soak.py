@@ -54,7 +54,7 @@ def look(service: str, host: Host, report: Report) -> None:
 def _judged(known: Soak, seen: Seen, host: Host, layout: Layout, report: Report) -> Soak | None:
     """Whoever has found it bad before is believed: the evidence may be gone."""
     why = "" if known.bad else soak_rules.fault(known, seen)
-    bad = english(_with_evidence(why, known, host, layout)) if why else known.bad
+    bad = _with_evidence(why, known, host, layout) if why else known.bad
 
     def judged(soak: Soak) -> Soak:
         return dataclasses.replace(soak_rules.looked(soak, seen), bad=bad) if soak == known else soak
@@ -64,7 +64,12 @@ def _judged(known: Soak, seen: Seen, host: Host, layout: Layout, report: Report)
 
 def _with_evidence(why: str, soak: Soak, host: Host, layout: Layout) -> str:
     """With the line of the run's journal that tells why it ended; where there is none, as it is."""
-    return first_line(prove.failure(handle(layout), host, why, soak.run).message)
+    return _as_recorded(prove.failure(handle(layout), host, why, soak.run))
+
+
+def _as_recorded(error: InstallError) -> str:
+    """Of what others wrote a line, and no more of it than one can read."""
+    return one_line(english(first_line(error.message)))
 
 
 def _update(change: Callable[[Soak], Soak], host: Host, layout: Layout, report: Report, what: str = "") -> Soak | None:
@@ -87,7 +92,7 @@ def _confirm(host: Host, layout: Layout, report: Report) -> None:
         try:
             prove.serving(with_probe_key(state.proved, host, layout, None), host, report)
         except prove.NotProved as error:
-            why = english(first_line(error.message))
+            why = _as_recorded(error)
             _update(lambda soak: dataclasses.replace(soak, bad=why), host, layout, report)
         else:
             _end(CONFIRMED, host, layout, report)
@@ -131,7 +136,7 @@ def _return(soak: Soak, host: Host, layout: Layout, report: Report) -> None:
 
 
 def _give_up(soak: Soak, error: InstallError, host: Host, layout: Layout, report: Report) -> None:
-    why = f"{soak.bad}; {english(first_line(error.message))}"
+    why = f"{soak.bad}; {_as_recorded(error)}"
     _update(lambda now: dataclasses.replace(now, outcome=STUCK, bad=why), host, layout, report, f"{STUCK}: {why}")
     _tell(f"{soak.what}: {STUCK}: {why}", host, layout, report)
 

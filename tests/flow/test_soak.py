@@ -11,7 +11,7 @@ import pytest
 from installer.base.changes import Restart, Write
 from installer.base.errors import Exit, InstallError, Refused
 from installer.base.host import Host
-from installer.flow import deploy, eject, rotate, soak, soak_rules, steps, watched
+from installer.flow import deploy, eject, prove, rotate, soak, soak_rules, steps, watched
 from installer.flow.prove import NotProved
 from installer.flow.rotate import Rotation
 from installer.flow.soak_rules import Seen, fault, looked
@@ -317,6 +317,19 @@ def test_what_turns_bad_goes_back(host: Host, before: dict[str, str], looks: Loo
     assert record(host).history[-1].outcome == f"rolled back: {over.bad}"
     assert soak.verdict(over) == Exit.NOT_PROVED
     assert proofs.asked[-1][0].target.settings.port == 8000, "what it went back to is proved"
+
+
+def test_of_what_the_service_said_a_line_is_kept(
+    host: Host, before: dict[str, str], looks: Looks, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = NotProved(f"it died: \x1b[2J{'x' * 9000}\nin lines")
+    asked: list[object] = []
+    monkeypatch.setattr(prove, "failure", lambda *words: asked.append(words[3]) or said)
+    looks.next = [seen(active="failed", run="")]
+    look(host)
+    assert asked == ["run"], "the one that was there at the look before"
+    bad = state_of(host).bad
+    assert (bad[:16], len(bad), bad.isprintable()) == ("it died: \\x1b[2J", 400, True)
 
 
 def test_what_hangs_in_the_end_goes_back(host: Host, before: dict[str, str], looks: Looks, proofs: Proofs) -> None:
