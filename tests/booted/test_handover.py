@@ -31,6 +31,8 @@ UNIT = f"/etc/systemd/system/{SERVICE}.service"
 FAULTS = f"/var/cache/{SERVICE}/standin"
 DROP_IN = f"{UNIT}.d/override.conf"
 
+IN_FLIGHT = ("500", "RemoteDisconnected", "ConnectionResetError", "IncompleteRead", "BrokenPipeError")
+
 # Asks again and again, several at once, each time on a new connection; tells at the end of its input what came back.
 LOAD = """
 import collections, http.client, json, sys, threading
@@ -147,7 +149,7 @@ def test_a_stop_refuses_everybody_at_once(machine: Machine, key: str) -> None:
 def test_a_crash_costs_only_what_was_under_way(machine: Machine, key: str, victim: str) -> None:
     """systemd waits before it starts the unit anew: meanwhile nobody but itself has the socket."""
     pid = main_pid(machine)
-    with asked(machine, key, may_fail=("500", "RemoteDisconnected", "ConnectionResetError", "IncompleteRead")):
+    with asked(machine, key, may_fail=IN_FLIGHT):
         (killed,) = (number for number, line in processes(machine).items() if victim in line)
         machine.run("kill", "-KILL", str(killed))
         until("it is down", lambda: unit(machine, "SubState")["SubState"] == "auto-restart", machine)
@@ -265,7 +267,7 @@ def test_whoever_is_killed_during_a_change_nobody_is_refused(
 ) -> None:
     """What answered at that time can answer no more; everybody else waits for what comes then."""
     old, (age, name) = set(processes(machine)), victim.split()
-    flight = ("RemoteDisconnected", "ConnectionResetError", "500") if age == "old" else ()
+    flight = IN_FLIGHT if age == "old" else ()
     with asked(machine, key, may_fail=flight), under_way(machine, stage):
         (pid,) = [pid for pid in named(machine, name) if (pid in old) == (age == "old")]
         machine.run("kill", "-KILL", str(pid))

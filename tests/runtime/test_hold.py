@@ -111,10 +111,12 @@ def test_a_stop_means_stop(service: Service) -> None:
     process = service.start()
     service.hear("READY=1")
     service.substate("stop-sigterm", job="7 x.service stop running")
+    still_held = os.dup(service.store["http"][0])
     process.terminate()
     assert process.wait(PATIENCE) == 0
     with pytest.raises(ConnectionRefusedError):
         call(service.port)
+    os.close(still_held)
     assert service.store == {}
 
 
@@ -228,6 +230,8 @@ def test_who_is_slow_to_ask_keeps_nobody_from_an_answer(service: Service) -> Non
         for _ in range(2 * vllm_hold.MOST_CALLERS):
             slow.enter_context(call(service.port, b"GET / HTTP/1.1\r\nX: "))
         assert status(call(service.port)) == 503
+        held = list(Path(f"/proc/{service.named('vllm_supervisor.py')}/fd").iterdir())
+        assert len(held) < vllm_hold.MOST_CALLERS + 50
 
 
 @pytest.mark.parametrize("request_", [b"", b"x" * 100_000, b"POST /v1/completions HTTP/1.1\r\n\r\n" + b"{" * 500_000])
