@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -59,6 +60,7 @@ def test_it_is_said_in_words(seen: Holding, words: str) -> None:
         told(waiting=[]), told(hold="\x1b[2J"), told(hold=float("nan")), told(hold=float("inf")), told(since={}),
         told(since=-0.5), '{"since": 1, "waiting": 1}', told() + " " * LONGEST,
     ],
+    ids=itertools.count(),  # the texts hold the time of day, and each process that collects them has another
 )  # fmt: skip
 def test_what_is_no_number_is_not_believed(host: Host, text: str) -> None:
     assert says(host, text) is None
