@@ -227,7 +227,7 @@ class Supervisor:
             else:
                 self.note(found[0])
                 if self.refusal is None and vllm_hold.now() - self.since > self.task["hold"]:
-                    say(f"callers have waited for {self.task['hold']} s: from now on they are told to come back", 4)
+                    say(f"it has been starting for {self.task['hold']} s: callers are told to come back from now on", 4)
                     self.refusal = vllm_hold.Refusal(self.listener)
         if self.refusal is not None:
             self.refusal.step(TICK, accepts=self.since is not None)
