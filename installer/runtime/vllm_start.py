@@ -22,36 +22,34 @@ from typing import Any
 READY, GO = "LAUNCHER_READY", "LAUNCHER_GO"  # the variables with the descriptors of a standby
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ENTRY = "vllm.entrypoints.cli.main"
-# What a start reaches beyond the entry, in its three kinds of processes. A version may have it elsewhere.
-AHEAD = (
+# What a start reaches beyond the entry: the API server, and what is forked from it. A version may have it elsewhere.
+SERVER = (
     *(f"vllm.entrypoints.cli.{name}" for name in (
         "serve", "openai", "launch", "benchmark.main", "collect_env", "download_kernels", "run_batch", "preload",
         "snapshot",
     )),
     "vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server",
-    "vllm.entrypoints.anthropic.api_router", "vllm.v1.engine.async_llm", "vllm.v1.engine.core",
-    "vllm.v1.executor.multiproc_executor", "vllm.compilation.backends", "vllm.compilation.passes.pass_manager",
-    "vllm.distributed.elastic_ep.elastic_execute", "torch._inductor.compile_fx", "torch._dynamo.backends.distributed",
-    "torch._inductor.choices", "torch._inductor.fx_passes.fuse_attention", "torch._inductor.fx_passes.quantization",
-    "torch.export._trace", "compressed_tensors.offload", "model_hosting_container_standards.sagemaker",
-    "sympy.combinatorics", "sympy.physics.units", "uvicorn.protocols.http.httptools_impl", "websockets.server",
+    "vllm.entrypoints.anthropic.api_router", "vllm.v1.engine.async_llm",
+    "model_hosting_container_standards.sagemaker", "uvicorn.protocols.http.httptools_impl", "websockets.server",
     "prometheus_fastapi_instrumentator",
 )  # fmt: skip
-WORKER = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_worker"}
+FORKED = (
+    "vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker",
+    "vllm.compilation.backends", "vllm.compilation.passes.pass_manager",
+    "vllm.distributed.elastic_ep.elastic_execute", "torch._inductor.compile_fx", "torch._dynamo.backends.distributed",
+    "torch._inductor.choices", "torch._inductor.fx_passes.fuse_attention", "torch._inductor.fx_passes.quantization",
+    "torch.export._trace", "compressed_tensors.offload", "sympy.combinatorics", "sympy.physics.units",
+)  # fmt: skip
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 CHUNK = 16 << 20
 
 
 def shorten() -> None:
-    kind = kind_of_engine()
-    if kind == "cpu":
-        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # here its cache can be written and never be read
-    if METHOD in os.environ:
-        return
     os.register_at_fork(after_in_child=forget_signals)
-    if kind == "cuda":
-        os.environ[METHOD] = "fork"  # vLLM goes back to spawn where that is not safe
-    elif kind == "cpu" and "LD_PRELOAD" not in os.environ:  # else somebody has an OpenMP of their own
+    if kind_of_engine() != "cpu":
+        return  # what forking brings on a GPU was never measured
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # here its cache can be written and never be read
+    if METHOD not in os.environ and "LD_PRELOAD" not in os.environ:  # else somebody has an OpenMP of their own
         fork_on_cpu()
 
 
@@ -113,7 +111,8 @@ def stand_by(words: list[str]) -> None:
 
 def import_ahead(model: str) -> None:
     importlib.import_module(ENTRY)
-    for name in (*AHEAD, *filter(None, [WORKER.get(kind_of_engine())]), *modules_of(model)):
+    forked = (*FORKED, *modules_of(model)) if kind_of_engine() == "cpu" else ()
+    for name in (*SERVER, *forked):
         with contextlib.suppress(Exception):  # where it is needed vLLM will say what is wrong with it
             importlib.import_module(name)
 
