@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -11,12 +12,16 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+KEPT_FOR = 0.7  # seconds at a drain in which a client may still ask on a connection that it kept: once more
+
+
 class Server:
-    """Serves until told to drain; `busy` counts the requests under way."""
+    """Serves until told to drain; `busy` counts the requests under way, `open` the connections."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
-        self.busy = 0
+        self.busy = self.open = 0
+        self.is_draining = False
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> None:
@@ -25,22 +30,26 @@ class Server:
     async def drain(self, patience: float) -> None:
         """Take no new connection; wait for the running requests, but not longer than `patience`."""
         assert self._server is not None
+        self.is_draining = True
         self._server.close()
         await asyncio.sleep(0.1)  # who was let in a moment ago has not asked yet
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._idle(), patience)
 
     async def _idle(self) -> None:
-        while self.busy:
+        end = time.monotonic() + KEPT_FOR
+        while self.busy or (self.open and time.monotonic() < end):
             await asyncio.sleep(0.02)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
         try:
             while await self._exchange(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.open -= 1
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -62,12 +71,21 @@ class Server:
             "headers": headers, "client": writer.get_extra_info("peername"),
             "server": writer.get_extra_info("sockname"),
         }  # fmt: skip
+        send, is_last = _sender(writer), found.get(b"connection", b"").lower() == b"close"
+
+        async def say(message: dict[str, Any]) -> None:
+            nonlocal is_last
+            if self.is_draining and message["type"] == "http.response.start":
+                is_last = True
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            await send(message)
+
         self.busy += 1
         try:
-            await self.application(scope, _receiver(body), _sender(writer))
+            await self.application(scope, _receiver(body), say)
         finally:
             self.busy -= 1
-        return found.get(b"connection", b"").lower() != b"close"
+        return not is_last
 
 
 def _receiver(body: bytes) -> Receive:
