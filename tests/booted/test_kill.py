@@ -110,7 +110,7 @@ def test_a_reboot_after_a_killed_update_serves_the_old_or_the_new(machine: Machi
     key = cli(machine, "deploy", *standin(standin_wheels)).key
     served = {}
     # Before the settings are written, with them alone, while the unit is written, after it, and while it restarts.
-    for context, point in enumerate(("begin:1", "done:1", "effect:2:1", "done:2", "effect:3:3", "done:3"), 2048):
+    for context, point in enumerate(("begin:1", "done:1", "effect:2:1", "done:2", "effect:3:2", "done:3"), 2048):
         old = unit_context(machine)
         cut(machine, point, "deploy", "--context", str(context))
         machine.reboot()
