@@ -23,7 +23,7 @@ from tests.booted.test_change import misbehaving
 from tests.booted.test_kill import cut, points_of
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
-from tests.kit.life import SERVICE, ask, cli, is_gone, is_up, main_pid, serves, standin, unit, until
+from tests.kit.life import SERVICE, ask, cli, is_gone, is_up, server_pid, serves, standin, unit, until
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 STATE = f"/var/lib/vllm-install/{SERVICE}/state.json"
@@ -81,12 +81,12 @@ def knows(machine: Machine, key: str) -> list[str]:
 @contextmanager
 def loading(machine: Machine, *, fails: bool = False) -> Iterator[subprocess.Popen[str]]:
     """A change whose vLLM loads until this ends, and then comes up or does not."""
-    context, pid = 1024 + 16 * next(numbers), main_pid(machine)
+    context = 1024 + 16 * next(numbers)
     then = f"refuse-context={context - 1}" if fails else ""
     command = (sys.executable, "-m", "installer", "set-context", str(context))
     with misbehaving(machine, f"stall=load {then}"), machine.start(*command) as change:
         try:
-            until("it loads anew", lambda: main_pid(machine) not in (0, pid) and is_loading(machine), machine)
+            until("it loads anew", lambda: is_loading(machine), machine)
             yield change
             assert change.poll() is None, "it was to last longer than what happens meanwhile"
         finally:
@@ -115,7 +115,7 @@ def test_a_key_is_revoked_while_a_change_of_the_same_service_loads(machine: Mach
 
 def test_a_revocation_stays_where_the_service_answers_nothing(machine: Machine) -> None:
     """A service that hangs is no reason to bring a leaked key back; a request waits for seconds, not for minutes."""
-    leaked, kept, pid = new_key(machine, "leaked"), new_key(machine, "kept"), main_pid(machine)
+    leaked, kept, pid = new_key(machine, "leaked"), new_key(machine, "kept"), server_pid(machine)
     machine.run("kill", "-STOP", str(pid))
     try:
         done = cli(machine, "keys", "revoke", "leaked", code=6, timeout=60)
@@ -133,13 +133,12 @@ def test_a_revocation_stays_where_the_service_answers_nothing(machine: Machine) 
 
 def test_a_change_that_is_killed_after_a_revocation_brings_nothing_back(machine: Machine) -> None:
     leaked, kept = new_key(machine, "leaked"), new_key(machine, "kept")
-    with misbehaving(machine, "stall=load"):
-        pid = main_pid(machine)
-        with machine.start(sys.executable, "-m", "installer", "set-context", "900") as change:
-            until("it loads anew", lambda: main_pid(machine) not in (0, pid) and is_loading(machine), machine)
-            cli(machine, "keys", "revoke", "leaked")
-            os.killpg(change.pid, signal.SIGKILL)
-            change.communicate()
+    command = (sys.executable, "-m", "installer", "set-context", "900")
+    with misbehaving(machine, "stall=load"), machine.start(*command) as change:
+        until("it loads anew", lambda: is_loading(machine), machine)
+        cli(machine, "keys", "revoke", "leaked")
+        os.killpg(change.pid, signal.SIGKILL)
+        change.communicate()
     until("it is up", lambda: is_up(machine), machine)
     assert status(machine, leaked) == 401
     assert "cut off" in cli(machine, "set-context", "1024").err
