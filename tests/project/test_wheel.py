@@ -140,7 +140,8 @@ def test_what_runs_with_vllm_needs_nothing_of_ours(tmp_path: Path) -> None:
     modules = sorted(path.stem for path in folder.glob("vllm_*.py"))
     script = f"import sys; sys.path.append({str(folder)!r}); import {', '.join(modules)}; print(*sys.modules)"
     loaded = {name.partition(".")[0] for name in run(sys.executable, "-IBSc", script, cwd=tmp_path).split()}
-    assert loaded <= sys.stdlib_module_names | set(modules) | {"__main__"}
+    main = {"__main__", "__mp_main__"}  # the second by multiprocessing
+    assert loaded <= sys.stdlib_module_names | set(modules) | main
 
 
 def test_an_installed_wheel_speaks_chinese(installed: Path, tmp_path: Path) -> None:
