@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from installer.runtime.vllm_connections import asks_nothing, is_between_requests
+    from installer.runtime.vllm_systemd import seconds
 else:
     from vllm_connections import asks_nothing, is_between_requests
+    from vllm_systemd import seconds
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -32,7 +34,6 @@ SETTLE = 0.1  # seconds until everybody who was taken out of the queue shows amo
 IDLE_FOR = 0.5  # seconds in which a client may still ask on a connection that it kept
 HEAD_WITHIN = 2.0  # seconds for the rest of a head, or all of the first one: time for a lost packet to come again
 LOOK_EVERY = 0.02
-USUAL = 30.0  # seconds where the unit does not say
 HEALTH_ROUTES = ("/health", "/ping")
 
 
@@ -67,7 +68,7 @@ class Drain:
         try:
             self.begun()
             self.stop_accepting()
-            await self.finish(seconds())
+            await self.finish(seconds("DRAIN"))
         except Exception as error:  # of whatever kind: a stop must not fail
             log.error("the stop is left to vLLM: %r", error)
             os.kill(os.getpid(), signal.SIGINT)  # which vLLM and its web server take for the same
@@ -130,11 +131,6 @@ class Drain:
         elif waited >= (HEAD_WITHIN if is_plain and not is_between_requests(connection) else IDLE_FOR):
             transport.close() if is_plain else connection.shutdown()
         return True
-
-
-def seconds() -> float:
-    text = os.environ.get("DRAIN", "")
-    return float(text) if text.isdecimal() else USUAL
 
 
 def leaving(app: App) -> App:

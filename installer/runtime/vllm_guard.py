@@ -13,22 +13,17 @@ import os
 import re
 import stat
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from hashlib import sha256
 from posixpath import normpath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from installer.runtime.vllm_connections import Connections
-    from installer.runtime.vllm_drain import Drain, leaving
+    from installer.runtime.vllm_drain import App, Drain, Receive, Scope, Send, leaving
 else:
     from vllm_connections import Connections
-    from vllm_drain import Drain, leaving
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+    from vllm_drain import App, Drain, Receive, Scope, Send, leaving
 
 OPEN, METRICS, INFERENCE, ADMIN = range(4)
 ROLES = {"metrics": METRICS, "inference": INFERENCE, "admin": ADMIN}

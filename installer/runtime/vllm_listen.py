@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 LISTENER = "LAUNCHER_LISTENER"  # the variable with the descriptor
+READY, GO = "LAUNCHER_READY", "LAUNCHER_GO"  # those of an engine that is prepared and waits: what it says, and hears
 
 
 def hand_in(listener: int) -> None:
@@ -37,8 +38,8 @@ if __name__ == "__main__":
     import vllm_start  # type: ignore[import-not-found]
 
     vllm_start.shorten()
-    if vllm_start.READY in os.environ:
-        vllm_start.stand_by(sys.argv[1:])
+    if READY in os.environ:
+        vllm_start.stand_by(sys.argv[1:], int(os.environ.pop(READY)), int(os.environ.pop(GO)))
     from vllm.entrypoints.cli.main import main  # type: ignore[import-not-found]
 
     main()

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-READY, GO = "LAUNCHER_READY", "LAUNCHER_GO"  # the variables with the descriptors of a standby
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ENTRY = "vllm.entrypoints.cli.main"
 # What a start reaches beyond the entry: the API server, and what is forked from it. A version may have it elsewhere.
@@ -93,9 +92,8 @@ def bind_threads() -> None:
         sys.modules["torch"].set_num_threads(len(cpus))
 
 
-def stand_by(words: list[str]) -> None:
+def stand_by(words: list[str], ready: int, go: int) -> None:
     """Returns when it is this engine's turn; it never comes where the other end is closed."""
-    ready, go = int(os.environ.pop(READY)), int(os.environ.pop(GO))
     os.set_inheritable(ready, False)
     os.set_inheritable(go, False)
     model = words[1] if len(words) > 1 else ""

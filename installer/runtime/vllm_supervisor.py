@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING or __package__:
     from installer.runtime import vllm_handover, vllm_hold
-    from installer.runtime.vllm_listen import LISTENER
+    from installer.runtime.vllm_listen import GO, LISTENER, READY
     from installer.runtime.vllm_processes import end_all, end_as, end_strangers, reap, send
-    from installer.runtime.vllm_systemd import notify, own_unit, say, systemctl, write
+    from installer.runtime.vllm_systemd import notify, own_unit, say, seconds, systemctl, write
 else:
     import vllm_handover
     import vllm_hold
-    from vllm_listen import LISTENER
+    from vllm_listen import GO, LISTENER, READY
     from vllm_processes import end_all, end_as, end_strangers, reap, send
-    from vllm_systemd import notify, own_unit, say, systemctl, write
+    from vllm_systemd import notify, own_unit, say, seconds, systemctl, write
 
 SET_CHILD_SUBREAPER = 36
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT, signal.SIGCONT)
@@ -42,7 +42,6 @@ PULSE = 5.0  # seconds from one word to the watchdog to the next
 LAST_WORDS_WITHIN = 5.0  # seconds that the watcher gets to say why a start has failed
 SLACK = 10.0  # seconds beyond what was agreed on
 WATCHERS = 3  # of one engine that may die; more of them die of themselves, not of somebody's kill
-READY, GO = "LAUNCHER_READY", "LAUNCHER_GO"  # variables of an engine that is prepared and waits, with descriptors
 
 
 class Supervisor:
@@ -333,7 +332,7 @@ class Main(Supervisor):
     def give_way(self, keys: str) -> None:
         """Everybody gets the answer that is owed; who comes now waits for the next engine."""
         self.new_keys = keys
-        self.gives_way_until = time.monotonic() + float(os.environ.get("DRAIN") or 30) + SLACK
+        self.gives_way_until = time.monotonic() + seconds("DRAIN") + SLACK
         watcher, self.watcher = self.watcher, 0  # it would take the silence of who has gone to drain for a hang
         send(watcher, signal.SIGKILL)
         send(self.engine, signal.SIGTERM if self.since is None else signal.SIGKILL)
@@ -406,7 +405,7 @@ class Successor(Main):
         self.engine = self.spawn_engine({READY: ready, GO: go})
         os.close(ready)
         os.close(go)
-        self.prepared_until = time.monotonic() + float(os.environ.get("START_PATIENCE_SEC") or 300)
+        self.prepared_until = time.monotonic() + seconds("START_PATIENCE_SEC")
         self.selector.register(self.ready, selectors.EVENT_READ, self.hear_standby)
 
     def patience(self) -> float | None:

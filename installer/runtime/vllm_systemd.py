@@ -23,6 +23,13 @@ else:
     from vllm_text import command, one_line
 
 JOURNAL = "/run/systemd/journal/stdout"
+# What the unit may say in its environment, and what holds where it does not, or makes no sense: in seconds.
+USUAL = {"DRAIN": 30.0, "START_PATIENCE_SEC": 300.0}
+
+
+def seconds(variable: str) -> float:
+    text = os.environ.get(variable, "")
+    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII) else USUAL[variable]
 
 
 def say(text: str, priority: int = 6) -> None:
@@ -103,10 +110,6 @@ def stat(pid: int) -> list[str]:
         fields = file.read().rpartition(") ")[2].split()
         return fields if fields[0] != "Z" else []
     return []
-
-
-def is_gone(pid: int) -> bool:
-    return not stat(pid)
 
 
 def descendants(pid: int) -> set[int]:

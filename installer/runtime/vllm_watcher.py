@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING or __package__:
     from installer.runtime import vllm_hold
-    from installer.runtime.vllm_systemd import command_of, descendants, is_gone, notify, own_unit, say, stat, systemctl
+    from installer.runtime.vllm_systemd import command_of, descendants, notify, own_unit, say, seconds, stat, systemctl
 else:
     import vllm_hold
-    from vllm_systemd import command_of, descendants, is_gone, notify, own_unit, say, stat, systemctl
+    from vllm_systemd import command_of, descendants, notify, own_unit, say, seconds, stat, systemctl
 
 PROBE = "/v1/completions?probe"
 # What answers of the model can be asked for; the first that this model gives at all is the one.
@@ -58,9 +58,12 @@ PROGRESS = re.compile(
     re.MULTILINE,
 )
 QUEUES = re.compile(r"^vllm:num_requests_(?:running|waiting)[ {].*", re.MULTILINE)
-PATIENCE = 300.0  # seconds without any sign of progress after which a start is over; START_PATIENCE_SEC
 SPARE = 8  # descriptors; with fewer left a process is short of them
 NOISE = 4096  # bytes read and written by all processes that are no sign of progress: a process waiting writes a little
+
+
+def is_gone(pid: int) -> bool:
+    return not stat(pid)
 
 
 class Vllm:
@@ -216,7 +219,7 @@ class Watcher:
         self.report = report
         self.holds = holds
         self.is_active = is_active  # the unit, already: systemd waits for word of life
-        self.patience = float(os.environ.get("START_PATIENCE_SEC") or PATIENCE)
+        self.patience = seconds("START_PATIENCE_SEC")
         self.watchdog = int(os.environ.get("WATCHDOG_USEC") or 120_000_000) / 1e6
         self.stage = "starting"
         self.waiting = ""
