@@ -326,6 +326,19 @@ def test_flags_that_vllm_refuses_are_taken_back_by_the_verb_that_there_is() -> N
     assert first.message == later.message
 
 
+def test_a_worker_that_ends_itself_is_not_the_reason_but_what_it_said() -> None:
+    """As vLLM 0.32.0 said it; a worker that a signal ended said nothing."""
+    lines = [
+        "(Worker pid=9) ERROR 11-29 00:41:14 [multiproc_executor.py:1063] WorkerProc hit an exception.",
+        "(Worker pid=9) ERROR 11-29 00:41:14 [multiproc_executor.py:1063] ValueError: No common block size for 7.",
+        "(EngineCore pid=8) ERROR 11-29 00:41:14 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly"
+        " (exit code: {code}), shutting down executor.",
+    ]
+    ended, killed = ([line.format(code=code) for line in lines] for code in (0, -9))
+    assert "No common block size" in prove.reason_in(ended, "it ended", "look").message
+    assert "died unexpectedly" in prove.reason_in(killed, "it ended", "look").message
+
+
 def test_where_nothing_is_known_the_last_words_are_shown() -> None:
     lines = [f"line {number}" for number in range(1, 12)]
     said = prove.reason_in(lines, "it ended", "look").message
