@@ -24,7 +24,10 @@ test-fast: .venv-ready ## Run the tests that need no root
 
 docs: .venv-ready ## Write the generated pages of docs/ anew
 	@.venv/bin/python -m scripts.troubleshoot
+	@.venv/bin/python -m scripts.gpu_faults
+	@.venv/bin/python -m scripts.alerts
 	@.venv/bin/python -m scripts.modules
+	@.venv/bin/python -m scripts.dashboards
 	@LC_ALL=C.UTF-8 .venv/bin/python -m scripts.reference
 
 locks: .venv-ready ## Write the locks of the default vLLM anew (asks the package index, minutes); look at the difference
@@ -38,6 +41,7 @@ golden: .venv-ready ## Write the golden files anew; look at the difference befor
 
 screens: .venv-ready machine-ready ## Render what the verbs show into docs/images/ (root)
 	@.venv/bin/python -m scripts.screens $(ARGS)
+	@.venv/bin/python -m scripts.pictures
 
 check: .venv-ready ## Lint, formatting, types and the layers of the house; what CI runs first
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' # a merge that was not ended

@@ -35,6 +35,7 @@ from bench.engine import LAYOUT, PLACE, SETTINGS, free_port, fresh_host, resolve
 from installer.base.assets import RUNTIME  # noqa: E402
 from installer.base.host import Host  # noqa: E402
 from installer.base.report import Report  # noqa: E402
+from installer.families.vllm import imports  # noqa: E402
 from installer.forms.venv import engines  # noqa: E402
 from installer.forms.venv.engines import InstallEngine  # noqa: E402
 from installer.model import builtin  # noqa: E402
@@ -148,6 +149,7 @@ def environment() -> dict[str, str]:
         "VLLM_CACHE_ROOT": str(caches / "vllm"), "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"), "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
         "RUNTIME_DIRECTORY": str(HOME / "run"), "CREDENTIALS_DIRECTORY": str(HOME / "credentials"),
+        "STATE_DIRECTORY": str(HOME / "usage"),
     }  # fmt: skip
 
 
@@ -186,7 +188,7 @@ def measure(python: Path, rounds: int) -> dict[tuple[str, str], list[Slice]]:
     launcher = [str(python), str(RUNTIME / "vllm_launcher.py")]
     own, guarded = free_port(), free_port()
     serve = ["serve", str(MODEL), *SERVE_OPTIONS, "--port"]
-    check = [str(python), "-m", engines.ENTRY, *serve, str(own), "--api-key", KEY]
+    check = [str(python), "-m", imports.ENTRY, *serve, str(own), "--api-key", KEY]
     guard = [*launcher, "launch", *digests(1), "--", *serve, str(guarded)]
     with running(check, own):
         pass  # fills the compile caches: what vLLM compiles itself and what it finds there are not equally fast
@@ -224,7 +226,7 @@ def main(words: list[str]) -> None:
     PLACE.mkdir(parents=True, exist_ok=True)
     python = engine_python()
     shutil.rmtree(HOME, ignore_errors=True)
-    for name in ("run", "credentials", "caches"):
+    for name in ("run", "credentials", "caches", "usage"):
         (HOME / name).mkdir(parents=True)
     (HOME / "credentials/probe-key").write_text("sk-probe-" + secrets.token_urlsafe(32))
     load = os.getloadavg()[0]

@@ -23,7 +23,7 @@ from tests.vllm.test_change_real import MODEL, SHARE, WHEELS, furnish, refused_c
 
 HOLDS = (120, 0)
 BEFORE, AFTER = 40, 80  # requests that are waited for before a change, and after it
-LIMIT = 600.0
+LIMIT = 1200.0
 HANDOVER, RESTART = 0.4, 0.7  # what the gap of a handover may be of a restart's, and a restart's of today's
 
 

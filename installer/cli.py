@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 import sys
 from types import FrameType
@@ -10,12 +11,17 @@ from types import FrameType
 import click
 
 from installer import __version__
+from installer.base.cells import pad
 from installer.base.errors import Exit, InstallError, Interrupted, UsageError, explain
-from installer.base.language import LANGUAGES, OPTION, speak_everywhere, tr
+from installer.base.language import LANGUAGES, OPTION, mark, speak_everywhere, tr
 from installer.base.report import protect_terminal
-from installer.verbs import adopt, bundle, change, deploy, look, models, use, weights
+from installer.verbs import adopt, bundle, change, deploy, logs, look, models, usage, use, weights
+from installer.verbs.alarm import alarm
 from installer.verbs.doctor import doctor
-from installer.verbs.help import Formatter, punctuated, translate
+from installer.verbs.export import export
+from installer.verbs.help import Formatter, complete, punctuated
+from installer.verbs.keys import keys, set_apikey
+from installer.verbs.monitor import monitor
 from installer.verbs.output import print_json
 from installer.verbs.soak import soak
 
@@ -28,11 +34,31 @@ click.Context.formatter_class = Formatter
 SYSTEMCTLS = ("start", "stop", "restart", "reload", "enable", "disable", "mask", "unmask")
 
 
-class InOrder(click.Group):
-    """Lists the verbs as a user meets them, not by the alphabet."""
+VERBS: dict[str, tuple[click.Command, ...]] = {
+    mark("Set up"): (deploy.deploy, deploy.plan, deploy.uninstall, look.completion),
+    mark("Change"): (
+        change.set_values, change.set_context, set_apikey, keys, change.upgrade, change.rollback, soak, change.prune,
+    ),
+    mark("Look"): (
+        look.status, look.list_services, look.logs, doctor, usage.usage, alarm, use.chat, use.test, use.client_config,
+        monitor,
+    ),
+    mark("Weights"): (models.models,),
+    mark("Move"): (adopt.adopt, adopt.eject, export, bundle.bundle),
+}  # fmt: skip
+
+
+class Grouped(click.Group):
+    """Lists the verbs by what they are for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, self.commands))
+        for title, verbs in VERBS.items():
+            with formatter.section(tr(title)):
+                formatter.write_dl([(pad(verb.name or "", widest), verb.short_help or "") for verb in verbs])
 
     def resolve_command(
         self, context: click.Context, args: list[str]
@@ -46,22 +72,27 @@ class InOrder(click.Group):
         return super().resolve_command(context, args)
 
 
-@click.group(cls=InOrder, context_settings=CONTEXT)
+@click.group(cls=Grouped, context_settings=CONTEXT, invoke_without_command=True)
 @click.option(OPTION, type=click.Choice(LANGUAGES), expose_value=False, help="Language [default: the locale's]")
 @click.version_option(__version__, prog_name="vllm-install")
-def cli() -> None:
-    """Install, prove and run vLLM as a hardened systemd service."""
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Install, prove and run vLLM as a hardened systemd service.
+
+    Alone it says what runs on this host, and what to do next.
+    """
+    if context.invoked_subcommand is None:
+        look.overview()
 
 
-for verb in (
-    deploy.deploy, deploy.plan, change.set_apikey, change.keys, change.set_context, change.set_values,
-    change.upgrade, change.rollback, soak, look.status, doctor, look.list_services, look.logs, use.test,
-    use.client_config, models.models, bundle.bundle, change.prune, adopt.adopt, adopt.eject,
-    deploy.uninstall, look.completion,
-):  # fmt: skip
+for verb in itertools.chain(*VERBS.values()):
     cli.add_command(verb)
 for verb in (weights.verify, weights.list_models, weights.prune):
     models.models.add_command(verb)
+
+
+keys.add_command(usage.limit)
+monitor.add_command(logs.logs)
 
 
 def main() -> None:
@@ -69,7 +100,7 @@ def main() -> None:
         signal.signal(number, _interrupt)
     protect_terminal()
     speak_everywhere()
-    translate(cli)
+    complete(cli)
     try:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:

@@ -37,7 +37,7 @@ HEAD = "# What vllm-install says, in another language. `make catalogue` brings t
 def texts() -> dict[str, set[str]]:
     """Every text there is to translate, and the files it is from."""
     found: dict[str, set[str]] = {}
-    for text, place in (*_of_source(PACKAGE, OURS), *_of_help(cli), *_of_signatures(), *_of_click()):
+    for text, place in (*_of_source(PACKAGE, OURS), *_of_help(cli), *_of_signatures(), *_of_gpu_faults(), *_of_click()):
         found.setdefault(text, set()).add(place)
     return found
 
@@ -69,6 +69,16 @@ def _of_signatures() -> Iterator[tuple[str, str]]:
     table = DATA / "signatures.json"
     for entry in json.loads(table.read_text(encoding="utf-8")):
         yield entry["cause"], f"installer/data/{table.name}"
+
+
+def _of_gpu_faults() -> Iterator[tuple[str, str]]:
+    path = DATA / "gpu_faults.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    for text in (
+        *(each["means"] for each in table["decisions"].values()),
+        *(each["cause"] for each in table["faults"]),
+    ):
+        yield text, f"installer/data/{path.name}"
 
 
 def _of_click() -> Iterator[tuple[str, str]]:

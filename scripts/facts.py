@@ -43,6 +43,7 @@ FILES = {
     ),
     "/etc/systemd/system/vllm-soak@NAME.timer": "Looks at a service after a change with --soak, while that lasts.",
     "/etc/vllm-install/NAME.env": "The settings.",
+    "/etc/vllm-install/NAME.limits": "What each key may use at most, where one is limited.",
     "/etc/sysusers.d/vllm-install-NAME.conf": "The service's user, vllm-NAME.",
     "/opt/vllm-install/engines/ID": "vLLM, immutable, shared by all services that want the same.",
     "/opt/vllm-install/runtime/VERSION": "Launcher, watcher and guard, which vLLM runs with.",
@@ -50,6 +51,7 @@ FILES = {
     "/var/cache/vllm-install/hub": "Weights, in the hub's own cache layout, shared, read-only to the services.",
     "/var/cache/NAME": "Compile caches of one service.",
     "/var/lib/vllm-install/NAME": "What was proved last, and the probe key; root only.",
+    "/var/lib/vllm-usage/NAME": "What each key has used; the service's own, bounded in size.",
     "/run/NAME": "Digests of the keys in force.",
 }
 

@@ -20,8 +20,7 @@ from packaging.utils import parse_wheel_filename
 
 from installer.base.assets import DATA
 from installer.base.host import Host
-from installer.checks.preflight import MINIMUM_GLIBC, PYTHONS
-from installer.families.vllm import packages
+from installer.families.vllm import imports, packages
 from installer.forms.venv.pipconf import read_sources
 from installer.forms.venv.uv import run_uv
 from installer.spec.settings import Settings
@@ -60,7 +59,7 @@ def main() -> None:
     folder = DATA / "locks"
     folder.mkdir(exist_ok=True)
     for kind in KINDS:
-        targets = [(minor, arch) for arch in MINIMUM_GLIBC[kind] for minor in PYTHONS[kind]]
+        targets = [(minor, arch) for arch in imports.GLIBC[kind] for minor in imports.PYTHONS[kind]]
         with tempfile.TemporaryDirectory() as cache:
             locks = {name_of(target): _lock(kind, target, Path(cache)) for target in targets}
         (folder / f"{kind}-{VERSION}.json").write_text(_text(locks))
@@ -87,7 +86,7 @@ def _text(locks: dict[str, Lock]) -> str:
 
 def _lock(kind: str, target: Target, cache: Path) -> Lock:
     """Every package with the checksums of the wheels that an installer may take there; which, its glibc decides."""
-    held = offered(kind, target, cache, MINIMUM_GLIBC[kind][target[1]])
+    held = offered(kind, target, cache, imports.GLIBC[kind][target[1]])
     lock = {}
     for package, wheels in offered(kind, target, cache, NEWEST_GLIBC, held).items():
         lock[package] = [sha256 for file, sha256 in wheels.items() if _tags(target) & parse_wheel_filename(file)[3]]

@@ -66,6 +66,7 @@ def _verb(verb: Verb) -> Iterator[str]:
     for number, paragraph in enumerate(verb.paragraphs):
         yield from ([] if number == 0 else [".PP"])
         yield from _text(paragraph)
+    yield from (".PP", ".EX", *map(literal, verb.examples), ".EE")
     yield from _list((option.names, option.help) for option in verb.options)
 
 

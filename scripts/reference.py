@@ -45,6 +45,7 @@ def _verb(verb: Verb) -> Iterator[str]:
     yield from (f"### {verb.name}", "", "```", verb.usage, "```")
     for paragraph in verb.paragraphs:
         yield from ("", escape(paragraph))
+    yield from ("", "```", *verb.examples, "```")
     if verb.options:
         yield ""
         yield from table(("option", ""), ((f"`{option.names}`", option.help) for option in verb.options))

@@ -28,6 +28,24 @@ The report that `--bundle` writes holds versions, findings, facts, the unit, the
 last 2000 lines of the journal. Keys, tokens, passwords, addresses and prompts are taken out, also in part; look
 through it all the same.
 
+## A service with replicas
+
+`vllm-install status` has a line for each replica beside what all do together: its state and stage, its GPUs, its
+address, what it does, and what the gateway makes of it where that is not `UP`. `doctor` looks at each, and begins
+the cause with its unit: `qwen3vl@2: …`. `logs` is the journal of all of them; `journalctl -u qwen3vl@2` that of one.
+
+| finding | what it means | what helps |
+|---|---|---|
+| `haproxy-missing` | the gateway's program was removed | install it again |
+| `tls` | the certificate of `TLS=self` ends soon, or cannot serve | `sudo vllm-install deploy` makes a new one |
+| `gateway-down` | replicas serve, and nobody gets to them | `sudo systemctl start qwen3vl`: a restart is one of all |
+| `gateway-no-answer` | the gateway runs, but nobody is answered through it | its journal |
+| `replica-out` | a change that was cut off, or somebody, took it out of the gateway | `sudo vllm-install deploy` |
+| `replica-unreached` | a replica serves, and the gateway's checks of it fail | the gateway's journal |
+| `keys-differ` | somebody edited the keys of one replica's unit | `sudo vllm-install deploy`: those of the first |
+
+While at least one replica serves, so does the service. One that failed is a fault all the same.
+
 ## Lines of a log that tell the cause
 
 The root cause is further up. `qwen3vl` stands for the service's name.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import click
 
 from installer.cli import cli
+from installer.verbs.examples import EXAMPLES
 
 PROGRAM = "vllm-install"
 
@@ -27,6 +28,7 @@ class Verb:
     usage: str
     paragraphs: tuple[str, ...]
     options: tuple[Option, ...]
+    examples: tuple[str, ...]
 
 
 def verbs(group: click.Group = cli, above: str = "") -> Iterator[Verb]:
@@ -49,4 +51,5 @@ def _verb(name: str, command: click.Command) -> Verb:
         " ".join([PROGRAM, name, *pieces]),
         tuple(" ".join(paragraph.split()) for paragraph in paragraphs),
         tuple(Option(names, " ".join(help.split())) for names, help in filter(None, records)),
+        EXAMPLES[name],
     )

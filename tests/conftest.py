@@ -14,13 +14,14 @@ import hypothesis
 import pytest
 
 from installer.base.host import Host
-from tests.kit.boot.machine import Machine
+from tests.kit.boot.machine import SGLANG_STORE, Machine
 from tests.kit.boot.surroundings import REPO
 from tests.kit.hub import Hub
+from tests.kit.sglang import wheels as sglang
 from tests.kit.standin.wheel import build_wheel
 
 REAL = "tests/vllm/"
-NEED_ROOT = {"boot", "machine", "cpu_engine"}
+NEED_ROOT = {"boot", "machine", "cpu_engine", "sglang_wheels"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,6 +89,20 @@ def cpu_engine() -> str:
         built = machine.run(sys.executable, REPO / "tests/kit/boot/build_engine.py", timeout=900).stdout.split()[-1]
         machine.save_store()
     return built
+
+
+@pytest.fixture(scope="session")
+def sglang_wheels() -> Path:
+    """A folder for --find-links, by which machines with store=SGLANG_STORE deploy a real SGLang on the CPU.
+
+    In vLLM's place it has the stand-in.
+    """
+    folder = sglang.build(REPO / "build/sglang")
+    build_wheel(folder)
+    with Machine(network=True, store=SGLANG_STORE) as machine:
+        machine.run(sys.executable, REPO / "tests/kit/boot/build_engine.py", "sglang", folder, timeout=1200)
+        machine.save_store()
+    return folder
 
 
 @pytest.fixture

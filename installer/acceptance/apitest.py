@@ -16,6 +16,7 @@ from installer.acceptance import replies
 from installer.acceptance.replies import Failed
 from installer.base.language import mark, tr
 from installer.base.report import Report
+from installer.families.known import family_counting
 from installer.flow.prove import ANSWERS_WITHOUT_KEY, ANSWERS_WRONG_KEY
 from installer.spec.keys import generate
 from installer.units.api import Answer, Api, Body, Event, NoAnswer, gauge
@@ -25,7 +26,6 @@ MOST_EVENTS = 1000  # of a short answer; a server that sends more has gone astra
 LONGEST_STREAM = 4096  # tokens of the answer that is broken off
 FREED_WITHIN = 10.0  # seconds in which the engine has to drop a request whose client is gone
 POLL = 0.1
-RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 WORDS_ON_LENGTH = re.compile(r"context|length|longer|too long|too large|maximum|exceed", re.IGNORECASE)
 COLOUR = (220, 30, 30)
 WEATHER: Body = {
@@ -260,7 +260,8 @@ def cancel(subject: Subject) -> Seen:
 
 def _requests(subject: Subject) -> float | None:
     metrics = replies.checked(subject.api.ask("GET", "/metrics")).body.decode(errors="replace")
-    running, waiting = gauge(metrics, RUNNING), gauge(metrics, WAITING)
+    names = family_counting(metrics).metrics
+    running, waiting = gauge(metrics, names.running), gauge(metrics, names.waiting)
     return None if running is None else running + (waiting or 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from installer.acceptance.apitest import Subject
 from installer.acceptance.replies import Failed
@@ -21,33 +21,53 @@ from installer.spec.records import proved_target
 from installer.spec.target import Target
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
-from installer.units.graph import handle
+from installer.units.gateway import certificate_of
+from installer.units.graph import Member, handle, members
 from installer.units.holding import holding
 from installer.units.journal import invocation
 from installer.units.syntax import exec_line
 from installer.units.systemd import unit_properties
 
 
-def of_service(service: str, given_key: str | None, host: Host, report: Report, timeout: float) -> Subject:
+def of_service(
+    service: str, given_key: str | None, host: Host, report: Report, timeout: float, number: int = 0
+) -> Subject:
+    """As its clients meet it; or of several replicas the one of that number, directly."""
     layout = Layout(service)
     target = proved_target(host, layout)
+    unit = _unit_of(number, layout, target)
     key = given_key or _probe_key(host, layout) or os.environ.get(KEY_VARIABLE, "")
     if not key:
         raise Refused(
-            tr("there is no key to test {service} with", service=service),
+            tr("there is no key to ask {service} with", service=layout.service),
             tr(
                 "run it as root, who may use the service's own probe key; or set {variable}, or give --key-file",
                 variable=KEY_VARIABLE,
             ),
         )
-    return _subject(
-        target, host.read(layout.unit) or "", check_key(key), timeout, Custody(host, layout.unit_name, layout.user),
-        look=f"vllm-install logs --service {service}", is_ours=_watch_over(target, layout, host, report),
-    )  # fmt: skip
+    engine = next((each for each in members(layout, target) if number in (0, each.number)), unit)
+    certificate = certificate_of(host, unit, target.settings)
+    api = _api(target.of(number), check_key(key), timeout, Custody(host, unit.name, layout.user), certificate)
+    look, is_ours = f"vllm-install logs --service {layout.service}", _watch_over(target, unit, host, report)
+    return _subject(target.of(number), host.read(engine.path) or "", api, look, is_ours)
+
+
+def _unit_of(number: int, layout: Layout, target: Target) -> Member:
+    if not number:
+        return handle(layout, target)
+    for member in members(layout, target):
+        if member.number == number:
+            return member
+    there = ", ".join(str(replica.number) for replica in target.replicas) or tr("none: it is one engine itself")
+    raise UsageError(
+        tr("{service} has no replica {number}", service=layout.service, number=number),
+        tr("those that there are: {numbers}", numbers=there),
+    )
 
 
 def of_trial(trial: Trial, timeout: float) -> Subject:
-    return _subject(trial.target, trial.unit_text, trial.key, timeout, trial.custody, look="", is_ours=None)
+    api = _api(trial.target, trial.key, timeout, trial.custody)
+    return _subject(trial.target, trial.unit_text, api, look="", is_ours=None)
 
 
 def check_key(text: str) -> str:
@@ -58,24 +78,16 @@ def check_key(text: str) -> str:
     return key
 
 
-def _subject(
-    target: Target,
-    unit_text: str,
-    key: str,
-    timeout: float,
-    custody: Custody,
-    *,
-    look: str,
-    is_ours: Callable[[], str] | None,
-) -> Subject:
-    settings = target.settings
+def _api(target: Target, key: str, timeout: float, custody: Custody, certificate: str | None = None) -> Api:
+    return Api(local_address(target.settings.host), target.settings.port, key, timeout, custody, certificate)
+
+
+def _subject(target: Target, unit_text: str, api: Api, look: str, is_ours: Callable[[], str] | None) -> Subject:
     flags = vllm_flags.given(vllm_flags.split(exec_line(unit_text))[2])  # those that somebody wrote into it included
-    address = local_address(settings.host)
-    api = Api(address, settings.port, key, timeout, custody)
     return Subject(
         api=api,
         model=target.model.id,
-        context=settings.max_model_len,
+        context=target.settings.max_model_len,
         look=look,
         no_tools="" if "--tool-call-parser" in flags else tr("no tool parser is set (--tool-call-parser)"),
         no_image=_why_no_image(target, flags),
@@ -97,34 +109,61 @@ def _probe_key(host: Host, layout: Layout) -> str:
         return ""
 
 
-def _watch_over(target: Target, layout: Layout, host: Host, report: Report) -> Callable[[], str]:
+def _watch_over(target: Target, unit: Member, host: Host, report: Report) -> Callable[[], str]:
     """A check that the unit runs, waiting for one that starts, and that it is the one behind the port.
 
     A start is followed in systemd's words: a question would wait among the callers, for as long as they do.
     """
-    settings, unit = target.settings, layout.unit_name
+    layout, settings = unit.layout, target.of(unit.number).settings
 
     def check() -> str:
-        state = unit_properties(host, unit, "ActiveState").get("ActiveState", "unknown")
-        if state == "activating" or (state in ("active", "reloading") and holding(host, layout)):
-            try:
-                prove.wait_until_ready(handle(layout), host, report)
-            except InstallError as error:
-                raise Failed(error.message, error.hint) from None
-        elif state == "failed":
-            failure = prove.failure(handle(layout), host, tr("{unit} has failed", unit=unit), invocation(host, unit))
-            raise Failed(failure.message, failure.hint)
-        elif state not in ("active", "reloading"):
-            raise Failed(
-                tr("{unit} does not run ({state})", unit=unit, state=state), f"sudo systemctl start {layout.service}"
-            )
-        custody, address = Custody(host, unit, layout.user), local_address(settings.host)
+        _check_runs(unit, host, report)
+        if target.replicas and not unit.number:
+            _check_some_run(members(layout, target), host, report)
+        custody, address = Custody(host, unit.name, layout.user), local_address(settings.host)
         stranger = custody.stranger(address, settings.port)
         if stranger and stranger.pid:
             held = tr("port {port} is held by {holder}", port=settings.port, holder=stranger)
             raise Failed(held, stranger.how_to_stop)
         if why := custody.objection(address, settings.port):
-            raise Failed(why, f"systemctl status {layout.service}")
-        return tr("{unit} on port {port}", unit=unit, port=settings.port)
+            raise Failed(why, f"systemctl status {unit.stem}")
+        return tr("{unit} on port {port}", unit=unit.name, port=settings.port)
 
     return check
+
+
+def _check_runs(unit: Member, host: Host, report: Report) -> None:
+    state = unit_properties(host, unit.name, "ActiveState").get("ActiveState", "unknown")
+    if state == "activating" or (state in ("active", "reloading") and holding(host, unit)):
+        try:
+            prove.wait_until_ready(unit, host, report)
+        except InstallError as error:
+            raise Failed(error.message, error.hint) from None
+    elif state == "failed":
+        failure = prove.failure(unit, host, tr("{unit} has failed", unit=unit.name), invocation(host, unit.name))
+        raise Failed(failure.message, failure.hint)
+    elif state not in ("active", "reloading"):
+        raise Failed(
+            tr("{unit} does not run ({state})", unit=unit.name, state=state), f"sudo systemctl start {unit.stem}"
+        )
+
+
+def _check_some_run(replicas: Sequence[Member], host: Host, report: Report) -> None:
+    """One that serves is enough; else the first is waited for that comes up."""
+    if any(_serves(replica, host) for replica in replicas):
+        return
+    failed: Failed | None = None
+    for replica in replicas:
+        try:
+            _check_runs(replica, host, report)
+        except Failed as error:
+            failed = failed or error
+        else:
+            return
+    assert failed is not None, "there is a replica"
+    raise failed
+
+
+def _serves(unit: Member, host: Host) -> bool:
+    state = unit_properties(host, unit.name, "ActiveState").get("ActiveState")
+    return state in ("active", "reloading") and not holding(host, unit)

@@ -28,7 +28,7 @@ from installer.checks import preflight
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
-from installer.families.vllm.log import read_refusal
+from installer.families.known import refusal_in
 from installer.flow import deploy, fit, prove, steps, transaction
 from installer.flow.resolve import Request, Resolved, resolve
 from installer.forms.venv import python_of
@@ -113,7 +113,7 @@ class Keeper:
 
 def _hint(lines: list[str]) -> str:
     """What helps; the commands for a service do not, because there is none."""
-    refusal = read_refusal(lines)
+    refusal = refusal_in(lines)
     if refusal and refusal.estimated_max:
         return tr("ask for at most {fits}: --max-len {fits}", fits=refusal.estimated_max)
     faults = [finding for finding in signatures.explain(lines, SERVICE) if finding.severity == FAULT]

@@ -11,7 +11,6 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.spec.former import Former
-from installer.units.graph import handle
 from installer.units.syntax import quote
 
 
@@ -79,7 +78,7 @@ def start_again(former: Former) -> Iterator[Change]:
         yield Run(("systemctl", "start", former.unit), tr("start {unit} again", unit=former.unit))
 
 
-def drop_in(layout: Layout, environment: tuple[tuple[str, str], ...]) -> Write:
+def drop_in(folder: Path, environment: tuple[tuple[str, str], ...]) -> Write:
     lines = [f"Environment={quote(f'{name}={value}')}" for name, value in environment]
     head = "# Variables that came along with vllm-install adopt."
-    return Write(handle(layout).drop_ins / "adopted.conf", "\n".join([head, "[Service]", *lines, ""]))
+    return Write(folder / "adopted.conf", "\n".join([head, "[Service]", *lines, ""]))

@@ -36,6 +36,7 @@ class Old:
     notes: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()  # of a unit that vllm-install let go: known by their digests
     is_ejected: bool = False
+    has_secret: bool = False  # it is given a secret that we do not read, probably its key
 
 
 def read_text(path: Path, host: Host) -> str:

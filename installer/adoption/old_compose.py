@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -32,11 +32,11 @@ class _Texts(yaml.SafeLoader):
     }
 
 
-def load_compose(text: str, name: str) -> dict[str, object]:
-    """A YAML mapping; one whose aliases unfold into more than any person writes is refused unread."""
+def load_documents(text: str, name: str) -> list[object]:
+    """What a YAML text holds; one whose aliases unfold into more than any person writes is refused unread."""
     try:
         _measure(text, name)
-        content = yaml.load(text, _Texts)  # noqa: S506 it is the safe loader, with fewer types
+        return list(yaml.load_all(text, _Texts))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", "") or tr("it cannot be read")
@@ -45,9 +45,13 @@ def load_compose(text: str, name: str) -> dict[str, object]:
             if mark
             else tr("{name} is not YAML: {problem}", name=name, problem=problem)
         ) from None
-    if not isinstance(content, dict):
+
+
+def load_compose(text: str, name: str) -> dict[str, object]:
+    content = load_documents(text, name)
+    if len(content) != 1 or not isinstance(content[0], dict):
         raise Refused(tr("{name} is YAML, but no mapping", name=name), tr("name a compose file, with services in it"))
-    return content
+    return content[0]
 
 
 def _measure(text: str, name: str) -> None:
@@ -88,7 +92,9 @@ def read(path: Path, host: Host, wanted: str | None) -> Old:
     assert isinstance(filled, dict)
     inside, files = _environment(filled, path, host)
     words = [*_command(filled.get("entrypoint")), *_command(filled.get("command"))]
-    found = Old((), {**inside, **_gpus(filled)}, Path("/"), texts=(text, *files), shown=_excerpt(text, name))
+    found = Old(
+        (), {**inside, **chosen_gpus(_gpus(filled))}, Path("/"), texts=(text, *files), shown=_excerpt(text, name)
+    )
     serve, environment = serve_words(words), found.environment
     if serve is None and Path(words[0] if words else "").name in SHELLS and len(words) > 2:
         script = old_script.read(words[-1], found, host)
@@ -186,17 +192,21 @@ def _environment(service: Mapping[str, object], path: Path, host: Host) -> tuple
     return found | {name: value for name, equals, value in pairs if equals}, texts
 
 
-def _gpus(service: Mapping[str, object]) -> dict[str, str]:
+def _gpus(service: Mapping[str, object]) -> list[str]:
     """deploy.resources.reservations.devices with device_ids chooses GPUs."""
     value: object = service
     for name in ("deploy", "resources", "reservations", "devices"):
         value = value.get(name) if isinstance(value, dict) else None
-    ids = [i for device in value if isinstance(device, dict) for i in device.get("device_ids") or []] \
-        if isinstance(value, list) else []  # fmt: skip
-    return {NVIDIA.variables[0]: ",".join(map(str, ids))} if ids else {}
+    devices = value if isinstance(value, list) else []
+    return [str(i) for device in devices if isinstance(device, dict) for i in device.get("device_ids") or []]
 
 
-def _entries(service: Mapping[str, object], name: str) -> list[object]:
+def chosen_gpus(ids: Sequence[str]) -> dict[str, str]:
+    """As vLLM's own variable says it."""
+    return {NVIDIA.variables[0]: ",".join(ids)} if ids else {}
+
+
+def entries(service: Mapping[str, object], name: str) -> list[object]:
     value = service.get(name) or []
     return value if isinstance(value, list) else [value]
 
@@ -204,7 +214,7 @@ def _entries(service: Mapping[str, object], name: str) -> list[object]:
 def _mounts(service: Mapping[str, object], directory: Path) -> list[tuple[str, str]]:
     """(path inside, path on the host); a named volume has no path that we could rely on, so it is left out."""
     mounts = []
-    for entry in _entries(service, "volumes"):
+    for entry in entries(service, "volumes"):
         if isinstance(entry, dict):
             source, target = str(entry.get("source", "")), str(entry.get("target", ""))
         else:
@@ -221,22 +231,31 @@ def _listens(service: Mapping[str, object], serve: tuple[str, ...], path: Path) 
     """Where the host listens for it: None where the container uses the host's own network."""
     if service.get("network_mode") == "host":
         return None
-    inside = vllm_flags.given(serve).get("--port", "8000")
-    for entry in _entries(service, "ports"):
-        if isinstance(entry, dict):
-            address, outside, target = (str(entry.get(n, "")) for n in ("host_ip", "published", "target"))
-        else:
-            match = re.fullmatch(r"(?:(?:\[?([0-9a-fA-F.:]+?)\]?):)?(?:(\d+):)?(\d+)(?:/tcp)?", str(entry))
-            if not match:
-                raise Refused(
-                    tr("{path}: the port {entry} is a range or no port", path=path, entry=one_line(str(entry), 40)),
-                    tr("publish one port by its number"),
-                )
-            address, outside, target = match[1] or "", match[2] or "", match[3]
-            if address.isdecimal():  # 8080:8000 has no address
-                address, outside = "", address
+    ports = [
+        (str(entry.get("host_ip", "")), str(entry.get("published", "")), str(entry.get("target", "")))
+        if isinstance(entry, dict)
+        else published(str(entry), path)
+        for entry in entries(service, "ports")
+    ]
+    return listens(ports, vllm_flags.given(serve).get("--port", "8000"))
+
+
+def published(entry: str, path: Path) -> tuple[str, str, str]:
+    """Address and port on the host, where they are said, and the port inside."""
+    match = re.fullmatch(r"(?:(?:\[?([0-9a-fA-F.:]+?)\]?):)?(?:(\d+):)?(\d+)(?:/tcp)?", entry)
+    if not match:
+        raise Refused(
+            tr("{path}: the port {entry} is a range or no port", path=path, entry=one_line(entry, 40)),
+            tr("publish one port by its number"),
+        )
+    address, outside, target = match[1] or "", match[2] or "", match[3]
+    return ("", address, target) if address.isdecimal() else (address, outside, target)  # 8080:8000 has no address
+
+
+def listens(ports: Sequence[tuple[str, str, str]], inside: str) -> tuple[str, int]:
+    for address, outside, target in ports:
         if target == inside:
-            return address or "0.0.0.0", int(outside or target)  # noqa: S104 as the compose file has it
+            return address or "0.0.0.0", int(outside or target)  # noqa: S104 as it was
     return "127.0.0.1", int(inside) if inside.isdecimal() else 8000
 
 

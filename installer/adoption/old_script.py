@@ -1,6 +1,6 @@
 """A shell line or script that starts vLLM, read without running any of it.
 
-Plain assignments, $NAME, ${NAME:-default}, quoting, continuations and sourced files of assignments are understood.
+Plain assignments, $NAME, ${NAME:-default}, "$@", quoting, continuations and sourced assignments are understood.
 What only a shell could tell, such as $(cat key), is refused where the vLLM command depends on it, and nowhere else.
 """
 
@@ -21,6 +21,8 @@ _SKIPPED = ("export", "readonly", "declare", "local", "then", "else", "do", "{",
 _OPENS, _CLOSES = ("if", "for", "while", "until", "case"), ("fi", "done", "esac")
 _OWN = re.compile(r"[A-Za-z_]\w*(?==)")
 _CARRIED = ("VLLM_", "HF_", "CUDA_")  # a variable that vLLM itself reads must be known
+_FETCHES = "HF_TOKEN"  # only who fetches weights asks for it, and says so where it is needed
+_ARGUMENTS = re.compile(r'(?:"\$\{?@\}?"|\$\{?[@*]\}?)(?=[ \t\n;&|()<>]|$)')
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Word:
     text: str
     unknown: str = ""
     fields: bool = False  # it came from an unquoted variable, so blanks divide it
+    several: tuple[str, ...] | None = None  # it stands for all of these, or for none
 
 
 @dataclass
@@ -44,8 +47,9 @@ class _Shell:
     depth: int = 0  # of if, for and their like
 
 
-def read(text: str, surroundings: Old, host: Host) -> Old:
-    shell = _Shell(host, surroundings.directory, {n: Word(v) for n, v in surroundings.environment.items()})
+def read(text: str, surroundings: Old, host: Host, arguments: tuple[str, ...] = ()) -> Old:
+    given = {"@": Word("", several=arguments)}
+    shell = _Shell(host, surroundings.directory, given | {n: Word(v) for n, v in surroundings.environment.items()})
     _follow(text, shell, 0)
     if not shell.found:
         raise Refused(
@@ -57,17 +61,18 @@ def read(text: str, surroundings: Old, host: Host) -> Old:
             tr("put the one to adopt into a file of its own"),
         )
     words, values = shell.found[0]
-    needed = [word for name, word in values.items() if name.startswith(_CARRIED)]
-    if unknown := next((word.unknown for word in (*words, *needed) if word.unknown), ""):
+    values.pop("@")
+    serve = _served(words)
+    assert serve is not None, "only such commands are kept"
+    needed = [word for name, word in values.items() if name.startswith(_CARRIED) and name != _FETCHES]
+    if unknown := next((word.unknown for word in (*serve, *needed) if word.unknown), ""):
         raise Refused(
             tr("what vLLM is started with depends on {unknown}", unknown=unknown),
             tr("write the value out, and adopt that"),
         )
-    serve = serve_words(_divided(words))
-    assert serve is not None, "only such commands are kept"
     return replace(
         surroundings,
-        words=serve,
+        words=tuple(word.text for word in serve),
         environment={name: word.text for name, word in values.items() if not word.unknown},
         directory=shell.directory,
         texts=(*surroundings.texts, text, *shell.texts),
@@ -75,8 +80,28 @@ def read(text: str, surroundings: Old, host: Host) -> Old:
     )
 
 
-def _divided(words: list[Word]) -> list[str]:
-    return [each for word in words for each in (word.text.split() if word.fields else [word.text])]
+def _served(words: list[Word]) -> list[Word] | None:
+    """The words that vLLM gets: what stands before it, such as a path, need not be known."""
+    divided = [each for word in words for each in _divided(word)]
+    serve = serve_words([word.text for word in divided])
+    return None if serve is None else divided[len(divided) - len(serve) :]
+
+
+def _divided(word: Word) -> list[Word]:
+    if word.several is not None:
+        return [Word(text) for text in word.several]
+    return [replace(word, text=text) for text in word.text.split()] if word.fields and not word.unknown else [word]
+
+
+def _own(words: list[Word]) -> dict[str, Word]:
+    """The variables that a command is given in front of it, which are taken off it; `env` may stand before them."""
+    own: dict[str, Word] = {}
+    if words and Path(words[0].text).name == "env" and len(words) > 1 and _OWN.match(words[1].text):
+        words.pop(0)
+    while words and (name := _OWN.match(words[0].text)):
+        given = words.pop(0)
+        own[name[0]] = replace(given, text=given.text[name.end() + 1 :], fields=False)
+    return own
 
 
 def _follow(text: str, shell: _Shell, level: int) -> None:
@@ -84,10 +109,7 @@ def _follow(text: str, shell: _Shell, level: int) -> None:
         while words and words[0].text in (*_SKIPPED, *_OPENS, *_CLOSES):
             word = words.pop(0).text
             shell.depth += (word in _OPENS) - (word in _CLOSES)
-        own: dict[str, Word] = {}
-        while words and (name := _OWN.match(words[0].text)):
-            word_given = words.pop(0)
-            own[name[0]] = replace(word_given, text=word_given.text[name.end() + 1 :], fields=False)
+        own = _own(words)
         if not words:
             why = tr("a variable that is set under a condition") if shell.depth > 0 else ""
             shell.values.update({name: replace(word, unknown=word.unknown or why) for name, word in own.items()})
@@ -95,7 +117,7 @@ def _follow(text: str, shell: _Shell, level: int) -> None:
             shell.directory = shell.directory / words[1].text
         elif words[0].text in (".", "source") and len(words) > 1:
             _source(words[1], shell, level)
-        elif serve_words(_divided(words)) is not None:
+        elif _served(words) is not None:
             shell.found.append((words, {**shell.values, **own}))
 
 
@@ -164,6 +186,9 @@ class Lexer:
 
     def _word(self) -> Word:
         parts: list[Word] = []
+        if all_of_them := _ARGUMENTS.match(self.text, self.at):
+            self.at = all_of_them.end()
+            return self.values.get("@", Word(""))
         while self.at < len(self.text) and (character := self.text[self.at]) not in self.END:
             self.at += 1
             if character == "'":
@@ -233,7 +258,7 @@ class Lexer:
         known = self.values.get(name)
         return (
             Word(known.text, known.unknown)
-            if known
+            if known and name != "@"
             else Word("", tr("{variable}, which it does not set", variable=f"${name}"))
         )
 

@@ -52,7 +52,7 @@ def of_file(path: Path, host: Host) -> Old:
 
 def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) -> Old:
     texts = [read_text(path, host) for path in files]
-    service = _Service(unit, [pair for text in texts for pair in _directives(text, files[0])], host)
+    service = Section(unit, [pair for text in texts for pair in directives(text, files[0])], host)
     starts = service.last_of("ExecStart")
     if len(starts) != 1:
         raise Refused(
@@ -63,14 +63,14 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
         )
     environment, environment_texts = service.environment()
     directory = Path(service.text("WorkingDirectory").lstrip("-") or "/")
-    words = _command(service, starts[0], environment)
+    started = _command(service, starts[0], environment)
     found = Old((), environment, directory)
-    serve = serve_words(words)
-    launched = next((at for at, word in enumerate(words) if word.endswith("/vllm_launcher.py")), None)
+    serve = serve_words(started)
+    launched = next((at for at, word in enumerate(started) if word.endswith("/vllm_launcher.py")), None)
     if launched is not None:
-        return _ejected(unit, words[launched + 1 :], files, texts, host)
+        return _ejected(unit, started[launched + 1 :], files, texts, host)
     if serve is None:
-        inner = _script(words, found, host)
+        inner = _script(started, found, host)
         if inner is None:
             raise Refused(
                 tr("{unit} does not start vLLM", unit=unit), tr("name the unit whose ExecStart runs vllm serve")
@@ -98,8 +98,8 @@ def _ejected(unit: str, words: list[str], files: tuple[Path, ...], texts: list[s
         raise Refused(tr("{unit} was made by vllm-install", unit=unit), tr("vllm-install list says what it manages"))
     texts_of_keys, _, serve = vllm_flags.split(words)
     held = list(map(parse, texts_of_keys))
-    pairs = [pair for text in texts[1:] for pair in _directives(text, files[0])]  # what its admin added
-    added = _Service(unit, [("Service", "Environment", ""), *pairs], host).environment()[0]
+    pairs = [pair for text in texts[1:] for pair in directives(text, files[0])]  # what its admin added
+    added = Section(unit, [("Service", "Environment", ""), *pairs], host).environment()[0]
     return Old(
         words=tuple(serve[1:]),
         environment=added,
@@ -116,15 +116,15 @@ def _script(words: list[str], surroundings: Old, host: Host) -> Old | None:
     """A shell in between: its script is read, never run."""
     name = Path(words[0]).name if words else ""
     if name in SHELLS and len(words) > 2 and re.fullmatch(r"-[a-z]*c", words[1]):
-        return old_script.read(words[2], surroundings, host)
-    paths = [word for word in words[1:] if not word.startswith("-")] if name in SHELLS else words[:1]
-    if paths and (name in SHELLS or paths[0].endswith(".sh")):
-        path = surroundings.directory / paths[0]
-        return old_script.read(read_text(path, host), surroundings, host)
+        return old_script.read(words[2], surroundings, host, tuple(words[4:]))
+    at = next((at for at, word in enumerate(words) if at and not word.startswith("-")), 0) if name in SHELLS else 0
+    if words[at:] and (at or words[0].endswith(".sh")):
+        path = surroundings.directory / words[at]
+        return old_script.read(read_text(path, host), surroundings, host, tuple(words[at + 1 :]))
     return None
 
 
-def _directives(text: str, path: Path) -> Iterator[tuple[str, str, str]]:
+def directives(text: str, path: Path) -> Iterator[tuple[str, str, str]]:
     """(section, name, value), continuations joined; a comment within one is left out."""
     section, pending = "", ""
     for line in text.splitlines():
@@ -147,16 +147,18 @@ def _directives(text: str, path: Path) -> Iterator[tuple[str, str, str]]:
         yield section, name.strip(), value.strip()
 
 
-class _Service:
-    """The [Service] section, drop-ins included."""
+class Section:
+    """The section that says what is started, drop-ins included."""
 
-    def __init__(self, unit: str, directives: list[tuple[str, str, str]], host: Host) -> None:
+    def __init__(
+        self, unit: str, directives: list[tuple[str, str, str]], host: Host, name: str = "Service"
+    ) -> None:  # fmt: skip
         self.unit = unit
         self.host = host
-        self.given = [(name, value) for section, name, value in directives if section == "Service"]
+        self.given = [(directive, value) for section, directive, value in directives if section == name]
         if not self.given:
             raise Refused(
-                tr("{unit} has no [Service] section, so it starts nothing", unit=unit),
+                tr("{unit} has no [{section}] section, so it starts nothing", unit=unit, section=name),
                 tr("name the unit that starts vLLM"),
             )
 
@@ -190,17 +192,17 @@ class _Service:
 
         return re.sub(r"%(.)", value, text)
 
-    def environment(self) -> tuple[dict[str, str], list[str]]:
+    def environment(self, directory: Path = Path("/")) -> tuple[dict[str, str], list[str]]:
         """Variables as the service sees them, and the texts of the files that some came from."""
         found: dict[str, str] = {}
         for value in self.last_of("Environment"):
-            for word in _words(self.specifiers(value), self.unit):
+            for word in words(self.specifiers(value), self.unit):
                 name, equals, setting = word.partition("=")
                 if equals:
                     found[name] = setting
         texts = []
         for value in self.last_of("EnvironmentFile"):
-            path = Path(self.specifiers(value).removeprefix("-"))
+            path = directory / self.specifiers(value).removeprefix("-")
             if value.startswith("-") and not self.host.exists(path):
                 continue
             texts.append(read_text(path, self.host))
@@ -213,33 +215,33 @@ def variables(text: str) -> dict[str, str]:
     return {b.key: b.value for b in parse_stream(io.StringIO(text)) if b.key and b.value is not None}
 
 
-def _command(service: _Service, line: str, environment: Mapping[str, str]) -> list[str]:
+def _command(service: Section, line: str, environment: Mapping[str, str]) -> list[str]:
     prefix = re.match(r"[@:+!|-]*", line)
     assert prefix is not None
-    words = _words(line[prefix.end() :], service.unit)
+    found = words(line[prefix.end() :], service.unit)
     if "@" in prefix[0]:
-        del words[1:2]  # the name that the program is to see
-    if ";" in words:
+        del found[1:2]  # the name that the program is to see
+    if ";" in found:
         raise Refused(
             tr("{unit} starts several commands in one ExecStart", unit=service.unit),
             tr("keep the one that starts vLLM"),
         )
-    words = [service.specifiers(word) for word in words]
+    found = [service.specifiers(word) for word in found]
     if ":" in prefix[0]:
-        return words
-    return [each for word in words for each in _expand(word, environment.get)]
+        return found
+    return [each for word in found for each in expand(word, environment.get)]
 
 
-def _expand(word: str, value: Callable[[str, str], str]) -> list[str]:
+def expand(word: str, value: Callable[[str, str], str]) -> list[str]:
     """$NAME as a word of its own becomes as many words as it holds; ${NAME} is replaced within its word."""
     if alone := re.fullmatch(r"\$([A-Za-z_]\w*)", word):
         return value(alone[1], "").split()
     return [re.sub(r"\$\$|\$\{([A-Za-z_]\w*)\}", lambda m: value(m[1], "") if m[1] else "$", word)]
 
 
-def _words(text: str, unit: str) -> list[str]:
+def words(text: str, unit: str) -> list[str]:
     """Quotes begin and end anywhere in a word; backslashes escape as in C."""
-    words: list[str] = []
+    whole: list[str] = []
     word: str | None = None
     quote = ""
     rest = iter(text)
@@ -251,7 +253,7 @@ def _words(text: str, unit: str) -> list[str]:
         elif character in "\"'":
             quote, word = character, word or ""
         elif character.isspace():
-            words += [word] if word is not None else []
+            whole += [word] if word is not None else []
             word = None
         else:
             word = (word or "") + character
@@ -260,7 +262,7 @@ def _words(text: str, unit: str) -> list[str]:
             tr("{unit} has a line with an unbalanced {quote}", unit=unit, quote=quote),
             tr("mend it: systemctl edit --full {unit}", unit=unit),
         )
-    return words + ([word] if word is not None else [])
+    return whole + ([word] if word is not None else [])
 
 
 def _escape(rest: Iterator[str], unit: str) -> str:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from installer.adoption import old_compose
+from installer.adoption.container import ENVIRONMENT, PATHS
 from installer.adoption.old import Old, read_text
 from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
 from installer.base.language import mark, tr
 from installer.base.layout import Layout
+from installer.checks.placement import gpus_of_one
 from installer.diagnosis.redact import Masked
 from installer.families.vllm import serve_flags
 from installer.runtime import vllm_flags
@@ -23,7 +25,7 @@ from installer.runtime.vllm_text import one_line
 from installer.spec import keys
 from installer.spec.settings import FIELDS, Settings, load_settings, to_text
 from installer.spec.values import BUILTIN
-from installer.spec.vendors import VARIABLES
+from installer.spec.vendors import VARIABLES, is_uuid
 from installer.units.render import HIDDEN, HOMES
 
 READ = {flag for about in FIELDS.values() if about.adopt for flag in about.flags}
@@ -51,7 +53,6 @@ REFUSED = {
     "--nnodes": mark("one service is one host"),
     "--node-rank": mark("one service is one host"),
 }
-PATHS = ("--chat-template", "--tokenizer")
 CARRIED = re.compile("|".join(VARIABLES) + r"|CUDA_DEVICE_ORDER|(?:NCCL|GLOO|OMP|PYTORCH|VLLM)_\w+")
 # Ours to set, or no business of a hardened service: code from elsewhere, debugging routes, pickles over the wire.
 NOT_CARRIED = re.compile(
@@ -106,6 +107,8 @@ def translate(
     _variables(old, reading)
     held = _keys(old, last, reading, new_key=new_key)
     settings = load_settings(service, file, {}, {**reading.fields, **wishes})
+    if (named := _named_gpus(old)) and len(named) == gpus_of_one(settings):
+        reading.fields["gpus"] = ",".join(named)
     settings = _same_model_id(settings, typed, last, reading, wishes, service, file)
     secrets = {*held, *_given_keys(old, last), *(last["--hf-token"].values if "--hf-token" in last else ())}
     secrets |= {value for name, value in old.environment.items() if SECRET.fullmatch(name) and not value.isdigit()}
@@ -158,7 +161,7 @@ def _model(old: Old, typed: str, reading: _Reading, host: Host) -> str:
     if not typed:
         raise Refused(tr("the vLLM command names no model"), tr("write it out: vllm serve MODEL"))
     path = _on_host(old, typed)
-    if old.is_ejected and (ours := _our_model(path)):
+    if ours := _our_model(path):
         reading.fields |= ours
     elif typed.startswith(("/", ".")):
         if (old.mounts and path == typed) or not host.exists(Path(path)):
@@ -255,6 +258,13 @@ def _variables(old: Old, reading: _Reading) -> None:
         reading.fields["model_sources"] = "modelscope"
 
 
+def _named_gpus(old: Old) -> tuple[str, ...]:
+    """GPUs that a variable names by their uuids alone are as well a setting, which counts them among all services."""
+    values = [old.environment[name] for name in VARIABLES if name in old.environment]
+    words = tuple(values[0].split(",")) if len(values) == 1 else ()
+    return words if all(map(is_uuid, words)) else ()
+
+
 def _given_keys(old: Old, last: Mapping[str, Flag]) -> tuple[str, ...]:
     return (
         last["--api-key"].values if "--api-key" in last else tuple(filter(None, [old.environment.get("VLLM_API_KEY")]))
@@ -269,7 +279,7 @@ def _keys(old: Old, last: Mapping[str, Flag], reading: _Reading, *, new_key: boo
     if new_key or not given:
         reading.clients.append(
             tr("a new API key is made and shown once; the old one stops working")
-            if given
+            if given or old.has_secret
             else tr("a new API key is made and shown once; until now everybody was answered without one")
         )
         return ()
@@ -295,16 +305,16 @@ def _same_model_id(
 ) -> Settings:  # fmt: skip
     """Clients go on asking for the model by the name they know."""
     names = last["--served-model-name"].values if "--served-model-name" in last else (typed,)
-    if "served_model_name" not in wishes and settings.model_id != names[0]:
-        settings = load_settings(service, file, {}, {**reading.fields, "served_model_name": names[0], **wishes})
-    same = settings.model_id == names[0]
+    if "served_model_name" not in wishes and names != (settings.model_id,):
+        reading.fields["served_model_name"] = to_text("served_model_name", names)
+    settings = load_settings(service, file, {}, {**reading.fields, **wishes})
+    served = settings.served_model_name or (settings.model_id,)
+    now, then = tr(", ").join(served), tr(", ").join(names)
     reading.clients.append(
-        tr("the model id is {name}, as before", name=settings.model_id)
-        if same
-        else tr("the model id is {name} instead of {before}", name=settings.model_id, before=names[0])
+        tr("the model id is {name}, as before", name=then)
+        if set(names) <= set(served)
+        else tr("the model id is {name} instead of {before}", name=now, before=then)
     )
-    for name in names[1:]:
-        reading.clients.append(tr("the model id {name} is answered no more: a service has one", name=name))
     before = (reading.fields.get("host", Settings.host), reading.fields.get("port", str(Settings.port)))
     port = to_text("port", settings.port)
     stays = before == (settings.host, port) and "--uds" not in last
@@ -321,6 +331,8 @@ def _carried(old: Old, reading: _Reading) -> list[tuple[str, str]]:
     """Variables that vLLM's work depends on, and that are nobody's secret."""
     carried, left = [], []
     for name, value in sorted(old.environment.items()):
+        if ENVIRONMENT.get(name) == value or (name in VARIABLES and "gpus" in reading.fields):
+            continue  # of what export writes; said by a setting
         if CARRIED.fullmatch(name) and not NOT_CARRIED.fullmatch(name) and value.isprintable():
             carried.append((name, value))
         elif FOR_VLLM.fullmatch(name) and name not in ("VLLM_API_KEY", "HF_ENDPOINT", "VLLM_USE_MODELSCOPE"):

@@ -35,6 +35,7 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
     held = {
         "model": model.name,
         "revision": model.revision or "",
+        "engine_family": Settings.engine_family,
         "engine": engine.kind,
         "vllm_version": engine.vllm_version,
     }

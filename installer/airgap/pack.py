@@ -41,6 +41,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Advance, Report
 from installer.checks import facts, preflight
+from installer.families.known import label
 from installer.forms.venv import engines
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
@@ -71,6 +72,11 @@ class Packed:
 
 def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Packed:
     """Interrupted, the same command goes on with the wheels and weights that are here by then."""
+    if settings.engine_family != Settings.engine_family:
+        raise Refused(
+            tr("a bundle holds vLLM; there is none of {engine} yet", engine=label(settings)),
+            tr("make it with ENGINE_FAMILY={family}", family=Settings.engine_family),
+        )
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     kind = _kind(settings, seen)
@@ -136,7 +142,7 @@ def _kind(settings: Settings, seen: Facts) -> str:
 
 def wheel_bytes(engine: Engine) -> int:
     """At most half of what they are when installed (CUDA: 3.9 GB of 8.6, CPU: 0.9 of 3.4)."""
-    return engines.BYTES[engine.kind] // 2 if engine.has_torch else 0
+    return engines.installed_bytes(engine) // 2 if engine.has_torch else 0
 
 
 def _check_space(model: Model, engine: Engine, wanted: Cargo, seen: Facts, host: Host, layout: Layout) -> None:

@@ -17,10 +17,9 @@ from installer.base.errors import CommandFailed
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import Advance, Report, size
-from installer.families.vllm import packages
 from installer.forms.venv.pipconf import Sources
 from installer.forms.venv.uv import EngineFailed, explain_uv
-from installer.spec.engine import versions
+from installer.spec.engine import checksums, exact, versions
 from installer.spec.settings import Settings
 
 NAME = "vllm-install"
@@ -50,7 +49,7 @@ class Wheelhouse:
                 wheel.unlink()
         missing = [wanted[identity] for identity in sorted(wanted.keys() - {found for _, found in self._present()})]
         for at in range(0, len(missing), BATCH):
-            batch = packages.exact("\n".join(missing[at : at + BATCH])).split()
+            batch = exact("\n".join(missing[at : at + BATCH])).split()
             self._download(self.wheels, kind, "--no-deps", *batch)
             found = [wheel.stat().st_size for wheel, _ in self._present()]
             report.note(
@@ -59,7 +58,7 @@ class Wheelhouse:
         if absent := wanted.keys() - {found for _, found in self._present()}:
             names = ", ".join(sorted(wanted[identity] for identity in absent))
             raise EngineFailed(tr("no wheel came for {packages}", packages=names))
-        tested = packages.checksums(lock)
+        tested = checksums(lock)
         due = {wheel: tested[wanted[found]] for wheel, found in self._present() if wanted[found] in tested}
         self._refuse_others(due, report)
 

@@ -84,6 +84,8 @@ class Restart:
     """Start the service anew; implies that systemd reads its units anew. Waiting for it is part of the proof."""
 
     unit: str
+    along: tuple[str, ...] = ()  # units that it brings up
+    alone: bool = False  # leaves those alone that it would bring up, or take with it
 
     def describe(self) -> str:
         return tr("restart {unit}", unit=self.unit)
@@ -94,8 +96,9 @@ class Restart:
     def apply(self, host: Host, report: Report) -> None:
         host.systemctl("daemon-reload")
         # A start limit also counts restarts by hand, so an earlier failure must not stop this one.
-        host.systemctl("reset-failed", self.unit, check=False)
-        host.systemctl("restart", "--no-block", self.unit)
+        host.systemctl("reset-failed", self.unit, *self.along, check=False)
+        mode = ("--job-mode=ignore-dependencies",) if self.alone else ()
+        host.systemctl("restart", "--no-block", *mode, self.unit)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from enum import IntEnum
 
-from installer.base.language import first_line, tr
+from installer.base.language import first_line, masked, tr
 
 
 class Exit(IntEnum):
@@ -24,12 +24,14 @@ class Exit(IntEnum):
 
 
 class InstallError(Exception):
-    """A foreseeable fault: what happened and why, the command that helps, and how the process exits."""
+    """A foreseeable fault: what happened and why, the command that helps, and how the process exits.
+
+    It is shown, logged and recorded, and repeats what was typed: a password in a URL is not.
+    """
 
     def __init__(self, message: str, hint: str = "", exit_code: Exit = Exit.BUG) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = masked(message), masked(hint)
+        super().__init__(self.message)
         self.exit_code = exit_code
 
 

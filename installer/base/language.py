@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from installer.base.assets import PACKAGE
+from installer.runtime.vllm_text import without_password
 
 DOMAIN = "vllm-install"
 FOLDER = PACKAGE / "locale"
@@ -44,6 +45,11 @@ def english(text: str) -> str:
 
 def first_line(text: str) -> str:
     return _said(text.splitlines()[0], english(text).splitlines()[0])
+
+
+def masked(text: str) -> str:
+    """Without the password of a URL, in either language."""
+    return _said(without_password(text), without_password(english(text)))
 
 
 def _said(translated: str, plain: str) -> Said:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 LOCKS = Path("/run/vllm-install")
 STATES = Path("/var/lib/vllm-install")  # below it, one directory for each service
+SENDER = "vllm-notify"  # with an @ no service can have the name of a unit of it
+USAGE = Path("/var/lib/vllm-usage")  # the same; apart from the other, which is root's alone
+MONITOR = Path("/etc/vllm-install/monitor")  # there while Prometheus is to watch the host
+FIGURES = Path("/var/lib/prometheus/node-exporter/vllm-install.prom")  # what node-exporter is to say of us
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,26 @@ class Layout:
     def unit_name(self) -> str:
         return f"{self.service}.service"
 
+    def member_name(self, number: int) -> str:
+        """The unit of a replica."""
+        return f"{self.service}@{number}.service"
+
+    @property
+    def replicas_drop_ins(self) -> Path:
+        """What stands there is for all replicas."""
+        return Path("/etc/systemd/system") / f"{self.service}@.service.d"
+
+    def number_of(self, unit_name: str) -> int | None:
+        """Of the replica whose unit that is, 0 for the unit that people type; None of a unit that is not the service's.
+
+        Those of other instances are an admin's own, if he made any.
+        """
+        found = re.fullmatch(rf"{re.escape(self.service)}(?:@([1-9][0-9]?))?\.service", unit_name)
+        return int(found[1] or 0) if found else None
+
+    def has_unit(self, unit_name: str) -> bool:
+        return self.number_of(unit_name) is not None
+
     @property
     def unit(self) -> Path:
         return Path("/etc/systemd/system") / self.unit_name
@@ -27,6 +52,20 @@ class Layout:
     @property
     def settings_file(self) -> Path:
         return Path("/etc/vllm-install") / f"{self.service}.env"
+
+    @property
+    def limits_file(self) -> Path:
+        """What each key may use at most; names and numbers only, for the service reads it."""
+        return Path("/etc/vllm-install") / f"{self.service}.limits"
+
+    @property
+    def usage_dir(self) -> Path:
+        """What each key has used: the service's own directory, which systemd makes."""
+        return USAGE / self.service
+
+    @property
+    def usage_file(self) -> Path:
+        return self.usage_dir / "usage"
 
     @property
     def sysusers(self) -> Path:
@@ -59,22 +98,27 @@ class Layout:
         return Path("/etc") / f"{self.user}.probe-key"
 
     @property
+    def told_file(self) -> Path:
+        """What an admin was told of the service, so that nobody is told twice."""
+        return self.state_dir / "told.json"
+
+    @property
+    def message(self) -> Path:
+        """What the unit that sends it is given, and nobody else may read."""
+        return LOCKS / f"{self.service}.message"
+
+    @property
+    def told_lock(self) -> Path:
+        """Held by whoever tells somebody."""
+        return LOCKS / f"{self.service}.told"
+
+    @property
     def cache_dir(self) -> Path:
         return Path("/var/cache") / self.service
 
     @property
     def run_dir(self) -> Path:
         return Path("/run") / self.service
-
-    @property
-    def control(self) -> Path:
-        """The socket by which a running supervisor hands over to its successor."""
-        return self.run_dir / "control"
-
-    @property
-    def holding(self) -> Path:
-        """How many callers wait; there while the engine does not serve."""
-        return self.run_dir / "holding"
 
     @property
     def change_lock(self) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 BATCH = 10_000
+STEPS = 400  # on the way to a directory, through links too
 
 
 def remove(parent: int, name: str) -> None:
@@ -69,3 +71,34 @@ def opened(name: str | Path, parent: int | None = None, *, follow: bool = False)
         yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def reached(directory: Path) -> Iterator[int]:
+    """A directory by its full path, as a handle; only links of root's and of our own lead there."""
+    handle, left, links = os.open("/", os.O_PATH | os.O_CLOEXEC), list(directory.parts[1:]), 0
+    try:
+        while left:
+            below = os.open(left.pop(0), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+            found, links = os.fstat(below), links + 1
+            if not stat.S_ISLNK(found.st_mode):
+                os.close(handle)
+                handle = below
+                continue
+            target = _of_link(below, found, links, directory)
+            left = [*target.parts, *left]
+            if target.is_absolute():
+                os.close(handle)
+                handle = os.open(left.pop(0), os.O_PATH | os.O_CLOEXEC)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _of_link(link: int, found: os.stat_result, steps: int, whole: Path) -> Path:
+    try:
+        if found.st_uid not in (0, os.geteuid()) or steps > STEPS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(whole))
+        return Path(os.readlink("", dir_fd=link))
+    finally:
+        os.close(link)

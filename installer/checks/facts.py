@@ -13,10 +13,11 @@ from installer.base.errors import InstallError
 from installer.base.host import ANSWERS_WITHIN, Host
 from installer.base.language import tr
 from installer.base.layout import Layout
-from installer.checks import ports
+from installer.checks import gateway, ports
 from installer.checks.gpus.vendors import MODULES
 from installer.spec.facts import Disk, Facts, Interpreter, Nvcc
 from installer.spec.settings import Settings
+from installer.units.gateway import needs_gateway
 from installer.units.processes import listener
 
 # The sandbox hides these whatever their modes are.
@@ -56,13 +57,14 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         sysusers=host.which("systemd-sysusers") is not None,
         is_root=os.geteuid() == 0,
         port_holder=listener(host, settings.host, settings.port),
-        port_kept_for=ports.kept_for(host, settings.host, settings.port, layout.unit_name),
+        port_kept_for=ports.kept_for(host, settings.host, settings.port, layout),
         service_runs=state not in ("", "inactive", "failed"),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
         disks={target: probe_disk(host, target) for target in places},
         libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
         cxx_version=_cxx_version(host) if settings.cuda_toolkit in ("wheels", "host") else 0,
         nvcc=_nvcc(host) if settings.cuda_toolkit == "host" else None,
+        gateway=gateway.look(host, settings) if needs_gateway(settings) else None,
     )
 
 

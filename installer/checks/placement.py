@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import size
-from installer.families.vllm.memory_flags import replicas
+from installer.families.known import family_of
 from installer.runtime import vllm_flags
 from installer.spec.facts import Facts, Gpu, Tenant, pci_address
 from installer.spec.problem import Problem
@@ -36,6 +36,13 @@ class Choice:
     def placed(self) -> tuple[Placed, ...]:
         return tuple(Placed(gpu.uuid, gpu.name, gpu.node) for gpu in self.gpus) if self.named else ()
 
+    def of_each(self, settings: Settings) -> list[tuple[Placed, ...]]:
+        """The GPUs of each replica: its own, or those that all of them share."""
+        if engines_on(settings, len(self.placed)) > 1:
+            return [self.placed] * settings.replicas
+        each = gpus_of_one(settings) if self.placed else 0
+        return [self.placed[number * each : (number + 1) * each] for number in range(settings.replicas)]
+
 
 def usable_gpus(facts: Facts, kind: str) -> list[Gpu]:
     """The GPUs that an engine can use, fastest first, as CUDA itself counts them."""
@@ -44,8 +51,18 @@ def usable_gpus(facts: Facts, kind: str) -> list[Gpu]:
     return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
 
 
+def gpus_of_one(settings: Settings) -> int:
+    """What one engine takes."""
+    return settings.tensor_parallel_size * family_of(settings).gpus_a_rank(settings)
+
+
 def gpus_needed(settings: Settings) -> int:
-    return settings.tensor_parallel_size * replicas(settings.vllm_args)
+    return gpus_of_one(settings) * settings.replicas
+
+
+def engines_on(settings: Settings, gpus: int) -> int:
+    """How many engines of the service are on each of that many GPUs: one, unless they share what one of them takes."""
+    return settings.replicas if settings.gpus != AUTO and gpus == gpus_of_one(settings) else 1
 
 
 def choose(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Choice:
@@ -53,13 +70,13 @@ def choose(settings: Settings, facts: Facts, kind: str, layout: Layout) -> Choic
     if vendor is None:
         named = settings.gpus != AUTO
         return Choice(problems=(_no_gpus_for_the_cpu(settings),) if named else ())
-    usable, count = usable_gpus(facts, kind), gpus_needed(settings)
+    usable = usable_gpus(facts, kind)
     if (facts.nvidia_error and vendor is NVIDIA) or not usable:
         return Choice()  # which is a problem of its own
     if by_hand := chosen_by_hand(settings, facts.visible, kind):
-        return _by_hand(by_hand, settings, usable, count)
+        return _by_hand(by_hand, settings, usable)
     if settings.gpus != AUTO:
-        return _asked_for(settings, facts, usable, count)
+        return _asked_for(settings, facts, usable)
     return _automatic(settings, facts, vendor, usable, layout)
 
 
@@ -80,7 +97,7 @@ def chosen_by_hand(settings: Settings, visible: Sequence[tuple[str, str]], kind:
     return None if numbers is None else ("--device-ids", numbers)
 
 
-def _by_hand(chosen: tuple[str, str], settings: Settings, usable: list[Gpu], count: int) -> Choice:
+def _by_hand(chosen: tuple[str, str], settings: Settings, usable: list[Gpu]) -> Choice:
     """The unit shows it every GPU, because numbers count among those that are to be seen."""
     name, value = chosen
     gpus = [gpu for word in value.split(",") if (gpu := _by_ordinal(word.strip(), usable))]
@@ -91,8 +108,19 @@ def _by_hand(chosen: tuple[str, str], settings: Settings, usable: list[Gpu], cou
         fatal=False,
         id="gpus-by-hand",
     )
-    problems = () if settings.gpus == AUTO else (no_effect,)
-    return Choice(tuple(gpus or usable[:count]), False, problems, f"{name}={value}")
+    problems = [] if settings.gpus == AUTO else [no_effect]
+    if settings.replicas > 1:
+        problems.append(_same_for_all(name, value))
+    return Choice(tuple(gpus or usable[: gpus_needed(settings)]), False, tuple(problems), f"{name}={value}")
+
+
+def _same_for_all(name: str, value: str) -> Problem:
+    return Problem(
+        tr("replicas cannot all have the same GPUs"),
+        tr("{name}={value}, set by hand, would be that of each of them", name=name, value=value),
+        tr("take it away, and name the GPUs of all of them with --gpus"),
+        id="gpus-by-hand",
+    )
 
 
 def _by_ordinal(word: str, usable: list[Gpu]) -> Gpu | None:
@@ -117,7 +145,7 @@ def find(word: str, gpus: Sequence[Gpu]) -> Gpu | None:
     return found[0] if len(found) == 1 else None
 
 
-def _asked_for(settings: Settings, facts: Facts, usable: list[Gpu], count: int) -> Choice:
+def _asked_for(settings: Settings, facts: Facts, usable: list[Gpu]) -> Choice:
     found: list[Gpu] = []
     problems = []
     for word in settings.gpus:
@@ -128,9 +156,14 @@ def _asked_for(settings: Settings, facts: Facts, usable: list[Gpu], count: int) 
             problems.append(_twice(word, gpu))
         else:
             found.append(gpu)
-    if not problems and len(found) != count:
-        problems.append(_wrong_number(settings, len(found), count))
-    return Choice(tuple(found), _have_names(found), (*problems, *_slices_apart(found, count)))
+    if not problems and len(found) != gpus_needed(settings) and not _can_share(settings, len(found)):
+        problems.append(_wrong_number(settings, len(found)))
+    return Choice(tuple(found), _have_names(found), (*problems, *_slices_apart(found, gpus_of_one(settings))))
+
+
+def _can_share(settings: Settings, named: int) -> bool:
+    """Whether all replicas have room on the GPUs of one: only where somebody says so, as each is slower then."""
+    return named == gpus_of_one(settings) and settings.replicas * settings.gpu_memory_utilization <= WHOLE
 
 
 def _have_names(gpus: Sequence[Gpu]) -> bool:
@@ -162,10 +195,12 @@ def _twice(word: str, gpu: Gpu) -> Problem:
     )
 
 
-def _wrong_number(settings: Settings, named: int, count: int) -> Problem:
+def _wrong_number(settings: Settings, named: int) -> Problem:
+    count, size = gpus_needed(settings), settings.tensor_parallel_size
+    many = tr("--replicas is {count}, and --tensor-parallel-size is {size}", count=settings.replicas, size=size)
     return Problem(
         tr("{named} GPUs are named, but the service takes {count}", named=named, count=count),
-        tr("--tensor-parallel-size is {size}", size=settings.tensor_parallel_size),
+        many if settings.replicas > 1 else tr("--tensor-parallel-size is {size}", size=size),
         tr("name {count} GPUs with --gpus, or let more share the model with --tensor-parallel-size", count=count),
     )
 
@@ -193,9 +228,9 @@ def _slices_apart(gpus: Sequence[Gpu], count: int) -> Iterator[Problem]:
 
 def _automatic(settings: Settings, facts: Facts, vendor: Vendor, usable: list[Gpu], layout: Layout) -> Choice:
     """Those it has, then idle ones, then those with room: the best first, and no more than it takes."""
-    count = gpus_needed(settings)
+    count, each = gpus_needed(settings), gpus_of_one(settings)
     whole = [gpu for gpu in usable if not gpu.is_slice]
-    usable = whole if count > 1 and len(whole) >= count else usable
+    usable = whole if each > 1 and len(whole) >= count else usable
     others = [tenant for tenant in facts.tenants if tenant.unit != layout.unit_name]
     mine = (layout.unit_name, vendor.kind)
     own = next((tenant for tenant in facts.tenants if (tenant.unit, tenant.kind) == mine), None)
@@ -213,7 +248,7 @@ def _automatic(settings: Settings, facts: Facts, vendor: Vendor, usable: list[Gp
     problems += [_crowded(gpu, settings, others, usable) for gpu in crowded]
     gone = [placed for placed in own.gpus if not any(gpu.uuid == placed.uuid for gpu in usable)] if own else []
     problems += [_gone(placed, usable, chosen[len(kept) :], count - len(chosen)) for placed in gone]
-    problems += _slices_apart(chosen, count)
+    problems += _slices_apart(chosen, each)
     return Choice(tuple(chosen), _have_names(chosen), tuple(problems))
 
 
@@ -229,12 +264,14 @@ def where(tenant: Tenant, gpus: Sequence[Gpu]) -> list[Gpu]:
 
 
 def held_by(unit: str, gpus: Sequence[Gpu]) -> list[Gpu]:
-    return [gpu for gpu in gpus if any(holder.unit == unit for holder in gpu.holders)]
+    """By a service: its replicas too."""
+    service = Layout(unit.removesuffix(".service"))
+    return [gpu for gpu in gpus if any(service.has_unit(holder.unit) for holder in gpu.holders)]
 
 
 def free_memory(gpu: Gpu, layout: Layout) -> int:
     """What would be free if this service were stopped."""
-    own = sum(holder.memory for holder in gpu.holders if holder.unit == layout.unit_name)
+    own = sum(holder.memory for holder in gpu.holders if layout.has_unit(holder.unit))
     return gpu.memory_total - gpu.memory_used + own
 
 

@@ -25,21 +25,22 @@ class Port:
 
 
 def ports_of_services(host: Host) -> Iterator[Port]:
-    """Of every unit that starts our launcher, an ejected one too; a damaged record changes nothing here."""
+    """Of every unit that starts our launcher or gateway, an ejected one too; a damaged record changes nothing here."""
     runtimes = Layout("any").runtimes
     for path in host.children(Path("/etc/systemd/system")):
         if path.suffix != ".service" or not host.at(path).is_file():
             continue
         with contextlib.suppress(ValueError, InstallError):  # what somebody wrote there by hand may be no port
             words = exec_line(host.read(path) or "")
-            if len(words) > 1 and runtimes in Path(words[1]).parents:
-                flags = vllm_flags.given(vllm_flags.split(words)[2])
+            program = next((n for n, word in enumerate(words) if runtimes in Path(word).parents), None)
+            if program is not None:
+                flags = vllm_flags.given(vllm_flags.split(words)[2] or words[program + 1 :])
                 yield Port(path.name, as_address(flags.get("--host", ANY)), int(flags.get("--port", "8000")))
 
 
-def kept_for(host: Host, address: str, number: int, unit: str) -> str | None:
-    """The other service whose port this is; None where `unit` has it as well, as a start of the one stops the other."""
+def kept_for(host: Host, address: str, number: int, layout: Layout) -> str | None:
+    """The other service whose port this is; None where this one has it as well."""
     same = [port for port in ports_of_services(host) if port.number == number and conflict(address, port.address)]
-    if any(port.unit == unit for port in same):
+    if any(layout.has_unit(port.unit) for port in same):
         return None
-    return next((port.unit.removesuffix(".service") for port in same), None)
+    return next((port.unit.removesuffix(".service").partition("@")[0] for port in same), None)

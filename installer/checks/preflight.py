@@ -5,7 +5,7 @@ Pure: settings and facts in, problems out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from installer.base.errors import Refused
@@ -13,10 +13,12 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import size
 from installer.base.sizes import GIB
+from installer.checks.gateway import check_gateway
 from installer.checks.packages import APT, install_command, packages_of
-from installer.checks.placement import find, usable_gpus
+from installer.checks.placement import WHOLE, find, usable_gpus
 from installer.checks.preflight_gpus import check_gpus
 from installer.checks.preflight_toolkit import check_toolkit
+from installer.families.known import family_of
 from installer.spec.facts import Disk, Facts, Interpreter
 from installer.spec.problem import Problem as Problem
 from installer.spec.settings import Settings
@@ -25,13 +27,6 @@ from installer.spec.vendors import AMD, NVIDIA, VENDORS
 
 MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
 MINIMUM_MEMORY = 8 * 10**9
-# Below it one of the wheels does not install: llguidance asks for 2.31, and tilelang on aarch64 for 2.34.
-MINIMUM_GLIBC = {
-    "cuda": {"x86_64": (2, 31), "aarch64": (2, 34)},
-    "rocm": {"x86_64": (2, 31)},
-    "cpu": {"x86_64": (2, 31), "aarch64": (2, 31)},
-}
-PYTHONS = {"cuda": range(11, 15), "rocm": range(12, 13), "cpu": range(11, 15)}  # minor versions with wheels
 PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
 
 
@@ -41,12 +36,14 @@ def problems(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
     return [
         *_check_privilege(facts),
         *_check_systemd(facts),
-        *_check_machine(facts, kind),
+        *_check_machine(settings, facts, kind),
+        *_check_replicas(settings, facts, kind),
         *check_gpus(settings, facts, kind, layout),
         *check_toolkit(settings, facts, kind),
         *_check_python(settings, facts, kind),
         *_check_port(settings, facts, layout),
         *_check_disks(facts, layout),
+        *check_gateway(settings, facts),
     ]
 
 
@@ -76,7 +73,7 @@ def choose_engine(settings: Settings, facts: Facts) -> str:
 
 def choose_interpreter(settings: Settings, facts: Facts, kind: str) -> Interpreter | None:
     """The Python for the engine: the one asked for, or the best that has wheels and can be reached."""
-    usable = [found for found in _candidates(settings, facts) if not _why_rejected(found, kind)]
+    usable = [found for found in _candidates(settings, facts) if not _why_rejected(found, settings, kind)]
     return min(usable, key=lambda i: (not i.headers, PREFERRED_PYTHONS.index(i.version[1])), default=None)
 
 
@@ -151,13 +148,16 @@ def _check_systemd(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
-    builds = MINIMUM_GLIBC[kind]
+def _check_machine(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
+    family = family_of(settings)
+    builds = family.packages.glibc.get(kind, {})
     if facts.arch not in builds:
         yield Problem(
-            tr("no {kind} build of vLLM for {arch}", kind=kind, arch=facts.arch),
-            tr("wheels exist for x86_64") if len(builds) == 1 else tr("wheels exist for x86_64 and aarch64"),
-            tr("use a host of that architecture"),
+            tr("no {kind} build of {engine} for {arch}", kind=kind, engine=family.title, arch=facts.arch),
+            _where_there_are_wheels(builds),
+            tr("use a host of that architecture")
+            if builds
+            else tr("choose another engine: ENGINE_FAMILY, or --engine"),
         )
     minimum = builds.get(facts.arch, (0, 0))
     if facts.glibc < minimum:
@@ -188,6 +188,24 @@ def _check_machine(facts: Facts, kind: str) -> Iterator[Problem]:
         )
 
 
+def _where_there_are_wheels(builds: Collection[str]) -> str:
+    if not builds:
+        return tr("it has none for such GPUs")
+    return tr("wheels exist for x86_64") if len(builds) == 1 else tr("wheels exist for x86_64 and aarch64")
+
+
+def _check_replicas(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
+    """On the processor each of them takes its share of one memory."""
+    share, count = family_of(settings).memory_share(settings, kind), settings.replicas
+    if kind == "cpu" and count > 1 and count * share > WHOLE:
+        yield Problem(
+            tr("{count} replicas do not fit into the memory of this host", count=count),
+            tr("each takes {share:g} of the {memory} for itself", share=share, memory=size(facts.memory_total)),
+            tr("choose --gpu-memory-utilization {most:g} or less, or fewer --replicas", most=int(80 / count) / 100),
+            id="little-memory",
+        )
+
+
 def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Problem]:
     if 0 < settings.port < facts.unprivileged_port:
         yield Problem(
@@ -197,7 +215,7 @@ def _check_port(settings: Settings, facts: Facts, layout: Layout) -> Iterator[Pr
             id="port-privileged",
         )
     holder = facts.port_holder
-    if holder is None or holder.unit == layout.unit_name:
+    if holder is None or layout.has_unit(holder.unit):
         if facts.port_kept_for:
             yield _kept_port(settings.port, facts.port_kept_for)
         return
@@ -249,8 +267,8 @@ def _candidates(settings: Settings, facts: Facts) -> list[Interpreter]:
     return [found for found in facts.interpreters if wanted in (None, found.path)]
 
 
-def _why_rejected(interpreter: Interpreter, kind: str) -> str:
-    supported = PYTHONS[kind]
+def _why_rejected(interpreter: Interpreter, settings: Settings, kind: str) -> str:
+    supported = family_of(settings).packages.pythons.get(kind, range(0))
     if interpreter.version[0] != 3 or interpreter.version[1] not in supported:
         return tr("it is Python {version}", version=".".join(map(str, interpreter.version)))
     return interpreter.why_unreachable
@@ -269,11 +287,14 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
                 id="library-missing",
             )
         return
-    supported = PYTHONS[kind]
+    supported = family_of(settings).packages.pythons.get(kind, range(0))
+    if not supported:
+        return  # nor is there a build
     versions = f"3.{supported[0]}"
     if len(supported) > 1:
         versions = tr("{first} to {last}", first=versions, last=f"3.{supported[-1]}")
-    rejected = [tr("{what}: {why}", what=i.path, why=_why_rejected(i, kind)) for i in _candidates(settings, facts)]
+    candidates = _candidates(settings, facts)
+    rejected = [tr("{what}: {why}", what=i.path, why=_why_rejected(i, settings, kind)) for i in candidates]
     if not rejected and settings.python:
         rejected = [tr("{path}: it does not exist or does not run", path=settings.python)]
     packages = packages_of(facts)

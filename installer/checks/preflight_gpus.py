@@ -8,7 +8,15 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import size
 from installer.checks.gpus.vendors import MODULES
-from installer.checks.placement import choose, describe, free_memory, gpus_needed, usable_gpus
+from installer.checks.placement import (
+    choose,
+    describe,
+    engines_on,
+    free_memory,
+    gpus_needed,
+    gpus_of_one,
+    usable_gpus,
+)
 from installer.spec.facts import Facts, Gpu
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
@@ -34,16 +42,30 @@ def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterat
     if settings.gpus == AUTO and asked > len(gpus):
         yield Problem(
             tr("{asked} GPUs were asked for, but there are {present}", asked=asked, present=len(gpus)),
-            tr("the model is to be shared by --tensor-parallel-size {asked} {vendor} GPUs", asked=asked, vendor=vendor)
-            + tr("; this host has {gpus}", gpus=describe(gpus)),
-            tr("choose --tensor-parallel-size {present}", present=len(gpus)),
+            _what_for(settings, vendor) + tr("; this host has {gpus}", gpus=describe(gpus)),
+            _fewer(settings, len(gpus)),
         )
 
 
+def _what_for(settings: Settings, vendor: str) -> str:
+    each = gpus_of_one(settings)
+    if settings.replicas > 1:
+        return tr(
+            "--replicas {count} take {each} {vendor} GPUs each", count=settings.replicas, each=each, vendor=vendor
+        )
+    return tr("the model is to be shared by --tensor-parallel-size {asked} {vendor} GPUs", asked=each, vendor=vendor)
+
+
+def _fewer(settings: Settings, present: int) -> str:
+    if fit := present // gpus_of_one(settings) if settings.replicas > 1 else 0:
+        return tr("choose --replicas {count}, or name with --gpus those that all are to share", count=fit)
+    return tr("choose --tensor-parallel-size {present}", present=present)
+
+
 def _check_memory(settings: Settings, facts: Facts, chosen: Sequence[Gpu], layout: Layout) -> Iterator[Problem]:
-    share = settings.gpu_memory_utilization
+    share = settings.gpu_memory_utilization * engines_on(settings, len(chosen))
     for gpu in chosen:
-        own = [holder for holder in gpu.holders if holder.unit == layout.unit_name]
+        own = [holder for holder in gpu.holders if layout.has_unit(holder.unit)]
         if facts.service_runs and not (own and all(holder.memory for holder in own)):
             continue  # what the service holds now comes free at its restart, but how much that is cannot be told
         needed = int(share * gpu.memory_total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -23,7 +24,7 @@ from installer.diagnosis.scene import Scene
 from installer.runtime.vllm_text import harmless
 from installer.spec.engine import Engine
 from installer.spec.settings import NAMES
-from installer.units import journal
+from installer.units import journal, keyring
 
 JOURNAL_LINES = 2000
 LARGEST = 2 << 20  # bytes of one file; of a longer one the end
@@ -42,7 +43,7 @@ def write(scene: Scene, found: Diagnosis, path: Path) -> None:
     """Pack what doctor found and what it looked at; readable by its owner alone."""
     if scene.host.exists(path):
         raise Refused(tr("{path} exists already", path=path), tr("choose another name for the report"))
-    redactor = Redactor(_secrets(scene), f"sk-{scene.service}- sk-probe- vllm-install vllm-{scene.service}")
+    redactor = redactor_of(scene, f"sk-{scene.service}- sk-probe- vllm-install vllm-{scene.service}")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name, make in _parts(scene, found):
@@ -53,6 +54,14 @@ def write(scene: Scene, found: Diagnosis, path: Path) -> None:
             _add(archive, f"{scene.service}-report/{name}", harmless(redactor(text[-LARGEST:])))
     # Host.write takes text; bytes pass through it unharmed in this form.
     scene.host.write(path, packed.getvalue().decode(errors="surrogateescape"), 0o600)
+
+
+def redactor_of(scene: Scene, harmless: str | None) -> Redactor:
+    """For what is to leave this host."""
+    digests: set[str] = set()
+    with contextlib.suppress(InstallError, OSError):
+        digests = {key.digest for key in keyring.unit_keys(scene.host, scene.layout)}
+    return Redactor(_secrets(scene), harmless, digests)
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
@@ -69,12 +78,19 @@ def _parts(scene: Scene, found: Diagnosis) -> Iterator[tuple[str, Callable[[], s
     yield "unit.txt", lambda: _units(scene)
     yield "settings.txt", lambda: _settings(scene)
     yield "state.json", lambda: scene.file(scene.layout.state_file) or "none\n"
-    yield "systemd.txt", lambda: "".join(f"{name}={value}\n" for name, value in scene.unit.items())
-    yield "journal.txt", lambda: _journal(scene.host, f"--unit={scene.layout.unit_name}")
+    yield "systemd.txt", lambda: "".join(_shown(part) for part in scene.parts)
+    yield "journal.txt", lambda: _journal(scene.host, *(f"--unit={part.member.name}" for part in scene.parts))
+    if scene.is_gateway:
+        yield "gateway.txt", lambda: f"{scene.gateway or 'it does not say'}\n"
     yield "kernel.txt", lambda: _journal(scene.host, "_TRANSPORT=kernel", "--grep=NVRM|amdgpu|oom|Killed process")
     for command in COMMANDS:
         if scene.host.which(command[0]):
             yield f"{command[0]}.txt", functools.partial(_output, scene.host, command)
+
+
+def _shown(part: Scene) -> str:
+    name = f"# {part.member.name}\n" if part.number else ""
+    return name + "".join(f"{name}={value}\n" for name, value in part.unit.items())
 
 
 def _output(host: Host, command: tuple[str, ...]) -> str:
@@ -112,7 +128,12 @@ def _journal(host: Host, *matches: str) -> str:
 
 
 def _unit_paths(scene: Scene) -> list[Path]:
-    return [scene.layout.unit, *map(Path, scene.unit.get("DropInPaths", "").split())]
+    found = [path for part in scene.parts for path in (part.member.path, *_drop_ins(part))]
+    return [*found, *scene.configuration]
+
+
+def _drop_ins(part: Scene) -> list[Path]:
+    return [Path(path) for path in part.unit.get("DropInPaths", "").split()]
 
 
 def _units(scene: Scene) -> str:
@@ -160,4 +181,4 @@ def _secrets(scene: Scene) -> set[str]:
         name, _, value = word.strip("\"'").partition("=")
         if not OPEN_VARIABLES.fullmatch(name):
             found.add(value)
-    return found | {scene.probe_key or "", *(token.strip() for token in tokens)}
+    return found | {scene.settings.notify_url or "", scene.probe_key or "", *(token.strip() for token in tokens)}

@@ -79,7 +79,7 @@ def check_account(scene: Scene) -> Iterator[Finding]:
 
 
 def check_unit(scene: Scene) -> Iterator[Finding]:
-    text, path = scene.unit_text, scene.layout.unit
+    text, path = scene.unit_text, scene.member.path
     if text is None:
         yield Finding(
             "unit-missing", tr("{path} is gone", path=path), tr("{path}: no such file", path=path), (scene.deploy,)
@@ -97,9 +97,9 @@ def check_unit(scene: Scene) -> Iterator[Finding]:
 
 def _masked(scene: Scene, link: Path) -> Finding:
     """`systemctl unmask` knows the link in place of our unit; one that goes before it is there because of somebody."""
-    unit = scene.layout.service
+    unit = scene.member.stem
     away = f"sudo rm {shlex.quote(str(link))} && sudo systemctl daemon-reload && sudo systemctl start {unit}"
-    command = f"sudo systemctl unmask {unit} && {scene.deploy}" if link == scene.layout.unit else away
+    command = f"sudo systemctl unmask {unit} && {scene.deploy}" if link == scene.member.path else away
     cause = tr("{unit} is masked: somebody switched it off on purpose", unit=unit)
     return Finding("unit-masked", cause, tr("{path} is a link to /dev/null", path=link), (command,))
 
@@ -111,7 +111,7 @@ def _load_error(scene: Scene) -> str:
 
 
 def _is_as_made(scene: Scene, text: str) -> bool:
-    path = scene.layout.unit
+    path = scene.member.path
     return scene.state is not None and fingerprint(text, path, scene.layout) in scene.state.owned.get(str(path), ())
 
 
@@ -127,20 +127,20 @@ def check_dropins(scene: Scene) -> Iterator[Finding]:
     yield from found
     error, text = _load_error(scene), scene.unit_text
     if paths and error and text and _is_as_made(scene, text) and not any(each.severity == FAULT for each in found):
-        cause = tr("systemd cannot load {unit} with its drop-ins", unit=scene.layout.unit_name)
+        cause = tr("systemd cannot load {unit} with its drop-ins", unit=scene.member.name)
         evidence = one_line(f"{', '.join(map(str, paths))}: {error}")
-        yield Finding("dropin-breaks", cause, evidence, (f"sudo systemctl edit {scene.layout.service}",))
+        yield Finding("dropin-breaks", cause, evidence, (f"sudo systemctl edit {scene.member.stem}",))
 
 
 def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
     name, equals, value = (part.strip() for part in line.partition("="))
     if not equals or name.startswith(("#", ";")):
         return
-    unit = scene.layout.service
+    unit = scene.member.stem
     away = f"sudo sed -i {shlex.quote(f'/^ *{name} *=/d')} {shlex.quote(str(path))} && sudo systemctl daemon-reload"
     command = f"{away} && sudo systemctl restart {unit}"
     evidence = one_line(f"{path}: {name}=…" if name == "Environment" else f"{path}: {line}")
-    if why := _why(BREAKING, name, value):
+    if why := "" if scene.is_gateway else _why(BREAKING, name, value):
         yield Finding(
             "dropin-breaks",
             tr("a drop-in sets {name}, with which vLLM cannot work: {why}", name=name, why=why),
@@ -158,7 +158,7 @@ def _dropin_line(scene: Scene, path: Path, line: str) -> Iterator[Finding]:
             if breaks
             else tr("a drop-in replaces the command line: what runs is not what was proved")
         )
-        flags = f"sudo vllm-install set VLLM_ARGS='...' --service {unit}"
+        flags = f"sudo vllm-install set VLLM_ARGS='...' --service {scene.service}"
         severity = FAULT if breaks else NOTE
         yield Finding("dropin-flags", cause, f"{path}: ExecStart=…", (command, flags), severity)
 
@@ -169,7 +169,13 @@ def _why(table: tuple[tuple[str, str, str], ...], name: str, value: str) -> str:
 
 def check_unit_edited(scene: Scene) -> Iterator[Finding]:
     """An edit by hand is the admin's right; it is the cause only of what nothing else explains."""
-    state, path, text = scene.state, scene.layout.unit, scene.unit_text
+    yield from _edited(scene, scene.member.path, scene.unit_text)
+    for path in scene.configuration:
+        yield from _edited(scene, path, scene.file(path))
+
+
+def _edited(scene: Scene, path: Path, text: str | None) -> Iterator[Finding]:
+    state = scene.state
     if not state or not text or not state.proved:
         return
     if fingerprint(text, path, scene.layout) in state.owned.get(str(path), ()):
@@ -180,7 +186,8 @@ def check_unit_edited(scene: Scene) -> Iterator[Finding]:
         for line in difflib.unified_diff(made.splitlines(), text.splitlines(), lineterm="", n=0)
         if re.match(r"[-+](?![-+])", line) and "--api-key" not in line
     ]
-    commands = (f"sudo systemctl edit {path.name}", f"{scene.deploy} --discard-edits")
+    discard = f"{scene.deploy} --discard-edits"
+    commands = (f"sudo systemctl edit {path.name}", discard) if path == scene.member.path else (discard,)
     severity = FAULT if scene.has_failed else NOTE
     yield Finding(
         "unit-edited",
@@ -193,8 +200,9 @@ def check_unit_edited(scene: Scene) -> Iterator[Finding]:
 
 def check_files(scene: Scene) -> Iterator[Finding]:
     """Files of ours beside the unit."""
+    units = [part.member.path for part in scene.parts]
     for name in scene.state.owned if scene.state and scene.state.proved else ():
-        if not scene.host.exists(Path(name)) and Path(name) != scene.layout.unit:
+        if not scene.host.exists(Path(name)) and Path(name) not in units:
             yield Finding(
                 "file-missing", tr("{name} is gone", name=name), tr("{name}: no such file", name=name), (scene.deploy,)
             )
@@ -217,11 +225,13 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
         return
     yield from _closed(scene, python)
     yield from _closed(scene, Path(host.at(python).resolve()) if host.root == Path("/") else python)
-    yield from _check_runtime(scene)
 
 
-def _check_runtime(scene: Scene) -> Iterator[Finding]:
+def check_runtime(scene: Scene) -> Iterator[Finding]:
     """The files that vLLM runs with lie in a directory that is named by their content; an earlier tool has fewer."""
+    proved = scene.state.proved if scene.state else None
+    if proved is None or not is_complete(scene.host, scene.layout, proved.engine.id):
+        return
     launcher = Path(scene.command[1]) if len(scene.command) > 1 else Path("/")
     if scene.layout.runtimes not in launcher.parents:
         return  # a command line that is not ours
@@ -317,7 +327,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
 
 
 def check_keys(scene: Scene) -> Iterator[Finding]:
-    unit, now = scene.layout.unit, datetime.now(timezone.utc)
+    unit, now = keyring.first_unit(scene.host, scene.layout), datetime.now(timezone.utc)
     new = f"sudo vllm-install set-apikey --service {scene.service}"
     try:
         held = [key for key in keyring.unit_keys(scene.host, scene.layout) if key.name != keys.PROBE]
@@ -354,6 +364,24 @@ def check_keys(scene: Scene) -> Iterator[Finding]:
         if key.plain:
             cause = tr("the key {name} stands in the unit as it is: every local user can read it", name=key.name)
             yield Finding("key-plain", cause, str(unit), (f"{new} --name {key.name}",), NOTE)
+
+
+def check_same_keys(scene: Scene) -> Iterator[Finding]:
+    """A key that only one replica knows works now and then; one that was revoked may still work somewhere."""
+    first, *others = keyring.key_units(scene.host, scene.layout) or [scene.member]
+    held = _in_force(scene, first.path)
+    for path in (unit.path for unit in others):
+        if differ := sorted({name for name, _ in _in_force(scene, path) ^ held}):
+            cause = tr("{path} has other keys than {first}", path=path, first=first.path)
+            yield Finding("keys-differ", cause, tr(", ").join(differ), (scene.deploy,))
+
+
+def _in_force(scene: Scene, path: Path) -> frozenset[tuple[str, str]]:
+    """The keys that a unit would put into force; none where it could not start with them."""
+    try:
+        return keyring.in_force(keyring.keys_in(scene.file(path) or ""))
+    except InstallError:
+        return frozenset()
 
 
 def check_history(scene: Scene) -> Iterator[Finding]:

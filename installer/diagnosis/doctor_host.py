@@ -12,17 +12,20 @@ from installer.base.language import tr
 from installer.base.report import size
 from installer.checks.facts import probe_disk
 from installer.checks.placement import chosen_by_hand, describe
+from installer.checks.tenants import visible_devices
 from installer.diagnosis import signatures
+from installer.diagnosis.doctor_gpus import since
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.scene import Scene
-from installer.families.vllm import cuda
-from installer.forms.venv.engines import BYTES, BYTES_WITHOUT_TORCH
+from installer.families.known import family_of
+from installer.forms.venv.engines import BYTES_WITHOUT_TORCH, installed_bytes
 from installer.runtime.vllm_text import one_line
 from installer.spec.toolkit import NONE
 from installer.spec.vendors import NVIDIA, of_kind
 from installer.units import journal
 
 ALMOST_FULL = 64 << 20
+LOW = 1 << 30  # as the alert has it
 ELSEWHERE = {
     "not-root",
     "driver-broken",
@@ -30,6 +33,7 @@ ELSEWHERE = {
     "port-in-use",
     "gpu-gone",
     "gpus-by-hand",
+    "haproxy-missing",
 }  # have a check of their own
 
 
@@ -78,8 +82,16 @@ def check_gpus(scene: Scene) -> Iterator[Finding]:
             cause = tr("{gpu} has another device node than before, which the sandbox does not let in", gpu=gpu)
             evidence = tr("{before} before, {now} now", before=placed.node, now=gpu.node or "-")
             yield Finding("gpu-renumbered", cause, evidence, (scene.deploy,))
-    if by_hand := chosen_by_hand(proved.settings, scene.facts.visible, proved.engine.kind):
-        yield _by_hand(scene, "=".join(by_hand), shut_out=bool(proved.gpus))
+
+
+def check_choice(scene: Scene) -> Iterator[Finding]:
+    """Whether somebody else chooses them."""
+    proved = scene.state.proved if scene.state else None
+    if proved is None:
+        return
+    visible = visible_devices(scene.host, scene.layout, scene.number)
+    if by_hand := chosen_by_hand(proved.settings, visible, proved.engine.kind):
+        yield _by_hand(scene, "=".join(by_hand), shut_out=bool(proved.of(scene.number).gpus))
 
 
 def _by_hand(scene: Scene, what: str, *, shut_out: bool) -> Finding:
@@ -89,9 +101,8 @@ def _by_hand(scene: Scene, what: str, *, shut_out: bool) -> Finding:
         if shut_out
         else tr("{what}, set by hand, wins over GPUS", what=what)
     )
-    evidence = f"/etc/systemd/system/{scene.layout.unit_name}.d"
-    undo = f"sudo systemctl edit {scene.service}"
-    return Finding("gpus-by-hand", cause, evidence, (scene.deploy, undo), FAULT if shut_out else NOTE)
+    undo = f"sudo systemctl edit {scene.member.stem}"
+    return Finding("gpus-by-hand", cause, str(scene.member.drop_ins), (scene.deploy, undo), FAULT if shut_out else NOTE)
 
 
 def check_disks(scene: Scene) -> Iterator[Finding]:
@@ -108,16 +119,36 @@ def check_disks(scene: Scene) -> Iterator[Finding]:
             return
 
 
+def check_low(scene: Scene) -> Iterator[Finding]:
+    """A disk that is not full, but soon will be: usage, downloads and caches go on growing."""
+    layout = scene.layout
+    for target in (layout.usage_dir, layout.state_dir, layout.opt, layout.hub):
+        disk = probe_disk(scene.host, target)
+        # A full one is said above, but for that of usage, without which it serves.
+        is_said = target != layout.usage_dir and disk.free < min(ALMOST_FULL, disk.total // 50)
+        if disk.free < min(LOW, disk.total // 50) and not is_said and not disk.read_only:
+            yield Finding(
+                "disk-low",
+                tr("the disk that holds {target} is almost full", target=target),
+                tr("{free} of {total} are free", free=size(disk.free), total=size(disk.total)),
+                (f"sudo du -xh --max-depth=2 {disk.path} | sort -h | tail", "sudo vllm-install prune"),
+                NOTE,
+            )
+            return
+
+
+def check_haproxy(scene: Scene) -> Iterator[Finding]:
+    yield from _problems(scene, {"haproxy-missing"})
+
+
 def check_fitness(scene: Scene) -> Iterator[Finding]:
     """Whatever else deploy would refuse this host for."""
     yield from _problems(scene, {problem.id for problem in scene.problems} - ELSEWHERE)
 
 
 def check_kernel(scene: Scene) -> Iterator[Finding]:
-    """What the kernel said of GPUs and memory since the service last changed its state, or in the last day."""
-    since = scene.unit.get("ActiveEnterTimestamp") if scene.active == "active" else ""
-    words = ["_TRANSPORT=kernel", "--boot", f"--since={since or '-1d'}"]
-    lines = [entry.text for entry in journal.entries(scene.host, 2000, *words)]
+    """What else the kernel said: of memory, and of the driver as a whole."""
+    lines = [entry.text for entry in journal.entries(scene.host, 2000, *since(scene))]
     for finding in signatures.explain(lines, scene.service, signatures.KERNEL):
         if finding.id != "killed-for-memory" or re.search(r"VLLM|vllm|python", finding.evidence):
             yield finding
@@ -126,10 +157,11 @@ def check_kernel(scene: Scene) -> Iterator[Finding]:
 def check_toolkit(scene: Scene) -> Iterator[Finding]:
     """What an engine does without where it may use no compiler: no fault, but nobody would guess it."""
     proved = scene.state.proved if scene.state else None
-    if proved and proved.toolkit and proved.toolkit.mode == NONE:
+    compiling = family_of(scene.settings).compiling
+    if compiling and proved and proved.toolkit and proved.toolkit.mode == NONE:
         yield Finding(
             "no-cuda-toolkit",
-            tr("{what}; a CUDA toolkit would change that", what=tr(cuda.COST)),
+            tr("{what}; a CUDA toolkit would change that", what=tr(compiling.cost)),
             f"CUDA_TOOLKIT={scene.settings.cuda_toolkit}, CUDA_HOME={proved.toolkit.home}",
             (f"sudo vllm-install set CUDA_TOOLKIT=wheels --service {scene.service}",),
             NOTE,
@@ -139,7 +171,7 @@ def check_toolkit(scene: Scene) -> Iterator[Finding]:
 def check_space(scene: Scene) -> Iterator[Finding]:
     """Whether the next upgrade, which puts an engine beside the present one, would find room."""
     target = scene.state.proved.engine if scene.state and scene.state.proved else None
-    needed = BYTES.get(target.kind, 0) if target and target.has_torch else BYTES_WITHOUT_TORCH
+    needed = installed_bytes(target) if target else BYTES_WITHOUT_TORCH
     disk = probe_disk(scene.host, scene.layout.opt)
     if ALMOST_FULL <= disk.free < needed:
         used = scene.host.output("journalctl", "--disk-usage")

@@ -8,11 +8,10 @@ from installer.base.language import tr
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.scene import Scene
-from installer.families.vllm.log import root_line
+from installer.families.known import family_counting, root_line_in
+from installer.runtime.vllm_seen import QUESTIONS
 from installer.runtime.vllm_text import one_line
-from installer.runtime.vllm_watcher import PROGRESS, QUESTIONS
 from installer.units.api import Api, NoAnswer, gauge
-from installer.units.graph import handle
 from installer.units.render import DIGEST_VARIABLE
 from installer.units.syntax import environment
 from installer.units.systemd import running_process
@@ -21,8 +20,9 @@ BUSY = "busy"
 
 
 def check_port(scene: Scene) -> Iterator[Finding]:
-    holder, settings = scene.facts.port_holder, scene.settings
-    if holder is None or holder.unit == scene.layout.unit_name:
+    settings = scene.settings
+    holder = scene.custody.stranger(settings.host, settings.port) if scene.number else scene.facts.port_holder
+    if holder is None or holder.unit == scene.member.name:
         return
     if not holder.pid and (scene.active == "active" or not scene.is_root):
         return  # only root sees whose it is; it may be the service itself
@@ -31,8 +31,8 @@ def check_port(scene: Scene) -> Iterator[Finding]:
     yield Finding(
         "port-in-use",
         tr("port {port} is taken by {holder}", port=settings.port, holder=holder),
-        tr("a listener on port {port} that is not {unit}", port=settings.port, unit=scene.layout.unit_name),
-        (holder.how_to_stop if holder.pid else find, f"{scene.deploy} --port {other}"),
+        tr("a listener on port {port} that is not {unit}", port=settings.port, unit=scene.member.name),
+        (holder.how_to_stop if holder.pid else find, *(() if scene.number else (f"{scene.deploy} --port {other}",))),
     )
 
 
@@ -50,10 +50,12 @@ def check_journal(scene: Scene) -> Iterator[Finding]:
 
 def check_state(scene: Scene) -> Iterator[Finding]:
     """What systemd says of the unit; the cause, if it is known, was named before."""
-    unit, look = scene.service, f"sudo journalctl -u {scene.service} -n 200"
+    unit, look = scene.member.stem, f"sudo journalctl -u {scene.member.stem} -n 200"
     said = one_line(f"{scene.active} ({scene.unit.get('SubState', '')}) {scene.stage}".strip())
+    if any(replica.serves for replica in scene.replicas):
+        return  # what the gateway does then has checks of its own
     if scene.has_failed:
-        root = root_line(scene.last_start) if scene.is_root else ""
+        root = root_line_in(scene.last_start) if scene.is_root else ""
         result = scene.unit.get("Result", "unknown")
         yield Finding(
             "service-failed",
@@ -62,10 +64,11 @@ def check_state(scene: Scene) -> Iterator[Finding]:
             (look, f"sudo systemctl restart {unit}"),
         )
     elif scene.active == "inactive" and scene.unit_text:
-        yield Finding("service-stopped", tr("the service is stopped"), said, (f"sudo systemctl start {unit}",))
+        if not (scene.whole and scene.whole.active == "inactive"):  # else with the whole
+            yield Finding("service-stopped", tr("the service is stopped"), said, (f"sudo systemctl start {unit}",))
     elif scene.holding:
         cause = tr("it does not serve yet: {callers}", callers=scene.holding.words)
-        yield Finding("callers-wait", cause, said, (f"sudo vllm-install status {unit} --watch",), NOTE)
+        yield Finding("callers-wait", cause, said, (f"sudo vllm-install status {scene.service} --watch",), NOTE)
     elif scene.active == "reloading":
         cause = tr("the service is handed over to its successor, and serves meanwhile")
         yield Finding("service-changing", cause, said, (f"systemctl status {unit}",), NOTE)
@@ -73,13 +76,13 @@ def check_state(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "service-changing", tr("the service is starting or stopping"), said, (f"systemctl status {unit}",), NOTE
         )
-    elif scene.active == "active":
+    elif scene.active == "active" and not scene.is_gateway:
         yield from _check_answer(scene)
 
 
 def _check_answer(scene: Scene) -> Iterator[Finding]:
     """`/health` is no witness: a hung engine answers it."""
-    restart = f"sudo systemctl restart {scene.service}"
+    restart = f"sudo systemctl restart {scene.member.stem}"
     api = scene.api()
     try:
         models = api.ask("GET", "/v1/models" if scene.probe_key else "/health")
@@ -92,7 +95,7 @@ def _check_answer(scene: Scene) -> Iterator[Finding]:
     elif models.status == 503:
         yield Finding("engine-died", tr("the engine died"), tr("{url} answers 503", url=api.url), (restart,))
     elif scene.probe_key and (silent := _silence(api, models.json())) and silent != BUSY:
-        look = f"sudo journalctl -u {scene.service} -n 200"
+        look = f"sudo journalctl -u {scene.member.stem} -n 200"
         yield Finding("engine-hung", tr("the engine hangs: it answers no request"), one_line(silent), (restart, look))
 
 
@@ -121,7 +124,8 @@ def _progress(api: Api) -> list[str]:
         answer = api.ask("GET", "/metrics")
     except NoAnswer:
         return []
-    return PROGRESS.findall(answer.body.decode(errors="replace")) if answer.status == 200 else []
+    text = answer.body.decode(errors="replace")
+    return family_counting(text).metrics.progress.findall(text) if answer.status == 200 else []
 
 
 # Notes on a service that serves
@@ -129,7 +133,8 @@ def _progress(api: Api) -> list[str]:
 
 def check_manager(scene: Scene) -> Iterator[Finding]:
     """What is on disk against what runs."""
-    unit, member = scene.service, handle(scene.layout)
+    member = scene.member
+    unit = member.stem
     if scene.unit.get("NeedDaemonReload") == "yes":
         command = f"sudo systemctl daemon-reload && sudo systemctl restart {unit}"
         yield Finding(
@@ -143,7 +148,7 @@ def check_manager(scene: Scene) -> Iterator[Finding]:
             yield Finding(
                 "restart-due", cause, tr("process {pid}", pid=process.pid), (f"sudo systemctl restart {unit}",), NOTE
             )
-    if proved and scene.unit_text and not scene.host.exists(member.wants_link):
+    if proved and scene.unit_text and not scene.number and not scene.host.exists(member.wants_link):
         yield Finding(
             "not-enabled", tr("the service does not start at boot"),
             tr("{path}: no such file", path=member.wants_link),
@@ -159,7 +164,7 @@ def check_restarts(scene: Scene) -> Iterator[Finding]:
     found = [f for lines in scene.runs[1:2] for f in signatures.explain(lines, scene.service) if f.severity == FAULT]
     cause = tr("systemd restarted the service {count} times by itself", count=restarts)
     evidence = found[0].evidence if found else f"NRestarts={restarts}"
-    commands = found[0].commands if found else (f"sudo journalctl -u {scene.service} -n 500",)
+    commands = found[0].commands if found else (f"sudo journalctl -u {scene.member.stem} -n 500",)
     yield Finding("restarted-by-itself", cause, evidence, commands, NOTE)
 
 
@@ -178,8 +183,8 @@ def check_load(scene: Scene) -> Iterator[Finding]:
         text = scene.api(5.0).ask("GET", "/metrics").body.decode(errors="replace")
     except NoAnswer:
         return
-    waiting, running = gauge(text, "vllm:num_requests_waiting"), gauge(text, "vllm:num_requests_running")
-    used = gauge(text, "vllm:kv_cache_usage_perc")
+    names = family_counting(text).metrics
+    waiting, running, used = gauge(text, names.waiting), gauge(text, names.running), gauge(text, names.cache_used)
     if not waiting or used is None or running is None:
         return
     evidence = tr(

@@ -6,9 +6,12 @@ Rather too much than too little: a report is still of use with a word missing, a
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from urllib.parse import quote, unquote
+
+from installer.spec.keys import SHORTEST
 
 MASK = "[secret]"
 WINDOW = 6  # so much of a known secret in a row is taken for a part of it
@@ -62,23 +65,36 @@ _TELLING = tuple(
         r"\b((?:sk|hf|ghp|glpat)[_-][\w-]{6,})",
     )
 )
+LOOSE = re.compile(r"\S+")
+WORDS = re.compile(r"[^\s\"'`<>(){}\[\],;=]+")
 _ADDRESS = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]|\.\d)")
 _HARMLESS = ("127.", "0.0.0.0", "255.")  # noqa: S104 an address of nobody
 
 
 class Redactor:
-    def __init__(self, secrets: Iterable[str], harmless: str = "") -> None:
-        """`secrets` are values known to be secret on this host; what is in `harmless` too gives nothing away."""
+    def __init__(self, secrets: Iterable[str], harmless: str | None = "", digests: Collection[str] = ()) -> None:
+        """`secrets` are values known to be secret on this host; what is in `harmless` too gives nothing away.
+
+        With None no part of a secret is looked for, which would take many a word out of a short text.
+
+        Of keys that are known by their `digests` alone a word is found that is one.
+        """
+        self._digests = frozenset(digests)
         known = {secret.strip() for secret in secrets} - {""}
         spelt = {spelling for secret in known for spelling in _spellings(secret)}
         self._whole = sorted((s for s in spelt if len(s) >= LONG_ENOUGH), key=len, reverse=True)
         windows = {s[at : at + WINDOW] for s in spelt for at in range(len(s) - WINDOW + 1)}
-        self._windows = {window for window in windows if window not in harmless}
+        self._windows = {window for window in windows if harmless is not None and window not in harmless}
 
-    def __call__(self, text: str) -> str:
-        text = self._without_known(text)
+    def hidden(self, text: str) -> str:
+        """Without secrets; an address is none where the text goes to this host's own admin."""
+        text = without_keys(self._without_known(text), self._digests)
         for pattern, replacement in PATTERNS:
             text = pattern.sub(replacement, text)
+        return text
+
+    def __call__(self, text: str) -> str:
+        text = self.hidden(text)
         return _ADDRESS.sub(lambda m: m[0] if m[0].startswith(_HARMLESS) else "[address]", text)
 
     def _without_known(self, text: str) -> str:
@@ -116,6 +132,23 @@ def harvest(text: str) -> set[str]:
     for userinfo in re.findall(r"\w+://([^\s/@]+)@", text):
         found |= {userinfo, unquote(userinfo), userinfo.rpartition(":")[2], unquote(userinfo.rpartition(":")[2])}
     return {value for value in found if len(value) >= LONG_ENOUGH and not value.startswith("sha256:")}
+
+
+def without_keys(text: str, digests: Collection[str]) -> str:
+    """Whatever form a key has: one of a service's clients is known on this host by its digest."""
+    for words in (LOOSE, WORDS) if digests else ():
+        text = words.sub(lambda word: MASK if is_key(word[0], digests) else word[0], text)
+    return text
+
+
+def is_key(word: str, digests: Collection[str]) -> bool:
+    """The word itself, or without what ends a sentence, or a name before it."""
+    plain = (word, word.strip("\"'`.,:;!?()[]{}<>"), word.rpartition(":")[2])
+    return any(len(each) >= SHORTEST and _digest(each) in digests for each in plain)
+
+
+def _digest(word: str) -> str:
+    return hashlib.sha256(word.encode(errors="surrogatepass")).hexdigest()
 
 
 def _masked(text: str, hidden: list[bool]) -> Iterable[str]:

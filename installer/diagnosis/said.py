@@ -16,6 +16,7 @@ from installer.base.language import mark, tr
 TEXTS = (
     mark("{why}; stage: {stage}; {queues}"),
     mark("failed while {stage}: {text}"),
+    mark("replica {number}: {why}"),
     mark("refused: {why}"),
     mark("cannot launch: {error}"),
     mark("cannot reload: {error}"),
@@ -34,6 +35,7 @@ TEXTS = (
     mark("waiting for the first answer"),
     mark("serving"),
     mark("serving {model}"),
+    mark("{serving} of {count} replicas serve"),
     mark("too many connections: no descriptor is left for another one"),
     # How it ends
     mark("the start made no progress for {seconds} s"),
@@ -41,8 +43,8 @@ TEXTS = (
     mark("the model refuses the smallest request: {words}"),
     mark("the engine died of its first request"),
     mark("the first request was not answered within {seconds} s"),
-    mark("the engine died: ending vLLM, to be started anew"),
-    mark("the engine died (process {pid}): ending vLLM, to be started anew"),
+    mark("the engine died: ending {engine}, to be started anew"),
+    mark("the engine died (process {pid}): ending {engine}, to be started anew"),
     mark("the engine makes no progress and answers no request"),
     mark("the watcher's own key is refused: the file with the keys is damaged"),
     mark("no metrics"),
@@ -57,7 +59,8 @@ TEXTS = (
     mark("the service does not run: there are no keys to replace"),
     mark("expected `-- serve MODEL` after the keys"),
     mark("{flag} cannot be used: {why}"),
-    mark("VLLM_USE_RUST_FRONTEND is set: vLLM's Rust front end takes no guard, so it is refused"),
+    mark("{variable} is set: {why}, so it is refused"),
+    mark("vLLM's Rust front end takes no guard"),
     mark("--port {port} is not a port"),
     mark("HOLD is not a number of seconds from 0 to {limit}"),
     mark("port {port} is not open to this user: take one above 1023"),
@@ -70,12 +73,32 @@ TEXTS = (
     mark("a gRPC server would answer without a key"),
     mark("a server without an API cannot be watched"),
     mark("without statistics a full queue looks like a hang"),
-    mark("the service speaks plain HTTP; let a reverse proxy do TLS"),
+    mark("SGLang writes its own key into the log; keys belong before the --"),
+    mark("a file of flags would go round what is refused here"),
+    mark("each of these processes would answer without a key"),
+    mark("another web server takes no guard"),
+    mark("its server takes no guard"),
+    mark("its processes would talk over ports that answer without a key"),
+    mark("whoever has a key could run code of his own in the service"),
+    mark("SGLang's Rust server takes no guard"),
+    mark("the gateway before it speaks TLS: TLS_CERT and TLS_KEY, or TLS=self"),
+    # The gateway
+    mark("ready"),
+    mark("the gateway does not run, or does not answer"),
+    mark("HAProxy would not take the certificate: {why}"),
+    mark("HAProxy would not take {file}: {why}"),
+    mark("HAProxy goes on with the configuration that it had"),
+    mark("the certificate {file} is unfit: {why}"),
+    mark("it has expired"),
+    mark("it is not valid yet: look at the clock"),
+    mark("the key belongs to another certificate"),
+    mark("the key is encrypted, and nobody is there to type its password"),
     # Why the next engine has not taken over
     mark("it failed while {stage}: {text}"),
     mark("the next engine ended with status {status}"),
     mark("the next engine could not be prepared in time"),
     mark("the supervisor of the next engine has died"),
+    mark("the supervisor of the next engine says nothing"),
     mark("the watcher of the next engine was killed"),
     mark("nobody waits for it any more"),
     mark("the service ends"),
@@ -84,6 +107,8 @@ TEXTS = (
     # How a change ended
     mark("proved"),
     mark("written; the service is not running"),
+    mark("in force as soon as the service answers"),
+    mark("in force; the service answered nothing"),
     mark("undone: {why}"),
     mark("confirmed"),
     mark("confirmed early"),
@@ -108,6 +133,22 @@ TEXTS = (
     mark("asked {context}; this GPU fits {fits}"),
     mark("interrupted by {signal}"),
 )
+
+
+WORD = re.compile(r"[\w.@%:/+-]{1,64}", re.ASCII)
+ELIDED = "…"
+
+
+def in_our_words(text: str) -> str:
+    """The text as far as it is ours: what stands in its gaps is shown where it is a text of ours too, or one word."""
+    for template, form in _forms():
+        if match := form.fullmatch(text):
+            return template.format(**{name: _in_gap(value) for name, value in match.groupdict().items()})
+    return ELIDED
+
+
+def _in_gap(value: str) -> str:
+    return value if WORD.fullmatch(value) else in_our_words(value)
 
 
 def translated(text: str) -> str:

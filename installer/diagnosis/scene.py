@@ -1,15 +1,17 @@
-"""What doctor and status look at: one service on this host, looked up once."""
+"""What doctor and status look at: one service on this host, looked up once, and each replica of it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from installer.base.errors import InstallError
-from installer.base.host import Holder, Host, Strange
+from installer.base.files import Strange
+from installer.base.host import Host
 from installer.base.layout import Layout
+from installer.base.locks import Holder
 from installer.checks import facts, preflight
 from installer.checks.tenants import with_tenants
 from installer.spec import settings_file
@@ -18,9 +20,12 @@ from installer.spec.problem import Problem
 from installer.spec.records import load_state, managed, readable_state
 from installer.spec.settings import Settings, load_settings
 from installer.spec.state import State
-from installer.units import journal
+from installer.units import haproxy, journal
 from installer.units.api import Api, local_address
 from installer.units.custody import Custody
+from installer.units.gateway import certificate_of
+from installer.units.graph import Member, handle, members
+from installer.units.haproxy import GatewayState
 from installer.units.holding import Holding, holding
 from installer.units.syntax import exec_line
 from installer.units.systemd import unit_properties
@@ -28,7 +33,7 @@ from installer.units.systemd import unit_properties
 PROPERTIES = (
     "LoadState", "LoadError", "FragmentPath", "ActiveState", "SubState", "Result", "StatusText", "NRestarts",
     "InvocationID", "MainPID", "NeedDaemonReload", "DropInPaths", "ActiveEnterTimestamp", "StateChangeTimestamp",
-    "MemoryCurrent",
+    "MemoryCurrent", "WatchdogTimestampMonotonic",
 )  # fmt: skip
 # What the supervisor says when another engine's turn has come, or has not.
 BEGINNINGS = (
@@ -45,10 +50,49 @@ class Scene:
     layout: Layout
     state: State | None
     damage: InstallError | None  # why there is no state, although there should be one, or why it may not be written
+    number: int = field(default=0, kw_only=True)  # of the replica that is looked at; 0 is the unit that people type
+    whole: Scene | None = field(default=None, kw_only=True)  # which the replica is one of
 
     @property
     def service(self) -> str:
         return self.layout.service
+
+    @cached_property
+    def member(self) -> Member:
+        target = self.state.proved if self.state else None
+        return next((m for m in members(self.layout, target) if m.number == self.number), handle(self.layout, target))
+
+    @property
+    def is_gateway(self) -> bool:
+        """Whether the unit has no engine itself, but replicas that have one."""
+        return self.number == 0 and bool(self.state and self.state.proved and self.state.proved.replicas)
+
+    @cached_property
+    def replicas(self) -> tuple[Scene, ...]:
+        """Each looked at as a service of its own; none where the service is the engine itself."""
+        found = members(self.layout, self.state.proved if self.state else None) if self.is_gateway else ()
+        return tuple(replace(self, number=member.number, whole=self) for member in found)
+
+    @property
+    def parts(self) -> tuple[Scene, ...]:
+        """By units: itself, and the replicas."""
+        return (self, *self.replicas)
+
+    @property
+    def configuration(self) -> list[Path]:
+        """What a gateway reads beside its unit."""
+        owned = self.state.owned if self.state and self.is_gateway else ()
+        return [Path(name) for name in owned if name.endswith(".haproxy.cfg")]
+
+    @cached_property
+    def gateway(self) -> GatewayState | None:
+        """What the gateway says of its members; None without root, and where it says nothing."""
+        if not (self.is_gateway and self.is_root and self.active in ("active", "reloading")):
+            return None
+        try:
+            return haproxy.state(self.host, self.layout)
+        except InstallError:
+            return None
 
     @cached_property
     def under_way(self) -> Holder | None:
@@ -68,7 +112,7 @@ class Scene:
     def settings(self) -> Settings:
         """What the service was proved with; else what its file says; else the defaults."""
         if self.state and self.state.proved:
-            return self.state.proved.settings
+            return self.state.proved.of(self.number).settings
         path = self.layout.settings_file
         try:
             return load_settings(self.service, settings_file.parse(self.host.read(path) or "", path), {}, {})
@@ -77,6 +121,8 @@ class Scene:
 
     @cached_property
     def facts(self) -> Facts:
+        if self.whole:
+            return self.whole.facts
         return with_tenants(facts.gather(self.host, self.settings, self.layout), self.host, self.layout)
 
     @cached_property
@@ -90,13 +136,13 @@ class Scene:
     def unit(self) -> dict[str, str]:
         """What systemd knows of the unit; empty without systemd."""
         try:
-            return unit_properties(self.host, self.layout.unit_name, *PROPERTIES)
+            return unit_properties(self.host, self.member.name, *PROPERTIES)
         except InstallError:
             return {}
 
     @cached_property
     def unit_text(self) -> str | None:
-        return self.host.read(self.layout.unit)
+        return self.host.read(self.member.path)
 
     @cached_property
     def command(self) -> list[str]:
@@ -109,16 +155,24 @@ class Scene:
     @cached_property
     def holding(self) -> Holding | None:
         """Callers who wait: while there are any, a question of ours would wait among them."""
-        return holding(self.host, self.layout)
+        if self.is_gateway:
+            said = self.gateway
+            if said is None or said.down_for is None:
+                return None
+            return Holding(said.waiting, said.down_for, self.settings.hold)
+        return holding(self.host, self.member)
 
     @property
     def serves(self) -> bool:
         """As far as systemd and the supervisor know; while it is handed over, the old engine serves."""
-        return self.active in ("active", "reloading") and self.holding is None
+        does = self.active in ("active", "reloading") and self.holding is None
+        return does and (not self.is_gateway or any(replica.serves for replica in self.replicas))
 
     @property
     def stage(self) -> str:
-        """What the launcher said last, unless that is of a run that was stopped."""
+        """What the launcher said last, unless that is of a run that was stopped; of replicas how many serve."""
+        if self.is_gateway and self.active != "inactive":
+            return f"{sum(replica.serves for replica in self.replicas)} of {len(self.replicas)} replicas serve"
         return self.unit.get("StatusText", "") if self.active != "inactive" else ""
 
     @property
@@ -135,17 +189,18 @@ class Scene:
 
     @property
     def custody(self) -> Custody:
-        return Custody(self.host, self.layout.unit_name, self.layout.user)
+        return Custody(self.host, self.member.name, self.layout.user)
 
     def api(self, timeout: float = ANSWER_WITHIN) -> Api:
         settings = self.settings
-        return Api(local_address(settings.host), settings.port, self.probe_key, timeout, self.custody)
+        certificate = certificate_of(self.host, self.member, settings)
+        return Api(local_address(settings.host), settings.port, self.probe_key, timeout, self.custody, certificate)
 
     @cached_property
     def runs(self) -> list[list[str]]:
         """The journal's lines of the last runs of the service, the latest run first."""
         found: dict[str, list[str]] = {}
-        for entry in journal.unit_entries(self.host, self.layout.unit_name, JOURNAL_LINES):
+        for entry in journal.unit_entries(self.host, self.member.name, JOURNAL_LINES):
             if entry.run:
                 found.setdefault(entry.run, []).append(entry.text)
         return list(reversed(found.values()))

@@ -20,6 +20,7 @@ from installer.runtime.vllm_text import one_line
 
 TABLE = DATA / "signatures.json"
 SERVICE, KERNEL, DRIVER = "service", "kernel", "driver"
+ELIDED = "…"
 # What a server says in passing is no fault, whatever words it uses; a client may have chosen them.
 ASIDE = re.compile(r"(?:\([\w ]+ ?(?:pid=\d+)?\) )?(?:INFO|DEBUG|WARNING)\b")
 # A traceback quotes the program before it says what happened.
@@ -66,6 +67,16 @@ def recognise(line: str, service: str, where: str = SERVICE, *, is_first: bool =
         return None
     candidates = (s.explain(line, service, is_first=is_first) for s in signatures() if where in s.where)
     return next((finding for finding in candidates if finding), None)
+
+
+def in_our_words(name: str, service: str) -> Finding | None:
+    """What that signature means, with nothing in it that stood in a log."""
+    found = next((signature for signature in signatures() if signature.id == name), None)
+    if found is None:
+        return None
+    gaps = [ELIDED] * max(pattern.groups for pattern in found.patterns)
+    commands = tuple(command.format(*gaps, service=service, without_flags=ELIDED) for command in found.commands)
+    return Finding(name, tr(found.cause).format(*gaps, service=service), "", commands, found.severity)
 
 
 def explain(lines: Iterable[str], service: str, where: str = SERVICE, *, is_first: bool = False) -> list[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from installer.adoption import former, old_compose, old_script, old_unit
+from installer.adoption import former, old_cluster, old_compose, old_quadlet, old_script, old_unit
 from installer.adoption.old import Old, read_stdin, read_text
 from installer.adoption.translate import Adoption, translate
 from installer.base.changes import Change, Write
@@ -79,7 +79,11 @@ def find(source: str, host: Host, compose_service: str | None) -> Old:
     path = Path.cwd() / source
     text = read_text(path, host)
     if compose_service or path.suffix in (".yml", ".yaml"):
+        if old_cluster.is_manifest(text):
+            return old_cluster.read(path, text, host)
         return old_compose.read(path, host, compose_service)
+    if path.suffix == ".container" or f"\n{old_quadlet.SECTION}" in f"\n{text}":
+        return old_quadlet.read(path, host)
     if path.suffix == ".service" or "\n[Service]" in f"\n{text}":
         return old_unit.of_file(path, host)
     return old_script.read(text, Old((), directory=path.parent), host)

@@ -6,15 +6,16 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from installer.base.changes import Change, Handover, Restart, Write
+from installer.base.changes import Change, Write
 from installer.base.errors import InstallError, Refused
 from installer.base.host import Host
 from installer.base.language import english, first_line, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import fit, prove, receipt, steps
-from installer.flow.steps import Wanted
+from installer.flow.roll import keys_of_now, without_handover
 from installer.flow.transaction import Transaction, apply, shared
+from installer.flow.wanted import Wanted
 from installer.spec.keys import Key
 from installer.spec.records import managed
 from installer.spec.settings import Settings
@@ -22,7 +23,7 @@ from installer.spec.soak import Soak
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import keyring, render
-from installer.units.graph import Member, members
+from installer.units.graph import Member, handle, on_disk
 from installer.units.render import fingerprint
 from installer.units.systemd import unit_properties
 from installer.weights import models
@@ -33,13 +34,14 @@ class Convergence(Transaction):
 
     outcome = "proved"
     soak: Soak | None = None  # that begins or ends with it
+    key_shown = True  # somebody has seen the default key
 
     def __init__(
         self, verb: str, want: Wanted, changes: list[Change], state: State, host: Host, report: Report,
-        new_keys: tuple[str, ...] = (), *, key_shown: bool = True,
+        new_keys: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(want.layout, changes, host, report)
-        self.verb, self.want, self.state, self.new_keys, self.key_shown = verb, want, state, new_keys, key_shown
+        self.verb, self.want, self.state, self.new_keys = verb, want, state, new_keys
         self.is_first = state.proved is None
         self.settings_text = host.read(self.layout.settings_file)
         self.start = prove.Start(is_first=self.is_first)
@@ -70,14 +72,15 @@ class Convergence(Transaction):
 
     def prove(self) -> None:
         prove.serving(self.want, self.host, self.report, self.start)
-        _keys_of_now(self.start, self.host, self.layout, self.report)
+        if self.start.since:
+            keys_of_now(self.host, self.layout, self.report)
         for key in self.new_keys:
             prove.keys_in_force(self.want, self.host, key)
 
     def remember(self) -> None:
-        measured = fit.measured(self.layout, self.host)
+        measured = fit.measured(self.want.target, self.layout, self.host)
         self.state = receipt.remember(
-            self.state, self.want.target, self.host, self.layout, self.outcome, self.report, measured, self.soak
+            self.state, self.want.target, self.host, self.outcome, self.report, measured, self.soak
         )
 
     def undo(self, why: str) -> str:
@@ -101,7 +104,7 @@ def recorded(host: Host, layout: Layout, report: Report) -> tuple[State, tuple[K
 
 def _let_handover_end(host: Host, layout: Layout, report: Report) -> None:
     """It goes on when whoever asked for it was killed, and what it ends with is what a change begins from."""
-    for member in members(layout):
+    for member in (handle(layout), *on_disk(host, layout)):
         if _is_handed_over(member, host):
             report.note(tr("waiting for {unit}, which is handed over just now", unit=member.name))
         while _is_handed_over(member, host):
@@ -199,33 +202,25 @@ def _converge_back(state: State, host: Host, layout: Layout, report: Report, out
     try:
         _carried_out(due, want, host, report)
     except InstallError as error:
-        restarts = [Restart(change.unit) for change in due if isinstance(change, Handover)]
+        restarts = [restart for change in due if (restart := without_handover(change))]
         if not restarts:
             raise
         report.warn(tr("{why}; restarting it instead", why=first_line(error.message)))
         _carried_out(restarts, want, host, report)
-    return receipt.remember(state, proved, host, layout, outcome, report)
+    return receipt.remember(state, proved, host, outcome, report)
 
 
 def _carried_out(changes: Sequence[Change], want: Wanted, host: Host, report: Report) -> None:
     start = prove.started_by(changes, host)
     apply(changes, host, report)
     prove.serving(want, host, report, start)
-    _keys_of_now(start, host, want.layout, report)
-
-
-def _keys_of_now(start: prove.Start, host: Host, layout: Layout, report: Report) -> None:
-    """A handover puts those keys into force that the unit had when it began; one may have been revoked since."""
-    if not start.since:
-        return
-    with keyring.locked(host, layout, report):
-        if keyring.live_keys(host, layout) != keyring.in_force(keyring.held_in_unit(host, layout)):
-            keyring.PutInForce(layout).put(host)
+    if start.since:
+        keys_of_now(host, want.layout, report)
 
 
 def _keeping_edits(change: Change, want: Wanted, state: State, host: Host) -> Change:
     """What was edited by hand is none of what was cut off: of an edited unit only the keys go back."""
-    if not isinstance(change, Write) or change.path not in [member.path for member in members(want.layout)]:
+    if not isinstance(change, Write) or not want.layout.has_unit(change.path.name):
         return change
     text = host.read(change.path)
     if not text or fingerprint(text, change.path, want.layout) in state.owned.get(str(change.path), ()):

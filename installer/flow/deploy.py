@@ -19,8 +19,8 @@ from installer.checks import preflight
 from installer.flow import fit, ownership, prove, receipt, steps, watched
 from installer.flow.converge import Convergence, not_half_adopted, recorded, settled, with_probe_key
 from installer.flow.resolve import Request, Resolved, resolve
-from installer.flow.steps import Wanted
 from installer.flow.transaction import changing
+from installer.flow.wanted import Wanted
 from installer.flow.watched import Watched
 from installer.forms.venv import engines
 from installer.memory.capacity import Estimate
@@ -163,9 +163,8 @@ def _converge(
         fit.check_context(resolved.want.target, resolved.facts, state, host, report, resolved.about)
     given = filter(None, (resolved.new_key, request.keys.given, *request.keys.further))
     kind = Watched if watched.is_begun_by(changes, resolved.want.layout) else Convergence
-    transaction = kind(
-        request.verb, resolved.want, changes, state, host, report, tuple(given), key_shown=resolved.new_key is None
-    )
+    transaction = kind(request.verb, resolved.want, changes, state, host, report, tuple(given))
+    transaction.key_shown = resolved.new_key is None
     if isinstance(transaction, Watched):
         transaction.seconds = request.soak or 0
     _carry_out(transaction, resolved.new_key, show)
@@ -176,7 +175,7 @@ def _carry_out(transaction: Convergence, new_key: str | None, show: Show) -> Non
     if not transaction.changes:
         prove.serving(want, host, report)
         if transaction.state.pending:
-            receipt.remember(transaction.state, want.target, host, want.layout, "proved", report)
+            receipt.remember(transaction.state, want.target, host, "proved", report)
         show(Deployed(want, (), None, False))
         return
     transaction.run()

@@ -17,7 +17,7 @@ from installer.flow.transaction import Transaction, apply, changing
 from installer.flow.watched import check_free
 from installer.spec.records import managed
 from installer.spec.state import State
-from installer.units import keyring
+from installer.units import alarm, keyring
 from installer.units.render import DIGEST_VARIABLE, fingerprint
 
 HEAD = """# This unit is yours: vllm-install does not manage it. It stays the one place that says what runs.
@@ -52,6 +52,11 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
         state = settled(host, layout, report)
         if state.proved is None:
             raise never_proved(layout)
+        if state.proved.replicas:
+            raise Refused(
+                tr("{service} stands behind a gateway, which needs vllm-install", service=service),
+                tr("let it be one engine first: vllm-install set REPLICAS=1 TLS=none TLS_CERT= TLS_KEY= FALLBACK_URL="),
+            )
         check_free(state, layout)
         ejection = _Ejection(state, host, layout, report)
         ejection.run()
@@ -101,6 +106,7 @@ def _changes(state: State, host: Host, layout: Layout) -> Iterator[Change]:
     secret = any(key.plain for key in keyring.unit_keys(host, layout))
     yield Write(layout.unit, plain_unit(text, layout), host.mode(layout.unit) or 0o644, secret)
     yield Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
+    yield from alarm.ending(layout, host)
     if str(layout.settings_file) in state.owned:
         yield Remove(layout.settings_file)
     yield Remove(layout.state_file)  # from here on it is nobody's but the admin's
@@ -118,4 +124,5 @@ def plain_unit(text: str, layout: Layout) -> str:
     """The same unit, whatever was edited into it by hand, without what only vllm-install reads."""
     text = re.sub(r"\A(?:#.*\n)*", HEAD.format(service=layout.service), text)
     text = re.sub(rf'^Environment="?{DIGEST_VARIABLE}=.*\n', "", text, flags=re.MULTILINE)
+    text = re.sub(rf"^OnFailure={re.escape(alarm.unit(layout))}\n", "", text, flags=re.MULTILINE)
     return text.replace(f"probe-key:{layout.probe_key}", f"probe-key:{layout.ejected_probe_key}")

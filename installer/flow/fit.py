@@ -11,8 +11,8 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks.placement import usable_gpus
-from installer.families.vllm.log import read_report
-from installer.families.vllm.serve import memory_share
+from installer.families.known import family_of
+from installer.flow import advice
 from installer.memory import capacity
 from installer.memory.capacity import Estimate, Outlook
 from installer.memory.device import Device
@@ -46,7 +46,7 @@ def check_context(
             tr("a context of {asked} does not fit: {reason}", asked=asked, reason=verdict.reason),
             tr("ask for {most} at most; nothing was changed", most=most)
             if most
-            else tr("take a smaller model, or give the service more memory; nothing was changed"),
+            else advice.instead(target.settings, facts),
         )
     if verdict.answer is Outlook.CLOSE:
         report.warn(
@@ -56,6 +56,8 @@ def check_context(
 
 def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:
     """None where the model's layers are not known, or the GPU does not say how much memory it has."""
+    if not family_of(target.settings).predicts_memory:
+        return None
     path = host.at(target.model.path)
     device = _device(target, facts)
     if device is None:
@@ -75,10 +77,10 @@ def _listed(model: Model) -> int:
     return sum(file.size for file in model.files if file.name.endswith(".safetensors")) * 19 // 20
 
 
-def measured(layout: Layout, host: Host) -> Calibration | None:
+def measured(target: Target, layout: Layout, host: Host) -> Calibration | None:
     """What vLLM reported at the start that was just proved."""
-    unit = members(layout)[0].name
-    return read_report(journal(host, unit, JOURNAL_LINES, invocation(host, unit)))
+    unit = members(layout, target)[0].name
+    return family_of(target.settings).log.report(journal(host, unit, JOURNAL_LINES, invocation(host, unit)))
 
 
 def _calibration(target: Target, state: State) -> Calibration | None:
@@ -98,7 +100,8 @@ def _rest(target: Target) -> tuple[object, ...]:
 
 
 def _device(target: Target, facts: Facts) -> Device | None:
-    kind, share = target.engine.kind, memory_share(target)
+    kind = target.engine.kind
+    share = family_of(target.settings).memory_share(target.settings, kind)
     if kind == "cpu":
         return Device(kind, facts.memory_total, share)
     gpus = usable_gpus(facts, kind)[: target.settings.tensor_parallel_size]

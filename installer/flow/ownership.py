@@ -13,8 +13,8 @@ from installer.base.layout import Layout
 from installer.checks.preflight import Problem
 from installer.spec.records import owned_on
 from installer.spec.state import State
-from installer.units import soaking
-from installer.units.graph import members
+from installer.units import alarm, soaking
+from installer.units.graph import UNITS
 from installer.units.render import fingerprint
 from installer.units.systemd import unit_properties
 
@@ -31,7 +31,7 @@ def objections(
     replaced: frozenset[Path] = frozenset(),
 ) -> Iterator[Problem]:
     """Every reason why these changes would destroy something that is not ours to destroy."""
-    owned = owned_on(host)
+    owned, changes = owned_on(host), tuple(changes)
     for change in changes:
         if not isinstance(change, Write) or not is_claimed(change.path, layout) or change.path == layout.settings_file:
             continue
@@ -40,17 +40,20 @@ def objections(
             continue
         if change.path not in owned:
             yield _stranger(change.path)
-        elif text == "" and change.path in [member.path for member in members(layout)]:
+        elif text == "" and layout.has_unit(change.path.name):
             yield _masked(change.path, layout)
         elif not discard_edits and fingerprint(text, change.path, layout) not in owned[change.path]:
             yield _edited(change, text)
     if not state.owned and not (state.former and state.former.ejected):
-        yield from _check_name(host, layout)
+        replicas = [
+            change.path for change in changes if isinstance(change, Write) and layout.number_of(change.path.name)
+        ]
+        yield from _check_names(host, layout, [layout.unit, *replicas])
 
 
 def is_claimed(path: Path, layout: Layout) -> bool:
-    """Whether ownership of the path is recorded; below our own directory in /opt, and of a soak, all is ours anyway."""
-    return layout.opt not in path.parents and path not in soaking.paths(layout)
+    """Whether ownership of the path is recorded; all in our own directory in /opt, of a soak and an alarm is ours."""
+    return layout.opt not in path.parents and path not in (*soaking.paths(layout), *alarm.paths(layout))
 
 
 def _stranger(path: Path) -> Problem:
@@ -74,28 +77,30 @@ def _edited(change: Write, text: str) -> Problem:
         change.text.splitlines(), text.splitlines(), tr("as vllm-install writes it"), tr("as it is now"), lineterm=""
     )
     shown = [f"    {line}" for line in difference][:DIFF_LINES]
+    in_drop_in = tr(
+        "move the edit into a drop-in (systemctl edit {unit}), or overwrite it with --discard-edits",
+        unit=change.path.name,
+    )
     return Problem(
         tr("{path} was edited by hand", path=change.path),
         tr("this would be lost:") + "\n" + "\n".join(shown),
-        tr(
-            "move the edit into a drop-in (systemctl edit {unit}), or overwrite it with --discard-edits",
-            unit=change.path.name,
-        ),
+        in_drop_in if change.path.parent == UNITS else tr("overwrite it with --discard-edits"),
     )
 
 
-def _check_name(host: Host, layout: Layout) -> Iterator[Problem]:
+def _check_names(host: Host, layout: Layout, units: list[Path]) -> Iterator[Problem]:
     """A service name that already means something to this host would mix up two services' files."""
-    for member in members(layout):
-        found = unit_properties(host, member.name, "FragmentPath").get("FragmentPath", "")
-        if found and found != str(member.path):
+    for unit in units:
+        found = unit_properties(host, unit.name, "FragmentPath").get("FragmentPath", "")
+        if found and found != str(unit):
             yield Problem(
-                tr("{path} exists already", path=member.name),
+                tr("{path} exists already", path=unit.name),
                 tr("it is {found}, which is not ours", found=found),
                 tr("choose another name with --service"),
             )
     # systemd gives these to the service's account, and they go with it: imagine a service called user, and /run/user.
-    for directory in (layout.cache_dir, layout.run_dir):
+    of_units = (layout.run_dir.parent / unit.stem for unit in units)
+    for directory in (layout.cache_dir, layout.usage_dir, *of_units):
         if host.exists(directory):
             yield Problem(
                 tr("{path} exists already", path=directory),

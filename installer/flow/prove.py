@@ -14,14 +14,15 @@ from installer.base.report import Report
 from installer.diagnosis import signatures
 from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
-from installer.families.vllm.log import read_refusal, root_line
-from installer.flow.steps import Wanted
+from installer.families.known import refusal_in, root_line_in
+from installer.flow.wanted import Wanted
 from installer.model.model_about import read_directory
 from installer.spec.keys import generate
 from installer.spec.settings import Settings
 from installer.units.api import Answer, Api, NoAnswer, local_address
 from installer.units.custody import Custody
-from installer.units.graph import Member, members
+from installer.units.gateway import certificate_of
+from installer.units.graph import Member, units
 from installer.units.holding import holding, without_count
 from installer.units.journal import invocation, journal, last_entry
 from installer.units.render import process_digest
@@ -62,22 +63,27 @@ NOT_WATCHED = Start()  # one that was over, or well under way, when it was first
 def started_by(changes: Iterable[Change], host: Host, *, is_first: bool = False) -> Start:
     """The start that these changes will make, seen before they are applied."""
     changes = tuple(changes)
-    runs = {invocation(host, change.unit) for change in changes if isinstance(change, Restart)}
+    anew = [unit for change in changes if isinstance(change, Restart) for unit in (change.unit, *change.along)]
+    runs = {invocation(host, unit) for unit in anew}
     since = {change.unit: last_entry(host, change.unit) for change in changes if isinstance(change, Handover)}
     return Start(is_first, frozenset(runs), since)
 
 
 def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
-    """Return when everything a client relies on was seen to hold of every member; raise NotProved otherwise."""
-    for member in members(want.layout):
-        wait_until_ready(member, host, report, start)
-        server = Server(want, member, host)
-        if member.name in start.since:
-            _check_process(server)
-        _check_keys(server)
-        _check_model(server)
-        _check_answer(server)
-        _check_chat(server, report)
+    """Return when everything a client relies on was seen to hold, of every member and of what clients reach."""
+    for member in units(want.layout, want.target):
+        serves(want, member, host, report, start)
+
+
+def serves(want: Wanted, member: Member, host: Host, report: Report, start: Start) -> None:
+    wait_until_ready(member, host, report, start)
+    server = Server(want, member, host)
+    if member.name in start.since:
+        _check_process(server)
+    _check_keys(server)
+    _check_model(server)
+    _check_answer(server)
+    _check_chat(server, report)
 
 
 def wait_until_ready(member: Member, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
@@ -92,7 +98,7 @@ def wait_until_ready(member: Member, host: Host, report: Report, start: Start = 
         has_job, state = bool(now.get("Job")), now.get("ActiveState")
         if not has_job and state == "active":
             _check_handed_over(member, now, host, start)
-            held = holding(host, member.layout)
+            held = holding(host, member)
             if held is None:
                 return
             if held.longest > HELD_FOR:
@@ -136,7 +142,7 @@ def reason_in(
     lines: list[str], what: str, look: str, service: str = Settings.service, *, is_first: bool = False
 ) -> NotProved:
     """The same from the lines of a log; `look` is where more of it can be seen."""
-    refusal = read_refusal(lines)
+    refusal = refusal_in(lines)
     if refusal and refusal.estimated_max:
         fits = refusal.estimated_max
         hint = tr(
@@ -146,7 +152,7 @@ def reason_in(
     known = [finding for finding in signatures.explain(lines, service, is_first=is_first) if finding.severity == FAULT]
     if known:
         return NotProved(tr("{what}: {why}", what=what, why=known[0].evidence), tr(" or ").join(known[0].commands))
-    if root := root_line(lines):
+    if root := root_line_in(lines):
         return NotProved(tr("{what}: {why}", what=what, why=root), look)
     if not lines:
         return NotProved(what, look)
@@ -164,18 +170,18 @@ class Server:
     within: float = ANSWER_WITHIN
 
     def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
-        settings = self.want.target.settings
         custody = Custody(self.host, self.member.name, self.want.layout.user)
-        api = Api(local_address(settings.host), settings.port, key, self.within, custody)
+        certificate = certificate_of(self.host, self.member, self.want.target.settings)
+        api = Api(local_address(self.member.host), self.member.port, key, self.within, custody, certificate)
         try:
             return api.ask(method, path, body)
         except NoAnswer as error:
             raise Silent(str(error), _look(self.member)) from None
 
 
-def keys_in_force(want: Wanted, host: Host, accepted: str | None) -> None:
-    """The service refuses whom it should, and takes the probe key and the key that was just set."""
-    for member in members(want.layout):
+def keys_in_force(want: Wanted, host: Host, accepted: str | None, doors: Iterable[Member] | None = None) -> None:
+    """At every door the service refuses whom it should, and takes the probe key and the key that was just set."""
+    for member in doors or units(want.layout, want.target):
         server = Server(want, member, host, KEYS_WITHIN)
         _check_keys(server)
         for key in filter(None, (want.probe_key, accepted)):
@@ -187,7 +193,9 @@ def keys_in_force(want: Wanted, host: Host, accepted: str | None) -> None:
 def _check_process(server: Server) -> None:
     """The process itself says from which unit it was started: to answer, the one before it would do."""
     process = running_process(server.host, server.member)
-    if process is None or process.digest != process_digest(server.want.target, server.want.layout):
+    if process is None or process.digest != process_digest(
+        server.want.target, server.want.layout, server.member.number
+    ):
         raise NotProved(tr("{unit} runs on as it was", unit=server.member.name), _look(server.member))
 
 
@@ -200,14 +208,15 @@ def _check_keys(server: Server) -> None:
 
 def _check_model(server: Server) -> None:
     want, name = server.want, server.want.target.model.id
+    names = {name, *want.target.settings.served_model_name}
     answer = server.ask("GET", "/v1/models", want.probe_key)
     if (status := answer.status) != 200:
         raise NotProved(tr("a request with the probe key was answered with {status} instead of 200", status=status))
     listed = answer.json().get("data")
     models = {m.get("id"): m for m in listed if isinstance(m, dict)} if isinstance(listed, list) else {}
-    if name not in models:
+    if names - models.keys():
         served = ", ".join(map(str, models)) or tr("no model")
-        raise NotProved(tr("it serves {served} instead of {model}", served=served, model=name))
+        raise NotProved(tr("it serves {served} instead of {model}", served=served, model=", ".join(sorted(names))))
     asked, given = want.target.settings.max_model_len, models[name].get("max_model_len")
     if asked is not None and given != asked:
         raise NotProved(tr("its context is {given} instead of {asked}", given=given, asked=asked))

@@ -10,13 +10,14 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import ownership
-from installer.flow.steps import Wanted
+from installer.flow.wanted import Wanted
 from installer.spec.calibration import Calibration
 from installer.spec.records import owned_on
 from installer.spec.soak import BY_HAND, Soak
 from installer.spec.state import State, event, text_digest
 from installer.spec.target import Target
 from installer.units import keyring, render
+from installer.units.gateway import config_file
 from installer.units.render import fingerprint
 from installer.units.systemd import has_user
 
@@ -49,13 +50,15 @@ def claim(
 
 
 def remember(
-    known: State, target: Target, host: Host, layout: Layout, outcome: str, report: Report,
+    known: State, target: Target, host: Host, outcome: str, report: Report,
     measured: Calibration | None = None, soak: Soak | None = None,
 ) -> State:  # fmt: skip
     """The change is over: of each file only one text is ours, the one that is there; of the keys, those in the unit."""
+    layout = Layout(target.settings.service)
 
     def over(now: State) -> State:
-        owned = {path: _ours_now(path, digests, host, layout) for path, digests in now.owned.items()}
+        kept = {path: digests for path, digests in now.owned.items() if not _is_retired(Path(path), host, layout)}
+        owned = {path: _ours_now(path, digests, host, layout) for path, digests in kept.items()}
         history = (*now.history, event(now.pending or "deploy", outcome))
         proved = dataclasses.replace(target, keys=keyring.held_in_unit(host, layout) or target.keys)
         if now.former and now.former.ejected:  # it is ours again, with all that it had when it was let go
@@ -63,7 +66,7 @@ def remember(
             owned |= {str(path): (text_digest(text),) for path, text in left.items() if host.read(path) == text}
             now = dataclasses.replace(now, former=None, owns_user=True)
         previous, watched = now.previous, soak or now.soak
-        if now.proved and _generation(now.proved, layout) != _generation(target, layout):
+        if now.proved and render.generation(now.proved, layout) != render.generation(target, layout):
             previous, watched = now.proved, soak or _over(now.soak)
         return dataclasses.replace(
             now, owned=owned, proved=proved, previous=previous, pending=None, pending_model=None, pending_engine=None,
@@ -78,12 +81,12 @@ def _over(soak: Soak | None) -> Soak | None:
     return dataclasses.replace(soak, outcome=BY_HAND) if soak and soak.is_running else None
 
 
+def _is_retired(path: Path, host: Host, layout: Layout) -> bool:
+    """Of replicas that the service had, or the gateway before them."""
+    return bool(layout.number_of(path.name) or path == config_file(layout)) and not host.exists(path)
+
+
 def _ours_now(path: str, digests: tuple[str, ...], host: Host, layout: Layout) -> tuple[str, ...]:
     """What was claimed last may never have been written; a file that is none of ours was edited since."""
     found = fingerprint(host.read(Path(path)) or "", Path(path), layout)
     return (found,) if found in digests else digests[-1:]
-
-
-def _generation(target: Target, layout: Layout) -> str:
-    """Two targets of one generation differ in their keys at most."""
-    return render.process_digest(target, layout)

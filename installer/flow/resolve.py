@@ -14,9 +14,10 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks import facts, placement, preflight
 from installer.checks.placement import Choice
-from installer.checks.tenants import visible, with_port, with_tenants
-from installer.families.vllm import cuda, serve_flags
-from installer.flow.steps import Wanted
+from installer.checks.tenants import ports_of_replicas, visible, visible_devices, with_port, with_tenants
+from installer.families.known import family_of
+from installer.flow import advice
+from installer.flow.wanted import Wanted
 from installer.forms.venv import engines, toolkit
 from installer.model import formats, profiles, trust
 from installer.model.model_about import About
@@ -29,9 +30,12 @@ from installer.spec.model import Model, ModelError
 from installer.spec.profile import Profile
 from installer.spec.settings import Settings
 from installer.spec.state import State
-from installer.spec.target import Target
+from installer.spec.target import Replica, Target
 from installer.spec.toolkit import Toolkit
 from installer.spec.values import AUTO
+from installer.units import monitoring
+from installer.units.gateway import needs_gateway
+from installer.units.graph import handle
 from installer.units.keyring import unit_keys
 from installer.units.render import HIDDEN
 from installer.weights import models
@@ -82,10 +86,11 @@ def resolve(
     """A plan is not for real: it makes no keys and needs no privilege; a throwaway server needs no systemd either."""
     settings = with_port(request.settings, state, host)
     profiles.check_names(settings)
-    serve_flags.check_words(settings.vllm_args, settings.vllm_version, report.warn)
+    family_of(settings).check_words(settings, report.warn)
     _check_useful(settings)
     layout = Layout(settings.service)
     seen = _look(request, settings, host, layout)
+    settings = advice.with_model(settings, seen, report)
     if not for_real:
         seen = dataclasses.replace(seen, is_root=True)
     if request.bundle:
@@ -113,8 +118,13 @@ def resolve(
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     compiler = _toolkit(settings, engine, model, seen, choice, host, report)
-    target = Target(settings, engine, model, held, profile, choice.placed, compiler)
-    want = Wanted(target, layout, probe, request.bundle, request.former, request.environment)
+    replicas: tuple[Replica, ...] = ()
+    if needs_gateway(settings):
+        _warn_of_drop_ins(layout, state, host, report)
+        replicas = _replicas(settings, choice, state, host)
+    target = Target(settings, engine, model, held, profile, choice.placed, compiler, replicas)
+    is_first = state.proved is None
+    want = Wanted(target, layout, probe, request.bundle, request.former, request.environment, is_first=is_first)
     return Resolved(want, new_key, seen, about)
 
 
@@ -166,6 +176,29 @@ def _place(
     return settings, dataclasses.replace(seen, gpus=choice.gpus), choice
 
 
+def _warn_of_drop_ins(layout: Layout, state: State, host: Host, report: Report) -> None:
+    """What an admin wrote for the one engine would be the gateway's."""
+    folder = handle(layout).drop_ins
+    is_new = state.proved is not None and not state.proved.replicas
+    if is_new and any(path.suffix == ".conf" for path in host.children(folder)):
+        report.warn(
+            tr(
+                "{folder} is for the gateway from now on; what is for the engines belongs into {other}",
+                folder=folder, other=layout.replicas_drop_ins,
+            )
+        )  # fmt: skip
+
+
+def _replicas(settings: Settings, choice: Choice, state: State, host: Host) -> tuple[Replica, ...]:
+    """One whose own drop-in chooses its GPUs is shown them all, as a single engine would be."""
+    each = zip(ports_of_replicas(settings, state, host), choice.of_each(settings), strict=True)
+    layout = Layout(settings.service)
+    return tuple(
+        Replica(number, port, () if visible_devices(host, layout, number) else gpus)
+        for number, (port, gpus) in enumerate(each, 1)
+    )
+
+
 def _model(request: Request, settings: Settings, state: State, host: Host, report: Report) -> Model:
     layout = Layout(settings.service)
     if request.bundle:
@@ -194,8 +227,9 @@ def _toolkit(
         return Config.of(of_model(model, host, settings, report).config).is_mla
 
     chosen = toolkit.choose(settings, engine, choice.gpus, seen.nvcc, is_mla)
-    if chosen:
-        report.note(cuda.describe(chosen))
+    compiling = family_of(settings).compiling
+    if chosen and compiling:
+        report.note(compiling.describe(chosen))
     return chosen
 
 
@@ -244,7 +278,10 @@ def _known_profile(settings: Settings, model: Model, kind: str, state: State) ->
     if before is None or not model.commit or not before.profile.family:
         return None
     then, now = (
-        (s.tool_call_parser, s.reasoning_parser, s.vllm_args, s.vllm_version, s.allow_pickle, s.trust_remote_code)
+        (
+            *(s.tool_call_parser, s.reasoning_parser, s.allow_pickle, s.trust_remote_code),
+            *(s.engine_family, s.vllm_args, s.vllm_version, s.sglang_args, s.sglang_version),
+        )
         for s in (before.settings, settings)
     )
     same = (before.model.path, before.engine.kind, then) == (model.path, kind, now)
@@ -258,7 +295,8 @@ def _profile(settings: Settings, model: Model, kind: str, seen: Facts, about: Ab
         raise preflight.refuse(problems)
     for problem in problems:
         report.warn(str(problem))
-    found = profiles.of(about, settings.vllm_args)
+    family = family_of(settings)
+    found = family.in_own_words(profiles.of(about, settings.vllm_args))
     for need in found.needs:
         report.note(tr(need))
     return profiles.chosen(found, settings.tool_call_parser, settings.reasoning_parser)
@@ -290,6 +328,8 @@ def _keys(
     elif not any(name != keys.PROBE for name in held):
         new = keys.generate(layout.service) if make else keys.TO_BE_MADE
         held[keys.DEFAULT] = keys.Key(keys.DEFAULT, keys.digest(new) if make else keys.TO_BE_MADE)
+    if state.proved is None and (watching := monitoring.key(host)):
+        held.setdefault(watching.name, watching)
     if choice.plain and (shown := choice.given or new):
         held[keys.DEFAULT] = dataclasses.replace(held[keys.DEFAULT], plain=shown)
     return keys.in_order(held.values()), probe, new

@@ -25,8 +25,8 @@ from installer.runtime.vllm_text import one_line
 from installer.spec.records import load_state, managed, save_state
 from installer.spec.soak import BY_HAND, CONFIRMED, ENDED, ROLLED_BACK, STUCK, Soak
 from installer.spec.state import event
-from installer.units import keyring, soaking
-from installer.units.graph import handle
+from installer.units import journal, keyring, soaking
+from installer.units.graph import Member, handle
 from installer.units.systemd import unit_properties
 
 TRIES = 3  # to go back
@@ -43,7 +43,7 @@ def look(service: str, host: Host, report: Report) -> None:
         with changing(layout, "soak", host):
             dismiss(host, layout, report)
         return
-    seen = soak_rules.observe(host, layout, state.proved.settings)
+    seen = soak_rules.observe(host, layout, state.proved)
     soak = _judged(state.soak, seen, host, layout, report)
     if soak and soak.bad:
         _go_back(host, layout, report)
@@ -54,7 +54,7 @@ def look(service: str, host: Host, report: Report) -> None:
 def _judged(known: Soak, seen: Seen, host: Host, layout: Layout, report: Report) -> Soak | None:
     """Whoever has found it bad before is believed: the evidence may be gone."""
     why = "" if known.bad else soak_rules.fault(known, seen)
-    bad = _with_evidence(why, known, host, layout) if why else known.bad
+    bad = _with_evidence(why, known, soak_rules.ended(known, seen)[0], host, layout) if why else known.bad
 
     def judged(soak: Soak) -> Soak:
         return dataclasses.replace(soak_rules.looked(soak, seen), bad=bad) if soak == known else soak
@@ -62,9 +62,11 @@ def _judged(known: Soak, seen: Seen, host: Host, layout: Layout, report: Report)
     return _update(judged, host, layout, report)
 
 
-def _with_evidence(why: str, soak: Soak, host: Host, layout: Layout) -> str:
+def _with_evidence(why: str, soak: Soak, number: int, host: Host, layout: Layout) -> str:
     """With the line of the run's journal that tells why it ended; where there is none, as it is."""
-    return _as_recorded(prove.failure(handle(layout), host, why, soak.run))
+    unit = Member(layout, layout.member_name(number), number) if number else handle(layout)
+    run = soak.replicas[number - 1].run if number else soak.run
+    return _as_recorded(prove.failure(unit, host, why, run))
 
 
 def _as_recorded(error: InstallError) -> str:
@@ -103,7 +105,7 @@ def _confirm(host: Host, layout: Layout, report: Report) -> None:
 def _end(outcome: str, host: Host, layout: Layout, report: Report) -> None:
     soak = _update(lambda soak: dataclasses.replace(soak, outcome=outcome), host, layout, report, outcome)
     if soak:
-        _tell(f"{soak.what}: {outcome} after {soak.watched:.0f} s", host, layout, report)
+        journal.tell(f"soak: {soak.what}: {outcome} after {soak.watched:.0f} s", host, layout)
     dismiss(host, layout, report)
 
 
@@ -113,7 +115,7 @@ def _go_back(host: Host, layout: Layout, report: Report) -> None:
         soak = _update(lambda soak: dataclasses.replace(soak, tries=soak.tries + 1), host, layout, report)
         if soak is None:
             return
-        _tell(f"{soak.what} is bad, going back: {soak.bad}", host, layout, report)
+        journal.tell(f"soak: {soak.what} is bad, going back: {soak.bad}", host, layout)
         try:
             _return(soak, host, layout, report)
         except InstallError as error:
@@ -121,7 +123,7 @@ def _go_back(host: Host, layout: Layout, report: Report) -> None:
                 raise
             _give_up(soak, error, host, layout, report)
         else:
-            _tell(f"{soak.what}: {ROLLED_BACK}", host, layout, report)
+            journal.tell(f"soak: {soak.what}: {ROLLED_BACK}", host, layout)
         dismiss(host, layout, report)
 
 
@@ -138,17 +140,7 @@ def _return(soak: Soak, host: Host, layout: Layout, report: Report) -> None:
 def _give_up(soak: Soak, error: InstallError, host: Host, layout: Layout, report: Report) -> None:
     why = f"{soak.bad}; {_as_recorded(error)}"
     _update(lambda now: dataclasses.replace(now, outcome=STUCK, bad=why), host, layout, report, f"{STUCK}: {why}")
-    _tell(f"{soak.what}: {STUCK}: {why}", host, layout, report)
-
-
-def _tell(text: str, host: Host, layout: Layout, report: Report) -> None:
-    """Into the journal of the service itself, where people look."""
-    if host.which("logger") is None:
-        report.note(text)
-        return
-    fields = {"MESSAGE": f"soak: {one_line(text)}", "PRIORITY": "5", "OBJECT_SYSTEMD_UNIT": handle(layout).name}
-    entry = "".join(f"{name}={value}\n" for name, value in fields.items())
-    host.run("logger", "--journald", stdin=entry, check=False)
+    journal.tell(f"soak: {soak.what}: {STUCK}: {why}", host, layout)
 
 
 # By hand

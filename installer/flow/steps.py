@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from installer.adoption import former
-from installer.airgap.bundle_file import Bundle
-from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
+from installer.base.changes import Change, Remove, Run, Write
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import STATES, Layout
+from installer.base.layout import STATES, USAGE, Layout
 from installer.base.report import Report
+from installer.flow.running import running
+from installer.flow.wanted import Wanted
 from installer.forms.venv import engines
 from installer.forms.venv.toolkit import CompileKernels
-from installer.spec.former import Former
-from installer.spec.keys import PROBE, Key
 from installer.spec.records import ejected, readable_states, services
 from installer.spec.settings_file import wanted
 from installer.spec.state import State
-from installer.spec.target import Target
-from installer.units import soaking
-from installer.units.graph import Member, members
-from installer.units.keyring import TakeKeys, WriteUnit, held_in_unit
-from installer.units.render import process_digest, render, runtime_dir, shared_units, unit
+from installer.units import alarm, authority, soaking
+from installer.units.graph import Member, handle, members, on_disk
+from installer.units.keyring import WriteUnit, held_in_unit, replicas
+from installer.units.render import render, runtime_dir, shared_units, unit
 from installer.units.syntax import environment, exec_line, sandbox
-from installer.units.systemd import hands_over, has_user, running_process, unit_properties
+from installer.units.systemd import has_user
 from installer.weights import inventory, models
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What one deploy works towards."""
-
-    target: Target
-    layout: Layout
-    probe_key: str
-    bundle: Bundle | None = None  # which has the engine's packages and the weights
-    former: Former | None = None  # the unit whose place this service takes
-    environment: tuple[tuple[str, str], ...] = ()  # variables that come along from there
-    held: tuple[Key, ...] | None = None  # the unit's keys when the change began; those of now if none began
 
 
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
@@ -62,7 +47,7 @@ def account(want: Wanted, host: Host) -> Iterator[Change]:
 def kernels(want: Wanted, host: Host) -> Iterator[Change]:
     target, layout = want.target, want.layout
     if target.toolkit and target.toolkit.capabilities:
-        text = unit(target, layout)
+        text = unit(target, layout, members(layout, target)[0].number)
         change = CompileKernels(
             target.toolkit, target.engine.id, layout, tuple(sandbox(text)), tuple(environment(text).items())
         )
@@ -79,17 +64,30 @@ def probe_key(want: Wanted, host: Host) -> Iterator[Change]:
     yield from _write(host, want.layout.probe_key, want.probe_key + "\n", 0o600, secret=True)
 
 
+def certificate(want: Wanted, host: Host) -> Iterator[Change]:
+    yield from authority.due(want.target.settings, want.layout, host)
+
+
 def adopted(want: Wanted, host: Host) -> Iterator[Change]:
     if want.former:
         yield from former.set_aside(want.former)
     if want.environment:
-        yield former.drop_in(want.layout, want.environment)
+        folder = want.layout.replicas_drop_ins if want.target.replicas else handle(want.layout).drop_ins
+        yield former.drop_in(folder, want.environment)
 
 
 def unit_files(want: Wanted, host: Host) -> Iterator[Change]:
-    units = [member.path for member in members(want.layout)]
-    others = [path for path in render(want.target, want.layout) if path not in (*units, want.layout.sysusers)]
-    yield from _files(want, host, only=[*others, *units])
+    """Those that start something come last, and the one that people type at the very end."""
+    files = [path for path in render(want.target, want.layout) if path != want.layout.sysusers]
+    yield from _files(want, host, only=sorted(files, key=lambda path: (_is_unit(path, want), path == want.layout.unit)))
+
+
+def _is_unit(path: Path, want: Wanted) -> bool:
+    return path.parent == want.layout.unit.parent and want.layout.has_unit(path.name)
+
+
+def told(want: Wanted, host: Host) -> Iterator[Change]:
+    yield from alarm.due(want.target, want.layout, runtime_dir(want.layout), host)
 
 
 def ejection(want: Wanted, host: Host) -> Iterator[Change]:
@@ -100,41 +98,16 @@ def ejection(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def enabled(want: Wanted, host: Host) -> Iterator[Change]:
-    for member in members(want.layout):
-        if want.former or not host.exists(member.wants_link):  # the link there may be the old unit's, and goes with it
-            yield Run(("systemctl", "enable", member.name), tr("start the service at every boot"))
+    """The unit that people type, which brings up the others."""
+    unit = handle(want.layout)
+    if want.former or not host.exists(unit.wants_link):  # the link there may be the old unit's, and goes with it
+        yield Run(("systemctl", "enable", unit.name), tr("start the service at every boot"))
 
 
-def running(want: Wanted, host: Host) -> Iterator[Change]:
-    """The process has to make way when it was started from another unit; only keys are handed to it as it runs.
-
-    What is still starting may put other keys there after us, and the watcher asks with the probe key that it was
-    started with: then only a restart helps.
-    """
-    keys = frozenset((key.name, key.digest) for key in want.target.keys)
-    for member in members(want.layout):
-        process = running_process(host, member)
-        if process is None or want.former:
-            yield Restart(member.name)
-            continue
-        can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
-        if process.digest != process_digest(want.target, want.layout):
-            can_wait = can_take and want.target.settings.hold > 0 and hands_over(host, member)
-            yield Handover(member.name) if can_wait else Restart(member.name)
-        elif process.keys != keys:
-            yield TakeKeys(want.layout) if can_take else Restart(member.name)
-        elif _is_unread(member, want, host):
-            yield Run(("systemctl", "daemon-reload"), tr("make systemd read the unit"))
-
-
-def _is_unread(member: Member, want: Wanted, host: Host) -> bool:
-    """Whether systemd would start another unit than the one that runs: of a change that came no further than that."""
-    file = render(want.target, want.layout)[member.path]
-    loaded = unit_properties(host, member.name, "NeedDaemonReload").get("NeedDaemonReload")
-    return loaded == "yes" or _differs(host, member.path, file.text, file.mode)
-
-
-STEPS = (engine, weights, account, kernels, settings_file, probe_key, adopted, unit_files, ejection, enabled, running)
+STEPS = (
+    engine, weights, account, kernels, settings_file, probe_key, certificate, adopted, unit_files, told, ejection,
+    enabled, running,
+)  # fmt: skip
 
 
 def plan(want: Wanted, host: Host) -> list[Change]:
@@ -148,7 +121,7 @@ def _files(want: Wanted, host: Host, only: list[Path]) -> Iterator[Change]:
     files = render(want.target, want.layout)
     for path in only:
         text, mode = files[path].text, files[path].mode
-        if all(path != member.path for member in members(want.layout)):
+        if all(path != member.path for member in members(want.layout, want.target)):
             yield from _write(host, path, text, mode)
         elif _differs(host, path, text, mode):
             secret = any(key.plain for key in want.target.keys)
@@ -171,49 +144,75 @@ def _differs(host: Host, path: Path, text: str, mode: int) -> bool:
 def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: bool) -> Iterator[Change]:
     """Undo exactly what we made for this service, and what is shared once no other service is left."""
     others = [Layout(name) for name in services(host) if name != layout.service]
-    let_go = ejected(host)
-    shared = shared_units()
-    before = state.former
-    kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
+    is_last = not (others or ejected(host))
     yield from soaking.ending(layout, host)
-    for member in reversed(members(layout)):
-        if host.exists(member.path) and member.path not in kept:
-            yield Run(("systemctl", "disable", "--now", member.name), tr("stop the service"))
+    yield from alarm.ending(layout, host)
+    units = (handle(layout), *replicas(host, layout))
+    yield from _files_gone(layout, state, units, host, is_last=is_last)
+    yield from _units_forgotten(layout, units, host)
+    if state.former and not state.proved:
+        yield from former.start_again(state.former)
+    yield from _account_gone(layout, state, host)
+    if engine:
+        yield from unused_programs(layout, others, host, without=layout.service)
+        yield from (Remove(parent, only_if_empty=True) for parent in (layout.engines, layout.runtimes))
+        if is_last and host.exists(layout.wheel_cache):
+            yield RemoveUnused(layout.wheel_cache, without=layout.service)
+    if weights:
+        yield from _unused_weights(layout, state, others, host)
+    yield Remove(layout.state_dir)
+    if is_last and host.exists(authority.AUTHORITY):
+        yield Remove(authority.AUTHORITY)
+    for directory in (layout.settings_file.parent, STATES, USAGE, layout.hub.parent, layout.opt):
+        yield Remove(directory, only_if_empty=True)
+
+
+def _files_gone(
+    layout: Layout, state: State, units: Sequence[Member], host: Host, *, is_last: bool
+) -> Iterator[Change]:
+    """What runs is stopped first; a unit that is what it was before an adoption is left alone."""
+    before, shared = state.former, shared_units()
+    kept = before.paths if before and former.in_place(before, host, layout) else frozenset()
+    for each in units:
+        if host.exists(each.path) and each.path not in kept:
+            yield _stop(each)
     for path in (Path(name) for name in state.owned):
         if path not in shared and path not in kept and host.exists(path):
             yield Remove(path)
-        elif path in shared and host.exists(path) and not (others or let_go):
+        elif path in shared and host.exists(path) and is_last:
             if path.suffix == ".service":  # not the slice, which would end whatever has just begun in it
                 yield Run(("systemctl", "stop", path.name), tr("stop {unit}", unit=path.name), may_fail=True)
             yield RemoveUnused(path, without=layout.service)
     if before:
         yield from former.put_back(before, host, layout)
-    for member in members(layout):
-        if host.exists(member.drop_ins):
-            yield Remove(member.drop_ins, only_if_empty=True)
+
+
+def _units_forgotten(layout: Layout, units: Sequence[Member], host: Host) -> Iterator[Change]:
+    for folder in (*(each.drop_ins for each in units), layout.replicas_drop_ins):
+        if host.exists(folder):
+            yield Remove(folder, only_if_empty=True)
     yield Run(("systemctl", "daemon-reload"), tr("make systemd forget the unit"))
     # As a pattern, so that a unit that did not fail is no error; with no name at all, every unit would be cleared.
-    patterns = [f"{member.name[:-1]}[{member.name[-1]}]" for member in members(layout)]
+    patterns = [f"{member.name[:-1]}[{member.name[-1]}]" for member in units]
     yield Run(("systemctl", "reset-failed", *patterns), tr("clear its failed state"))
-    if before and not state.proved:
-        yield from former.start_again(before)
+
+
+def _account_gone(layout: Layout, state: State, host: Host) -> Iterator[Change]:
+    """The user with all that was its own, unless the unit that was ours once is back and goes on with that."""
     if state.owns_user and has_user(host, layout.user):
         yield Run(("userdel", layout.user), tr("remove the user {user}", user=layout.user))
         # Whether userdel takes the group along is the distribution's choice.
         yield Run(("groupdel", layout.user), tr("remove the group {group}", group=layout.user), may_fail=True)
-    back_in_use = before is not None and before.ejected and not state.proved  # by the unit that was ours once
-    if host.exists(layout.cache_dir) and not back_in_use:
-        yield Remove(layout.cache_dir)
-    if engine:
-        yield from unused_programs(layout, others, host, without=layout.service)
-        yield from (Remove(parent, only_if_empty=True) for parent in (layout.engines, layout.runtimes))
-        if not (others or let_go) and host.exists(layout.wheel_cache):
-            yield RemoveUnused(layout.wheel_cache, without=layout.service)  # it goes with the last service
-    if weights:
-        yield from _unused_weights(layout, state, others, host)
-    yield Remove(layout.state_dir)
-    for directory in (layout.settings_file.parent, STATES, layout.hub.parent, layout.opt):
-        yield Remove(directory, only_if_empty=True)
+    back_in_use = state.former is not None and state.former.ejected and not state.proved
+    for path in (layout.cache_dir, layout.limits_file, layout.usage_dir):
+        if host.exists(path) and not back_in_use:
+            yield Remove(path)
+
+
+def _stop(member: Member) -> Run:
+    if member.number:
+        return Run(("systemctl", "stop", member.name), tr("stop {unit}", unit=member.name))
+    return Run(("systemctl", "disable", "--now", member.name), tr("stop the service"))
 
 
 @dataclass(frozen=True)
@@ -241,8 +240,8 @@ def unused_programs(layout: Layout, services: list[Layout], host: Host, *, witho
     states = readable_states(host, services)
     if states is None:
         return
-    units = [host.read(member.path) or "" for service in services for member in members(service)]
-    used = {Path(word) for text in (*units, *ejected(host).values()) for word in exec_line(text)[:2]}
+    texts = [host.read(each.path) or "" for of in services for each in (handle(of), *on_disk(host, of))]
+    used = {Path(word) for text in (*texts, *ejected(host).values()) for word in exec_line(text)[:2]}
     for state in states:
         used |= {layout.engines / engine / "any" for engine in state.engines}
         used |= {runtime_dir(layout) / "any"} if state.pending else set()

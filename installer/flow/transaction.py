@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from installer.base.changes import Change, Write
@@ -16,7 +16,7 @@ from installer.base.report import Report
 from installer.flow import steps
 from installer.forms.venv import engines
 from installer.model import builtin
-from installer.units import render
+from installer.units import alarm, render
 from installer.weights import inventory
 
 ANY = Layout("any")  # for what all services share
@@ -57,9 +57,14 @@ class Transaction(ABC):
         """Put the host back, after whatever happened since the claim; says what became of it."""
 
 
-def changing(layout: Layout, verb: str, host: Host) -> AbstractContextManager[None]:
-    """One change of a service at a time; who comes second is told whose it is."""
-    return host.lock(layout.change_lock, f"vllm-install {verb} --service {layout.service}")
+@contextmanager
+def changing(layout: Layout, verb: str, host: Host) -> Iterator[None]:
+    """One change of a service at a time; who comes second is told whose it is. Who wants to know hears how it ended."""
+    try:
+        with host.lock(layout.change_lock, f"vllm-install {verb} --service {layout.service}"):
+            yield
+    finally:
+        alarm.rouse(host, layout)
 
 
 def apply(changes: Iterable[Change], host: Host, report: Report) -> None:

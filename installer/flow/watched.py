@@ -12,13 +12,13 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import soak_rules
 from installer.flow.converge import Convergence
-from installer.flow.steps import Wanted
 from installer.flow.transaction import apply
+from installer.flow.wanted import Wanted
 from installer.spec import keys
 from installer.spec.soak import Requests
 from installer.spec.state import State
 from installer.units import soaking
-from installer.units.render import process_digest
+from installer.units.render import generation
 
 
 def check_free(state: State, layout: Layout) -> None:
@@ -39,7 +39,7 @@ def beginning(seconds: int | None, changes: list[Change], want: Wanted, state: S
         check_free(state, want.layout)
     if seconds is None or state.proved is None or not changes:
         return []
-    if process_digest(want.target, want.layout) == process_digest(state.proved, want.layout):
+    if generation(want.target, want.layout) == generation(state.proved, want.layout):
         return []
     soaking.check_tool()
     return list(soaking.beginning(want.layout, seconds))
@@ -62,11 +62,11 @@ class Watched(Convergence):
 
     def apply(self) -> None:
         if self.state.proved:
-            self.before = soak_rules.answered(self.host, self.layout, self.state.proved.settings)
+            self.before = soak_rules.answered(self.host, self.layout, self.state.proved)
         super().apply()
 
     def remember(self) -> None:
-        seen = soak_rules.observe(self.host, self.layout, self.want.target.settings)
+        seen = soak_rules.observe(self.host, self.layout, self.want.target)
         since = keys.stamp(datetime.now(timezone.utc))
         self.soak = soak_rules.begun(self.verb, self.seconds, since, self.before, seen)
         super().remember()

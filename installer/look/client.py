@@ -14,10 +14,12 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.runtime.vllm_certificate import covers
 from installer.spec.keys import PROBE
 from installer.spec.records import proved_target
 from installer.spec.settings import Settings
 from installer.units.api import local_address
+from installer.units.authority import CERTIFICATE, certificate_names
 from installer.units.custody import Custody
 from installer.units.keyring import unit_keys
 from installer.units.processes import Address
@@ -32,6 +34,7 @@ class Client:
     base_url: str
     model: str
     key: str | None = None  # None: the client takes it from its own environment
+    authority: str | None = None  # file with the certificate to trust, where nobody knows who signed it
 
 
 def client_of(service: str, host: Host, report: Report, *, far: str | None = None, show_key: bool = False) -> Client:
@@ -46,11 +49,23 @@ def client_of(service: str, host: Host, report: Report, *, far: str | None = Non
     if stranger := Custody(host, layout.unit_name, layout.user).stranger(here, target.settings.port):
         held = tr("port {port} is held by {holder}", port=target.settings.port, holder=stranger)
         report.warn(tr("send no key there now: {why}", why=held))
-    return Client(base_url(target.settings, address), target.model.id, key)
+    address = _name_for(address, target.settings, host)
+    if (is_own := target.settings.tls == "self" and not target.settings.tls_cert) and far is not None:
+        report.note(tr("copy {path} there: it says whom the client may trust", path=CERTIFICATE))
+    return Client(base_url(target.settings, address), target.model.id, key, str(CERTIFICATE) if is_own else None)
 
 
 def base_url(settings: Settings, address: str) -> str:
-    return f"http://{f'[{address}]' if ':' in address else address}:{settings.port}/v1"
+    scheme = "https" if settings.has_tls else "http"
+    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{settings.port}/v1"
+
+
+def _name_for(address: str, settings: Settings, host: Host) -> str:
+    """A name that the certificate has, where it does not have the address."""
+    names = certificate_names(settings, host)
+    if not names or covers(names, address):
+        return address
+    return next((name for name in names if not name.startswith("*")), address)
 
 
 # The address
@@ -139,6 +154,7 @@ def env(client: Client) -> str:
         f"OPENAI_BASE_URL={shlex.quote(client.base_url)}\n"
         f"OPENAI_API_BASE={shlex.quote(client.base_url)}\n"  # its older name, which some clients still read
         f"AGENT_MODEL={shlex.quote(client.model)}\n"
+        + (f"SSL_CERT_FILE={shlex.quote(client.authority)}\n" if client.authority else "")
     )
 
 
@@ -152,16 +168,19 @@ def spring(client: Client) -> str:
         f"  url: {_yaml(client.base_url)}\n"
         f"  model: {_yaml(client.model)}\n"
         f"  api-key: {_yaml(key)}\n"
-        f"  timeout: {TIMEOUT}s\n"
+        f"  timeout: {TIMEOUT}s\n" + (f"  ca-certificate: {_yaml(client.authority)}\n" if client.authority else "")
     )
 
 
 def python(client: Client) -> str:
     key = repr(client.key) if client.key else f'os.environ["{KEY_VARIABLE}"]'
+    modules = "".join(f"import {name}\n" for name in ("os",) * (not client.key) + ("ssl",) * bool(client.authority))
+    trust = f", http_client=DefaultHttpxClient(verify=ssl.create_default_context(cafile={client.authority!r}))"
     return (
-        ("" if client.key else "import os\n\n")
-        + "from openai import OpenAI\n\n"
-        + f"client = OpenAI(base_url={client.base_url!r}, api_key={key}, timeout={TIMEOUT})\n"
+        (f"{modules}\n" if modules else "")
+        + f"from openai import {'DefaultHttpxClient, ' if client.authority else ''}OpenAI\n\n"
+        + f"client = OpenAI(base_url={client.base_url!r}, api_key={key}, timeout={TIMEOUT}"
+        + f"{trust if client.authority else ''})\n"
         + "answer = client.chat.completions.create(\n"
         + f"    model={client.model!r},\n"
         + '    messages=[{"role": "user", "content": "Hello"}],\n'
@@ -175,8 +194,9 @@ def curl(client: Client) -> str:
     header = (
         shlex.quote(f"Authorization: Bearer {client.key}") if client.key else f'"Authorization: Bearer ${KEY_VARIABLE}"'
     )
+    trust = f"--cacert {shlex.quote(client.authority)} " if client.authority else ""
     return (
-        f"curl {shlex.quote(client.base_url)}/chat/completions -H {header} \\\n"
+        f"curl {trust}{shlex.quote(client.base_url)}/chat/completions -H {header} \\\n"
         f"  -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
     )
 
@@ -194,6 +214,7 @@ def litellm(client: Client) -> str:
         f"      api_base: {_yaml(client.base_url)}\n"
         f"      api_key: {_yaml(key)}\n"
         f"      timeout: {TIMEOUT}\n"
+        + (f"litellm_settings:\n  ssl_verify: {_yaml(client.authority)}\n" if client.authority else "")
     )
 
 

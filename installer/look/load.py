@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from installer.base.host import Host
 from installer.checks.gpus.vendors import MODULES
+from installer.families.known import family_counting
 from installer.spec.target import Placed
 from installer.units.api import Api, NoAnswer, gauge
 
 ANSWER_WITHIN = 5.0
-TTFT = "vllm:time_to_first_token_seconds"
-_BUCKET = re.compile(rf"^{TTFT}_bucket\{{(.*)\}} (\S+)\s*$", re.MULTILINE)
-_CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} \S+\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -50,40 +48,50 @@ def sample(api: Api) -> Sample | None:
 
 
 def read_metrics(text: str) -> Sample | None:
-    engines = len(re.findall(r"^vllm:kv_cache_usage_perc[ {]", text, re.MULTILINE))
-    used = gauge(text, "vllm:kv_cache_usage_perc")
+    names = family_counting(text).metrics
+    engines = len(re.findall(rf"^{names.cache_used}[ {{]", text, re.MULTILINE))
+    used = gauge(text, names.cache_used)
     found = Sample(
-        running=gauge(text, "vllm:num_requests_running"),
-        waiting=gauge(text, "vllm:num_requests_waiting"),
+        running=gauge(text, names.running),
+        waiting=gauge(text, names.waiting),
         cache_used=used / engines if used is not None and engines else None,
-        generated=gauge(text, "vllm:generation_tokens_total"),
-        prompted=gauge(text, "vllm:prompt_tokens_total"),
-        cache_tokens=_cache_tokens(text),
-        first_token=_buckets(text),
+        generated=gauge(text, names.generated),
+        prompted=gauge(text, names.prompted),
+        cache_tokens=names.cache_tokens(text),
+        first_token=_buckets(text, names.first_token),
     )
     return None if found == Sample(None, None, None, None, None, None, {}) else found
 
 
-def _cache_tokens(text: str) -> int | None:
-    """vLLM's own figure; older ones tell only blocks, which is too much for models with several kinds of layers."""
-    tokens = 0
-    for match in _CACHE.finditer(text):
-        labels = dict(re.findall(r'(\w+)="([^"]*)"', match[1]))
-        told, size, count = (labels.get(name, "") for name in ("kv_cache_size_tokens", "block_size", "num_gpu_blocks"))
-        whole, parts = _count(told), (_count(size), _count(count))
-        tokens += whole if whole is not None else (parts[0] or 0) * (parts[1] or 0)
-    return tokens or None
+def together(samples: Iterable[Sample | None]) -> Sample | None:
+    """Of several engines that serve the same; what not one of them says is None."""
+    found = [sample for sample in samples if sample]
+    if len(found) < 2:
+        return found[0] if found else None
+    bounds = [sample.first_token for sample in found]
+    edges = sorted(set().union(*bounds)) if all(each.keys() == bounds[0].keys() for each in bounds) else []
+    shares = [sample.cache_used for sample in found if sample.cache_used is not None]
+    tokens = [sample.cache_tokens for sample in found if sample.cache_tokens is not None]
+    return Sample(
+        running=_sum(sample.running for sample in found),
+        waiting=_sum(sample.waiting for sample in found),
+        cache_used=sum(shares) / len(shares) if shares else None,
+        generated=_sum(sample.generated for sample in found),
+        prompted=_sum(sample.prompted for sample in found),
+        cache_tokens=sum(tokens) if tokens else None,
+        first_token={edge: sum(each[edge] for each in bounds) for edge in edges},
+    )
 
 
-def _count(text: str) -> int | None:
-    """Digits as ours are written, no more of them than a count has: `²` is a digit to Python, and no number."""
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+def _sum(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if known else None
 
 
-def _buckets(text: str) -> dict[float, float]:
+def _buckets(text: str, name: str) -> dict[float, float]:
     """Of all engines together."""
     found: dict[float, float] = {}
-    for labels, count in _BUCKET.findall(text):
+    for labels, count in re.findall(rf"^{name}_bucket\{{(.*)\}} (\S+)\s*$", text, re.MULTILINE):
         bound = re.search(r'le="([^"]*)"', labels)
         try:
             edge, answers = float(bound[1]) if bound else math.nan, float(count)

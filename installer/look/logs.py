@@ -9,8 +9,12 @@ from collections.abc import Callable, Sequence
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.diagnosis.finding import Finding
+from installer.diagnosis.scene import Scene
 from installer.diagnosis.signatures import recognise
 from installer.runtime.vllm_text import harmless
+from installer.spec.records import readable_state
+from installer.units.holding import Holding
+from installer.units.keyring import replicas
 
 HUMAN = ("short", "cat", "with-unit")  # in which each line is a message
 FOR_PROGRAMS = ("json", "export")
@@ -30,7 +34,7 @@ def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, sh
 
     On a terminal a line may hold colours, where they are journalctl's own, and nothing else that steers it.
     """
-    argv = ["journalctl", "--unit", Layout(service).unit_name, "--no-pager", *(words or [f"--lines={LAST}"])]
+    argv = ["journalctl", *_units(service, host), "--no-pager", *(words or [f"--lines={LAST}"])]
     human = _format(words).startswith(HUMAN)
     colour = terminal and human and not os.environ.get("NO_COLOR") and not any(map(AS_IT_IS.fullmatch, words))
     is_data = _format(words).startswith(FOR_PROGRAMS) and not terminal
@@ -46,6 +50,18 @@ def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, sh
             if finding:
                 said[finding.id] = number
         return process.wait()
+
+
+def _units(service: str, host: Host) -> list[str]:
+    """Its own journal, and those of its replicas."""
+    layout = Layout(service)
+    names = [layout.unit_name, *(replica.name for replica in replicas(host, layout))]
+    return [word for name in names for word in ("--unit", name)]
+
+
+def waiting(service: str, host: Host) -> Holding | None:
+    layout = Layout(service)
+    return Scene(host, layout, readable_state(host, layout), None).holding
 
 
 def _coloured(line: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from installer.base.errors import InstallError
@@ -14,13 +16,14 @@ from installer.diagnosis import doctor, scene
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import translated
 from installer.diagnosis.scene import Scene
-from installer.families.vllm import cuda
+from installer.families.known import family_named
 from installer.look import load
 from installer.look import soak as soaking
 from installer.look.load import GpuUse, Sample
 from installer.look.soak import SoakView
 from installer.spec.keys import Key
 from installer.spec.records import services
+from installer.spec.settings import Settings
 from installer.spec.state import Event
 from installer.spec.target import Target
 from installer.spec.toolkit import Toolkit
@@ -30,6 +33,27 @@ from installer.units.holding import Holding
 from installer.units.keyring import unit_keys
 
 SHOWN_CHANGES = 5
+
+
+@dataclass(frozen=True)
+class MemberStatus:
+    """One of several replicas behind a gateway."""
+
+    number: int
+    unit: str
+    active: str
+    ready: bool
+    stage: str
+    holding: Holding | None  # needs root
+    since: str
+    pid: int
+    restarts: int
+    memory: int | None
+    address: str
+    gpus: tuple[str, ...]  # their uuids
+    gpus_by_hand: str | None  # what an admin set for it, which wins over our choice
+    gateway: str | None  # needs root: what the gateway holds it for, UP or another word of HAProxy's
+    load: Sample | None  # needs root
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,7 @@ class Status:
     model: str | None
     commit: str | None
     engine: str | None
+    engine_family: str | None
     vllm_version: str | None
     toolkit: Toolkit | None  # of a CUDA engine
     context: int | None
@@ -65,6 +90,7 @@ class Status:
     under_way: str | None  # the command that changes it now, with its pid
     under_way_for: int | None  # seconds
     last_changes: tuple[Event, ...]  # the newest first
+    members: tuple[MemberStatus, ...]  # the replicas behind a gateway; none where the service is the engine itself
 
     @property
     def is_dead(self) -> bool:
@@ -88,31 +114,33 @@ def of(scene: Scene) -> Status:
     state, shown, host = scene.state, scene.unit, scene.host
     target = state.proved if state else None
     settings = target.settings if target else None
-    memory = shown.get("MemoryCurrent", "")
     ready = scene.serves
-    measured = load.sample(scene.api(load.ANSWER_WITHIN)) if ready and scene.probe_key else None
+    replicas = _members(scene)
+    measured = load.together(each.load for each in replicas) if replicas else _measured(scene)
     calibration = state.calibration if state else None
     return Status(
         service=scene.service,
-        active=f"{scene.active or 'unknown'} ({shown.get('SubState', '')})",
+        active=_active(scene),
         ready=ready,
         stage=scene.stage,
         holding=scene.holding,
         problem=None if ready and not scene.damage else doctor.cause(scene),
-        since=shown.get("ActiveEnterTimestamp" if ready else "StateChangeTimestamp", ""),
+        since=_since(scene),
         pid=int(shown.get("MainPID") or 0),
         restarts=int(shown.get("NRestarts") or 0),
-        memory=int(memory) if memory.isdigit() else None,
+        memory=_memory(*scene.parts),
         enabled=host.exists(handle(scene.layout).wants_link),
         model=target.model.id if target else None,
         commit=target.model.commit if target else None,
         engine=target.engine.kind if target else None,
+        engine_family=target.engine.family if target else None,
         vllm_version=target.engine.vllm_version if target else None,
         toolkit=target.toolkit if target else None,
         context=settings.max_model_len if settings else None,
-        kv_tokens=(measured.cache_tokens if measured else None) or (calibration.tokens if calibration else None),
-        address=f"http://{settings.host}:{settings.port}" if settings else None,
-        listening=(ready or scene.holding is not None) and _listens(scene),
+        kv_tokens=(measured.cache_tokens if measured else None)
+        or (calibration.tokens * max(1, len(replicas)) if calibration else None),
+        address=_address(settings) if settings else None,
+        listening=(ready or scene.holding is not None or bool(replicas)) and _listens(scene),
         gpus=load.gpus(host, target.engine.kind if target else None, target.gpus if target else ()),
         gpus_by_hand=_by_hand(scene, target),
         load=measured,
@@ -122,13 +150,69 @@ def of(scene: Scene) -> Status:
         under_way=scene.under_way.command if scene.under_way else None,
         under_way_for=scene.under_way.seconds if scene.under_way else None,
         last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
+        members=replicas,
+    )
+
+
+def _address(settings: Settings) -> str:
+    return f"{'https' if settings.has_tls else 'http'}://{settings.host}:{settings.port}"
+
+
+def _active(scene: Scene) -> str:
+    return f"{scene.active or 'unknown'} ({scene.unit.get('SubState', '')})"
+
+
+def _since(scene: Scene) -> str:
+    return scene.unit.get("ActiveEnterTimestamp" if scene.serves else "StateChangeTimestamp", "")
+
+
+def _memory(*parts: Scene) -> int | None:
+    """Of all that systemd knows it of."""
+    figures = [part.unit.get("MemoryCurrent", "") for part in parts]
+    return sum(int(each) for each in figures if each.isdigit()) if any(map(str.isdigit, figures)) else None
+
+
+def _measured(scene: Scene) -> Sample | None:
+    return load.sample(scene.api(load.ANSWER_WITHIN)) if scene.serves and scene.probe_key else None
+
+
+def _members(scene: Scene) -> tuple[MemberStatus, ...]:
+    """All are asked at once: one that hangs is waited for as long as all of them."""
+    if not scene.replicas:
+        return ()
+    with ThreadPoolExecutor() as pool:
+        return tuple(pool.map(_member, scene.replicas))
+
+
+def _member(scene: Scene) -> MemberStatus:
+    gateway = scene.whole.gateway if scene.whole else None
+    known = gateway.members.get(scene.number) if gateway else None
+    proved = scene.state.proved if scene.state else None
+    return MemberStatus(
+        number=scene.number,
+        unit=scene.member.name,
+        active=_active(scene),
+        ready=scene.serves,
+        stage=scene.stage,
+        holding=scene.holding,
+        since=_since(scene),
+        pid=int(scene.unit.get("MainPID") or 0),
+        restarts=int(scene.unit.get("NRestarts") or 0),
+        memory=_memory(scene),
+        address=f"http://{scene.member.host}:{scene.member.port}",
+        gpus=tuple(gpu.uuid for gpu in (proved.of(scene.number).gpus if proved else ())),
+        gpus_by_hand=_by_hand(scene, proved),
+        gateway=known.status if known else None,
+        load=_measured(scene),
     )
 
 
 def _by_hand(scene: Scene, target: Target | None) -> str | None:
     if target is None:
         return None
-    chosen = chosen_by_hand(target.settings, visible_devices(scene.host, scene.layout), target.engine.kind)
+    chosen = chosen_by_hand(
+        target.settings, visible_devices(scene.host, scene.layout, scene.number), target.engine.kind
+    )
     return "=".join(chosen) if chosen else None
 
 
@@ -154,6 +238,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
     """The screen, as label and text."""
     return [
         (tr("service"), stage_line(status.service, status.active, status.stage)),
+        *member_lines(status.members, status.gpus),
         *([(tr("callers"), status.holding.words)] if status.holding else []),
         *_problem_lines(status.problem),
         (
@@ -167,8 +252,8 @@ def lines(status: Status) -> list[tuple[str, str]]:
         ),
         (tr("at boot"), tr("started") if status.enabled else tr("not started")),
         (tr("model"), _model(status)),
-        (tr("engine"), f"vLLM {status.vllm_version} ({status.engine})" if status.engine else "-"),
-        *([("", cuda.describe(status.toolkit))] if status.toolkit else []),
+        (tr("engine"), _engine(status)),
+        *_compiling(status),
         (tr("context"), _context(status)),
         (tr("KV cache"), tr("{count} tokens", count=status.kv_tokens) if status.kv_tokens else "-"),
         (
@@ -203,6 +288,27 @@ def stage_line(service: str, active: str, stage: str) -> str:
     return tr("{what}: {why}", what=service, why=now)
 
 
+def member_lines(members: tuple[MemberStatus, ...], gpus: tuple[GpuUse, ...]) -> list[tuple[str, str]]:
+    """A line for each replica."""
+    numbers = {gpu.uuid: str(number) for number, gpu in enumerate(gpus)}
+    return [(tr("replica {number}", number=each.number), _member_line(each, numbers)) for each in members]
+
+
+def _member_line(member: MemberStatus, numbers: Mapping[str, str]) -> str:
+    stage = translated(member.stage)
+    placed = tr(", ").join(numbers.get(uuid, uuid) for uuid in member.gpus)
+    said = [
+        tr("{state}, {stage}", state=member.active, stage=stage) if stage else member.active,
+        member.address,
+        tr("GPUs chosen by hand, {what}", what=member.gpus_by_hand) if member.gpus_by_hand else "",
+        f"GPU {placed}" if placed and not member.gpus_by_hand else "",
+        tr("restarts by systemd: {restarts}", restarts=member.restarts) if member.restarts else "",
+        tr("gateway: {state}", state=member.gateway) if member.gateway not in (None, "UP") else "",
+        load_line(member.load) if member.load else "",
+    ]
+    return tr("; ").join(filter(None, said))
+
+
 def _problem_lines(problem: Finding | None) -> list[tuple[str, str]]:
     if problem is None:
         return []
@@ -213,6 +319,18 @@ def _context(status: Status) -> str:
     if status.engine is None:
         return "-"  # nothing was proved yet, so nothing was chosen
     return tr("{count} tokens", count=status.context) if status.context else tr("chosen by vLLM")
+
+
+def _engine(status: Status) -> str:
+    if not status.engine or not status.engine_family:
+        return "-"
+    return f"{family_named(status.engine_family).title} {status.vllm_version} ({status.engine})"
+
+
+def _compiling(status: Status) -> Iterator[tuple[str, str]]:
+    compiling = family_named(status.engine_family or "").compiling
+    if status.toolkit and compiling:
+        yield "", compiling.describe(status.toolkit)
 
 
 def _model(status: Status) -> str:

@@ -13,6 +13,7 @@ from installer.base.report import size
 from installer.diagnosis import scene
 from installer.look import load, status
 from installer.look.load import GpuUse, Sample
+from installer.look.status import MemberStatus
 from installer.units.holding import Holding
 
 if TYPE_CHECKING:
@@ -41,17 +42,24 @@ class Frame:
     first_token: dict[str, float | None]  # p50, p90, p99 in seconds
     gpus: tuple[GpuUse, ...]
     has_metrics: bool
+    members: tuple[MemberStatus, ...] = ()  # the replicas behind a gateway
 
 
 def frames(service: str, host: Host) -> Iterator[Frame]:
-    before: Sample | None = None
+    before: status.Status | None = None
     at = 0.0
     while True:
         began = time.monotonic()
         now = status.of(scene.look(service, host))
-        yield frame(now, before, began - at)
-        before, at = now.load, began
+        # The sum of other replicas than before says nothing of the time between.
+        same = before is not None and _sampled(before) == _sampled(now)
+        yield frame(now, before.load if before and same else None, began - at)
+        before, at = now, began
         time.sleep(max(0.0, began + EVERY - time.monotonic()))
+
+
+def _sampled(found: status.Status) -> list[int]:
+    return [member.number for member in found.members if member.load]
 
 
 def frame(now: status.Status, before: Sample | None, seconds: float) -> Frame:
@@ -73,6 +81,7 @@ def frame(now: status.Status, before: Sample | None, seconds: float) -> Frame:
         first_token={f"p{100 * share:g}": load.quantile(waits, share) for share in SHARES},
         gpus=now.gpus,
         has_metrics=new is not None,
+        members=now.members,
     )
 
 
@@ -85,11 +94,12 @@ def _rate(before: Sample | None, after: Sample | None, seconds: float, name: str
 
 
 def rows(frame: Frame) -> list[tuple[str, str]]:
-    speeds = [f"{name} {_seconds(value)}" for name, value in frame.first_token.items() if value is not None]
-    running, waiting = _number(frame.running), _number(frame.waiting)
-    out, into = _number(frame.tokens_per_second), _number(frame.prompt_tokens_per_second)
+    speeds = [f"{name} {in_seconds(value)}" for name, value in frame.first_token.items() if value is not None]
+    running, waiting = number(frame.running), number(frame.waiting)
+    out, into = number(frame.tokens_per_second), number(frame.prompt_tokens_per_second)
     return [
         (tr("service"), status.stage_line(frame.service, frame.active, frame.stage)),
+        *status.member_lines(frame.members, frame.gpus),
         *([(tr("callers"), frame.holding.words)] if frame.holding else []),
         *([(tr("because"), frame.because)] if frame.because else []),
         (tr("model"), frame.model or "-"),
@@ -105,7 +115,9 @@ def line(frame: Frame) -> str:
     """One moment on one line, for a pipe or a file."""
     words = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(frame.at)), frame.active.partition(" ")[0]]
     held = {"held": float(frame.holding.waiting)} if frame.holding else {}
+    ready = {"replicas": float(sum(member.ready for member in frame.members))} if frame.members else {}
     figures = {
+        **ready,
         **held,
         "running": frame.running,
         "waiting": frame.waiting,
@@ -113,7 +125,7 @@ def line(frame: Frame) -> str:
         "tokens/s": frame.tokens_per_second,
         **{f"ttft-{name}": value for name, value in frame.first_token.items()},
     }
-    words += [f"{name}={_number(value)}" for name, value in figures.items()]
+    words += [f"{name}={number(value)}" for name, value in figures.items()]
     words += [f"gpu{n}={size(g.memory_used).replace(' ', '')},{g.busy}%" for n, g in enumerate(frame.gpus)]
     return " ".join(words)
 
@@ -133,9 +145,9 @@ def screen(frame: Frame) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _seconds(value: float) -> str:
+def in_seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

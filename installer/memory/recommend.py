@@ -25,6 +25,7 @@ from installer.spec.settings import Settings
 from installer.spec.vendors import NVIDIA
 
 MOST_GPUS = 64
+SMALLER = (16384, 8192, 4096)  # contexts that are tried where the one that most uses want does not fit
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Fit:
     largest: int  # context that fits alone
     takes_images: bool
     format: str
+    reduced: bool = False  # less context than most uses want
 
     @property
     def runs(self) -> bool:
@@ -86,6 +88,7 @@ class Fit:
             "takes_images": self.takes_images,
             "gpus": self.gpus,
             "context": self.context,
+            "reduced": self.reduced,
             "answer": self.answer.value,
             "requests": self.requests,
             "largest_context": self.largest,
@@ -118,7 +121,7 @@ def hardware_of(facts: Facts, settings: Settings) -> Hardware:
 
 
 def recommend(hardware: Hardware, facts: Facts, context: int | None = None) -> list[Fit]:
-    """Every profiled model that can run there: those that fit first, the largest first."""
+    """Every profiled model that can run there: those that fit first, then with less context; the largest first."""
     fits = [
         _fit(model, family, hardware, context)
         for family in profiles.load_profiles().families
@@ -126,7 +129,12 @@ def recommend(hardware: Hardware, facts: Facts, context: int | None = None) -> l
         if _can_run(model, hardware, facts)
     ]
     order = (Outlook.FITS, Outlook.CLOSE, Outlook.CANNOT)
-    return sorted(fits, key=lambda fit: (order.index(fit.answer), -fit.model.parameters, fit.model.bytes, fit.model.id))
+
+    def rank(fit: Fit) -> tuple[bool, bool, int, int, int, str]:
+        of_the_model = (-fit.model.parameters, fit.model.bytes, fit.model.id)
+        return (not fit.runs, fit.reduced, order.index(fit.answer), *of_the_model)
+
+    return sorted(fits, key=rank)
 
 
 def _can_run(model: ProfiledModel, hardware: Hardware, facts: Facts) -> bool:
@@ -142,7 +150,16 @@ def _takes_images(model: ProfiledModel) -> bool:
 
 
 def _fit(model: ProfiledModel, family: Family, hardware: Hardware, context: int | None) -> Fit:
-    """The model on as few GPUs as its context fits on; on all of them where it fits on none."""
+    """The model on as few GPUs as its context fits on, else with less of it; on all GPUs where it fits on none."""
+    best = _on_few(model, family, hardware, context)
+    for less in () if context or best.runs else SMALLER:
+        smaller = _on_few(model, family, hardware, less)
+        if smaller.answer is Outlook.FITS and less < best.context:
+            return dataclasses.replace(smaller, reduced=True)
+    return best
+
+
+def _on_few(model: ProfiledModel, family: Family, hardware: Hardware, context: int | None) -> Fit:
     best: Fit | None = None
     for gpus in _numbers(model, hardware):
         best = _on(model, family, hardware, gpus, context)
@@ -199,6 +216,8 @@ def notes(hardware: Hardware, facts: Facts, fits: Sequence[Fit]) -> list[str]:
         )
     if facts.nvidia_error and hardware.is_cpu:
         lines.append(tr("the NVIDIA driver does not work: {error}", error=facts.nvidia_error))
+    if any(fit.reduced for fit in fits):
+        lines.append(tr("the last of them fit with less context than most of their uses want"))
     if fits and fits[0].answer is Outlook.CANNOT:
         lines.append(tr("none of them fits at its context; ask for less with --context"))
     return lines

@@ -6,6 +6,7 @@ which letter follows which in a few sentences, so that answers look like words a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -28,6 +29,8 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 320  # a multiple of 64, as engines pad it to; every id has a token, so any sampled id decodes
 END_OF_TEXT, IM_END = 256, 258
 SEED = 20260
+WEIGHTS = "model.safetensors"
+DIGEST = "5441bbfc77a25fb256840bce17a602d5fbd3fbe027cdc0245b481f331f4c8ca0"  # theirs: to make them takes longer
 SENTENCES = (
     "The tiny model is only here to try the service.",
     "It has no idea what it says, but it says it at once.",
@@ -73,7 +76,8 @@ class MakeBuiltin:
 def is_current(directory: Path) -> bool:
     """Whether the directory holds exactly what we would write."""
     try:
-        return all((directory / name).read_bytes() == content for name, content in files().items())
+        same = all((directory / name).read_bytes() == content for name, content in _texts().items())
+        return same and hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest() == DIGEST
     except OSError:
         return False
 
@@ -86,15 +90,17 @@ def write(directory: Path, host: Host) -> None:
 @cache
 def files() -> dict[str, bytes]:
     """The whole checkpoint, the same bytes every time and everywhere."""
+    return {**_texts(), WEIGHTS: _safetensors(_weights())}
+
+
+def _texts() -> dict[str, bytes]:
     texts = {
         "config.json": _config(),
         "generation_config.json": GENERATION,
         "tokenizer.json": _tokenizer(),
         "tokenizer_config.json": _tokenizer_config(),
     }
-    made = {name: (json.dumps(content, indent=1) + "\n").encode() for name, content in texts.items()}
-    made["model.safetensors"] = _safetensors(_weights())
-    return made
+    return {name: (json.dumps(content, indent=1) + "\n").encode() for name, content in texts.items()}
 
 
 def _bytes() -> int:

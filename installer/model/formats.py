@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from installer.base.language import mark, tr
 from installer.checks.placement import usable_gpus
-from installer.families.vllm import abilities
-from installer.families.vllm.abilities import VllmFacts
+from installer.families.family import Abilities
+from installer.families.known import family_of
 from installer.model.model_about import About
 from installer.model.model_config import Config
 from installer.model.selection import GGUF, GGUF_HINT
@@ -93,8 +93,8 @@ def check_format(about: About, model: str, kind: str, settings: Settings, facts:
     if found.method == "gguf":
         yield Problem(tr("{model} has its weights only as GGUF", model=model), tr(GGUF), tr(GGUF_HINT))
         return
-    known = abilities.load_abilities()
-    if settings.vllm_version != known.version:
+    known = family_of(settings).abilities()
+    if family_of(settings).version(settings) != known.version or not known.architectures:
         return
     yield from _check_architecture(about, model, known)
     if not found.method:
@@ -112,7 +112,7 @@ def check_format(about: About, model: str, kind: str, settings: Settings, facts:
         )
 
 
-def _why_not(found: Format, kind: str, settings: Settings, facts: Facts, known: VllmFacts) -> str:
+def _why_not(found: Format, kind: str, settings: Settings, facts: Facts, known: Abilities) -> str:
     if found.method not in known.quantizations:
         return tr("vLLM {version} has no such method", version=known.version)
     flags = vllm_flags.given(settings.vllm_args)
@@ -136,7 +136,7 @@ def _why_not(found: Format, kind: str, settings: Settings, facts: Facts, known: 
     return ""
 
 
-def _check_architecture(about: About, model: str, known: VllmFacts) -> Iterator[Problem]:
+def _check_architecture(about: About, model: str, known: Abilities) -> Iterator[Problem]:
     """What vLLM dropped is refused; what it does not name may still run by code that is not its own."""
     names: Sequence[str] = about.architectures
     if not names or not known.architectures.isdisjoint(names):

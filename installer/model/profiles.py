@@ -17,7 +17,7 @@ from installer.base.assets import DATA
 from installer.base.datafile import DataError, Section
 from installer.base.errors import UsageError
 from installer.base.language import mark, tr
-from installer.families.vllm import abilities
+from installer.families.known import family_of, label
 from installer.model.model_about import About
 from installer.runtime import vllm_flags
 from installer.spec.profile import Profile
@@ -103,8 +103,9 @@ def _first(choices: Sequence[ParserChoice], template: str) -> str | None:
 
 def check_names(settings: Settings) -> None:
     """Refuse a parser that vLLM does not have: vLLM itself would say so only when it starts."""
-    known = abilities.load_abilities()
-    if settings.vllm_version != known.version:
+    family = family_of(settings)
+    known = family.abilities()
+    if family.version(settings) != known.version:
         return  # what another version has is not known here
     for option, asked, names, plugin in (
         ("--tool-call-parser", settings.tool_call_parser, known.tool_parsers, "--tool-parser-plugin"),
@@ -114,7 +115,7 @@ def check_names(settings: Settings) -> None:
             continue
         near = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
         raise UsageError(
-            tr("{option} {asked}: vLLM {version} has no such parser", option=option, asked=asked, version=known.version)
+            tr("{option} {asked}: {engine} has no such parser", option=option, asked=asked, engine=label(settings))
             + (tr("; did you mean {near}?", near=tr(" or ").join(near)) if near else ""),
             tr("auto (the default) chooses by the model, none has none; parsers: {names}", names=", ".join(names)),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from installer.base.language import tr
-from installer.families.vllm import abilities
+from installer.families.known import family_of
 from installer.model import selection
 from installer.model.model_about import About
 from installer.spec.problem import Problem
@@ -25,7 +25,7 @@ def check_trust(about: About, settings: Settings) -> Iterator[Problem]:
                 model=settings.model,
             ),
         )
-    reasons = _code(about)
+    reasons = _code(about, settings)
     if reasons and settings.model not in settings.trust_remote_code:
         yield Problem(
             tr(
@@ -42,12 +42,12 @@ def check_trust(about: About, settings: Settings) -> Iterator[Problem]:
         )
 
 
-def _code(about: About) -> list[str]:
+def _code(about: About, settings: Settings) -> list[str]:
     """The files that name such code where nothing takes its place.
 
     Many repositories still carry code for models that transformers has had since; that code is then never run.
     """
-    known = abilities.load_abilities()
+    known = family_of(settings).abilities()
     family = str(about.config.get("model_type") or "")
     return sorted(
         name

@@ -46,18 +46,19 @@ class Drain:
         self.task: asyncio.Future[None] | None = None
 
     @classmethod
-    def armed(cls, scope: Scope, begun: Callable[[], None]) -> None:
+    def armed(cls, scope: Scope, begun: Callable[[], None]) -> Drain | None:
         """Called at the start of the application: vLLM has a handler of SIGTERM in place then, and does not listen."""
         state = getattr(scope.get("app"), "state", None)
         server = getattr(state, "server", None)
         if not isinstance(getattr(getattr(server, "server_state", None), "connections", None), set):
             log.warning("a stop is left to vLLM: this web server is not one that is known")
-            return
+            return None
         drain = cls(server, getattr(state, "engine_client", None), begun)
         try:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drain.begin)
         except (NotImplementedError, RuntimeError, ValueError) as error:
             log.warning("a stop is left to vLLM: %s", error)
+        return drain
 
     def begin(self) -> None:
         if self.task is None:

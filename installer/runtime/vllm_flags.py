@@ -11,18 +11,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-REFUSED = {
-    "--api-key": "vLLM's own key covers only some routes; keys belong before the --",
-    "--uds": "the readiness probe needs TCP: use --host and --port",
-    "--grpc": "a gRPC server would answer without a key",
-    "--grpc-port": "a gRPC server would answer without a key",
-    "--headless": "a server without an API cannot be watched",
-    "--disable-log-stats": "without statistics a full queue looks like a hang",
-}
-# How all flags of vLLM's TLS begin.
+if TYPE_CHECKING or __package__:
+    from installer.runtime.vllm_words import VLLM, Words
+else:
+    from vllm_words import VLLM, Words
+
+# How all flags of TLS begin.
 TLS_FLAGS = ("--ssl", "--enable-ssl")
-NO_TLS = "the service speaks plain HTTP; let a reverse proxy do TLS"
+NO_TLS = "the gateway before it speaks TLS: TLS_CERT and TLS_KEY, or TLS=self"
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ class Table:
 
 
 @functools.cache
-def load_table() -> Table:
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "vllm_flags.json")) as file:
+def load_table(name: str = VLLM.table) -> Table:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name)) as file:
         return Table(**json.load(file))
 
 
@@ -96,9 +94,9 @@ def opposite(name: str) -> str:
     return f"--{name[5:]}" if name.startswith("--no-") else f"--no-{name[2:]}"
 
 
-def parse(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
+def parse(words: Sequence[str], of: Words = VLLM) -> tuple[list[str], list[Flag]]:
     """What stands there by its place, and every flag in order; a flag may lack its value."""
-    table, places, flags = load_table(), list[str](), list[Flag]()
+    table, places, flags = load_table(of.table), list[str](), list[Flag]()
     position = 0
     while position < len(words):
         word = words[position]
@@ -106,7 +104,7 @@ def parse(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
         if not _is_flag(word):
             places.append(word)
             continue
-        name, equals, value = _glued(word) or word.partition("=")
+        name, equals, value = _glued(word, table) or word.partition("=")
         name = table.resolve(name)
         following = words[position:]
         free = next((i for i, other in enumerate(following) if _is_flag(other)), len(following))
@@ -117,10 +115,10 @@ def parse(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
     return places, flags
 
 
-def _glued(word: str) -> tuple[str, str, str] | None:
+def _glued(word: str, table: Table) -> tuple[str, str, str] | None:
     """-O3 and -qfp8: a flag of one letter and its value in one word."""
     letter, value = word[:2], word[2:]
-    if word in load_table().spellings or not value or value[0] in "=." or letter not in ("-O", *load_table().aliases):
+    if word in table.spellings or not value or value[0] in "=." or letter not in ("-O", *table.aliases):
         return None
     return letter, "=", value
 
@@ -129,26 +127,26 @@ def _is_flag(word: str) -> bool:
     return bool(re.match(r"--?[A-Za-z]", word))
 
 
-def given(words: Sequence[str]) -> dict[str, str]:
+def given(words: Sequence[str], of: Words = VLLM) -> dict[str, str]:
     """Flag -> value, "" where it has none. The last one counts, and --no-x takes --x back."""
     found: dict[str, str] = {}
-    for flag in parse(words)[1]:
+    for flag in parse(words, of)[1]:
         found.pop(opposite(flag.base), None)
         found[flag.base] = flag.value
     return found
 
 
-def meant(flag: Flag, flags: Iterable[str]) -> str:
-    """The one of these that a flag is, or might be in a vLLM that knows fewer others or more; "" for none."""
-    known = load_table().is_known(flag.base)
+def meant(flag: Flag, flags: Iterable[str], of: Words = VLLM) -> str:
+    """The one of these that a flag is, or might be in a version that knows fewer others or more; "" for none."""
+    known = load_table(of.table).is_known(flag.base)
     return next((name for name in flags if name == flag.base or (not known and name.startswith(flag.base))), "")
 
 
-def refused(words: Sequence[str]) -> tuple[str, str] | None:
+def refused(words: Sequence[str], of: Words = VLLM) -> tuple[str, str] | None:
     """The first flag that a guarded and watched service cannot have, and why."""
-    for flag in parse(words)[1]:
-        if name := meant(flag, REFUSED):
-            return name, REFUSED[name]
+    for flag in parse(words, of)[1]:
+        if name := meant(flag, of.refused, of):
+            return name, of.refused[name]
         if flag.base.startswith(TLS_FLAGS):
             return flag.base, NO_TLS
     return None

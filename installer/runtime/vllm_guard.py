@@ -21,9 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from installer.runtime.vllm_connections import Connections
     from installer.runtime.vllm_drain import App, Drain, Receive, Scope, Send, leaving
+    from installer.runtime.vllm_limits import Refusal
+    from installer.runtime.vllm_meter import ENGINE_DEAD, Meter, words_of
 else:
     from vllm_connections import Connections
     from vllm_drain import App, Drain, Receive, Scope, Send, leaving
+    from vllm_limits import Refusal
+    from vllm_meter import ENGINE_DEAD, Meter, words_of
 
 OPEN, METRICS, INFERENCE, ADMIN = range(4)
 ROLES = {"metrics": METRICS, "inference": INFERENCE, "admin": ADMIN}
@@ -45,7 +49,6 @@ ADMIN_ROUTES = (
     # the map of all of these
     "/docs", "/redoc", "/openapi.json", "/static",
 )  # fmt: skip
-# Looked up instead of worked out: nearly every request goes to one of these.
 LEVELS = {
     **dict.fromkeys(OPEN_ROUTES, OPEN),
     **dict.fromkeys(METRICS_ROUTES, METRICS),
@@ -60,12 +63,21 @@ KEY_LINE = re.compile(
 )
 
 
+OLD = re.compile(r"-old(-\d+)?\Z")  # how a key is called that lives on for a while beside its successor
+
+
 class Key(NamedTuple):
     name: str
     level: int
     expires: float | None
 
+    @property
+    def account(self) -> str:
+        """Whose limits and usage: a key and its successor are one client's."""
+        return OLD.sub("", self.name) if self.expires is not None else self.name
 
+
+PROBE = "probe"  # the watcher's key, which nothing limits: it has to be answered when nobody else is
 # The watcher asks this without a key at each start, to see that the guard is in place: no news.
 SELF_CHECK = "/is-this-guarded"
 
@@ -147,58 +159,6 @@ def parse_keys(content: bytes) -> tuple[dict[bytes, Key], int]:
     return keys, damaged
 
 
-class Guard:
-    """Default deny for an ASGI application.
-
-    A plain method that returns the application's own coroutine: a wrapper coroutine per request would cost more than
-    the check, and could not leave streams untouched so simply.
-    """
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-        self.keys = Keys(os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "keys"))
-        self.refusals = Refusals()
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        kind = scope["type"]
-        if kind == "lifespan":
-            Connections.bound(scope)
-            Drain.armed(scope, self._leave)
-            return self.app(scope, receive, send)
-        root = scope.get("root_path")
-        needed = LEVELS.get(scope["path"]) if not root else None
-        if needed is None:
-            needed = level(scope["path"], root or "")
-        if needed == OPEN and kind == "http":
-            return self.app(scope, receive, send)
-        token = presented(scope["headers"])
-        key = self.keys.find(token) if token else None
-        if key is not None and key.level >= needed and not self.keys.is_expired(key):
-            return self.app(scope, receive, send)
-        if kind == "http" and is_preflight(scope):
-            return self.app(scope, receive, send)
-        return self._refuse(scope, send, bool(token), key)
-
-    def _leave(self) -> None:
-        """Put before the application only now: a request costs nothing more until then."""
-        self.app = leaving(self.app)
-
-    def _refuse(self, scope: Scope, send: Send, tried: bool, key: Key | None) -> Awaitable[None]:
-        if key is None:
-            status, why = 401, "an unknown key" if tried else "no key"
-        elif self.keys.is_expired(key):
-            status, why = 401, f"the expired key {key.name}"
-        else:
-            status, why = 403, f"the key {key.name}, whose role does not allow it"
-        if scope["path"] != SELF_CHECK:
-            self.refusals.note(scope, why)
-        if scope["type"] != "websocket":
-            return answer(send, status, "http.response")
-        if "websocket.http.response" in scope.get("extensions", {}):
-            return answer(send, status, "websocket.http.response")
-        return send({"type": "websocket.close", "code": 1008, "reason": ""})
-
-
 def level(path: str, root: str) -> int:
     """What a route needs; an odd spelling of a path never needs less than the plain one."""
     routed = path
@@ -218,6 +178,74 @@ def tidy(path: str) -> str:
 
 def is_admin(path: str) -> bool:
     return path.startswith(ADMIN_ROUTES) and any(path == r or path.startswith(r + "/") for r in ADMIN_ROUTES)
+
+
+class Guard:
+    """Default deny for an ASGI application.
+
+    A plain method that returns the application's own coroutine, but for requests that are counted: those that have the
+    engine do something, which costs a hundred times as much as to count them.
+    """
+
+    levels = LEVELS  # looked up instead of worked out: nearly every request goes to one of these
+    level = staticmethod(level)
+    metering = Meter
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.keys = Keys(os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "keys"))
+        self.refusals, self.meter = Refusals(), self.metering()
+        self.drain: Drain | None = None
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        kind = scope["type"]
+        if kind == "lifespan":
+            Connections.bound(scope)
+            self.drain = Drain.armed(scope, self._leave)
+            self.meter.start(scope)
+            return self.app(scope, receive, send)
+        root = scope.get("root_path")
+        needed = self.levels.get(scope["path"]) if not root else None
+        if needed is None:
+            needed = self.level(scope["path"], root or "")
+        if needed == OPEN and kind == "http":
+            return self.app(scope, receive, send)
+        token = presented(scope["headers"])
+        key = self.keys.find(token) if token else None
+        if key is not None and key.level >= needed and not self.keys.is_expired(key):
+            if needed == INFERENCE and key.name != PROBE and (kind != "http" or scope["method"] == "POST"):
+                return self._count(key.account, scope, receive, send)
+            if scope["path"] == "/metrics" and kind == "http" and scope["method"] == "GET":
+                return self.meter.expose(self.app, scope, receive, send)
+            return self.app(scope, receive, send)
+        if kind == "http" and is_preflight(scope):
+            return self.app(scope, receive, send)
+        return self._refuse(scope, send, bool(token), key)
+
+    async def _count(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        admitted = self.meter.admit(name)
+        if admitted is ENGINE_DEAD and self.drain:
+            self.drain.begin()  # who connects from now on is answered by the next one
+        if isinstance(admitted, Refusal):
+            self.refusals.note(scope, f"the key {name}: {admitted.message}")
+            await refuse(scope, send, admitted.status, *words_of(admitted))
+        else:
+            await self.meter.serve(admitted, self.app, scope, receive, send)
+
+    def _leave(self) -> None:
+        """Put before the application only now: a request costs nothing more until then."""
+        self.app = leaving(self.app)
+
+    def _refuse(self, scope: Scope, send: Send, tried: bool, key: Key | None) -> Awaitable[None]:
+        if key is None:
+            status, why = 401, "an unknown key" if tried else "no key"
+        elif self.keys.is_expired(key):
+            status, why = 401, f"the expired key {key.name}"
+        else:
+            status, why = 403, f"the key {key.name}, whose role does not allow it"
+        if scope["path"] != SELF_CHECK:
+            self.refusals.note(scope, why)
+        return refuse(scope, send, status, *words_of_refusal(status))
 
 
 def presented(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -252,13 +280,25 @@ ANSWERS = {
 }
 
 
-async def answer(send: Send, status: int, kind: str) -> None:
+def words_of_refusal(status: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """An error as OpenAI's and Anthropic's clients expect it."""
     message, error, code = ANSWERS[status]
     body = json.dumps({"error": {"message": message, "type": error, "param": None, "code": code}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    return body, headers
+
+
+def refuse(scope: Scope, send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Awaitable[None]:
+    if scope["type"] != "websocket":
+        return answer(send, status, "http.response", body, headers)
+    if "websocket.http.response" in scope.get("extensions", {}):
+        return answer(send, status, "websocket.http.response", body, headers)
+    return send({"type": "websocket.close", "code": 1008 if status < 429 else 1013, "reason": ""})
+
+
+async def answer(send: Send, status: int, kind: str, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     await send({"type": f"{kind}.start", "status": status, "headers": headers})
     await send({"type": f"{kind}.body", "body": body})
 
@@ -303,16 +343,16 @@ class Stages(logging.Handler):
 
     LIMIT = 64 * 1024
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, telling: str = TELLING.pattern) -> None:
         super().__init__(logging.INFO)
-        self.path = path
+        self.path, self.telling = path, re.compile(telling)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
             if record.exc_info and record.exc_info[1]:
                 text = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-            if record.levelno < logging.ERROR and not TELLING.search(text):
+            if record.levelno < logging.ERROR and not self.telling.search(text):
                 return
             line = f"{record.levelname} {text.strip().rpartition(chr(10))[2][:400]}\n"
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -26,6 +26,7 @@ else:
     from vllm_systemd import rights
 
 CONTROL = "control"  # in the runtime directory, where the running supervisor listens
+PULSE = "."  # what the next supervisor says to its launcher all the while
 LONGEST = 128 * 1024
 MOST_DESCRIPTORS = 8
 

@@ -1,4 +1,4 @@
-"""Runs vLLM as a systemd service; stdlib only, because it runs on the engine's Python and imports nothing of ours.
+"""Runs vLLM, or SGLang (`-- sglang …`), as a systemd service; stdlib only, because it runs on the engine's Python.
 
     launch --api-key KEY… -- serve MODEL …   ExecStart=      write the key digests, listen, become the supervisor
     reload --api-key KEY… -- serve MODEL …   ExecReload=     the same command: replace the key digests of what runs;
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -30,20 +31,25 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime import vllm_flags, vllm_handover, vllm_hold
-    from installer.runtime.vllm_systemd import command_of, notify, say, write
-    from installer.runtime.vllm_watcher import PROBE
+    from installer.runtime import vllm_flags, vllm_gpus, vllm_handover, vllm_hold
+    from installer.runtime.vllm_seen import PROBE
+    from installer.runtime.vllm_systemd import command_of, descendants, notify, own_unit, say, seconds, systemctl, write
+    from installer.runtime.vllm_words import FAMILIES, SGLANG, VLLM, Words
 else:
     import vllm_flags
+    import vllm_gpus
     import vllm_handover
     import vllm_hold
-    from vllm_systemd import command_of, notify, say, write
-    from vllm_watcher import PROBE
+    from vllm_seen import PROBE
+    from vllm_systemd import command_of, descendants, notify, own_unit, say, seconds, systemctl, write
+    from vllm_words import FAMILIES, SGLANG, VLLM, Words
 
 BAD_CONFIGURATION = 78  # with RestartPreventExitStatus=: trying again would change nothing
 BUSY = 75  # somebody else has the port; it may be free at the next try
 TRY_LATER = 1
+MADE_UP = range(61184, 65520)  # users that systemd makes up for as long as a unit with DynamicUser= runs
 STANDBY_MEMORY = 2 << 30  # bytes
+UNITS, MADE_BY = "/etc/systemd/system", b"# Rendered by vllm-install "
 KEY = re.compile(
     r"(?:(?P<name>[a-z0-9_-]+)(?::(?P<role>metrics|inference|admin))?=)?"
     r"(?:sha256:(?P<digest>[0-9a-fA-F]{64})|(?P<plain>(?!sha256:)[!-9;-?A-~]{16,}))"
@@ -194,7 +200,7 @@ def take_over(serve: list[str], keys: str) -> bool:
 
 def next_task(serve: list[str], keys: str, listener: int, key: int, record: int) -> dict[str, object]:
     check_command(serve)
-    flags = vllm_flags.given(serve)
+    flags = flags_of(serve)
     host, port = address(flags)
     held, is_late, taken = socket.socket(fileno=listener), False, listener
     if is_moved := not vllm_hold.is_at(held, host, port):
@@ -206,7 +212,7 @@ def next_task(serve: list[str], keys: str, listener: int, key: int, record: int)
             if not is_late:
                 raise not_free(host, port, error) from None
     held.detach()
-    stands_by = not is_late and has_room()
+    stands_by = words_of(serve).stands_by and not is_late and has_room()
     return {
         **engine(serve, flags), "run": run_digest(serve), "host": host, "port": port, "hold": holding_time(),
         "listener": taken, "key": key, "record": record, "keys": keys, "is_moved": is_moved, "is_late": is_late,
@@ -230,16 +236,38 @@ def succeed(task: Mapping[str, object], connection: socket.socket) -> str:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        if os.fork():
+        if supervisor := os.fork():
+            os.write(write, f"{supervisor}\n".encode())
             os._exit(0)
         os.setsid()
         supervise({**task, "predecessor": connection.fileno(), "verdict": write})
     os.close(write)
     connection.close()
     os.waitpid(child, 0)
-    with open(read, errors="replace") as verdict:
-        said = verdict.read().strip()
+    said = verdict(read)
     return "" if said == "done" else said or "the supervisor of the next engine has died"
+
+
+def verdict(report: int) -> str:
+    """What the next supervisor says at its end; until then it is heard all the while. A silent one is ended.
+
+    The one before it hears of that by the end of their connection, and goes on or starts again what ran.
+    """
+    said = b""
+    while select.select([report], [], [], seconds("SILENCE_SEC"))[0]:
+        data = os.read(report, 4096)
+        if not data:
+            return "\n".join(line for line in lines_of(said) if line != vllm_handover.PULSE and not line.isdigit())
+        said += data
+    pid = next((int(line) for line in lines_of(said) if line.isdigit()), 0)
+    for each in (*descendants(pid), pid) if pid else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    return "the supervisor of the next engine says nothing"
+
+
+def lines_of(said: bytes) -> list[str]:
+    return said.decode(errors="replace").split("\n")[:-1]
 
 
 def run_digest(serve: list[str]) -> str:
@@ -256,9 +284,10 @@ def run_digest(serve: list[str]) -> str:
 def launch(words: list[str]) -> NoReturn:
     keys, serve = read_keys("launch", words)
     check_command(serve)
+    check_gpus()
     probe = probe_key()
     write_keys(keys, hashlib.sha256(probe.encode()).hexdigest())
-    flags = vllm_flags.given(serve)
+    flags = flags_of(serve)
     host, port = address(flags)
     hold = holding_time()
     listener = vllm_hold.take(host, port, is_wanted=hold > 0) or listen(host, port)
@@ -276,27 +305,54 @@ def holding_time() -> int:
         raise Refused(str(error)) from None
 
 
+def words_of(serve: list[str]) -> Words:
+    return FAMILIES[serve[0]] if serve and serve[0] in FAMILIES else VLLM
+
+
+def flags_of(serve: list[str]) -> dict[str, str]:
+    return vllm_flags.given(serve, words_of(serve))
+
+
 def engine(serve: list[str], flags: Mapping[str, str]) -> dict[str, object]:
-    """What is started as vLLM: its command, its environment, and the files that it reads in the runtime directory."""
-    here, runtime = os.path.dirname(os.path.abspath(__file__)), runtime_directory()
+    """What is started: its command, its environment, and the files that it reads in the runtime directory."""
+    here, runtime, of = os.path.dirname(os.path.abspath(__file__)), runtime_directory(), words_of(serve)
     environment = {name: value for name, value in os.environ.items() if name not in KEPT_FROM_VLLM}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    environment["VLLM_USE_RUST_FRONTEND"] = "0"
-    # Its engine dead, vLLM would exit 0, as if asked to. So it stays, and the watcher ends it by a signal.
-    environment["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
-    files = {"stages": ""}
-    if flags.keys().isdisjoint(("--log-config-file", "--logging-config")):
-        environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
-        files["logging.json"] = json.dumps(log_configuration(runtime, flags))
     if "--allowed-media-domains" not in flags:
         # An empty list would let anyone have this host fetch any address; the name is one that never exists.
         serve = [*serve, "--allowed-media-domains", "none.invalid"]
-    # -P: a folder named vllm in the working directory must not take vLLM's place.
+    prepare = as_sglang if of is SGLANG else as_vllm
+    words, files = prepare(serve, flags, environment, runtime)
+    # -P: a folder of the engine's name in the working directory must not take its place.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
-    command = [
-        sys.executable, *safe, os.path.join(here, "vllm_listen.py"), *serve, "--middleware", "vllm_guard.Guard",
-    ]  # fmt: skip
-    return {"command": command, "environment": environment, "files": files}
+    command = [sys.executable, *safe, os.path.join(here, of.program), *words]
+    return {"command": command, "environment": environment, "files": {"stages": "", **files}, "family": serve[0]}
+
+
+def as_vllm(
+    serve: list[str], flags: Mapping[str, str], environment: dict[str, str], runtime: str
+) -> tuple[list[str], dict[str, str]]:
+    """Its words and files, and what is added to its environment."""
+    files = {}
+    environment["VLLM_USE_RUST_FRONTEND"] = "0"
+    # Its engine dead, vLLM would exit 0, as if asked to. So it stays, and the watcher ends it by a signal.
+    environment["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
+    if flags.keys().isdisjoint(("--log-config-file", "--logging-config")):
+        environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
+        files["logging.json"] = json.dumps(log_configuration(runtime, flags))
+    return [*serve, "--middleware", "vllm_guard.Guard"], files
+
+
+def as_sglang(
+    serve: list[str], flags: Mapping[str, str], environment: dict[str, str], runtime: str
+) -> tuple[list[str], dict[str, str]]:
+    """The same of SGLang, whose own warm-up asks without a key, and ends it when that is refused."""
+    environment.setdefault("SGLANG_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
+    # Else whoever asks for /health, without a key, has it make a token.
+    environment["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
+    environment["SGLANG_PLUGINS"] = "none"  # of the packages that it comes with, two add servers that take no guard
+    files = {"logging.json": json.dumps(sglang_log_configuration(runtime))}
+    return [*serve[1:], "--skip-server-warmup", "--enable-metrics"], files
 
 
 def supervise(task: Mapping[str, object]) -> NoReturn:
@@ -305,8 +361,6 @@ def supervise(task: Mapping[str, object]) -> NoReturn:
     for descriptor in (described, *map(task.get, ("listener", "key", "record", "predecessor", "verdict"))):
         if isinstance(descriptor, int):
             os.set_inheritable(descriptor, True)
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # what was ignored would stay so, and by these a start is ended
     # Not -I, which would keep it from the files beside it.
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "vllm_supervisor.py")
     os.execv(sys.executable, [sys.executable, "-EsS", program, str(described)])
@@ -319,12 +373,30 @@ def in_memory(name: str, text: str) -> int:
 
 
 def check_command(serve: list[str]) -> None:
-    if serve[:1] != ["serve"]:
+    if not serve or serve[0] not in FAMILIES:
         raise Refused("expected `-- serve MODEL` after the keys")
-    if found := vllm_flags.refused(serve):
+    of = words_of(serve)
+    if found := vllm_flags.refused(serve, of):
         raise Refused(f"{found[0]} cannot be used: {found[1]}")
-    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        raise Refused("VLLM_USE_RUST_FRONTEND is set: vLLM's Rust front end takes no guard, so it is refused")
+    for name, why in of.variables.items():
+        if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+            raise Refused(f"{name} is set: {why}, so it is refused")
+
+
+def check_gpus() -> None:
+    """Refused once, with the reason, by the main process: of no other does systemd heed the exit status."""
+    own = own_gpus()
+    if not any(name.startswith(("GPU-", "MIG-")) for name in own):
+        return
+    said = vllm_gpus.ask(vllm_gpus.WITHIN)
+    if why := vllm_gpus.unfit(own, said):
+        raise Refused(why)
+    if not any(each.get("complete") for each in said):
+        say("the GPUs' driver did not answer before this start", 4)
+
+
+def own_gpus() -> list[str]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
 
 
 def address(flags: Mapping[str, str]) -> tuple[str, int]:
@@ -359,25 +431,60 @@ def log_configuration(runtime: str, flags: Mapping[str, str]) -> dict[str, objec
     }
 
 
+def sglang_log_configuration(runtime: str) -> dict[str, object]:
+    """Its usual log with a level in each line, for every one of its processes; and as vLLM's, stages and probes."""
+    stages = "|".join(re.escape(words) for words, _ in SGLANG.stages)
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(levelname)s %(asctime)s [%(name)s] %(message)s"}},
+        "filters": {"quiet": {"()": "vllm_guard.QuietAccess", "paths": [PROBE, "/health", "/metrics"]}},
+        "handlers": {
+            "plain": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "plain"},
+            "stages": {"()": "vllm_guard.Stages", "path": os.path.join(runtime, "stages"), "telling": stages},
+        },
+        "root": {"handlers": ["plain", "stages"], "level": "INFO"},
+        "loggers": {
+            "uvicorn.access": {"filters": ["quiet"], "level": "INFO"},
+            "httpx": {"level": "WARNING"},
+            "httpcore": {"level": "WARNING"},
+        },
+    }
+
+
 # Custody of port and GPU
 
 
 def check(words: list[str]) -> None:
     """As root, before the sandbox: it can name processes that the service itself cannot see."""
-    host, port = address(vllm_flags.given(vllm_flags.split(words)[2]))
+    end_replicas(own_unit().removesuffix(".service"))
+    host, port = address(flags_of(vllm_flags.split(words)[2]))
     try:
         listen(host, port).close()
     except Refused as refused:
         if refused.status != BUSY or not is_kept(port):
             raise
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory,gpu_uuid", "--format=csv,noheader"]
-    own = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    own = own_gpus()
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         shown = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20).stdout
         for pid, memory, uuid in re.findall(r"(\d+), (.+), (\S+)", shown):
             # Only what is named by uuid can be told apart: a number counts among those that CUDA shows.
             if uuid in own or not all(name.startswith("GPU-") for name in own):
                 say(f"GPU memory is held by pid {pid} ({command_of(int(pid))}): {memory}", 5)
+
+
+def end_replicas(service: str) -> None:
+    """Those that stood behind a gateway in this unit's place make way for it; an admin's own of such a name do not."""
+    found = glob.glob(os.path.join(UNITS, f"{glob.escape(service)}@[1-9]*.service")) if service else []
+    if ours := sorted(os.path.basename(unit) for unit in found if is_ours(unit)):
+        systemctl("stop", *ours, within=None)
+
+
+def is_ours(unit: str) -> bool:
+    with contextlib.suppress(OSError), open(unit, "rb") as file:
+        return file.readline(200).startswith(MADE_BY)
+    return False
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -409,7 +516,8 @@ def is_kept(port: int) -> bool:
     for link in glob.glob("/proc/1/fd/*"):
         with contextlib.suppress(OSError):
             held.add(os.readlink(link))
-    return made_by == {user} and inodes <= held
+    ours = {user, *map(str, MADE_UP)}  # a gateway that was here before this engine had such a one
+    return made_by <= ours and bool(inodes) and inodes <= held
 
 
 def holder(port: int) -> str:

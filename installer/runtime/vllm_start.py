@@ -33,20 +33,27 @@ SERVER = (
     "prometheus_fastapi_instrumentator",
 )  # fmt: skip
 FORKED = (
-    "vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker",
-    "vllm.compilation.backends", "vllm.compilation.passes.pass_manager",
+    "vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor",
     "vllm.distributed.elastic_ep.elastic_execute", "torch._inductor.compile_fx", "torch._dynamo.backends.distributed",
     "torch._inductor.choices", "torch._inductor.fx_passes.fuse_attention", "torch._inductor.fx_passes.quantization",
     "torch.export._trace", "compressed_tensors.offload", "sympy.combinatorics", "sympy.physics.units",
 )  # fmt: skip
+OF_KIND = {
+    "cpu": ("vllm.v1.worker.cpu_worker", "vllm.compilation.backends", "vllm.compilation.passes.pass_manager"),
+    # The two of compilation initialise CUDA: it would be spawned again, and the GPU is another's.
+    "cuda": ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"),
+}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 CHUNK = 16 << 20
 
 
 def shorten() -> None:
     os.register_at_fork(after_in_child=forget_signals)
-    if kind_of_engine() != "cpu":
-        return  # what forking brings on a GPU was never measured
+    kind = kind_of_engine()
+    if kind == "cuda":
+        os.environ.setdefault(METHOD, "fork")  # vLLM spawns all the same once CUDA is initialised
+    if kind != "cpu":
+        return
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # here its cache can be written and never be read
     if METHOD not in os.environ and "LD_PRELOAD" not in os.environ:  # else somebody has an OpenMP of their own
         fork_on_cpu()
@@ -109,7 +116,9 @@ def stand_by(words: list[str], ready: int, go: int) -> None:
 
 def import_ahead(model: str) -> None:
     importlib.import_module(ENTRY)
-    forked = (*FORKED, *modules_of(model)) if kind_of_engine() == "cpu" else ()
+    kind = kind_of_engine()
+    forks = kind in OF_KIND and os.environ.get(METHOD) != "spawn"
+    forked = (*FORKED, *OF_KIND[kind], *modules_of(model)) if forks else ()
     for name in (*SERVER, *forked):
         with contextlib.suppress(Exception):  # where it is needed vLLM will say what is wrong with it
             importlib.import_module(name)

@@ -40,6 +40,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TICK = 0.1
 PULSE = 5.0  # seconds from one word to the watchdog to the next
 LAST_WORDS_WITHIN = 5.0  # seconds that the watcher gets to say why a start has failed
+HEARD = 1.0  # the same, from the next supervisor to the launcher that waits for it
 SLACK = 10.0  # seconds beyond what was agreed on
 WATCHERS = 3  # of one engine that may die; more of them die of themselves, not of somebody's kill
 
@@ -93,6 +94,7 @@ class Supervisor:
         for descriptor in (self.woken, wake):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        # What was ignored before us would stay so for the engine, and by these its start is ended.
         for number in (*PASSED_ON, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self.selector.register(self.woken, selectors.EVENT_READ, self.hear_signals)
@@ -138,7 +140,7 @@ class Supervisor:
         descriptors = {"listener": self.listener.fileno(), "key": self.task["key"], "report": report}
         known = {
             "pid": self.engine, "host": self.task["host"], "mark": self.mark, "holds": self.task["hold"] > 0,
-            "is_active": self.is_active,
+            "is_active": self.is_active, "family": self.task["family"],
         }  # fmt: skip
         # Not -I, which would keep it from the files beside it.
         program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "vllm_watcher.py")
@@ -182,7 +184,7 @@ class Supervisor:
             say("the watcher was killed: another one takes its place", 4)
             self.start_watcher()
         else:
-            say("the watcher was killed: ending vLLM, to be started anew", 3)
+            say("the watcher was killed: ending the engine, to be started anew", 3)
             send(self.engine, signal.SIGKILL)
 
     def see_engine_ended(self, status: int) -> None:
@@ -389,6 +391,7 @@ class Successor(Main):
     is_main = False
     go = 0
     prepared_until: float | None = None
+    heard_at = 0.0  # by the launcher
 
     def begin(self) -> None:
         self.is_active = True
@@ -414,8 +417,17 @@ class Successor(Main):
     def look_at_the_time(self) -> None:
         if self.is_main:
             super().look_at_the_time()
-        elif self.prepared_until is not None and time.monotonic() > self.prepared_until:
+            return
+        self.be_heard()
+        if self.prepared_until is not None and time.monotonic() > self.prepared_until:
             self.fail("the next engine could not be prepared in time")
+
+    def be_heard(self) -> None:
+        """By the launcher, which would wait for ever for one that was stopped."""
+        if time.monotonic() > self.heard_at + HEARD:
+            self.heard_at = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.write(self.task["verdict"], f"{vllm_handover.PULSE}\n".encode())
 
     def hear_standby(self) -> None:
         is_ready = os.read(self.ready, 1)

@@ -24,7 +24,7 @@ else:
 
 JOURNAL = "/run/systemd/journal/stdout"
 # What the unit may say in its environment, and what holds where it does not, or makes no sense: in seconds.
-USUAL = {"DRAIN": 30.0, "START_PATIENCE_SEC": 300.0}
+USUAL = {"DRAIN": 30.0, "START_PATIENCE_SEC": 300.0, "SILENCE_SEC": 90.0}
 
 
 def seconds(variable: str) -> float:
@@ -87,13 +87,13 @@ def rights(descriptors: Sequence[int]) -> list[tuple[int, int, array.array[int]]
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
 
 
-def systemctl(*words: str) -> str:
-    """What systemctl says; "" where it cannot be asked."""
+def systemctl(*words: str, within: float | None = 10) -> str:
+    """What systemctl says within so many seconds; "" where it cannot be asked."""
     # Without NOTIFY_SOCKET: it would report its own exit there, as if it were the service's.
     quiet = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
-            ["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, env=quiet
+            ["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=within, env=quiet
         ).stdout
     return ""
 

@@ -12,6 +12,7 @@ import re
 KEPT = "\n\t\u00a0\u3000"  # line breaks, and blanks that Python does not call printable
 BREAKS = re.compile(r"[\t\n\v\f\r]")
 LONGEST = 400
+CREDENTIALS = re.compile(r"(?<=://)\S*@")
 # What may be shown of a command line: an option, an assignment, an address with a user or a key ends it.
 HARMLESS_WORD = re.compile(r"(?!-|sk-)[^=@]+")
 
@@ -27,6 +28,11 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     """The same on one line of bounded length, so that nobody begins a line in our name."""
     line = harmless(BREAKS.sub(" ", text.strip()))
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def without_password(text: str) -> str:
+    """User and password of a URL are for nobody else; one that was typed wrong may have a / or an @ in it."""
+    return CREDENTIALS.sub("***@", text)
 
 
 def command(arguments: str) -> str:

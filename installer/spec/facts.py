@@ -85,6 +85,19 @@ class NoDriver(str):
 
 
 @dataclass(frozen=True)
+class Gateway:
+    """What a gateway needs of the host, looked for where a service has one."""
+
+    haproxy: tuple[int, int] | None = None  # its version
+    openssl: bool = True
+    unfit: str = ""  # why the certificate cannot serve
+    names: tuple[str, ...] = ()  # that it has
+    days_left: int = 0
+    is_here: bool = True  # whether one of its names is this host's
+    exposed: tuple[str, ...] = ()  # files with a secret that others than root may read, or that are not there: why
+
+
+@dataclass(frozen=True)
 class Facts:
     arch: str
     cpu: str
@@ -112,6 +125,7 @@ class Facts:
     visible: tuple[tuple[str, str], ...] = ()  # variables of its drop-ins that choose GPUs
     cxx_version: int = 0  # of g++, where it matters
     nvcc: Nvcc | None = None  # looked for where it was asked for
+    gateway: Gateway | None = None
 
 
 @dataclass(frozen=True)

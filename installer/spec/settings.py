@@ -14,6 +14,7 @@ from installer.base.errors import UsageError
 from installer.base.language import mark, tr
 from installer.base.layout import Layout
 from installer.runtime import vllm_flags
+from installer.runtime.vllm_words import SGLANG
 from installer.spec import values
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
@@ -73,6 +74,35 @@ def _vllm_args(value: str) -> tuple[str, ...]:
     return args
 
 
+def _sglang_args(value: str) -> tuple[str, ...]:
+    """The same for SGLang: its flags for what are settings here, and those that would go round guard or watcher."""
+    args = tuple(shlex.split(values.text(value)))
+    for flag in vllm_flags.parse(args, SGLANG)[1]:
+        if owned := vllm_flags.meant(flag, OWNED_OF_SGLANG, SGLANG):
+            raise ValueError(
+                tr(
+                    "{name} is set by vllm-install itself (use {instead})",
+                    name=owned,
+                    instead=tr(OWNED_OF_SGLANG[owned]),
+                )
+            )
+    if refused := vllm_flags.refused(args, SGLANG):
+        raise ValueError(tr("{flag} cannot be used: {why}", flag=refused[0], why=tr(refused[1])))
+    return args
+
+
+# Flags of SGLang that are ours to set, and what to use instead.
+OWNED_OF_SGLANG = {
+    "--model-path": "--model", "--host": "--host", "--port": "--port", "--served-model-name": "--served-model-name",
+    "--context-length": "--context", "--mem-fraction-static": "--gpu-memory-utilization",
+    "--tp-size": "--tensor-parallel-size", "--allowed-media-domains": "--allowed-media-domains",
+    "--tool-call-parser": "--tool-call-parser", "--reasoning-parser": "--reasoning-parser",
+    "--trust-remote-code": "--trust-remote-code",
+    "--skip-server-warmup": mark("none: it always has it"), "--enable-metrics": mark("none: it always has it"),
+    "--revision": "--revision",
+}  # fmt: skip
+
+
 # fmt: off
 @dataclass(frozen=True)
 class Settings:
@@ -80,7 +110,7 @@ class Settings:
 
     service: str = "qwen3vl"
     model: str = setting(
-        "Qwen/Qwen3-VL-8B-Instruct", values.model, "Hub id, directory, or builtin:tiny.", "MODEL_NAME MODEL_PATH",
+        "Qwen/Qwen3-VL-8B-Instruct", values.model, "Hub id, directory, auto, or builtin:tiny.", "MODEL_NAME MODEL_PATH",
         "NAME", flags=("--model",), adopt=None)
     revision: str | None = setting(
         None, values.optional, "Branch, tag or commit of the model on the hub.", "MODEL_REVISION", "REV",
@@ -88,8 +118,9 @@ class Settings:
     models_dir: str | None = setting(
         None, values.path, "Directory that a relative MODEL_PATH is looked up in.", "MODELS_DIR", "DIR",
         brief="Directory in which a relative --model is looked up first.")
-    served_model_name: str | None = setting(
-        None, values.name, "Model id that clients use (default: the model's own).", "SERVED_MODEL_NAME", "NAME",
+    served_model_name: tuple[str, ...] = setting(
+        (), values.names, "Model ids that clients use, with spaces between (default: the model's own).",
+        "SERVED_MODEL_NAME", "NAMES", brief="Model ids that clients use [default: the model's own]",
         flags=("--served-model-name",), adopt=None)
     max_model_len: int | None = setting(
         1024, values.context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN", "TOKENS", option="--context",
@@ -100,6 +131,9 @@ class Settings:
     tensor_parallel_size: int = setting(
         1, values.whole(1, 64), "Number of GPUs that share the model.", "TENSOR_PARALLEL_SIZE TP_SIZE", "N",
         flags=("--tensor-parallel-size",))
+    replicas: int = setting(
+        1, values.whole(1, 64), "Engines that serve the same model, each with GPUs of its own.", "REPLICAS", "N",
+        memory=False)
     gpus: tuple[str, ...] = setting(
         values.AUTO, values.gpus, "Which GPUs: auto, or their uuids, indices or PCI addresses.", "GPUS", "LIST",
         brief="GPUs by uuid, index or PCI address [default: auto, the free ones]", memory=False)
@@ -115,6 +149,43 @@ class Settings:
     hold: int = setting(
         120, values.whole(0, 3600), "Seconds that callers wait while the engine starts anew; 0 refuses them at once.",
         "HOLD", "SECONDS", brief="Time that callers wait for a restart; 0 refuses them", memory=False)
+    tls: str = setting(
+        "none", values.one_of("none", "self"), "TLS without a certificate of your own: self makes one, or none.", "TLS",
+        "WHICH", brief="TLS by a certificate made here: self, or none", memory=False)
+    tls_cert: str | None = setting(
+        None, values.path, "File with the certificate for TLS and those above it (PEM).", "TLS_CERT", "FILE",
+        memory=False)
+    tls_key: str | None = setting(
+        None, values.path, "File with the certificate's private key, for root alone.", "TLS_KEY", "FILE", memory=False)
+    routing: str = setting(
+        "leastconn", values.one_of("leastconn", "session"),
+        "Which replica is asked: leastconn, the least busy one, or session, that of the conversation.", "ROUTING",
+        "HOW", brief="Which replica is asked: leastconn or session", memory=False)
+    fallback_url: str | None = setting(
+        None, values.endpoint, "API that answers while no replica is up; prompts leave this host then.",
+        "FALLBACK_URL", "URL", brief="API to ask while no replica is up", memory=False)
+    fallback_key_file: str | None = setting(
+        None, values.path, "File with the key for FALLBACK_URL, for root alone.", "FALLBACK_KEY_FILE", "FILE",
+        memory=False)
+    fallback_model: str | None = setting(
+        None, values.name, "Model to ask FALLBACK_URL for (default: the one that was asked for).", "FALLBACK_MODEL",
+        "NAME", brief="Model to ask there [default: as asked]", memory=False)
+    max_queued: int = setting(
+        0, values.whole(0, 1_000_000), "Requests that may wait for their first token; more get 503. 0: any number.",
+        "MAX_QUEUED", "N", brief="Requests that may wait for their first token; 0: any number", memory=False)
+    ttft: str = setting(
+        "", values.latency, "Refuse who would wait longer than this for a first token: 2s, 500ms (default: nobody).",
+        "TTFT", "TIME", brief="Refuse who would wait longer for a first token, as 2s [default: nobody]", memory=False)
+    target_ttft: str = setting(
+        "", values.latency, "Alert where one in twenty waits longer than this for a first token: 2s (default: never).",
+        "TARGET_TTFT", "TIME", brief="Alert where one in twenty waits longer for a first token", memory=False)
+    target_itl: str = setting(
+        "", values.latency, "Alert where one token in twenty takes longer than this: 50ms (default: never).",
+        "TARGET_ITL", "TIME", brief="Alert where one token in twenty takes longer, as 50ms", memory=False)
+    scheduling: str = setting(
+        "fcfs", values.one_of("fcfs", "priority"), "Whose turn it is: fcfs, or priority, by `keys limit --priority`.",
+        "SCHEDULING", "POLICY", brief="Whose turn it is: fcfs, or priority of keys", flags=("--scheduling-policy",),
+        memory=False)
     allowed_media_domains: tuple[str, ...] = setting(
         (), values.domains, "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS", "NAMES", brief="Domains that images may come from [default: none]",
@@ -126,6 +197,8 @@ class Settings:
     reasoning_parser: str = setting(
         "auto", values.parser, "How reasoning is told apart: auto, none, or a parser's name.", "REASONING_PARSER",
         "NAME", brief="Reads reasoning: auto, none or a name", flags=("--reasoning-parser",), unsaid="none")
+    engine_family: str = setting(
+        "vllm", values.one_of("vllm", "sglang"), "Which engine serves: vllm, or sglang.", "ENGINE_FAMILY", "NAME")
     engine: str = setting(
         "auto", values.one_of("auto", "cuda", "cpu", "rocm"), "Which build of vLLM: auto, cuda, cpu or rocm.", "ENGINE",
         "KIND", brief="Build of vLLM: auto, cuda, cpu or rocm")
@@ -134,6 +207,8 @@ class Settings:
         "CUDA compiler for more of FlashInfer and DeepGEMM: auto, none, wheels or host.", "CUDA_TOOLKIT", "WHICH",
         brief="CUDA compiler: auto, none, wheels or host")
     vllm_version: str = setting("0.32.0", values.version, "Version of vLLM.", "VLLM_VERSION", "VERSION")
+    sglang_version: str = setting(
+        "0.5.23", values.sglang_version, "Version of SGLang, where that serves.", "SGLANG_VERSION", "VERSION")
     python: str | None = setting(
         None, values.path, "Interpreter for the engine (default: found on the host).", "ENGINE_PYTHON", "PATH")
     index_url: str | None = setting(None, values.url, "Package index instead of PyPI.", "INDEX_URL", "URL")
@@ -158,6 +233,17 @@ class Settings:
     model_sources: tuple[str, ...] = setting(
         ("hub",), values.sources, "Where models come from, in order: hub, modelscope, URLs of mirrors.",
         "MODEL_SOURCES", "LIST", brief="Sources in order: hub, modelscope, mirrors' URLs")
+    notify_command: tuple[str, ...] = setting(
+        (), values.command, "Command that is told of failures and changes: a program's full path, and its words.",
+        "NOTIFY_COMMAND", "COMMAND", brief="Command that is told of failures and changes", memory=False)
+    notify_url: str | None = setting(
+        None, values.webhook, "URL that is told of failures and changes, or a file of root's that holds it.",
+        "NOTIFY_URL", "URL", brief="URL, or file with it, that is told of failures and changes", memory=False)
+    notify_form: str = setting(
+        "json", values.one_of("json", "slack"), "What NOTIFY_URL is sent: json, or slack, text as Slack takes it.",
+        "NOTIFY_FORM", "FORM", brief="What that URL is sent: json or slack", memory=False)
+    sglang_args: tuple[str, ...] = setting(
+        (), _sglang_args, "Any other flags for SGLang.", "SGLANG_ARGS", "FLAGS")
     vllm_args: tuple[str, ...] = setting((), _vllm_args, "Any other flags for vLLM.", "VLLM_ARGS", option="--")
 # fmt: on
 
@@ -165,8 +251,22 @@ class Settings:
     def model_id(self) -> str:
         """The name under which clients ask for the model."""
         if self.served_model_name:
-            return self.served_model_name
+            return self.served_model_name[0]
         return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
+
+    @property
+    def wants_cuda_12(self) -> bool:
+        """An index or folder of builds for older drivers says so in its name."""
+        return "cu12" in f"{self.index_url} {self.find_links}"
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls != "none" or self.tls_cert is not None
+
+    @property
+    def notifies(self) -> bool:
+        """Whether anybody wants to be told what becomes of the service."""
+        return bool(self.notify_command or self.notify_url)
 
 
 def _table() -> Iterator[tuple[str, Setting]]:
@@ -281,7 +381,7 @@ def _by_field(source: Mapping[str, str | None], where: str) -> dict[str, tuple[s
             raise UsageError(
                 tr(
                     "{first}={found!r} and {name}={value!r} in {where} contradict each other",
-                    first=first, found=other, name=name, value=value, where=where,
+                    first=first, found=_shown(attribute, other), name=name, value=_shown(attribute, value), where=where,
                 ),
                 tr("both mean the same setting; remove one of them"),
             )  # fmt: skip
@@ -295,10 +395,16 @@ def _apply(settings: Settings, given: Mapping[str, tuple[str, str]], where: str)
         try:
             changed[attribute] = FIELDS[attribute].parse(value)
         except ValueError as error:
-            said = f"{name} {value!r}" if name in ("--", SET_CONTEXT) else f"{name}={value!r}"
+            shown = _shown(attribute, value)
+            said = f"{name} {shown!r}" if name in ("--", SET_CONTEXT) else f"{name}={shown!r}"
             place = tr("{assignment} in {where}", assignment=said, where=where) if where else said
             raise UsageError(tr("{what}: {why}", what=place, why=error), _example(attribute, name)) from None
     return replace(settings, **changed)
+
+
+def _shown(attribute: str, value: str) -> str:
+    """A value that is refused, as an error repeats it."""
+    return values.without_secrets(value) if FIELDS[attribute].parse in values.URLS else value
 
 
 def _example(attribute: str, typed: str) -> str:
@@ -337,5 +443,6 @@ def of_text(attribute: str, text: str) -> Any:
     if isinstance(default, bool):
         return text == "yes"
     if isinstance(default, tuple):
-        return tuple(text.split(",") if attribute == "gpus" else shlex.split(text))
+        divided = {"gpus": lambda text: text.split(","), "served_model_name": values.words}
+        return tuple(divided.get(attribute, shlex.split)(text))
     return type(default)(text) if isinstance(default, int | float) else text or default

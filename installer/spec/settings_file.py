@@ -13,6 +13,7 @@ from dotenv.parser import Binding, parse_stream
 from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.templates import template
+from installer.runtime.vllm_text import without_password
 from installer.spec.settings import FIELDS, NAMES, Settings, load_settings, to_text
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
@@ -40,7 +41,7 @@ def parse(text: str, path: Path) -> dict[str, str | None]:
                     "{path}, line {number}: {line!r} is not NAME=VALUE",
                     path=path,
                     number=number,
-                    line=original.strip()[:60],
+                    line=without_password(original.strip())[:60],
                 ),
                 tr("mend or remove that line: sudoedit {path}", path=path),
             )

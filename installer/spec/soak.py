@@ -22,6 +22,15 @@ class Requests:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Of a replica, at the last look."""
+
+    run: str = ""  # the unit's
+    pid: int = 0
+    counted: Requests = Requests()  # what this process says that it has answered
+
+
+@dataclass(frozen=True)
 class Soak:
     what: str  # the command whose change it is
     seconds: int  # how long it is watched, counted while the service runs
@@ -33,6 +42,7 @@ class Soak:
     pid: int = 0
     before: Requests = Requests()  # what the process before the change had answered
     counted: Requests = Requests()  # what this one says that it has answered, at the last look
+    replicas: tuple[Look, ...] = ()  # the same of those behind a gateway, which has answered nothing itself
     after: Requests = Requests()  # all together since the change
     kernel: str = ""
     driver: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from installer.spec.engine import Engine
 from installer.spec.keys import Key
@@ -24,6 +24,19 @@ class Placed:
         return f"{self.name} ({self.uuid})"
 
 
+LOOPBACK = "127.0.0.1"
+MEMBER_HOLD = 5  # seconds: by then the gateway has seen that a replica does not serve, and asks another or holds
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One of several engines behind the gateway: its number, its port on the loopback interface, its own GPUs."""
+
+    number: int
+    port: int
+    gpus: tuple[Placed, ...] = ()
+
+
 @dataclass(frozen=True)
 class Target:
     settings: Settings
@@ -33,3 +46,12 @@ class Target:
     profile: Profile = field(default_factory=Profile)
     gpus: tuple[Placed, ...] = ()  # by uuid in the unit; none where all are shown to the service
     toolkit: Toolkit | None = None  # of a CUDA engine
+    replicas: tuple[Replica, ...] = ()  # behind a gateway; none where the service is the engine itself
+
+    def of(self, number: int) -> Target:
+        """What a unit of the service starts: the whole, or as a service of its own the replica of that number."""
+        found = next((replica for replica in self.replicas if replica.number == number), None)
+        if found is None:
+            return self
+        settings = replace(self.settings, host=LOOPBACK, port=found.port, hold=MEMBER_HOLD, replicas=1)
+        return replace(self, settings=settings, gpus=found.gpus, replicas=())

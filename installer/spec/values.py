@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from installer.base.language import tr
 
@@ -15,9 +16,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 BUILTIN = "builtin:tiny"
 LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
 AUTO = ("auto",)
+AUTO_MODEL = "auto"  # the largest that fits the host
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
 GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
+ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[\w.~-]+)*", re.ASCII)
+WEBHOOK = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?", re.ASCII)
 MINIMUM_VLLM = (0, 25, 1)
+MINIMUM_SGLANG = (0, 5, 17)
 # To vLLM an empty list would allow every domain; a name that cannot exist allows none.
 NO_DOMAINS = ("none.invalid",)
 
@@ -64,6 +69,19 @@ def context(value: str) -> int | None:
     if not 16 <= tokens <= 16 * 1024 * 1024:
         raise ValueError(tr("a context is between 16 and 16777216 tokens"))
     return tokens
+
+
+def latency(value: str) -> str:
+    """2s or 500ms; nothing stands for none."""
+    value = text(value)
+    if value and not re.fullmatch(r"[1-9]\d{0,5}(ms|s)", value, re.ASCII):
+        raise ValueError(tr("expected a time such as 2s or 500ms"))
+    return value
+
+
+def seconds(latency: str) -> float:
+    """What such a time comes to."""
+    return float(latency[:-2]) / 1000 if latency.endswith("ms") else float(latency[:-1])
 
 
 def fraction(value: str) -> float:
@@ -140,6 +158,16 @@ def version(value: str) -> str:
     return value
 
 
+def sglang_version(value: str) -> str:
+    value = text(value)
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(\.?(post|rc)\d+)?", value)
+    if not match:
+        raise ValueError(tr("expected an SGLang version such as 0.5.23"))
+    if tuple(int(n) for n in match.groups()[:3]) < MINIMUM_SGLANG:
+        raise ValueError(tr("SGLang before 0.5.17 runs code that its own processes are sent: take a newer one"))
+    return value
+
+
 def version_key(value: str) -> tuple[int, ...]:
     """By which versions compare, as far as `version` takes them; a candidate comes before its release."""
     numbers = [int(number) for number in re.findall(r"\d+", value)]
@@ -148,13 +176,47 @@ def version_key(value: str) -> tuple[int, ...]:
 
 def url(value: str) -> str | None:
     value = text(value).rstrip("/")
-    if value and not re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value):
+    if value and not (re.fullmatch(r"(https?|file)://[^\s\"'\\]+", value) and _has_port(value)):
         raise ValueError(tr("expected a URL such as https://mirror.example/simple"))
     if "@" in value.partition("://")[2].partition("/")[0]:
         raise ValueError(
             tr("credentials do not belong into a settings file; put them into ~/.netrc or pip's configuration")
         )
     return value or None
+
+
+def _has_port(url: str) -> bool:
+    """Or none: what else stands behind a colon is the beginning of a password."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def endpoint(value: str) -> str | None:
+    """The base of an OpenAI-compatible API, such as https://api.example/v1."""
+    value = text(value).rstrip("/")
+    if value and not ENDPOINT.fullmatch(value):
+        raise ValueError(tr("expected the base of an API without a key in it, such as https://api.example/v1"))
+    return value or None
+
+
+def webhook(value: str) -> str | None:
+    """A URL, or the path of a file that holds one: that of a chat is a secret, and settings are for all to read."""
+    if text(value).startswith("/"):
+        return path(value)
+    value = url(value) or ""
+    if value and not WEBHOOK.fullmatch(value):
+        raise ValueError(tr("expected a URL such as https://alerts.example/hook, or the full path of a file with it"))
+    return value or None
+
+
+def command(value: str) -> tuple[str, ...]:
+    """A program and its words; no shell will read them."""
+    words = tuple(shlex.split(text(value)))
+    if words and not words[0].startswith("/"):
+        raise ValueError(tr("expected the full path of a program, such as /usr/local/bin/notify"))
+    return words
 
 
 def models(value: str) -> tuple[str, ...]:
@@ -171,7 +233,7 @@ def sources(value: str) -> tuple[str, ...]:
             raise ValueError(
                 tr(
                     "{word!r} is no source; expected hub, modelscope, or the URL of a mirror, with spaces between",
-                    word=word,
+                    word=without_secrets(word),
                 )
             )
     if not words:
@@ -183,6 +245,14 @@ def place(value: str) -> str | None:
     return url(value) if "://" in value else _possible(text(value)) or None
 
 
+URLS = (url, endpoint, webhook, sources, place)
+
+
+def without_secrets(value: str) -> str:
+    """What was typed as a URL, fit for an error: before an @ and behind a ? may stand a password or a key."""
+    return re.sub(r"\?.*", "?***", re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1***@", value))
+
+
 def name(value: str) -> str | None:
     """A word of its own on vLLM's command line, which would take it for a flag if it looked like one."""
     value = text(value)
@@ -191,6 +261,19 @@ def name(value: str) -> str | None:
     if len(value) > LONGEST_NAME:
         raise ValueError(tr("a name has at most {count} characters", count=LONGEST_NAME))
     return value or None
+
+
+def names(value: str) -> tuple[str, ...]:
+    """Several for the same thing; the first is what we ask by."""
+    return tuple(dict.fromkeys(found for word in words(text(value)) if (found := name(word))))
+
+
+def words(value: str) -> list[str]:
+    """By a shell's rules; what is none by them is one word, as it was when there was but one."""
+    try:
+        return shlex.split(value)
+    except ValueError:
+        return [value]
 
 
 def parser(value: str) -> str:

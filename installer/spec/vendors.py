@@ -20,6 +20,9 @@ class Vendor:
     targets: frozenset[str] = frozenset()  # what vLLM has kernels for, where the vendor names it so
     reserved: int = 0  # bytes that the driver keeps for itself, and its tools count
     reserved_share: float = 0.0  # the same on large GPUs
+    image: str = ""  # vLLM's own, with the packages for its GPUs
+    resource: str = ""  # what a cluster counts its GPUs as
+    names_devices: bool = False  # whether containers are given its GPUs by that name and their uuids, and not as nodes
 
     def serves(self, gpu: Gpu) -> bool:
         """Whether its build of vLLM has kernels for this GPU."""
@@ -38,6 +41,9 @@ NVIDIA = Vendor(
     # 469 MiB of an H100's 81559, 616 of an H200's 143771; vLLM's share is of the rest.
     reserved=450 * 1024**2,
     reserved_share=0.0043,
+    image="docker.io/vllm/vllm-openai",
+    resource="nvidia.com/gpu",
+    names_devices=True,
 )
 AMD = Vendor(
     name="amd",
@@ -48,7 +54,10 @@ AMD = Vendor(
     nodes=("/dev/dri",),
     # The small GPUs inside desktop processors are not among them.
     targets=frozenset(["gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201"]),
+    image="docker.io/vllm/vllm-openai-rocm",
+    resource="amd.com/gpu",
 )
+CPU_IMAGE = "docker.io/vllm/vllm-openai-cpu"
 VENDORS = (NVIDIA, AMD)  # where a host has GPUs of both, the first is preferred
 KINDS = (*(vendor.kind for vendor in VENDORS), "cpu")  # of engines
 VARIABLES = tuple(dict.fromkeys(name for vendor in VENDORS for name in vendor.variables))
@@ -62,3 +71,14 @@ def of_kind(kind: str | None) -> Vendor | None:
 def variables_of(kind: str) -> tuple[str, ...]:
     vendor = of_kind(kind)
     return vendor.variables if vendor else ()
+
+
+def image_of(kind: str, version: str) -> str:
+    """vLLM's own image for a kind of engine, of that version; each is there for x86_64 and aarch64."""
+    vendor = of_kind(kind)
+    return f"{vendor.image if vendor else CPU_IMAGE}:v{version}"
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a GPU is named as the engine's own variables take it, and as it is named after every start."""
+    return text.startswith(("GPU-", "MIG-"))

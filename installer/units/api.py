@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -60,11 +61,12 @@ class Api:
     key: str | None
     timeout: float
     custody: Custody | None = None  # of the port; without it the key is of no worth to others
+    certificate: str | None = None  # which the server has to present, where it speaks TLS
 
     @property
     def url(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}"
+        return f"{'http' if self.certificate is None else 'https'}://{host}:{self.port}"
 
     def ask(self, method: str, path: str, body: Body | None = None) -> Answer:
         with self._request(method, path, body) as (response, _), self.explained(path):
@@ -82,9 +84,10 @@ class Api:
     def _request(self, method: str, path: str, body: Body | None) -> Iterator[tuple[http.client.HTTPResponse, float]]:
         """The response, and when the request was sent."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        connection = http.client.HTTPConnection(str(as_address(self.address)), self.port, timeout=self.timeout)
+        connection: http.client.HTTPConnection | None = None
         try:
             with self.explained(path):
+                connection = self._connection()
                 self._connect(connection)
                 began = time.monotonic()
                 connection.request(method, path, json.dumps(body) if body is not None else None, headers)
@@ -94,7 +97,14 @@ class Api:
             finally:
                 response.close()
         finally:
-            connection.close()
+            if connection:
+                connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        address = str(as_address(self.address))
+        if self.certificate is None:
+            return http.client.HTTPConnection(address, self.port, timeout=self.timeout)
+        return http.client.HTTPSConnection(address, self.port, timeout=self.timeout, context=only(self.certificate))
 
     def _connect(self, connection: http.client.HTTPConnection) -> None:
         """To the service itself, where a key is to be sent."""
@@ -138,6 +148,16 @@ class Stream:
     def rest(self) -> bytes:
         with self._api.explained(self._path):
             return self._response.read(LONGEST)
+
+
+def only(certificate: str) -> ssl.SSLContext:
+    """For a server with this very certificate, by whatever name it is asked, and for no other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    end = "-----END CERTIFICATE-----"
+    context.load_verify_locations(cadata=certificate.partition(end)[0] + end)
+    return context
 
 
 def gauge(metrics: str, name: str) -> float | None:

@@ -12,6 +12,8 @@ from installer.base.language import tr
 from installer.spec.facts import Process
 from installer.units.processes import SYSTEMD, as_address, handles, listening, owner, pids, read
 
+DYNAMIC = range(61184, 65520)  # uids that systemd gives to units with DynamicUser=, and nobody else
+
 
 @dataclass(frozen=True)
 class Custody:
@@ -46,8 +48,8 @@ class Custody:
         """Who listens there instead of the service; None where it is the service, or nobody."""
         named = {f"socket:[{inode}]": uid for inode, uid in self.sockets(address, port).items()}
         if not self.unit or os.geteuid() != 0:
-            wanted = os.geteuid() if not self.unit else self._uid()
-            strange = {name: uid for name, uid in named.items() if uid != wanted}
+            wanted = {os.geteuid()} if not self.unit else self._uids()
+            strange = {name: uid for name, uid in named.items() if uid not in wanted}
         else:
             held = {handle for pid in self._pids() for handle in handles(self.host, pid)}
             strange = {name: uid for name, uid in named.items() if name not in held and not self._is_kept(name, uid)}
@@ -55,7 +57,7 @@ class Custody:
 
     def _is_kept(self, name: str, uid: int) -> bool:
         """By systemd, while the unit has no process that could hold it: its user made it, and nobody else has it."""
-        return uid == self._uid() and owner(self.host, {name: uid}).pid == SYSTEMD
+        return uid in self._uids() and owner(self.host, {name: uid}).pid == SYSTEMD
 
     def _pids(self) -> Iterator[int]:
         """The unit's processes, by the control group that systemd keeps them in."""
@@ -66,7 +68,9 @@ class Custody:
             if any(place == group or place.startswith(f"{group}/") for place in places):
                 yield pid
 
-    def _uid(self) -> int:
-        """-1, which nobody has, where there is no such user."""
+    def _uids(self) -> set[int]:
+        """The user's, and the one that systemd made up for a unit such as a gateway, for as long as that runs."""
         lines = [line.split(":") for line in (self.host.read(Path("/etc/passwd")) or "").splitlines()]
-        return next((int(line[2]) for line in lines if line[0] == self.user and line[2].isdigit()), -1)
+        named = {int(line[2]) for line in lines if line[0] == self.user and line[2].isdigit()}
+        shown = self.host.output("systemctl", "show", self.unit, "--property=UID", "--value").strip()
+        return named | ({int(shown)} if shown.isdecimal() and int(shown) in DYNAMIC else set())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import Layout
+from installer.units.graph import Member
 
 LONGEST = 4096  # bytes of the file
 STALE = 60.0  # seconds; it is written once a second, later only where the host is out of breath
@@ -39,12 +39,12 @@ class Holding:
         return tr("{count} callers wait, longest {seconds} s", count=self.waiting, seconds=self.longest)
 
 
-def holding(host: Host, layout: Layout) -> Holding | None:
+def holding(host: Host, member: Member) -> Holding | None:
     """None while the engine serves, and where the file is not for our eyes."""
-    owner = host.owner(layout.run_dir)
+    owner = host.owner(member.run_dir)
     try:
-        text = host.read_of(layout.holding, () if owner is None else (owner,), LONGEST)
-        written = host.modified(layout.holding)
+        text = host.read_of(member.holding, () if owner is None else (owner,), LONGEST)
+        written = host.modified(member.holding)
     except (InstallError, OSError):
         return None
     found = _numbers(text or "")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.runtime.vllm_text import one_line
 from installer.units.systemd import unit_properties
 
 PATIENCE = 30.0
@@ -34,6 +37,41 @@ def entries(host: Host, count: int, *matches: str) -> list[Entry]:
     if not found and os.geteuid() != 0:
         raise InstallError(tr("the journal shows nothing to this user: run the command with sudo"))
     return [entry for entry in found if entry.text]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What the kernel said between two looks, and where the next one begins."""
+
+    lines: tuple[str, ...]
+    cursor: str
+
+
+def of_kernel_since(host: Host, cursor: str, count: int, pattern: str, within: float) -> Passage:
+    """At the first look what matches of the last lines since the boot; later all that came, up to so many lines."""
+    of_kernel = ("_TRANSPORT=kernel", "--boot")
+    if cursor:
+        found = _raw(host, count, within, *of_kernel, f"--after-cursor={cursor}")
+        return Passage(tuple(_text(each.get("MESSAGE")) for each in found), _cursor(found) or cursor)
+    newest = _raw(host, 1, within, *of_kernel)
+    found = _raw(host, count, within, *of_kernel, f"--grep={pattern}") if newest else []
+    until = str(newest[-1].get("__REALTIME_TIMESTAMP", "")) if newest else ""
+    known = [each for each in found if str(each.get("__REALTIME_TIMESTAMP", "")) <= until]
+    return Passage(tuple(_text(each.get("MESSAGE")) for each in known), _cursor(newest))
+
+
+def _cursor(found: list[dict[str, object]]) -> str:
+    cursor = found[-1].get("__CURSOR") if found else None
+    return cursor if isinstance(cursor, str) else ""
+
+
+def _raw(host: Host, count: int, within: float, *matches: str) -> list[dict[str, object]]:
+    words = ("--output=json", "--output-fields=MESSAGE", f"--lines={count}", "--quiet", "--no-pager")
+    command = host.which("journalctl")
+    if command is None:
+        raise InstallError(tr("there is no journalctl on this host"))
+    done = host.run(host.at(command), *words, *matches, check=False, timeout=within)
+    return [fields for line in done.stdout.splitlines() if (fields := _json(line))]
 
 
 def unit_entries(host: Host, unit: str, count: int) -> list[Entry]:
@@ -92,3 +130,13 @@ def last_entry(host: Host, unit: str) -> str:
     lines = host.run("journalctl", *words, check=False).stdout.splitlines()
     cursor = _json(lines[-1]).get("__CURSOR") if lines else None
     return cursor if isinstance(cursor, str) else "none"
+
+
+def tell(text: str, host: Host, layout: Layout) -> None:
+    """Into the journal of the service itself, where people look; where that cannot be, into our own."""
+    if host.which("logger") is None:
+        print(one_line(text), file=sys.stderr)
+        return
+    fields = {"MESSAGE": one_line(text), "PRIORITY": "5", "OBJECT_SYSTEMD_UNIT": layout.unit_name}
+    entry = "".join(f"{name}={value}\n" for name, value in fields.items())
+    host.run("logger", "--journald", stdin=entry, check=False)

@@ -15,16 +15,18 @@ from pathlib import Path
 
 from installer.base.changes import Write
 from installer.base.errors import InstallError
-from installer.base.host import Host, Strange
+from installer.base.files import Strange
+from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.runtime import vllm_flags
 from installer.spec import keys
 from installer.spec.keys import Key
-from installer.spec.records import load_state, save_state
+from installer.spec.records import load_state, readable_state, save_state
 from installer.spec.state import State, event
-from installer.units.render import with_keys
+from installer.units.graph import Member, handle, on_disk
+from installer.units.render import has_keys, with_keys
 from installer.units.syntax import exec_line
 
 ANY = Layout("any")
@@ -32,17 +34,43 @@ NOTICED = 0.1  # seconds after which new keys are in force: the guard looks ever
 LONGEST_KEYS = 1024 * 1024  # bytes of the file with the keys in force
 
 
+def key_units(host: Host, layout: Layout) -> list[Member]:
+    """The units of ours that hold the service's keys: itself, or its members; both while it goes from one to the other.
+
+    All hold the same ones. Where somebody edited one, what the first has counts, and is what the others get next.
+    """
+    return [unit for unit in (handle(layout), *replicas(host, layout)) if has_keys(host.read(unit.path) or "")]
+
+
+def replicas(host: Host, layout: Layout) -> list[Member]:
+    """Those of ours that lie on the disk; an admin may have made another unit of such a name."""
+    state = readable_state(host, layout)
+    return [member for member in on_disk(host, layout) if state is None or str(member.path) in state.owned]
+
+
+def _may_run(host: Host, layout: Layout) -> list[Member]:
+    """The same, and those whose units are gone from the disk and that run on."""
+    state = readable_state(host, layout)
+    names = [Path(path).name for path in state.owned] if state else []
+    known = [Member(layout, name, number) for name in names if (number := layout.number_of(name))]
+    return [handle(layout), *(known or on_disk(host, layout))]
+
+
+def first_unit(host: Host, layout: Layout) -> Path:
+    return next((unit.path for unit in key_units(host, layout)), layout.unit)
+
+
 def unit_keys(host: Host, layout: Layout) -> list[Key]:
     """The keys in the unit, which is their one source of truth."""
-    return _keys_in(host.read(layout.unit) or "")
+    return keys_in(host.read(first_unit(host, layout)) or "")
 
 
-def live_keys(host: Host, layout: Layout) -> frozenset[tuple[str, str]]:
+def live_keys(host: Host, run_dir: Path) -> frozenset[tuple[str, str]]:
     """The keys in force, as the service's own user has them in a file; none where something else lies there."""
-    owner = host.owner(layout.run_dir)
+    owner = host.owner(run_dir)
     try:
-        text = host.read_of(layout.run_dir / "keys", () if owner is None else (owner,), LONGEST_KEYS) or ""
-    except Strange:
+        text = host.read_of(run_dir / "keys", () if owner is None else (owner,), LONGEST_KEYS) or ""
+    except (Strange, IsADirectoryError):
         text = ""
     return frozenset((line.split()[0], line.split()[2]) for line in text.splitlines() if len(line.split()) >= 3)
 
@@ -84,16 +112,24 @@ def put_back(state: State, outcome: str, host: Host, layout: Layout) -> State:
     """The keys as they were before a change of them that failed or was cut off."""
     assert state.rekeying is not None, "there is a change of keys to undo"
     before = tuple(keys.parse(argument) for argument in state.rekeying.before)
-    if text := host.read(layout.unit):
-        if in_record(keys.named_apart(_keys_in(text))) != state.rekeying.before:
-            host.write(layout.unit, with_keys(text, before), host.mode(layout.unit) or 0o644)
+    if units := key_units(host, layout):
+        for unit in units:
+            _put_back(unit.path, before, host)
         host.systemctl("daemon-reload")
-        if live_keys(host, layout) != in_force(before):  # what failed was perhaps just that
+        if any(
+            live_keys(host, unit.run_dir) != in_force(before) for unit in units
+        ):  # what failed was perhaps just that
             PutInForce(layout).apply(host, Report())
     history = (*state.history, event(state.rekeying.what, outcome))
     state = dataclasses.replace(state, rekeying=None, history=history)
     save_state(host, layout, state)
     return state
+
+
+def _put_back(path: Path, before: tuple[Key, ...], host: Host) -> None:
+    text = host.read(path) or ""
+    if in_record(keys.named_apart(keys_in(text))) != in_record(before):
+        host.write(path, with_keys(text, before), host.mode(path) or 0o644)
 
 
 @dataclass(frozen=True)
@@ -117,9 +153,16 @@ class PutInForce:
         self.put(host)
 
     def put(self, host: Host) -> None:
-        if host.exists(self.layout.run_dir):
-            host.write_into(self.layout.run_dir, "keys", self._text(host))
+        text = self._text(host)
+        for run_dir in self._places(host):
+            host.write_into(run_dir, "keys", text)
         time.sleep(NOTICED)
+
+    def _places(self, host: Host) -> list[Path]:
+        """Of every unit that has them, and of one that does no more, but still runs as it did."""
+        holders = {unit.run_dir for unit in key_units(host, self.layout)}
+        known = [unit.run_dir for unit in _may_run(host, self.layout)]
+        return [place for place in known if host.exists(place) and (place in holders or host.exists(place / "keys"))]
 
     def _text(self, host: Host) -> str:
         """As the launcher writes it: the watcher's key first."""
@@ -151,17 +194,17 @@ class WriteUnit(Write):
             now = held_in_unit(host, self.layout)
             text = self.text
             if set(now) != set(self.held):
-                text = with_keys(text, merged(_keys_in(text), self.held, now))
+                text = with_keys(text, merged(keys_in(text), self.held, now))
             host.write(self.path, text, self.mode)
 
 
 def held_in_unit(host: Host, layout: Layout) -> tuple[Key, ...]:
     """The keys in a unit of ours; what somebody else's has in their place is not read, nor what cannot be read."""
-    text = host.read(layout.unit) or ""
+    text = host.read(first_unit(host, layout)) or ""
     try:
         words = exec_line(text)
         ours = len(words) > 1 and layout.runtimes in Path(words[1]).parents
-        return keys.named_apart(_keys_in(text)) if ours else ()
+        return keys.named_apart(keys_in(text)) if ours else ()
     except InstallError:
         return ()
 
@@ -178,5 +221,6 @@ def merged(ours: Iterable[Key], before: Iterable[Key], now: Iterable[Key]) -> tu
     return found if keys.may_ask(found) else now
 
 
-def _keys_in(unit_text: str) -> list[Key]:
+def keys_in(unit_text: str) -> list[Key]:
+    """Those of one unit."""
     return list(map(keys.parse, vllm_flags.split(exec_line(unit_text))[0]))

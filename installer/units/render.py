@@ -12,14 +12,14 @@ from installer import __version__
 from installer.base.assets import RUNTIME, asset_dir
 from installer.base.layout import Layout
 from installer.base.templates import template
-from installer.families.vllm import cuda
-from installer.families.vllm.serve import serve_arguments
+from installer.families.known import family_of
 from installer.forms.venv import python_of
 from installer.spec.keys import Key
 from installer.spec.state import text_digest
 from installer.spec.target import Target
 from installer.spec.vendors import of_kind, variables_of
-from installer.units.graph import members
+from installer.units.gateway import gateway_digest, gateway_files, gateway_unit
+from installer.units.graph import UNITS, Member, members, units
 from installer.units.syntax import FILTERS, quote_exec
 
 # Not VLLM_…: vLLM warns of variables with that beginning that it does not know.
@@ -27,7 +27,10 @@ DIGEST_VARIABLE = "UNIT_DIGEST"
 RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an earlier tool are whole
     "vllm_launcher.py", "vllm_listen.py", "vllm_watcher.py", "vllm_guard.py", "vllm_connections.py", "vllm_text.py",
     "vllm_flags.py", "vllm_flags.json", "vllm_drain.py", "vllm_systemd.py", "vllm_hold.py", "vllm_supervisor.py",
-    "vllm_processes.py", "vllm_handover.py", "vllm_start.py",
+    "vllm_processes.py", "vllm_handover.py", "vllm_start.py", "vllm_haproxy.py",
+    "vllm_certificate.py", "vllm_fallback.py", "vllm_gateway.py", "vllm_hold.lua",
+    "vllm_usage.py", "vllm_limits.py", "vllm_count.py", "vllm_queue.py", "vllm_meter.py",
+    "vllm_gpus.py", "vllm_notify.py", "vllm_seen.py", "vllm_words.py", "sglang_serve.py", "sglang_flags.json",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
@@ -35,6 +38,7 @@ HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S1
 _KEY_WORDS = re.compile(
     r'^(Exec\w+=\S+ \S+ (?:launch|reload))(?: --api-key[ =](?:"(?:[^"\\]|\\.)*"|\S+))+', re.MULTILINE
 )
+_ALARM = re.compile(r"^OnFailure=.*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,15 @@ class File:
 
 def render(target: Target, layout: Layout) -> dict[Path, File]:
     """Every file of ours that this service needs, but for the settings and the probe key."""
-    unit_text = unit(target, layout)
+    texts = {member.path: unit(target, layout, member.number) for member in members(layout, target)}
+    any_text = next(iter(texts.values()))
+    texts |= dict(sorted(gateway_files(target, layout, runtime_dir(layout)).items(), reverse=True))
     files = {layout.sysusers: File(template("sysusers.conf.j2", FILTERS).render(layout=layout))}
     runtime = runtime_dir(layout)
     for name in RUNTIME_FILES:
         files[runtime / name] = File((RUNTIME / name).read_text())
-    files |= {path: File(text) for path, text in shared_units().items() if path.name in unit_text}
-    files[layout.unit] = File(unit_text)
-    return files
+    files |= {path: File(text) for path, text in shared_units().items() if path.name in any_text}
+    return files | {path: File(text) for path, text in texts.items()}
 
 
 def shared_units() -> dict[Path, str]:
@@ -76,13 +81,24 @@ def content_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def unit(target: Target, layout: Layout) -> str:
-    return _unit(target, layout, process_digest(target, layout))
+def unit(target: Target, layout: Layout, number: int = 0) -> str:
+    """The text of one unit: of a replica by its number."""
+    if target.replicas and not number:
+        return gateway_unit(target, layout, runtime_dir(layout))
+    return _unit(target, _member(target, layout, number), process_digest(target, layout, number))
 
 
-def process_digest(target: Target, layout: Layout) -> str:
-    """Stands for everything about the unit that only a restart applies: all of it but the keys."""
-    return hashlib.sha256(without_keys(_unit(target, layout, "")).encode()).hexdigest()[:16]
+def process_digest(target: Target, layout: Layout, number: int = 0) -> str:
+    """Stands for everything about the unit that only a restart applies: all but the keys, and who is told."""
+    if target.replicas and not number:
+        return gateway_digest(target, layout, runtime_dir(layout))
+    text = _unit(target, _member(target, layout, number), "")
+    return hashlib.sha256(_ALARM.sub("", without_keys(text)).encode()).hexdigest()[:16]
+
+
+def generation(target: Target, layout: Layout) -> tuple[str, ...]:
+    """Stands for all that serves: two targets of one generation differ in their keys at most."""
+    return tuple(process_digest(target, layout, member.number) for member in units(layout, target))
 
 
 def without_keys(unit_text: str) -> str:
@@ -95,27 +111,49 @@ def with_keys(unit_text: str, keys: Sequence[Key]) -> str:
     return _KEY_WORDS.sub(lambda found: f"{found[1]} {words}", unit_text)
 
 
-def _unit(target: Target, layout: Layout, digest: str) -> str:
-    settings, model = target.settings, target.model
-    python = str(python_of(layout.engines / target.engine.id))
+def has_keys(unit_text: str) -> bool:
+    return _KEY_WORDS.search(unit_text) is not None
+
+
+def _member(target: Target, layout: Layout, number: int) -> Member:
+    return next(each for each in members(layout, target) if each.number == number)
+
+
+def _unit(whole: Target, member: Member, digest: str) -> str:
+    target, layout = whole.of(member.number), member.layout
+    settings, model, listens = target.settings, target.model, whole.settings.host
     launcher = str(runtime_dir(layout) / "vllm_launcher.py")
+    family, engine = family_of(settings), layout.engines / target.engine.id
+    python = str(python_of(engine))
     environment = {DIGEST_VARIABLE: digest, "HOME": str(layout.cache_dir), **_visible(target)}
-    if target.toolkit:
-        environment |= cuda.environment(target.toolkit, layout.engines / target.engine.id)
+    environment |= family.environment(target, engine)
+    if target.engine.kind == "cpu" and len(whole.replicas) > 1:
+        environment |= family.several_on_cpu
+    words = family.arguments(target)
     return template("service.j2", FILTERS).render(
         version=__version__,
         layout=layout,
+        member=member,
+        neighbour=_neighbour(whole, member),
         settings=settings,
+        title=family_of(settings).title,
         kind=target.engine.kind,
         model_id=model.id,
-        exec_start=[python, launcher, "launch", *_key_words(target.keys), "--", *serve_arguments(target)],
-        exec_check=[python, launcher, "check", "--", "serve", "--host", settings.host, "--port", str(settings.port)],
-        exec_reload=[python, launcher, "reload", *_key_words(target.keys), "--", *serve_arguments(target)],
+        exec_start=[python, launcher, "launch", *_key_words(target.keys), "--", *words],
+        exec_check=[python, launcher, "check", "--", words[0], "--host", settings.host, "--port", str(settings.port)],
+        exec_reload=[python, launcher, "reload", *_key_words(target.keys), "--", *words],
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
-        local_only=settings.host == "localhost" or settings.host == "::1" or settings.host.startswith("127."),
+        local_only=listens == "localhost" or listens == "::1" or listens.startswith("127."),
         bind_model=str(model.path) if str(model.path).startswith(HOMES) else "",
     )
+
+
+def _neighbour(target: Target, member: Member) -> str:
+    """The replica before this one on a GPU that they share: vLLM measures what is free there while it starts."""
+    gpus = {replica.number: {gpu.uuid for gpu in replica.gpus} for replica in target.replicas}
+    before = [number for number in gpus if number < member.number and gpus[number] & gpus[member.number]]
+    return member.layout.member_name(max(before)) if before else ""
 
 
 def _visible(target: Target) -> dict[str, str]:
@@ -141,4 +179,4 @@ def _key_words(keys: Sequence[Key]) -> list[str]:
 
 def fingerprint(text: str, path: Path, layout: Layout) -> str:
     """A unit's keys may be edited by hand: they are the unit's to say. Nothing else is."""
-    return text_digest(without_keys(text) if path in [member.path for member in members(layout)] else text)
+    return text_digest(without_keys(text) if path.parent == UNITS and layout.has_unit(path.name) else text)

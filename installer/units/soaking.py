@@ -38,7 +38,9 @@ def beginning(layout: Layout, seconds: int) -> Iterator[Change]:
     look, clock = paths(layout)
     command = [sys.executable, "-m", "installer", "soak", "--service", layout.service, "--look"]
     words = {"version": __version__, "layout": layout}
-    yield Write(look, template("soak.service.j2", FILTERS).render(**words, command=command, environment=_environment()))
+    yield Write(
+        look, template("soak.service.j2", FILTERS).render(**words, command=command, environment=environment_of_tool())
+    )
     every = max(OFTEN, min(SELDOM, seconds // LOOKS))
     yield Write(clock, template("soak.timer.j2", FILTERS).render(**words, every=every))
     yield Run(("systemctl", "enable", clock.name), tr("watch on after a reboot, too"))
@@ -56,7 +58,7 @@ def ending(layout: Layout, host: Host) -> Iterator[Change]:
         yield Run(("systemctl", "daemon-reload"), tr("make systemd forget the unit"))
 
 
-def _environment() -> dict[str, str]:
+def environment_of_tool() -> dict[str, str]:
     """Where the tool is found that is not installed but runs from its checkout."""
     return {} if "site-packages" in PACKAGE.parts else {"PYTHONPATH": str(PACKAGE.parent)}
 

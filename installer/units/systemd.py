@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
+from installer.spec.vendors import VARIABLES
 from installer.units.graph import Member
 from installer.units.keyring import live_keys
 from installer.units.render import DIGEST_VARIABLE
@@ -17,6 +18,8 @@ class MainProcess:
     digest: str
     keys: frozenset[tuple[str, str]]
     is_up: bool
+    gpus: frozenset[str] = frozenset()  # those it was given by uuid
+    is_gateway: bool = False
 
 
 def running_process(host: Host, member: Member) -> MainProcess | None:
@@ -28,8 +31,10 @@ def running_process(host: Host, member: Member) -> MainProcess | None:
     environment = host.read(Path(f"/proc/{pid}/environ")) or ""
     variables = dict(pair.partition("=")[::2] for pair in environment.split("\0"))
     return MainProcess(
-        pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, member.layout), shown["ActiveState"] != "activating"
-    )
+        pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, member.run_dir), shown["ActiveState"] != "activating",
+        frozenset(uuid for name in VARIABLES for uuid in variables.get(name, "").split(",") if uuid),
+        is_gateway="VLLM_CACHE_ROOT" not in variables,
+    )  # fmt: skip
 
 
 def hands_over(host: Host, member: Member) -> bool:
@@ -38,7 +43,7 @@ def hands_over(host: Host, member: Member) -> bool:
     One that an earlier version of this tool started would not, and an admin may have put another ExecReload= there.
     """
     shown = unit_properties(host, member.name, "ExecReload").get("ExecReload", "")  # of several the last
-    return "/vllm_launcher.py reload " in shown and host.is_socket(member.layout.control)
+    return "/vllm_launcher.py reload " in shown and host.is_socket(member.control)
 
 
 def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:

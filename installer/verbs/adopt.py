@@ -12,7 +12,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose
 from installer.spec.settings import assigned, check_service
-from installer.verbs.options import agree, json_option, quiet_option, service_option, service_word, yes_option
+from installer.verbs.options import agree, json_option, new_service_option, quiet_option, service_word, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.argument("assignments", nargs=-1, metavar="[NAME=VALUE...]")
-@service_option
+@new_service_option
 @click.option("--compose-service", metavar="NAME", help="Which service of a compose file.")
 @click.option("--new-key", is_flag=True, help="Make a new API key instead of taking over the old one.")
 @click.option("--yes", "-y", is_flag=True, help="Take it over without asking.")
@@ -35,7 +35,7 @@ def adopt(
     context: click.Context, source: str, assignments: tuple[str, ...], service: str, compose_service: str | None,
     new_key: bool, yes: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Take over a vLLM that was set up by hand: a systemd unit, a script, a compose file, or - for a shell line.
+    """Take over a vLLM set up by hand: a systemd unit, quadlet, script, compose file or manifest, or - for a line.
 
     Shows what it becomes and what clients will notice; takes its place when you agree, proved or undone.
     NAME=VALUE chooses a setting yourself.

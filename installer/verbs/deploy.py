@@ -18,9 +18,9 @@ from installer.verbs.options import (
     dry_run_option,
     json_option,
     key_choice,
+    new_service_option,
     quiet_option,
     resolve_option,
-    service_option,
     service_word,
     setting_options,
     settings_from,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@service_option
+@new_service_option
 @setting_options
 @bundle_options
 @resolve_option
@@ -62,7 +62,7 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
 
 
 @click.command()
-@service_option
+@new_service_option
 @setting_options
 @bundle_options
 @resolve_option

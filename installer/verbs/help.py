@@ -12,9 +12,11 @@ import click
 
 from installer.base.cells import pad, width, wrap
 from installer.base.language import ENGLISH, choose, tr
+from installer.verbs.examples import EXAMPLES
 
 WIDEST_TERM = 30
 GAP = 2
+PROMPT = "$ "
 
 
 class Formatter(click.HelpFormatter):
@@ -27,8 +29,14 @@ class Formatter(click.HelpFormatter):
         self.write(" " * self.current_indent + tr("{title}:", title=heading) + "\n")
 
     def write_text(self, text: str) -> None:
-        indent = " " * self.current_indent
-        paragraphs = [wrap(paragraph, self.width - self.current_indent) for paragraph in text.split("\n\n")]
+        """A paragraph that begins with a prompt is a list of commands, each in a line of its own, however long."""
+        indent, columns = " " * self.current_indent, self.width - self.current_indent
+        paragraphs = [
+            [f"  {line.removeprefix(PROMPT)}" for line in paragraph.splitlines()]
+            if paragraph.startswith(PROMPT)
+            else wrap(paragraph, columns)
+            for paragraph in text.split("\n\n")
+        ]
         self.write("\n\n".join("\n".join(indent + line for line in lines) for lines in paragraphs) + "\n")
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = WIDEST_TERM, col_spacing: int = GAP) -> None:
@@ -51,13 +59,18 @@ def punctuated(said: str) -> str:
     return re.sub(r"(?<=')\.( |$)|(?<=。) ", lambda found: "。" if "." in found[0] else "", said, flags=re.MULTILINE)
 
 
-def translate(command: click.Command) -> None:
-    """Turn what the decorators of a command, and of those below it, say in English into the user's language."""
+def complete(command: click.Command, path: str = "") -> None:
+    """Give a command its examples, and turn what its decorators say in English into the user's language; those below
+    it, too."""
+    if path in EXAMPLES:
+        command.epilog = "\n\n".join([tr("Examples:"), "\n".join(PROMPT + line for line in EXAMPLES[path])])
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.help:
             parameter.help = tr(parameter.help)
+            if isinstance(parameter.show_default, str):
+                parameter.show_default = tr(parameter.show_default)
     if command.help:
         command.help = tr(inspect.cleandoc(command.help))  # some versions of Python have done this already
         command.short_help = command.help.partition("\n")[0]
-    for below in command.commands.values() if isinstance(command, click.Group) else ():
-        translate(below)
+    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
+        complete(below, f"{path} {name}".strip())

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from installer.base.cells import pad
 from installer.base.errors import Exit, Interrupted, UsageError
 from installer.base.language import tr
-from installer.base.layout import Layout
 from installer.base.report import Ours, console
 from installer.runtime.vllm_text import harmless
 from installer.spec.settings import check_service
 from installer.verbs.options import complete_service, json_option, meant_service, service_option, service_word
 from installer.verbs.output import as_plain, print_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from rich.console import RenderableType
+
+M = TypeVar("M", bound="DataclassInstance")
 
 
 @click.command()
@@ -46,32 +53,48 @@ def status(service: str, watch: bool, as_json: bool) -> None:
 
 def _watch(service: str, as_json: bool) -> None:
     """Live on a terminal; elsewhere one line, or one JSON object on a line, for every look."""
-    import json
-
     from installer.base.host import Host
     from installer.look import watch
 
-    frames = watch.frames(service, Host())
+    _show(watch.frames(service, Host()), lambda frame, *_: watch.screen(frame), lambda f: [watch.line(f)], as_json)
+
+
+def _show(
+    moments: Iterator[M],
+    screen: Callable[[M, int, int], RenderableType],
+    lines: Callable[[M], list[str]],
+    as_json: bool,
+) -> None:
+    """Until Ctrl-C."""
+    import json
+
     try:
         if sys.stdout.isatty() and not as_json:
             from rich.live import Live
 
             with Live(console=console(), auto_refresh=False, screen=False) as live:
-                for frame in frames:
-                    live.update(watch.screen(frame), refresh=True)
-        for frame in frames:
-            click.echo(json.dumps(as_plain(frame)) if as_json else watch.line(frame))
+                for moment in moments:
+                    live.update(screen(moment, live.console.width, live.console.height), refresh=True)
+        for moment in moments:
+            for line in [json.dumps(as_plain(moment))] if as_json else lines(moment):
+                click.echo(line)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)  # how watching ends
 
 
 @click.command("list")
+@click.option("--watch", "-w", is_flag=True, help="Look again every two seconds, until Ctrl-C: GPUs and load, too.")
 @json_option
-def list_services(as_json: bool) -> None:
-    """List every service this tool manages on the host."""
+def list_services(watch: bool, as_json: bool) -> None:
+    """List every service this tool manages on the host; --watch shows all of them live, with replicas and GPUs."""
     from installer.base.host import Host
+    from installer.diagnosis.said import translated
     from installer.look import status as view
+    from installer.look import watch_all
 
+    if watch:
+        _show(watch_all.overviews(Host()), watch_all.screen, watch_all.lines, as_json)
+        return
     found = view.all_services(Host())
     if as_json:
         print_json([as_plain(one) for one in found])
@@ -79,6 +102,31 @@ def list_services(as_json: bool) -> None:
         click.echo(tr("no services yet; make one with: sudo vllm-install deploy"), err=True)
     for one in [] if as_json else found:
         click.echo(f"{pad(one.service, 20)} {pad(one.active, 20)} {pad(one.address or '-', 28)} {one.model or '-'}")
+        for member in one.members:
+            name = f"  {member.unit.removesuffix('.service')}"
+            click.echo(
+                f"{pad(name, 20)} {pad(member.active, 20)} {pad(member.address, 28)} {translated(member.stage) or '-'}"
+            )
+
+
+def overview() -> None:
+    """Where somebody is who typed nothing more than our name, and what they would type next."""
+    from installer.base.host import Host
+    from installer.look import status as view
+
+    found = view.all_services(Host())
+    if not found:
+        click.echo(tr("Nothing is deployed on this host yet. What a deploy would do here, and the deploy itself:"))
+        steps = ["vllm-install plan", "sudo vllm-install deploy"]
+    else:
+        for one in found:
+            click.echo(f"{pad(one.service, 20)} {pad(one.active, 20)} {pad(one.address or '-', 28)} {one.model or '-'}")
+        name = next((one.service for one in found if one.is_dead), found[0].service)
+        looks = ("logs", "doctor") if any(one.is_dead for one in found) else ("status", "client-config --format curl")
+        click.echo("\n" + tr("Next:"))
+        steps = [f"vllm-install {verb} {name}" for verb in looks]
+    for step in (*steps, "vllm-install --help"):
+        click.echo(f"  {step}")
 
 
 class Passthrough(click.Command):
@@ -117,14 +165,13 @@ class Passthrough(click.Command):
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what arrives.")
 @click.argument("journalctl_args", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_service)
 def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
-    """Show the service's journal, and under a line that tells of a failure what it means and what helps.
+    """Show the service's journal, its replicas' too; under a line that tells of a failure what it means and what helps.
 
     Further arguments go to journalctl: -n 50, --since today, -o json, ...; without any, the last 200 lines.
     """
     from installer.base.host import Host
     from installer.diagnosis.finding import Finding
     from installer.look import logs as journal
-    from installer.units.holding import holding
 
     words = [*(["--follow"] if follow else []), *journalctl_args]
 
@@ -145,7 +192,7 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)  # how following ends
     sys.stdout.flush()
-    if held := holding(Host(), Layout(service)):
+    if held := journal.waiting(service, Host()):
         click.echo(tr("{what}: {why}", what=service, why=held.words), err=True)
     sys.exit(code)
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import click
 
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
-from installer.base.language import tr
+from installer.base.language import mark, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.spec import values
 from installer.spec.settings import FIELDS, Settings, brief_help, check_service, load_settings, to_text
 
 if TYPE_CHECKING:
@@ -59,14 +60,21 @@ def complete_service(context: click.Context, parameter: click.Parameter, incompl
     return [name for name in known_services() if name.startswith(incomplete)]
 
 
+def the_service() -> str:
+    """Whom a verb means that names none: the only service of this host, or else the usual one."""
+    found = known_services()
+    return found[0] if len(found) == 1 else Settings.service
+
+
 service_option = click.option(
-    "--service",
-    default="qwen3vl",
-    show_default=True,
-    metavar="NAME",
-    help="Which service.",
+    "--service", default=the_service, show_default=mark("the only one, else qwen3vl"), metavar="NAME",
+    help="Which service.", shell_complete=complete_service,
+)  # fmt: skip
+# A new one is not meant to take the place of another that happens to be alone.
+new_service_option = click.option(
+    "--service", default=Settings.service, show_default=True, metavar="NAME", help="Which service.",
     shell_complete=complete_service,
-)
+)  # fmt: skip
 
 
 def service_word(function: F) -> F:
@@ -99,9 +107,10 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, on
 
 
 def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    from installer.families.vllm import abilities
+    from installer.families.known import family_of
+    from installer.spec.settings import Settings
 
-    known = abilities.load_abilities()
+    known = family_of(Settings()).abilities()
     names = known.tool_parsers if option.name == "tool_call_parser" else known.reasoning_parsers
     return [name for name in ("auto", "none", *names) if name.startswith(incomplete)]
 
@@ -199,6 +208,17 @@ def bundle_from(options: Mapping[str, object], host: Host, report: Report) -> Bu
     elif not options["bundle_sha256"]:
         report.warn(tr("nothing says who made {path}; --bundle-sha256 or --verify-with would", path=bundle.path))
     return bundle
+
+
+def address(url: str, example: str) -> str:
+    """As somebody typed it, for all to read."""
+    try:
+        found = values.endpoint(url)
+    except ValueError:
+        found = None
+    if found is None:
+        raise UsageError(tr("{url} is no http or https URL without a key in it", url=repr(url)), example)
+    return found
 
 
 def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bundle, str | None]:

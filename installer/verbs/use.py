@@ -1,13 +1,14 @@
-"""test, client-config: a service as its clients meet it."""
+"""chat, test, client-config: a service as its clients meet it."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from installer.base.errors import Exit, UsageError
+from installer.base.errors import Exit, Interrupted, UsageError
 from installer.base.language import tr
 from installer.base.report import Report, choose
 from installer.spec.settings import check_service, check_typed, to_text
@@ -19,10 +20,11 @@ from installer.verbs.options import (
     service_option,
     service_word,
 )
-from installer.verbs.output import print_json
+from installer.verbs.output import as_plain, print_json
 
 if TYPE_CHECKING:
     from installer.acceptance.apitest import Outcome, Subject
+    from installer.acceptance.chat import Talk
     from installer.base.host import Host
 
 FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.look.client's
@@ -47,6 +49,84 @@ def trial_options(function: click.decorators.FC) -> click.decorators.FC:
     )(function)
 
 
+@click.command()
+@service_option
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Show it a picture with the question.")
+@click.option("--system", metavar="TEXT", default="", help="Tell the model first how to answer.")
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="End an answer after so many tokens.")
+@click.option("--key-file", type=click.File(), help="Ask with the key in this file.")
+@click.option("--member", type=click.IntRange(1, 64), metavar="K", help="Ask this replica directly, not the gateway.")
+@click.option(
+    "--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds without a word."
+)
+@json_option
+@click.argument("text", required=False, metavar="[TEXT|-]")
+def chat(
+    service: str, image: Path | None, system: str, max_tokens: int | None, key_file: TextIO | None,
+    member: int | None, timeout: float, as_json: bool, text: str | None,
+) -> None:  # fmt: skip
+    """Ask the running model: TEXT, what comes on standard input, or one question after the other.
+
+    The answer comes on standard output, as it is made; how fast that was, and what the model only thinks, on
+    standard error.
+    """
+    from installer.acceptance import subject
+    from installer.acceptance.chat import Talk, Wishes
+    from installer.acceptance.replies import Failed
+    from installer.base.errors import InstallError
+    from installer.base.host import Host
+
+    key = subject.check_key(key_file.read()) if key_file else None
+    found = subject.of_service(check_service(service), key, Host(), choose(quiet=as_json), timeout, member or 0)
+    try:
+        if found.is_ours:
+            found.is_ours()
+    except Failed as failed:
+        raise InstallError(failed.text, failed.hint or found.look, Exit.NOT_RUNNING) from None
+    talk = Talk(found, Wishes(system, max_tokens), _show_nothing if as_json else _show_piece)
+    if text is None and sys.stdin.isatty():
+        _talk_on(talk, image)
+        return
+    question = sys.stdin.read() if text in (None, "-") else text
+    if not question or not question.strip():
+        raise UsageError(tr("there is no question"), 'vllm-install chat "…"')
+    reply = talk.ask(question, image)
+    if as_json:
+        print_json({"service": service, "model": found.model, **as_plain(reply)})
+    else:
+        click.echo()
+        click.echo(str(reply), err=True)
+
+
+def _talk_on(talk: Talk, image: Path | None) -> None:
+    """Until the end of the input; Ctrl-C breaks off an answer, and between two answers ends it all."""
+    click.echo(tr("{model}; end with Ctrl-D", model=talk.subject.model), err=True)
+    while True:
+        try:
+            question = input("> ")
+        except (EOFError, Interrupted):
+            click.echo(err=True)
+            return
+        if not question.strip():
+            continue
+        try:
+            reply = talk.ask(question, image)
+        except Interrupted:
+            click.echo()
+            continue
+        image = None
+        click.echo()
+        click.echo(str(reply), err=True)
+
+
+def _show_piece(piece: str, is_thought: bool) -> None:
+    click.echo(piece, nl=False, err=is_thought)
+
+
+def _show_nothing(piece: str, is_thought: bool) -> None:
+    pass
+
+
 @click.command("test")
 @service_option
 @click.option("--model", metavar="NAME", help="Test this model on a throwaway server of its own, not a service.")
@@ -57,13 +137,14 @@ def trial_options(function: click.decorators.FC) -> click.decorators.FC:
 @click.option(
     "--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds an answer may take."
 )
+@click.option("--member", type=click.IntRange(1, 64), metavar="K", help="Ask this replica directly, not the gateway.")
 @click.option("--junit", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Write the results for CI, too.")
 @json_option
 @quiet_option
 @click.pass_context
 def test(
     context: click.Context, /, service: str, model: str | None, tools: bool | None, image: bool | None,
-    key_file: TextIO | None, timeout: float, junit: TextIO | None, as_json: bool, quiet: bool,
+    key_file: TextIO | None, timeout: float, member: int | None, junit: TextIO | None, as_json: bool, quiet: bool,
     vllm_args: tuple[str, ...], **options: str | None,
 ) -> None:  # fmt: skip
     """Ask a service all that its clients will ask of it; exit status 6 unless every test that applies passes.
@@ -88,12 +169,13 @@ def test(
                 tr("these options are for a throwaway server"), tr("name its model: vllm-install test --model NAME")
             )
         key = subject.check_key(key_file.read()) if key_file else None
-        found = subject.of_service(check_service(service), key, host, report, timeout)
+        found = subject.of_service(check_service(service), key, host, report, timeout, member or 0)
         outcomes = _run(found, tools, image, report)
     else:
-        if key_file or context.get_parameter_source("service") is not click.core.ParameterSource.DEFAULT:
+        if key_file or member or context.get_parameter_source("service") is not click.core.ParameterSource.DEFAULT:
             raise UsageError(
-                tr("a throwaway server has a key and a name of its own"), tr("leave out --service and --key-file")
+                tr("a throwaway server has a key and a name of its own"),
+                tr("leave out --service, --key-file and --member"),
             )
         found, outcomes = _run_trial({**given, "model": model}, tools, image, timeout, host, report)
     name = service if model is None else None

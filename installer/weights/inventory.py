@@ -22,6 +22,7 @@ from installer.spec.model import ModelFile
 from installer.spec.records import check_records, ejected, readable_state, readable_states, services
 from installer.spec.values import BUILTIN
 from installer.units import processes
+from installer.units.graph import handle, on_disk
 from installer.units.syntax import exec_line
 from installer.weights import cache, partial
 from installer.weights.addresses import server_of
@@ -90,7 +91,8 @@ def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
     for name in set(services(host)) - {without}:
         layout = Layout(name)
         state = readable_state(host, layout)
-        needed = [(path, name) for path in _served(exec_line(host.read(layout.unit) or ""))]
+        units = (handle(layout), *on_disk(host, layout))
+        needed = [(path, name) for unit in units for path in _served(exec_line(host.read(unit.path) or ""))]
         if state and state.proved:
             needed.append((state.proved.model.path, name))
         if state and state.previous:
@@ -103,7 +105,7 @@ def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
         for path in _served(exec_line(text)):
             found.setdefault(path, {})[f"{name} (ejected)"] = None
     for path, process in _running(host):
-        if process.unit.removesuffix(".service") not in services(host):
+        if process.unit.removesuffix(".service").partition("@")[0] not in services(host):
             found.setdefault(path, {})[str(process)] = None
     return {path: tuple(users) for path, users in found.items()}
 

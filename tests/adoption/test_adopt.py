@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,32 @@ def test_a_unit_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, words
         ("cat <<EOF\nvllm serve no\nEOF\nCUDA_VISIBLE_DEVICES=1 vllm \\\n serve m", ("m",)),
         ("if true; then\n exec python3 -m vllm.entrypoints.openai.api_server --model m\nfi", ("--model", "m")),
         ("docker ps | grep x && { vllm serve m; }", ("m",)),
+        ('vllm serve m --port 1 "$@"', ("m", "--port", "1")),
+        ("vllm serve m ${@} $*", ("m",)),
+        ('PATH=$PATH:/x env "PATH=$PATH" $HOME/bin/vllm serve m', ("m",)),
+        ('export HF_TOKEN="$(cat token)"\nvllm serve m', ("m",)),
     ],
 )
 def test_a_script_is_read_and_not_run(text: str, words: tuple[str, ...]) -> None:
     assert script(text).words == words
+
+
+def test_what_a_script_is_given_stands_where_it_says(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text('vllm serve m "$@" --b\n')
+    text = f"[Service]\nExecStart=/bin/sh -e {tmp_path}/run.sh --a 'two words'\n"
+    assert unit(tmp_path, text).words == ("m", "--a", "two words", "--b")
+    text = "[Service]\nExecStart=/bin/sh -c 'vllm serve m \"$$@\"' sh --a 1\n"
+    assert unit(tmp_path, text).words == ("m", "--a", "1")
+
+
+def test_all_names_stay_also_where_the_first_is_the_model_s_own() -> None:
+    found = line("--served-model-name org/model other")
+    assert found.settings.served_model_name == ("org/model", "other")
+    assert "the model id is org/model, other, as before" in found.clients
+
+
+def test_variables_before_the_command_are_known_by_env_too() -> None:
+    assert script("env CUDA_VISIBLE_DEVICES=1 vllm serve m").environment["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +146,8 @@ def test_a_script_is_read_and_not_run(text: str, words: tuple[str, ...]) -> None
         ("vllm serve m --api-key $(cat key)", "the output of a command"),
         ("K=`cat key`; vllm serve m --api-key $K", "the output of a command"),
         ("vllm serve $1", "\\$1, which it does not set"),
+        ('vllm serve "x$@"', "\\$@, which it does not set"),
+        ("env VLLM_API_KEY=$(pass x) vllm serve m", "the output of a command"),
         ("if x; then P=1; fi; vllm serve m --port $P", "under a condition"),
         ("vllm serve m ${A%%b}", "only a shell works out"),
         ("vllm serve 'm", "opening ' has no end"),
@@ -176,7 +201,7 @@ def test_a_compose_service_is_seen_from_the_host(tmp_path: Path) -> None:
     found = adopted(compose(tmp_path, text))
     assert found.settings.model == str(tmp_path / "models/m")
     assert (found.settings.host, found.settings.port) == ("127.0.0.1", 9000)
-    assert found.settings.served_model_name == "/models/m", "clients go on asking by the path inside the container"
+    assert found.settings.served_model_name == ("/models/m",), "clients go on asking by the path inside the container"
     assert found.environment == (("CUDA_VISIBLE_DEVICES", "1,3"),)
 
 
@@ -236,7 +261,7 @@ def test_what_is_not_said_keeps_vllms_meaning() -> None:
         ("--max_model_len=-1", "max_model_len", None),
         ("-tp 2", "tensor_parallel_size", 2),
         ("--port 1 --port 8002", "port", 8002),
-        ("--served-model-name a b", "served_model_name", "a"),
+        ("--served-model-name a b", "served_model_name", ("a", "b")),
         ("--gpu-memory-util 0.5", "gpu_memory_utilization", 0.5),
         ("--enable-auto-tool-choice --tool-call-parser hermes", "tool_call_parser", "hermes"),
         ("--enforce-eager --max-num-seqs=4", "vllm_args", ("--enforce-eager", "--max-num-seqs=4")),
@@ -271,8 +296,8 @@ def test_what_is_dropped_is_said_with_the_reason(words: str, reason: str) -> Non
     [
         ("--no-such-flag", "has no flag --no-such-flag"),
         ("--max-num-sequences 4", "is --max-num-seqs meant"),
-        ("--ssl-certfile a", "reverse proxy"),
-        ("--ssl-ciphers a", "reverse proxy"),
+        ("--ssl-certfile a", "TLS_CERT"),
+        ("--ssl-ciphers a", "TLS_CERT"),
         ("--headless", "without an API"),
         ("--chat-template /nowhere.jinja", "does not lie on this host"),
         ("--port", "lacks its value"),
@@ -365,6 +390,32 @@ def test_the_difference_masks_secrets_and_nothing_else() -> None:
         "ExecStart=vllm serve m --api-key [secret] --max-num-batched-tokens 8192 --host 192.0.2.7 --tokenizer a/auth\n"
         "--api-key default=sha256:" + "0123456789abcdef" * 4
     )
+
+
+@pytest.mark.parametrize(
+    ("active", "timeout", "said"),
+    [
+        (
+            "active",
+            "1min 30s",
+            ["llm.service may take 1min 30s to stop"],
+        ),
+        (
+            "active",
+            "infinity",
+            ["llm.service may take any time to stop"],
+        ),
+        ("inactive", "1min 30s", []),
+    ],
+)
+def test_how_long_the_old_unit_may_take_to_stop_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active: str, timeout: str, said: list[str]
+) -> None:
+    shown = {"UnitFileState": "enabled", "ActiveState": active, "TimeoutStopUSec": timeout}
+    monkeypatch.setattr(adopt, "unit_properties", lambda *_: shown)
+    old = replace(unit(tmp_path, f"{START}\n"), unit="llm.service", files=(tmp_path / "llm.service",))
+    proposal = adopt.propose(old, "other", {}, {}, Host(), new_key=True)
+    assert [line.rpartition("; ")[2] for line in proposal.adoption.clients if "to stop" in line] == said
 
 
 def test_the_readers_know_their_limits() -> None:

@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def test_the_bundle_says_what_is_served_and_the_rest_is_the_hosts_choice(bundle: Bundle) -> None:
     flags = bundled.fixed(bundle, {"port": "8001", "engine": "cpu"})
-    held = {"model": "Org/Tiny", "revision": "", "engine": "cpu", "vllm_version": "0.32.0"}
+    held = {"model": "Org/Tiny", "revision": "", "engine_family": "vllm", "engine": "cpu", "vllm_version": "0.32.0"}
     assert flags == {"port": "8001", "offline": "yes", **held}
     assert bundled.fixed(bundle, {"offline": "no"})["offline"] == "no"
 

@@ -1,27 +1,16 @@
-"""The host, seen from a temporary root: files change in one step, processes run in a small fixed environment."""
+"""The host, seen from a temporary root: processes run in a small fixed environment, and end with us."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import stat
-import subprocess
 import sys
-import tempfile
-import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from installer.base.errors import CommandFailed, InstallError
-from installer.base.host import Busy, Host, Strange
-from installer.base.trees import BATCH
-from tests.kit.boot.surroundings import REPO
-
-FILE = Path("/etc/app/app.conf")
+from installer.base.host import Host
+from installer.base.locks import Busy
 
 
 @pytest.fixture
@@ -34,125 +23,6 @@ def command(tmp_path: Path, script: str) -> Path:
     path.write_text(f"#!{sys.executable}\n{script}")
     path.chmod(0o755)
     return path
-
-
-# Files
-
-
-def test_a_file_is_written_below_the_root_with_its_mode_whatever_the_umask(host: Host) -> None:
-    before = os.umask(0o077)
-    try:
-        host.write(FILE, "text\n")
-        host.write(Path("/etc/app/secret"), "s", 0o600)
-    finally:
-        os.umask(before)
-    assert (host.root / "etc/app/app.conf").read_text() == "text\n"
-    assert (host.read(FILE), host.mode(FILE), host.mode(Path("/etc/app/secret"))) == ("text\n", 0o644, 0o600)
-    assert [stat.S_IMODE((host.root / d).stat().st_mode) for d in ("etc", "etc/app")] == [0o755, 0o755]
-
-
-def test_what_is_absent_reads_as_none(host: Host) -> None:
-    host.write(FILE, "")
-    for path in (Path("/nowhere"), FILE / "below-a-file"):
-        assert (host.read(path), host.mode(path), host.exists(path), host.children(path)) == (None, None, False, [])
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=60))
-def test_any_file_is_read_and_written_back_byte_for_byte(host: Host, data: bytes) -> None:
-    host.make_dir(FILE.parent)
-    host.at(FILE).write_bytes(data)
-    text = host.read(FILE)
-    assert text is not None
-    host.write(FILE, text)
-    assert host.at(FILE).read_bytes() == data
-
-
-def test_files_are_utf8_whatever_the_locale(host: Host) -> None:
-    host.make_dir(FILE.parent)
-    host.at(FILE).write_text("名=é\n", encoding="utf-8")
-    script = (
-        "from pathlib import Path; from installer.base.host import Host; "
-        f"host = Host(Path({str(host.root)!r})); text = host.read(Path({str(FILE)!r})); "
-        "host.write(Path('/copy'), text); assert text == '\\u540d=\\xe9\\n', ascii(text)"
-    )
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=REPO, check=True)
-    assert (host.root / "copy").read_bytes() == "名=é\n".encode()
-
-
-def test_a_link_is_replaced_and_what_it_pointed_to_stays(host: Host) -> None:
-    elsewhere = host.root / "elsewhere"
-    elsewhere.write_text("theirs")
-    host.make_dir(FILE.parent)
-    host.at(FILE).symlink_to(elsewhere)
-    host.write(FILE, "ours")
-    assert (elsewhere.read_text(), host.read(FILE), host.at(FILE).is_symlink()) == ("theirs", "ours", False)
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(host: Host) -> None:
-    host.write(FILE, "old")
-    with pytest.raises(UnicodeEncodeError):
-        host.write(FILE, "new \ud800")
-    host.make_dir(Path("/etc/app/busy"))
-    with pytest.raises(OSError, match="busy"):
-        host.write(Path("/etc/app/busy"), "new")
-    assert host.read(FILE) == "old"
-    assert host.children(FILE.parent) == [FILE, Path("/etc/app/busy")]
-
-
-def test_a_writer_killed_half_way_leaves_nothing_that_a_rerun_does_not_clear(host: Host) -> None:
-    host.write(FILE, "old")
-    script = (
-        "import os, signal; from pathlib import Path; from installer.base.host import Host; "
-        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL); "
-        f"Host(Path({str(host.root)!r})).write(Path({str(FILE)!r}), 'new')"
-    )
-    died = subprocess.run([sys.executable, "-c", script], cwd=REPO, check=False)
-    assert died.returncode == -signal.SIGKILL
-    assert host.read(FILE) == "old"
-    host.write(FILE, "new")
-    assert (host.read(FILE), host.children(FILE.parent)) == ("new", [FILE])
-
-
-def test_readers_see_the_old_text_or_the_new(host: Host) -> None:
-    texts = ["a" * 100_000, "b" * 100_000]
-    host.write(FILE, texts[0])
-    done = threading.Event()
-
-    def rewrite() -> None:
-        for turn in range(60):
-            host.write(FILE, texts[turn % 2])
-        done.set()
-
-    writer = threading.Thread(target=rewrite)
-    writer.start()
-    seen = set()
-    while not done.is_set():
-        seen.add(host.read(FILE))
-    writer.join()
-    assert seen <= set(texts)
-
-
-def test_removing(host: Host) -> None:
-    theirs = host.root / "theirs"
-    theirs.mkdir()
-    (theirs / "kept").touch()
-    host.write(Path("/opt/tree/deep/file"), "")
-    (host.root / "opt/tree/link").symlink_to(theirs)
-    (host.root / "opt/link").symlink_to(theirs)
-    host.remove_empty_dir(Path("/opt/tree"))
-    assert host.exists(Path("/opt/tree/deep/file"))
-    for path in (Path("/opt/tree"), Path("/opt/link"), Path("/opt/absent")):
-        host.remove(path)
-        assert not host.exists(path)
-    host.remove_empty_dir(Path("/opt"))
-    host.remove_empty_dir(Path("/absent"))
-    assert not host.exists(Path("/opt"))
-    assert (theirs / "kept").exists()
-
-
-# Processes
 
 
 def test_arguments_arrive_as_they_are(host: Host, tmp_path: Path) -> None:
@@ -247,179 +117,44 @@ def test_systemctl_works_on_the_root_alone(host: Host) -> None:
     assert not host.exists(link)
 
 
-# The lock
+# Asking what may never answer
+
+# Killed, it stays until whoever traces it lets go: as below a wedged driver, nobody can wait for its end.
+UNKILLABLE = """
+import ctypes, os, signal, sys
+libc, ready = ctypes.CDLL(None, use_errno=True), os.pipe()
+libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # anybody may trace it
+traced = os.getpid()
+if not os.fork():
+    os.closerange(0, 3)
+    os.setsid()
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    seized = libc.ptrace(0x4206, traced, None, None)
+    os.write(ready[1], b"1" if seized == 0 else b"0")
+    with open(sys.argv[1]) as fifo:
+        fifo.read()
+    os._exit(0)
+assert os.read(ready[0], 1) == b"1"
+print("first", flush=True)
+signal.pause()
+"""
 
 
-LOCK = Path("/run/app/app.change")
-
-
-def test_the_lock_is_held_by_one_and_says_by_whom(host: Host) -> None:
-    with host.lock(LOCK, "app deploy"), pytest.raises(Busy) as caught, host.lock(LOCK, "app other"):
-        pass
-    assert f"app deploy (pid {os.getpid()})" in caught.value.message
-    assert host.lock_holder(LOCK) is None
-    with host.lock(LOCK, "app again"):
-        holder = host.lock_holder(LOCK)
-        assert holder is not None
-        assert holder.command == f"app again (pid {os.getpid()})"
-    assert host.lock_holder(LOCK) is None
-
-
-def hold(host: Host, end: str) -> subprocess.Popen[str]:
-    """A process that holds the lock, and then does what `end` says."""
-    script = (
-        "import os, signal; from pathlib import Path; from installer.base.host import Host\n"
-        f"with Host(Path({str(host.root)!r})).lock(Path({str(LOCK)!r}), 'x'): print(flush=True); {end}"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", script], cwd=REPO, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-
-def test_the_lock_ends_with_its_holder(host: Host) -> None:
-    with hold(host, "os.kill(os.getpid(), signal.SIGKILL)") as process:
-        assert process.wait() == -signal.SIGKILL
-    assert host.lock_holder(LOCK) is None, "a note that a killed process left is nobody's"
-    with host.lock(LOCK, "next"):
-        pass
-
-
-def test_a_lock_that_is_waited_for_is_given_when_it_is_free(host: Host) -> None:
-    holders = []
-    with hold(host, "input()") as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdout.readline()
-
-        def release(holder: str) -> None:
-            holders.append(holder)
-            process.communicate("\n")
-
-        with host.lock(LOCK, "mine", release):
-            assert host.lock_holder(LOCK) is not None
-    assert holders == [f"x (pid {process.pid})"]
-
-
-@pytest.mark.root
-def test_nobody_but_root_can_hold_the_lock_and_all_can_see_who_does() -> None:
-    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
-    before = os.umask(0)
+def test_a_process_that_cannot_die_is_left_behind_and_no_second_one_joins_it(host: Host, tmp_path: Path) -> None:
+    let_go, lock = tmp_path / "let-go", Path("/run/lock")
+    os.mkfifo(let_go)
+    program = command(tmp_path, UNKILLABLE)
     try:
-        with tempfile.TemporaryDirectory() as root:
-            os.chmod(root, 0o755)
-            host = Host(Path(root))
-            with host.lock(LOCK, "app deploy"):
-                hold = [*nobody, "flock", "-n", host.at(LOCK), "true"]
-                held = subprocess.run(hold, check=False, capture_output=True)
-                look = [*nobody, "cat", host.at(LOCK.with_name("app.change.now"))]
-                seen = subprocess.run(look, check=False, capture_output=True, text=True)
-            modes = host.mode(LOCK), host.mode(LOCK.parent)
+        assert host.ask(program, let_go, within=2.0, lock=lock) == ("first\n", False)
+        with pytest.raises(Busy):
+            host.ask("/bin/echo", "second", within=0.2, lock=lock)
     finally:
-        os.umask(before)
-    assert b"ermission denied" in held.stderr
-    assert seen.stdout == f"app deploy (pid {os.getpid()})\n"
-    assert modes == (0o600, 0o755)
+        with let_go.open("w") as fifo:
+            fifo.write("x")
+    assert host.ask("/bin/echo", "third", within=20.0, lock=lock) == ("third\n", True)
 
 
-def test_a_link_in_the_place_of_a_lock_is_not_followed(host: Host) -> None:
-    host.make_dir(LOCK.parent)
-    host.at(LOCK).symlink_to(host.root / "elsewhere")
-    with pytest.raises(OSError, match="Too many levels"), host.lock(LOCK, "x"):
-        pass
-    assert not (host.root / "elsewhere").exists()
-
-
-# What others may write
-
-
-def planted(kind: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        here = os.open(path.parent, os.O_RDONLY)
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(f"/proc/self/fd/{here}/{path.name}")
-        os.close(here)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "link":
-        path.symlink_to(path.with_name("secret"))
-        path.with_name("secret").write_text("root's\n")
-    elif kind == "loop":
-        path.symlink_to(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "endless":
-        with path.open("wb") as file:
-            file.truncate(1 << 40)
-
-
-KINDS = ("pipe", "socket", "directory", "link", "loop", "device", "endless")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_others_put_in_a_files_place_is_neither_followed_nor_waited_for(host: Host, kind: str) -> None:
-    planted(kind, host.at(FILE))
-    with pytest.raises((Strange, IsADirectoryError)):
-        host.read_of(FILE, (os.getuid(),), 1000)
-    if kind == "link":
-        assert host.read(FILE) == "root's\n"  # where only root writes, a link is somebody's wish
-    else:
-        with pytest.raises((Strange, IsADirectoryError)):
-            host.read(FILE)
-
-
-def test_a_file_of_another_owner_is_none(host: Host) -> None:
-    host.write(FILE, "x")
-    assert host.read_of(FILE, (os.getuid(),), 1) == "x"
-    for owners, longest in (((os.getuid() + 1,), 10), ((), 10), ((os.getuid(),), 0)):
-        with pytest.raises(Strange):
-            host.read_of(FILE, owners, longest)
-    assert host.read_of(FILE.with_name("absent"), (), 1) is None
-
-
-def test_a_masked_unit_reads_as_empty(host: Host) -> None:
-    host.make_dir(FILE.parent)
-    host.at(FILE).symlink_to("/dev/null")
-    assert host.read(FILE) == ""
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_whatever_lies_there_is_replaced(host: Host, kind: str) -> None:
-    planted(kind, host.at(FILE))
-    secret = host.at(FILE).with_name("secret")
-    host.write_into(FILE.parent, FILE.name, "mine\n")
-    assert host.read_of(FILE, (os.getuid(),), 10) == "mine\n"
-    assert host.mode(FILE) == 0o600
-    assert not secret.exists() or secret.read_text() == "root's\n"
-    assert {path.name for path in host.children(FILE.parent)} <= {FILE.name, "secret"}
-
-
-def test_a_tree_of_any_depth_goes_and_nothing_beside_it(host: Host) -> None:
-    """Deeper than a path can be long, than Python can recurse and than a process may have open files."""
-    theirs = host.root / "theirs"
-    theirs.mkdir()
-    (theirs / "kept").touch()
-    (host.root / "tree").mkdir()
-    here = os.open(host.root / "tree", os.O_RDONLY)
-    for depth in range(3000):
-        os.mkdir("d" * 200, dir_fd=here)
-        os.symlink(theirs, "link", dir_fd=here)
-        os.close(os.open(f"file{depth}", os.O_CREAT, dir_fd=here))
-        os.mkdir(f".{depth}", dir_fd=here)  # names that a removal might choose itself
-        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    host.remove(Path("/tree"))
-    assert {path.name for path in host.children(Path("/"))} == {"theirs"}
-    assert (theirs / "kept").exists()
-
-
-def test_a_directory_of_many_entries_goes(host: Host) -> None:
-    (host.root / "tree/sub").mkdir(parents=True)
-    for number in range(BATCH + 10):
-        (host.root / f"tree/sub/{number}").touch()
-    host.remove(Path("/tree"))
-    assert not host.exists(Path("/tree"))
+def test_who_asked_in_vain_gets_back_what_it_waited_for(host: Host, tmp_path: Path) -> None:
+    program = command(tmp_path, "import signal\nprint('first', flush=True)\nsignal.pause()")
+    assert host.ask(program, within=0.5) == ("first\n", False)
+    assert host.ask("/bin/echo", "all", within=20.0) == ("all\n", True)

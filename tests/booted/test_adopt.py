@@ -105,6 +105,7 @@ def is_nowhere(machine: Machine, key: str, *outcomes: Outcome) -> None:
     for outcome in outcomes:
         assert key not in outcome.out + outcome.err
     ours = ("/etc/systemd/system", "/etc/vllm-install", "/opt/vllm-install", "/run/qwen3vl", "/var/cache/qwen3vl")
+    ours += ("/var/lib/vllm-usage",)
     found = machine.run("grep", "-rlF", "-e", key, *ours, f"{STATE}/state.json", check=False).stdout
     assert found == ""
     assert key not in machine.run("ps", "ax", "-o", "args").stdout
@@ -266,8 +267,9 @@ def test_parity_row_16_the_compose_service_with_its_old_environment_names(
     settings = done.json["settings"]
     expected = {"MAX_MODEL_LEN": "2048", "GPU_MEMORY_UTILIZATION": "0.2", "LISTEN_HOST": "127.0.0.1", "PORT": "11435"}
     assert {name: settings[name] for name in expected} == expected
-    assert "the model id local is answered no more: a service has one" in done.json["clients"]
-    answers(machine, key, "qwen2-7b", 11435)
+    assert "the model id is qwen2-7b, local, as before" in done.json["clients"]
+    for name in ("qwen2-7b", "local"):
+        answers(machine, key, name, 11435)
     is_nowhere(machine, key, done)
     names = machine.at("/etc/vllm-install/qwen3vl.env").read_text()
     assert "\nMAX_MODEL_LEN=2048\n" in names
@@ -397,5 +399,5 @@ def end_ejected(machine: Machine) -> None:
     """What becomes of an ejected service is its admin's business."""
     machine.shell("systemctl disable --now qwen3vl; userdel vllm-qwen3vl")
     for left in ("/etc/systemd/system/vllm.slice", "/etc/sysusers.d/vllm-install-qwen3vl.conf",
-                 "/etc/vllm-qwen3vl.probe-key", "/var/cache/qwen3vl"):  # fmt: skip
+                 "/etc/vllm-qwen3vl.probe-key", "/var/cache/qwen3vl", "/var/lib/vllm-usage"):  # fmt: skip
         machine.run("rm", "-r", left)

@@ -199,13 +199,12 @@ REFUSED_KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED_KEYS)
-def test_a_key_that_would_not_be_safe_is_refused(machine: Machine, name: str) -> None:
+def test_a_key_that_would_not_be_safe_is_refused(machine: Machine) -> None:
     with unchanged(machine):
-        done = cli(machine, "set-apikey", "-", code=2, stdin=REFUSED_KEYS[name])
-        assert "API key" in done.err
-        if REFUSED_KEYS[name]:
-            assert REFUSED_KEYS[name] not in done.err
+        for name, key in REFUSED_KEYS.items():
+            done = cli(machine, "set-apikey", "-", code=2, stdin=key)
+            assert "API key" in done.err, name
+            assert not key or key not in done.err, name
 
 
 REFUSED_ARGUMENTS = (
@@ -214,10 +213,10 @@ REFUSED_ARGUMENTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("args", REFUSED_ARGUMENTS, ids=" ".join)
-def test_what_cannot_be_meant_is_refused(machine: Machine, args: tuple[str, ...]) -> None:
+def test_what_cannot_be_meant_is_refused(machine: Machine) -> None:
     with unchanged(machine):
-        cli(machine, "set-apikey", *args, code=2)
+        for args in REFUSED_ARGUMENTS:
+            cli(machine, "set-apikey", *args, code=2)
 
 
 def test_on_a_service_that_is_not_there(machine: Machine) -> None:
@@ -336,12 +335,12 @@ def test_the_admins_drop_in_outlives_every_change(machine: Machine) -> None:
 def test_keys_are_listed_without_being_told(machine: Machine) -> None:
     found = cli(machine, "keys", "--json").json
     probe = next(key for key in found if key["name"] == "probe")
-    assert found == [
-        {"name": "default", "role": "inference", "digest": digest(KEY)[:8], "expiry": None, "expired": False},
-        probe,
-    ]
+    default = {"name": "default", "role": "inference", "digest": digest(KEY)[:8], "expiry": None, "expired": False}
+    assert found == [default | {"last_used": found[0]["last_used"], "limit": None}, probe]
+    assert probe["last_used"] is None, "the watcher uses nothing up"
     rows = [line.split(maxsplit=3) for line in cli(machine, "keys").out.splitlines()]
-    assert rows == [[key["name"], key["role"], key["digest"], "no expiry"] for key in found]
+    assert [row[:3] for row in rows] == [[key["name"], key["role"], key["digest"]] for key in found]
+    assert all(re.fullmatch(r"no expiry(  last used \d{4}-\S+Z)?", row[3]) for row in rows)
 
 
 def test_a_revoked_key_is_worth_nothing_at_once(machine: Machine) -> None:
@@ -378,12 +377,11 @@ REFUSED_CONTEXTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("asked", REFUSED_CONTEXTS)
-def test_a_context_that_cannot_be_is_refused(machine: Machine, asked: str) -> None:
+def test_a_context_that_cannot_be_is_refused(machine: Machine) -> None:
     with unchanged(machine):
-        done = cli(machine, "set-context", asked, code=REFUSED_CONTEXTS[asked])
-        if REFUSED_CONTEXTS[asked] == 3:
-            assert "ask for 32768 at most; nothing was changed" in done.err
+        for asked, code in REFUSED_CONTEXTS.items():
+            done = cli(machine, "set-context", asked, code=code)
+            assert code != 3 or "ask for 32768 at most; nothing was changed" in done.err, asked
 
 
 def test_a_context_that_vllm_refuses_is_undone(machine: Machine) -> None:
@@ -427,10 +425,10 @@ REFUSED_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("args", REFUSED_SETTINGS, ids=repr)
-def test_a_setting_that_cannot_be_is_refused(machine: Machine, args: tuple[str, ...]) -> None:
+def test_a_setting_that_cannot_be_is_refused(machine: Machine) -> None:
     with unchanged(machine):
-        assert REFUSED_SETTINGS[args] in cli(machine, "set", *args, code=2).err
+        for args, said in REFUSED_SETTINGS.items():
+            assert said in cli(machine, "set", *args, code=2).err
 
 
 # upgrade, rollback, prune

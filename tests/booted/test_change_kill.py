@@ -46,10 +46,6 @@ class Host:
     def set_context(self) -> Arguments:
         return ("set-context", str(1024 + 16 * next(numbers)))
 
-    def set_several(self) -> Arguments:
-        number = next(numbers)
-        return ("set", f"MAX_MODEL_LEN={1024 + 16 * number}", f"GPU_MEMORY_UTILIZATION=0.{300 + number}")
-
     def upgrade(self) -> Arguments:
         other = {"0.32.0": "0.31.0", "0.31.0": "0.32.0"}[self.version]
         return ("upgrade", "--vllm-version", other)
@@ -73,8 +69,7 @@ VERBS: dict[str, Callable[[Host], Arguments]] = {
     "set-apikey": Host.set_key,
     "set-apikey --keep-old": Host.set_guest_key,
     "keys revoke": Host.revoke,
-    "set-context": Host.set_context,
-    "set": Host.set_several,
+    "set-context": Host.set_context,  # which takes the steps of every `set`
     "upgrade": Host.upgrade,
     "rollback": Host.rollback,
 }
@@ -169,7 +164,11 @@ def test_the_next_command_settles_what_was_cut_off(host: Host, verb: str, capsys
     assert recovered >= 6
 
 
-@pytest.mark.parametrize("verb", VERBS)
+# A key that is kept beside the new one takes no step more.
+STEPS = [verb for verb in VERBS if verb != "set-apikey --keep-old"]
+
+
+@pytest.mark.parametrize("verb", STEPS)
 def test_a_disk_that_fills_up_in_between_leaves_everything_as_it_was(
     host: Host, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +191,7 @@ def test_a_disk_that_fills_up_in_between_leaves_everything_as_it_was(
         print(f"\n{verb}, the disk full once: {len(points)} faults injected, {len(points)} recovered")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", STEPS)
 def test_a_reboot_without_a_rerun_starts_a_sound_service(
     host: Host, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_plan_is_what_deploy_does_change_for_change(
     named = [change["path"] for change in planned if "path" in change] + [
         "/opt/vllm-install/cache",
         "/var/cache/qwen3vl",
+        "/var/lib/vllm-usage/qwen3vl",
     ]
     accounts = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid")
     for line in difference(before, snapshot(machine.root)):

@@ -6,15 +6,18 @@ The GPUs are those of an nvidia-smi of ours, which says that a GPU is held by th
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kit import nvml
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
 from tests.kit.life import Outcome, cli, is_gone, main_pid, serves
+from tests.kit.nvml import h200
 from tests.kit.standin.wheel import build_wheel
 
 A, B = "GPU-aaaaaaaa-0000-1111-2222-333333333333", "GPU-bbbbbbbb-0000-1111-2222-333333333333"
@@ -168,3 +171,48 @@ def test_a_drop_in_that_chooses_gpus_is_seen_and_wins(machine: Machine, options:
     assert shown["gpus_by_hand"] == "CUDA_VISIBLE_DEVICES=1"
     assert "chosen by hand, CUDA_VISIBLE_DEVICES=1" in cli(machine, "status").out
     machine.at(drop_in).unlink()
+
+
+LIBRARY = "/var/lib/nvml/usr/lib"
+
+
+@pytest.fixture
+def driver(machine: Machine) -> Iterator[Path]:
+    """NVIDIA's library in the machine, as a stand-in, and found by everybody."""
+    root, cache = machine.at("/var/lib/nvml"), machine.at("/etc/ld.so.cache")
+    before = cache.read_bytes() if cache.exists() else None
+    nvml.install(root, [gpu(A), gpu(B)])
+    machine.write("/etc/ld.so.conf.d/nvml.conf", f"{LIBRARY}\n")
+    machine.shell("ldconfig && mkdir -p /proc/driver/nvidia")
+    machine.write("/root/version", nvml.DRIVER)
+    machine.shell("cp /root/version /proc/driver/nvidia/version && touch /dev/nvidiactl /dev/nvidia-uvm")
+    yield root
+    machine.shell("rm /proc/driver/nvidia/version /dev/nvidiactl /dev/nvidia-uvm")
+    for path in ("/etc/ld.so.conf.d/nvml.conf", "/root/version"):
+        machine.at(path).unlink()
+    for folder in (root, machine.at("/var/cache/ldconfig")):
+        shutil.rmtree(folder)
+    cache.write_bytes(before) if before is not None else cache.unlink()
+
+
+def gpu(uuid: str, **state: object) -> dict[str, object]:
+    return h200([A, B].index(uuid), uuid=uuid, **state)
+
+
+def test_a_gpu_that_needs_a_reset_ends_the_start_with_the_reason_and_the_other_service_goes_on(
+    machine: Machine, options: tuple[str, ...], driver: Path
+) -> None:
+    first, _ = two_services(machine, options)
+    nvml.say(driver, [gpu(A), gpu(B, recovery=1)])
+    machine.run("systemctl", "restart", "two", check=False)
+    shown = machine.run("systemctl", "show", "two", "-p", "ActiveState,SubState,NRestarts,StatusText").stdout
+    assert "ActiveState=failed\nSubState=failed\n" in shown, machine.evidence()
+    assert "NRestarts=0\n" in shown
+    assert f"StatusText=refused: the GPU {B} is of no use before a reset" in shown
+    found = cli(machine, "doctor", "--service", "two", "--json", code=8).json["findings"][0]
+    assert (found["id"], f"sudo nvidia-smi --gpu-reset -i {B}" in found["commands"][0]) == ("gpu-reset-required", True)
+    assert cli(machine, "doctor").code == 0
+    serves(machine, first.json["api_key"])
+    nvml.say(driver, [gpu(A), gpu(B)])
+    machine.run("systemctl", "start", "two")
+    assert cli(machine, "doctor", "--service", "two").code == 0

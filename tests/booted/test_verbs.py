@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,32 @@ def test_a_service_is_a_word_as_for_systemctl(machine: Machine) -> None:
         asked = {"_VLLM_INSTALL_COMPLETE": "bash_complete", "COMP_WORDS": f"vllm-install {verb} qw", "COMP_CWORD": "2"}
         offered = machine.run(sys.executable, "-m", "installer", env=asked).stdout.splitlines()
         assert f"plain,{SERVICE}" in offered, verb
+
+
+def test_a_service_is_exported_by_anybody_and_adopted_as_it_was_proved(
+    machine: Machine, standin_wheels: Path
+) -> None:  # fmt: skip
+    before, place = snapshot(machine.root, [HOME]), "/srv/exported"
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--", sys.executable)
+    for form, file in (("compose", "llm.yml"), ("quadlet", "llm.container"), ("k8s", "llm.yaml")):
+        ran = machine.run(*nobody, "-m", "installer", "export", "--format", form, SERVICE)
+        assert f"from the service\n# {SERVICE} as it was proved" in ran.stdout
+        assert "whoever has the key may all" in ran.stderr
+        assert key(machine) not in ran.stdout
+        assert difference(before, snapshot(machine.root, [HOME])) == []
+        machine.write(f"{place}/{file}", ran.stdout)
+        machine.write(f"{place}/{SERVICE}.key.env", f"VLLM_API_KEY='{key(machine)}'\n", 0o600)
+        engine = ("ENGINE=cpu", f"FIND_LINKS={standin_wheels}", "OFFLINE=yes", "PORT=8005")
+        asked = cli(machine, "adopt", f"{place}/{file}", *engine, "--service", "other", "--json", code=3).json
+        assert asked["settings"] == {
+            "MODEL_NAME": "builtin:tiny", "GPU_MEMORY_UTILIZATION": "0.4", "PORT": "8005", "ENGINE": "cpu",
+            "FIND_LINKS": str(standin_wheels), "OFFLINE": "yes", "TOOL_CALL_PARSER": "none", "REASONING_PARSER": "none",
+        }  # fmt: skip
+        machine.shell(f"rm -r {place}")
+    said = cli(machine, "export", "--format", "compose", "-o", "/srv/llm.yml").err
+    assert "HOLD=120" in said
+    assert "is there already" in cli(machine, "export", "--format", "compose", "-o", "/srv/llm.yml", code=3).err
+    machine.shell("rm /srv/llm.yml")
 
 
 # Dry runs
@@ -113,20 +141,57 @@ def test_an_expired_key_says_so(machine: Machine) -> None:
     cli(machine, "keys", "revoke", "guest")
 
 
+def test_a_limit_is_in_force_at_once_is_shown_and_goes_with_its_key(machine: Machine) -> None:
+    team, pid = cli(machine, "set-apikey", "--name", "team-a").key, main_pid(machine)
+    said = cli(machine, "keys", "limit", "team-a", "--requests", "2/min", "--budget", "5M/month")
+    assert said.out == f"{SERVICE}: the key team-a is limited: requests 2/min, budget 5000000/month\n"
+    until("it is refused", lambda: chat(machine, team).status == 429, machine)
+    assert chat(machine, key(machine)).status == 200, "another key has no part in it"
+    line = "refused POST '/v1/chat/completions' from 127.0.0.1: the key team-a: "
+
+    def is_said() -> bool:
+        """After so many other refusals a line comes only now and then."""
+        chat(machine, team)
+        return line in machine.journal(f"--unit={SERVICE}")
+
+    until("it is in the journal", is_said, machine)
+    (used,) = cli(machine, "usage", "--key", "team-a", "--json").json["keys"]
+    assert (used["requests"] >= 2, used["refused"] >= 1, used["errors"]) == (True, True, 0)
+    row = next(line for line in cli(machine, "keys").out.splitlines() if line.startswith("team-a"))
+    assert re.search(r"  last used \d{4}-\S+Z  requests 2/min, budget 5000000/month$", row)
+    nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", sys.executable, "-m", "installer")
+    assert "only root can see" in machine.run(*nobody, "usage", check=False).stderr
+    shown = json.loads(machine.run(*nobody, "keys", "--json").stdout)
+    assert {each["name"]: (each["last_used"], each["limit"]) for each in shown}["team-a"] == (
+        None, {"concurrent": None, "requests": 2, "tokens": None, "budget": 5000000, "priority": "normal"},
+    )  # fmt: skip
+    for words in (
+        ("nobody", "--requests", "1/min"),
+        ("team-a", "--requests", "0/min"),
+        ("team-a",),
+        ("probe", "--none"),
+    ):
+        cli(machine, "keys", "limit", *words, code=2)
+    cli(machine, "keys", "revoke", "team-a")
+    assert not machine.at(f"/etc/vllm-install/{SERVICE}.limits").exists()
+    assert main_pid(machine) == pid
+
+
 def test_the_remedy_for_a_key_that_ends_lets_it_work_until_then(machine: Machine) -> None:
     path = f"/etc/systemd/system/{SERVICE}.service"
-    made = cli(machine, "set-apikey", "--name", "guest").key
-    machine.at(path).write_text(re.sub(r"(guest=sha256:\w+)", r"\1@2099-01-01T00:00:00Z", machine.at(path).read_text()))
+    made = cli(machine, "set-apikey", "--name", "agent").key
+    machine.at(path).write_text(re.sub(r"(agent=sha256:\w+)", r"\1@2099-01-01T00:00:00Z", machine.at(path).read_text()))
     machine.shell("date -u -d '+5 days' +%Y-%m-%dT00:00:00Z >/root/ends; "
                   f"sed -i \"s/2099-01-01T00:00:00Z/$(cat /root/ends)/\" {path}; "
                   f"systemctl daemon-reload; systemctl reload {SERVICE}")  # fmt: skip
-    (finding,) = cli(machine, "doctor", "--json").json["findings"]
-    assert finding["id"] == "key-expires"
+    findings = cli(machine, "doctor", "--json").json["findings"]
+    assert [each["id"] for each in findings] == ["key-expires"], findings
+    finding = findings[0]
     remedy = finding["commands"][0].split()[2:]
     new = cli(machine, *remedy).key
     assert (chat(machine, made).status, chat(machine, new).status) == (200, 200)
     assert cli(machine, "doctor", "--json").json["findings"] == [], "of an old key that is to end nothing is said"
-    for name in ("guest-old", "guest"):
+    for name in ("agent-old", "agent"):
         cli(machine, "keys", "revoke", name)
 
 
@@ -165,6 +230,7 @@ def test_status_ends_as_systemctl_status_does(machine: Machine) -> None:
         theirs = machine.run("systemctl", "status", SERVICE, check=False).returncode
         ours = machine.cli("status", "--json", check=False)
         assert ours.returncode == theirs == (3 if how else 0), how
+        assert machine.cli("chat", "Hi", "--max-tokens=4", check=False).returncode == theirs, how
     machine.shell(f"rm {HOME}/standin; systemctl start {SERVICE}; systemctl stop {SERVICE}")
     since = cli(machine, "status", "--json", code=3).json["since"]
     assert since == unit(machine, "InactiveEnterTimestamp")["InactiveEnterTimestamp"], "since when it is stopped"

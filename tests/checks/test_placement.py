@@ -323,3 +323,82 @@ def test_unified_memory_is_shared_by_what_services_say() -> None:
 def test_the_facts_of_a_report_can_be_written_down() -> None:
     facts = host(*TWO, tenants=(tenant("qwen3vl", gpu(0)),))
     assert dataclasses.asdict(facts)["tenants"][0]["gpus"][0]["uuid"] == gpu(0).uuid
+
+
+# Replicas
+
+
+@pytest.mark.parametrize(
+    ("count", "each", "named", "expected"),
+    [
+        (2, 1, None, [[0], [1]]),
+        (2, 2, None, [[0, 1], [2, 3]]),
+        (4, 1, "6,5,4,3", [[6], [5], [4], [3]]),
+        (2, 1, "3", [[3], [3]]),
+        (2, 2, "3,4", [[3, 4], [3, 4]]),
+    ],
+)
+def test_each_replica_has_gpus_of_its_own_or_all_those_that_are_named_for_one(
+    count: int, each: int, named: str | None, expected: list[list[int]]
+) -> None:
+    given = {"replicas": count, "tensor_parallel_size": each, "gpu_memory_utilization": 0.4}
+    gpus = tuple(named.split(",")) if named else Settings.gpus
+    choice = chosen(host(*EIGHT), gpus=gpus, **given)
+    assert choice.problems == ()
+    settings = replace(Settings(), gpus=gpus, **given)  # type: ignore[arg-type]
+    index = {each.uuid: each.index for each in EIGHT}
+    assert [[index[placed.uuid] for placed in replica] for replica in choice.of_each(settings)] == expected
+
+
+def test_the_engine_that_runs_keeps_its_gpu_as_the_first_of_several() -> None:
+    mine = tenant("coder", gpu(1))
+    assert numbers(host(gpu(0), held(gpu(1), 133, UNIT), tenants=(mine,)), replicas=2) == [1, 0]
+    both = tenant("coder", gpu(1), gpu(0))
+    busy = host(held(gpu(0), 133, "coder@2.service"), held(gpu(1), 133, "coder@1.service"), tenants=(both,))
+    assert numbers(busy, replicas=2) == [1, 0]
+    assert numbers(busy, replicas=1) == [1]
+
+
+def test_fewer_gpus_than_replicas_are_refused_with_who_holds_them() -> None:
+    said = refused(host(*TWO), replicas=3)
+    assert "3 GPUs were asked for, but there are 2: --replicas 3 take 1 NVIDIA GPUs each; this host has 0: " in said
+    assert "choose --replicas 2, or name with --gpus those that all are to share" in said
+    said = refused(host(*TWO), replicas=2, tensor_parallel_size=4)
+    assert "choose --tensor-parallel-size 2" in said
+    said = refused(host(gpu(0), held(gpu(1), 133, "chat@3.service"), gpu(2)), replicas=3)
+    assert "too little free memory" in said
+    assert "pid 31 (python train.py) of chat@3.service" in said
+    assert "sudo systemctl stop chat@3.service" in said
+    said = refused(host(gpu(0), held(gpu(1), 133, "chat@3.service"), held(gpu(2), 133)), replicas=2)
+    assert "2 GPUs were asked for, and 1 are free" in said
+    assert "of chat@3.service" in said
+
+
+def test_replicas_share_a_gpu_if_somebody_says_so_and_they_fit() -> None:
+    said = refused(host(*TWO), replicas=3, gpus=("1",), gpu_memory_utilization=0.4)
+    assert "1 GPUs are named, but the service takes 3: --replicas is 3, and --tensor-parallel-size is 1" in said
+    said = refused(host(held(gpu(0), 50)), replicas=2, gpus=("0",), gpu_memory_utilization=0.4)
+    assert "90.0 GiB of 140.0 GiB are free, 0.8 of all" in said, "what all of them take together"
+    assert placement.engines_on(Settings(replicas=2), 1) == 1, "too few are no reason to share them"
+
+
+def test_slices_are_enough_for_replicas_of_one_gpu_each() -> None:
+    slices = tuple(sliced(gpu(0), number) for number in (1, 2))
+    assert len(chosen(host(*slices), replicas=2).gpus) == 2
+    assert chosen(host(*slices), replicas=2).problems == ()
+    assert "slices of a GPU cannot share a model" in refused(host(*slices), tensor_parallel_size=2)
+
+
+def test_what_chooses_gpus_by_hand_would_choose_the_same_for_all() -> None:
+    said = refused(host(*TWO, visible=(("CUDA_VISIBLE_DEVICES", "0"),)), replicas=2)
+    assert "replicas cannot all have the same GPUs: CUDA_VISIBLE_DEVICES=0, set by hand" in said
+    assert "set by hand" in refused(host(*TWO), replicas=2, vllm_args=("--device-ids", "1"))
+
+
+def test_what_replicas_of_another_service_hold_is_theirs() -> None:
+    first = tenant("chat", gpu(0), share=0.5)
+    assert numbers(host(held(gpu(0), 70, "chat@1.service"), gpu(1), tenants=(first,))) == [1]
+    somewhere = tenant("chat")  # by hand, so its record does not say where
+    assert numbers(host(gpu(0), held(gpu(1), 70, "chat@1.service"), tenants=(somewhere,))) == [0]
+    mine = replace(gpu(0), holders=(Process(1, "x", "coder@1.service", 7), Process(2, "x", "coder2.service", 9)))
+    assert placement.free_memory(replace(mine, memory_used=16), LAYOUT) == 140 * GIB - 9

@@ -281,6 +281,23 @@ def test_each_problem_alone(name: str) -> None:
     assert problems[0].why in refused.message
 
 
+def test_replicas_on_the_processor_share_one_memory() -> None:
+    def found(**given: object) -> list[str]:
+        settings = replace(Settings(), engine="cpu", **given)  # type: ignore[arg-type]
+        return [shown(problem) for problem in preflight.problems(settings, HEALTHY, LAYOUT)]
+
+    assert found(replicas=2) == []
+    (said,) = found(replicas=3)
+    assert said == (
+        "3 replicas do not fit into the memory of this host: each takes 0.4 of the 64.0 GiB for itself -> "
+        "choose --gpu-memory-utilization 0.26 or less, or fewer --replicas"
+    )
+    assert found(replicas=3, gpu_memory_utilization=0.26) == []
+    assert [problem.id for problem in preflight.problems(replace(Settings(), replicas=3), CUDA, LAYOUT)] == [
+        "host-unfit"
+    ]
+
+
 def test_little_memory_is_a_warning() -> None:
     (problem,) = preflight.problems(Settings(), replace(HEALTHY, memory_total=4 * GIB), LAYOUT)
     assert not problem.fatal

@@ -11,17 +11,20 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.checks.tenants import tenants, visible_devices, with_port, with_tenants
-from installer.flow.resolve import _place, _without
+from installer.checks.placement import Choice
+from installer.checks.ports import kept_for
+from installer.checks.tenants import ports_of_replicas, tenants, visible_devices, with_port, with_tenants
+from installer.flow.resolve import _place, _replicas, _without
 from installer.spec.facts import Facts, Gpu, Process, Tenant
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
-from installer.spec.target import Placed
-from installer.units.render import render
+from installer.spec.target import Placed, Replica
+from installer.units.render import render, unit
 from tests.checks.test_facts import Machine
+from tests.checks.test_placement import gpu
 from tests.checks.test_preflight import CUDA, H200
-from tests.kit.targets import target
+from tests.kit.targets import replicated, target
 
 LAYOUT = Layout("coder")
 GPU = Placed("GPU-1", "NVIDIA H200", "/dev/nvidia0")
@@ -69,6 +72,30 @@ def test_drop_ins_that_choose_gpus_are_found_the_last_one_counts(machine: Machin
     assert visible_devices(host, LAYOUT) == ()
 
 
+def test_a_replica_has_drop_ins_of_its_own_and_those_of_all(machine: Machine) -> None:
+    host, folder = Host(machine.root), Path("/etc/systemd/system")
+    chosen = "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES={}\n"
+    host.write(folder / "coder.service.d/gpus.conf", chosen.format(9))
+    host.write(folder / "coder@2.service.d/gpus.conf", chosen.format(2))
+
+    def found() -> list[tuple[tuple[str, str], ...]]:
+        return [visible_devices(host, LAYOUT, number) for number in (1, 2)]
+
+    assert found() == [(), (("CUDA_VISIBLE_DEVICES", "2"),)], "the other is the gateway's"
+    host.write(folder / "coder@.service.d/gpus.conf", chosen.format(0))
+    assert found() == [(("CUDA_VISIBLE_DEVICES", "0"),), (("CUDA_VISIBLE_DEVICES", "2"),)]
+    host.write(folder / "coder@.service.d/z.conf", chosen.format(7))
+    assert found() == [(("CUDA_VISIBLE_DEVICES", "7"),)] * 2, "files are read by their names"
+
+
+def test_a_replica_whose_gpus_are_chosen_by_hand_is_shown_all_over_every_change(machine: Machine) -> None:
+    host = Host(machine.root)
+    host.write(Path("/etc/systemd/system/coder@2.service.d/g.conf"), "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n")
+    settings, gpus = Settings(service="coder", replicas=2), (gpu(0), gpu(1))
+    made = _replicas(settings, Choice(gpus, named=True), State("coder"), host)
+    assert [[each.uuid for each in replica.gpus] for replica in made] == [[gpus[0].uuid], []]
+
+
 # The next port
 
 
@@ -92,6 +119,48 @@ def test_where_every_port_is_taken_it_says_so(machine: Machine, monkeypatch: pyt
     machine.listens("0.0.0.0", 8000, 4242)
     with pytest.raises(Refused, match="no port from 8000 to 8000 is free"):
         with_port(Settings(service="coder", port=0), State("coder"), Host(machine.root))
+
+
+def test_replicas_get_ports_that_nobody_has_and_keep_them(machine: Machine) -> None:
+    host, two = Host(machine.root), Settings(service="coder", replicas=2)
+    assert ports_of_replicas(two, State("coder"), host) == [20001, 20002]
+    machine.listens("127.0.0.1", 20001, 4242)
+    other = replicated((), (), service="chat")
+    host.write(Layout("chat").unit.with_name("chat@2.service"), unit(other.target, Layout("chat"), 2))
+    assert ports_of_replicas(two, State("coder"), host) == [20003, 20004]
+    known = replicated((), (), service="coder").target
+    assert ports_of_replicas(two, State("coder", proved=known), host) == [20001, 20002], "they listen there themselves"
+    assert ports_of_replicas(two, State("coder", previous=known, proved=target()), host) == [20001, 20002]
+    three = dataclasses.replace(two, replicas=3)
+    assert ports_of_replicas(three, State("coder", proved=known), host) == [20001, 20002, 20003]
+    taken = dataclasses.replace(two, port=20002)
+    assert ports_of_replicas(taken, State("coder", proved=known), host) == [20001, 20003]
+
+
+def test_replicas_that_a_change_left_behind_keep_the_ports_in_their_units(machine: Machine) -> None:
+    host, made = Host(machine.root), replicated((), (), service="coder").target
+    for replica in (Replica(1, 20007), Replica(2, 20009)):
+        moved = dataclasses.replace(made, replicas=(replica,))
+        host.write(LAYOUT.unit.with_name(LAYOUT.member_name(replica.number)), unit(moved, LAYOUT, replica.number))
+    assert ports_of_replicas(made.settings, State("coder"), host) == [20007, 20009]
+
+
+def test_the_port_of_a_replica_is_its_services(machine: Machine) -> None:
+    host, made = Host(machine.root), replicated((), (), service="chat").target
+    host.write(Layout("chat").unit.with_name("chat@2.service"), unit(made, Layout("chat"), 2))
+    assert kept_for(host, "0.0.0.0", 20002, LAYOUT) == "chat"
+    assert kept_for(host, "0.0.0.0", 20002, Layout("chat")) is None
+    host.write(Layout("chat").unit, unit(made, Layout("chat")))
+    assert kept_for(host, "0.0.0.0", 8000, LAYOUT) == "chat", "where its gateway listens"
+
+
+def test_replicas_on_one_gpu_take_more_of_it(machine: Machine) -> None:
+    host = Host(machine.root)
+    deployed(host, "chat", GPU, replicas=2, gpu_memory_utilization=0.4, gpus=("GPU-1",))
+    assert [(tenant.count, tenant.share) for tenant in tenants(host)] == [(2, 0.8)]
+    both = (GPU, Placed("GPU-2", "NVIDIA H200"))
+    deployed(host, "chat", *both, replicas=2, gpu_memory_utilization=0.4, gpus=("GPU-1", "GPU-2"))
+    assert [(tenant.count, tenant.share) for tenant in tenants(host)] == [(2, 0.4)]
 
 
 # From what is asked to what is stored

@@ -11,8 +11,8 @@ import pytest
 
 from installer.base.assets import RUNTIME
 from installer.diagnosis import said
-from installer.runtime.vllm_flags import NO_TLS, REFUSED
-from installer.runtime.vllm_watcher import STAGES
+from installer.runtime.vllm_flags import NO_TLS
+from installer.runtime.vllm_words import FAMILIES
 
 sys.path.append(str(RUNTIME))
 SPEAKING = {"end", "end_hung", "notify", "Refused"}
@@ -37,7 +37,12 @@ def as_text(node: ast.expr) -> str:
 
 
 SPOKEN = [text for path in sorted(RUNTIME.glob("vllm_*.py")) for text in spoken(path)]
-WHOLE = [text for text in (*SPOKEN, *(stage for _, stage in STAGES), *REFUSED.values(), NO_TLS) if text != "serve"]
+OF_FAMILIES = [
+    text
+    for of in FAMILIES.values()
+    for text in (*(stage for _, stage in of.stages), *of.refused.values(), *of.variables.values())
+]
+WHOLE = [text for text in (*SPOKEN, *OF_FAMILIES, NO_TLS) if text != "serve"]
 
 
 def test_there_is_something_to_translate() -> None:

@@ -15,15 +15,18 @@ from installer.flow import deploy, eject, prove, rotate, soak, soak_rules, steps
 from installer.flow.prove import NotProved
 from installer.flow.rotate import Rotation
 from installer.flow.soak_rules import Seen, fault, looked
-from installer.flow.steps import Wanted
 from installer.flow.transaction import changing
+from installer.flow.wanted import Wanted
 from installer.flow.watched import Watched
 from installer.spec.records import Damaged, load_state, save_state
 from installer.spec.soak import BY_HAND, CONFIRMED, ENDED, ROLLED_BACK, STUCK, Requests, Soak
+from installer.spec.state import State
+from installer.spec.target import Replica
 from installer.units import soaking
+from installer.units.graph import Member
 from tests.flow import test_transaction
 from tests.flow.test_transaction import LAYOUT, REPORT, Proofs, deployed, files, record
-from tests.kit.targets import with_settings
+from tests.kit.targets import target, with_settings
 
 host, proofs, want = test_transaction.host, test_transaction.proofs, test_transaction.want
 UP = Seen("boot", 100.0, "active", "running", "success", "0", "run", 10, 0, Requests(5, 0), "6.1", "NVRM 580")
@@ -132,6 +135,110 @@ def test_another_process_counts_from_nothing() -> None:
     assert now.after == Requests(51, 7)
     assert looked(now, seen(pid=11, requests=Requests(3, 0))).after == Requests(54, 7), "its counters began anew"
     assert looked(now, seen(pid=11, boot="other", requests=Requests(40, 6))).after == Requests(91, 13)
+
+
+# Replicas
+
+
+TWO = (seen(run="a", pid=11, requests=Requests(5, 0)), seen(run="b", pid=12, requests=Requests(7, 1)))
+BEHIND = seen(requests=None, replicas=TWO)
+BOTH = soak_rules.begun("upgrade", 60, "2026-01-02T03:04:05Z", Requests(1000, 10), BEHIND)
+
+
+def of_two(one: dict[str, object], two: dict[str, object], **changed: object) -> Seen:
+    first, second = TWO
+    replicas = (dataclasses.replace(first, **one), dataclasses.replace(second, **two))  # type: ignore[arg-type]
+    return dataclasses.replace(BEHIND, replicas=replicas, **changed)  # type: ignore[arg-type]
+
+
+def test_what_replicas_answer_is_added_up_each_from_where_it_was() -> None:
+    now = looked(BOTH, of_two({"requests": Requests(25, 2)}, {"requests": Requests(9, 1)}))
+    assert now.after == Requests(22, 2)
+    now = looked(now, of_two({"pid": 21, "requests": Requests(3, 0)}, {"requests": Requests(10, 1)}))
+    assert now.after == Requests(26, 2), "the one that was restarted counts from nothing"
+    now = looked(now, of_two({"pid": 21, "requests": None}, {"requests": Requests(11, 2)}))
+    assert now.after == Requests(27, 3)
+    assert [look.counted for look in now.replicas] == [Requests(3, 0), Requests(11, 2)]
+
+
+def test_rates_are_those_of_all_together() -> None:
+    soak = dataclasses.replace(BOTH, before=Requests(1000, 10))
+    assert fault(soak, of_two({"requests": Requests(65, 5)}, {"requests": Requests(67, 6)})) == (
+        "10 of 120 requests failed, 8%; before the change it was 1%"
+    )
+    assert not fault(soak, of_two({"requests": Requests(65, 5)}, {"requests": Requests(667, 6)}))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "whole", "number"),
+    [
+        ({}, {}, {}, None),
+        ({"run": "other"}, {}, {}, None),  # by hand
+        ({}, {"run": "other", "restarts": 1}, {}, 2),
+        ({"active": "failed", "result": "exit-code", "status": "1"}, {}, {}, 1),
+        ({}, {"active": "activating", "sub": "auto-restart"}, {}, 2),
+        ({"active": "inactive"}, {"active": "inactive"}, {"active": "inactive"}, None),
+        ({}, {}, {"run": "other", "restarts": 1}, 0),  # the gateway itself
+        ({}, {}, {"active": "failed"}, 0),
+    ],
+)
+def test_an_end_of_any_of_them_is_one_of_the_service(
+    one: dict[str, object], two: dict[str, object], whole: dict[str, object], number: int | None
+) -> None:
+    now = of_two(one, two, **whole)
+    assert bool(fault(BOTH, now)) == (number is not None)
+    if number is not None:
+        assert soak_rules.ended(BOTH, now)[0] == number
+        assert fault(BOTH, now).startswith(f"replica {number}: ") == (number > 0)
+
+
+def test_time_counts_while_any_of_them_is_up() -> None:
+    assert looked(BOTH, of_two({"active": "activating"}, {}, at=130.0)).watched == 30.0
+    assert looked(BOTH, of_two({"active": "failed"}, {"active": "failed"}, at=130.0)).watched == 0.0
+    assert looked(BOTH, of_two({}, {}, at=130.0, active="inactive")).watched == 0.0
+
+
+def test_what_is_remembered_of_them_is_read_again(host: Host) -> None:
+    save_state(host, LAYOUT, State(LAYOUT.service, soak=BOTH))
+    assert state_of(host) == BOTH
+
+
+def test_why_one_of_them_ended_stands_in_its_own_journal(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def failure(member: Member, host: Host, what: str, run: str) -> NotProved:
+        asked.append((member.name, run))
+        return NotProved(what)
+
+    monkeypatch.setattr(prove, "failure", failure)
+    save_state(host, LAYOUT, State(LAYOUT.service, soak=BOTH))
+    bad = soak._judged(BOTH, of_two({}, {"active": "failed"}), host, LAYOUT, REPORT)
+    assert asked == [("qwen3vl@2.service", "b")]
+    assert bad is not None
+    assert bad.bad.startswith("replica 2: it does not run any more")
+    save_state(host, LAYOUT, State(LAYOUT.service, soak=BOTH))
+    soak._judged(BOTH, dataclasses.replace(BEHIND, active="failed"), host, LAYOUT, REPORT)
+    assert asked[1:] == [("qwen3vl.service", "run")]
+
+
+def test_each_of_them_is_looked_at_where_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    asked: list[tuple[str, int]] = []
+
+    def said(host: Host, unit: Member) -> Requests:
+        asked.append((unit.name, unit.port))
+        return Requests(5, unit.number)
+
+    monkeypatch.setattr(soak_rules, "_answered", said)
+    monkeypatch.setattr(soak_rules, "unit_properties", lambda *_: {"ActiveState": "active", "MainPID": "7"})
+    made = dataclasses.replace(target(), replicas=(Replica(1, 8101), Replica(2, 8102)))
+    both = [("qwen3vl@1.service", 8101), ("qwen3vl@2.service", 8102)]
+    seen = soak_rules.observe(host, LAYOUT, made)
+    assert (seen.requests, [each.requests for each in seen.replicas]) == (None, [Requests(5, 1), Requests(5, 2)])
+    assert asked == both, "not the gateway, through which one of them would answer for itself"
+    assert soak_rules.answered(host, LAYOUT, made) == Requests(10, 3)
+    assert soak_rules.observe(host, LAYOUT, target()).requests == Requests(5, 0)
+    assert asked == [*both, *both, ("qwen3vl.service", 8000)]
 
 
 # Changes

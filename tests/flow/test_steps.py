@@ -13,8 +13,9 @@ from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.flow import ownership, receipt, steps
-from installer.flow.steps import STEPS, Wanted, plan, removal
+from installer.flow import ownership, receipt, running, steps
+from installer.flow.steps import STEPS, plan, removal
+from installer.flow.wanted import Wanted
 from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model import builtin
 from installer.spec.former import Former
@@ -30,7 +31,7 @@ from installer.units.keyring import TakeKeys, WriteUnit
 from installer.units.render import process_digest, render, runtime_dir, shared_units
 from installer.units.systemd import MainProcess
 from installer.weights.models import Download
-from tests.kit.targets import KEYS, PROBE_KEY, wanted, with_settings
+from tests.kit.targets import KEYS, PROBE_KEY, replicated, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
 USER = f"{LAYOUT.user}:x:990:990::/:/usr/sbin/nologin\n"
@@ -79,7 +80,7 @@ def recorded(want: Wanted, changes: list[Change], host: Host) -> State:
     before = load_state(host, want.layout) or State(want.layout.service)
     state = receipt.claim(before, want, changes, host, "deploy", Report(), key_shown=True)
     apply(changes, host)
-    receipt.remember(state, want.target, host, want.layout, "proved", Report())
+    receipt.remember(state, want.target, host, "proved", Report())
     remembered = load_state(host, want.layout)
     assert remembered is not None
     return remembered
@@ -215,6 +216,10 @@ def test_a_service_that_takes_a_units_place_is_enabled_and_started_anew(host: Ho
     )
     assert isinstance(drop_in, Write)
     assert drop_in.path == handle(LAYOUT).drop_ins / "adopted.conf"
+    several = dataclasses.replace(instead, target=replicated((), ()).target)
+    assert [change.path for change in steps.adopted(several, host) if isinstance(change, Write)] == [
+        Path("/etc/systemd/system/qwen3vl@.service.d/adopted.conf")
+    ]
     assert list(steps.adopted(want, host)) == []
 
 
@@ -253,8 +258,8 @@ def test_a_restart_is_due_only_where_nothing_less_does(
     }  # fmt: skip
     want = dataclasses.replace(want, former=found.pop("former", None))
     hands_over = found.pop("hands_over", False)
-    monkeypatch.setattr(steps, "hands_over", lambda *_: hands_over)
-    monkeypatch.setattr(steps, "running_process", lambda *_: None if process is None else MainProcess(**found))
+    monkeypatch.setattr(running, "hands_over", lambda *_: hands_over)
+    monkeypatch.setattr(running, "running_process", lambda *_: None if process is None else MainProcess(**found))
     assert [type(change) for change in steps.running(want, host)] == changes
 
 
@@ -266,8 +271,8 @@ def test_systemd_reads_a_unit_that_is_put_back_though_nothing_is_restarted(
     apply(plan(want, host), host)
     held = frozenset((key.name, key.digest) for key in want.target.keys)
     process = MainProcess(1, process_digest(want.target, LAYOUT), held, is_up=True)
-    monkeypatch.setattr(steps, "running_process", lambda *_: process)
-    monkeypatch.setattr(steps, "unit_properties", lambda *_: {"NeedDaemonReload": loaded})
+    monkeypatch.setattr(running, "running_process", lambda *_: process)
+    monkeypatch.setattr(running, "unit_properties", lambda *_: {"NeedDaemonReload": loaded})
     if edited:
         host.write(LAYOUT.unit, f"{host.read(LAYOUT.unit)}# tried\n")
     assert (

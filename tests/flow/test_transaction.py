@@ -15,15 +15,18 @@ import pytest
 from installer.adoption import former
 from installer.base.changes import Change, Handover, Remove, Restart, Write
 from installer.base.errors import Exit, InstallError, Interrupted
-from installer.base.host import Busy, Host
+from installer.base.host import Host
 from installer.base.layout import Layout
+from installer.base.locks import Busy
 from installer.base.report import Described, Report
-from installer.flow import converge, deploy, eject, fit, prove, rotate, steps, transaction
+from installer.flow import converge, deploy, eject, fit, prove, roll, rotate, steps, transaction
+from installer.flow import running as processes
 from installer.flow.converge import Convergence, settled
 from installer.flow.prove import NotProved, Silent, Start
 from installer.flow.rotate import Rotated, Rotation
-from installer.flow.steps import RemoveUnused, Wanted
+from installer.flow.steps import RemoveUnused
 from installer.flow.transaction import apply as run_changes
+from installer.flow.wanted import Wanted
 from installer.forms.venv.engines import InstallEngine
 from installer.model.builtin import MakeBuiltin
 from installer.spec.calibration import Calibration
@@ -33,13 +36,14 @@ from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
+from installer.units.gateway import config_file
 from installer.units.holding import Holding
 from installer.units.keyring import unit_keys
 from installer.units.render import process_digest, render, shared_units, with_keys
 from installer.units.systemd import MainProcess
 from installer.weights.models import Download
 from tests.flow.test_steps import apply, recorded, tree
-from tests.kit.targets import DEFAULT_KEY, KEYS, wanted, with_settings
+from tests.kit.targets import DEFAULT_KEY, KEYS, replicated, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
 REPORT = Report()
@@ -372,6 +376,14 @@ def test_two_changes_of_one_service_do_not_meet(host: Host) -> None:
         pass
 
 
+def test_changes_of_two_services_keep_neither_waiting(host: Host) -> None:
+    with (
+        transaction.changing(LAYOUT, "set PORT=1", host),
+        transaction.changing(Layout("other"), "set PORT=2", host),
+    ):
+        pass
+
+
 # What is recorded
 
 
@@ -449,7 +461,8 @@ def test_weights_that_went_bad_are_no_reason_to_touch_a_service_that_is_put_back
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_key_counts_as_known_when_it_was_shown(host: Host, want: Wanted, proofs: Proofs, fails: bool) -> None:
     files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
-    change = Convergence("deploy", want, files, State("qwen3vl"), host, REPORT, key_shown=False)
+    change = Convergence("deploy", want, files, State("qwen3vl"), host, REPORT)
+    change.key_shown = False
 
     def show(done: deploy.Deployed) -> None:
         assert not record(host).key_shown
@@ -510,8 +523,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, want: Wanted) -> None:
     """A process that was started from this unit, and would hand over."""
     held = frozenset((key.name, key.digest) for key in want.target.keys)
     process = MainProcess(1, process_digest(want.target, LAYOUT), held, is_up=True)
-    monkeypatch.setattr(steps, "running_process", lambda *_: process)
-    monkeypatch.setattr(steps, "hands_over", lambda *_: True)
+    monkeypatch.setattr(processes, "running_process", lambda *_: process)
+    monkeypatch.setattr(processes, "hands_over", lambda *_: True)
 
 
 def handing_over(want: Wanted, host: Host) -> Faulty:
@@ -599,11 +612,8 @@ def test_a_key_that_was_revoked_while_it_was_handed_over_is_in_force_no_more(
     with_guest = dataclasses.replace(want, target=dataclasses.replace(want.target, keys=(*KEYS, guest)))
     deployed(with_guest, host)
     host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", KEYS))
-    stale = f"guest inference {guest.digest} -\n"
-    host.write(LAYOUT.run_dir / "keys", stale)
-    converge._keys_of_now(prove.NOT_WATCHED, host, LAYOUT, REPORT)
-    assert host.read(LAYOUT.run_dir / "keys") == stale, "a restart takes them from the unit"
-    converge._keys_of_now(Start(since={LAYOUT.unit_name: "c1"}), host, LAYOUT, REPORT)
+    host.write(LAYOUT.run_dir / "keys", f"guest inference {guest.digest} -\n")
+    roll.keys_of_now(host, LAYOUT, REPORT)
     live = {line.split()[2] for line in (host.read(LAYOUT.run_dir / "keys") or "").splitlines()}
     assert live == {key.digest for key in KEYS}
 
@@ -892,6 +902,31 @@ def test_a_settings_file_that_the_admin_wrote_stays_when_a_service_is_let_go(
         save_state(host, LAYOUT, dataclasses.replace(record(host), owned=owned))
     eject.eject("qwen3vl", host, REPORT)
     assert host.exists(LAYOUT.settings_file) != ours
+
+
+def test_what_stands_behind_a_gateway_is_not_let_go(host: Host, proofs: Proofs) -> None:
+    """The gateway's certificate, keys and configuration are this tool's to look after."""
+    want = replicated((), (), model=BUILTIN)
+    recorded(want, [], host)
+    with pytest.raises(InstallError, match="stands behind a gateway") as caught:
+        eject.eject("qwen3vl", host, REPORT)
+    assert caught.value.exit_code == Exit.REFUSED
+    assert record(host).proved is not None
+
+
+def test_replicas_that_are_gone_are_ours_no_more(host: Host, want: Wanted, proofs: Proofs) -> None:
+    """Else the next one who has a unit of that name would be said to have edited ours."""
+    two = replicated((), (), model=BUILTIN)
+    recorded(two, [change for change in steps.unit_files(two, host) if isinstance(change, Write)], host)
+    assert str(LAYOUT.unit.with_name("qwen3vl@2.service")) in record(host).owned
+    attempt(want, host).run()
+    assert str(LAYOUT.unit.with_name("qwen3vl@2.service")) in record(host).owned, "it lies there"
+    for path in (LAYOUT.unit.with_name("qwen3vl@2.service"), config_file(LAYOUT)):
+        host.remove(path)
+    attempt(want, host).run()
+    left = [Path(path).name for path in record(host).owned]
+    assert "qwen3vl@1.service" in left
+    assert not {"qwen3vl@2.service", "qwen3vl.haproxy.cfg"} & set(left)
 
 
 def test_an_ejection_is_on_the_record_before_it_begins(

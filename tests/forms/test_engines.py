@@ -19,6 +19,7 @@ from installer.base.errors import CommandFailed, Exit
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.families.vllm import imports
 from installer.forms.venv import bytecode, engines
 from installer.forms.venv.engines import InstallEngine
 from installer.forms.venv.uv import EngineFailed, explain_uv
@@ -224,7 +225,12 @@ def test_any_user_can_read_it_whatever_the_umask(host: Host, settings: Settings)
 
 
 def test_nobody_else_can_write_into_it_or_hold_a_lock_of_uvs(host: Host, settings: Settings) -> None:
+    """Also where an earlier tool left a cache that others could write, whose files an engine shares by links."""
     change = install(host, settings)
+    host.remove(change.path)
+    for path in host.at(change.layout.wheel_cache).rglob("*"):
+        path.chmod(path.stat().st_mode | 0o022)
+    change.apply(host, REPORT)
     for path in [host.at(change.path), *host.at(change.path).rglob("*")]:
         assert path.is_symlink() or not path.stat().st_mode & 0o022, path
     assert list(host.at(change.path).rglob("*.lock")) == []
@@ -418,4 +424,4 @@ def test_pips_configuration_is_honoured(host: Host, tmp_path: Path) -> None:
 
 
 def test_the_entry_module_is_where_the_wheels_put_it() -> None:
-    assert ENTRY.removesuffix(".py").replace("/", ".") == engines.ENTRY
+    assert ENTRY.removesuffix(".py").replace("/", ".") == imports.ENTRY

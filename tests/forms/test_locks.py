@@ -22,14 +22,17 @@ from installer.base.errors import Exit
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.checks.preflight import MINIMUM_GLIBC, PYTHONS
-from installer.families.vllm import packages
+from installer.families import known
+from installer.families.vllm import imports, packages
+from installer.families.vllm.family import VLLM
+from installer.families.vllm.packages import PACKAGES
 from installer.flow.resolve import Request, _engine
 from installer.forms.venv import engines, soundness
 from installer.forms.venv.engines import InstallEngine
 from installer.forms.venv.pipconf import Sources, read_sources
 from installer.forms.venv.uv import EngineFailed, run_uv
-from installer.spec.engine import HASH, Engine, versions
+from installer.spec.engine import HASH, Engine, exact, versions
+from installer.spec.engine import checksums as checksums_of
 from installer.spec.facts import Interpreter
 from installer.spec.settings import Settings
 from installer.spec.state import State
@@ -43,7 +46,9 @@ LAYOUT = Layout("qwen3vl")
 REPORT = Report()
 VERSION = Settings.vllm_version
 HERE = f"cp3{sys.version_info[1]}-{os.uname().machine}"
-SHIPPED = [(kind, (minor, arch)) for kind in locks.KINDS for arch in MINIMUM_GLIBC[kind] for minor in PYTHONS[kind]]
+SHIPPED = [
+    (kind, (minor, arch)) for kind in locks.KINDS for arch in imports.GLIBC[kind] for minor in imports.PYTHONS[kind]
+]
 EACH = pytest.mark.parametrize(("kind", "target"), SHIPPED, ids=lambda part: str(part).replace(" ", ""))
 
 
@@ -115,20 +120,20 @@ def test_a_lock_installs_from_the_index_and_its_checksums_are_the_indexs(
     kind: str, target: locks.Target, tmp_path: Path
 ) -> None:
     """By the real index: nothing is missing, nothing contradicts, and each wheel is offered under its checksum."""
-    cache, checksums = REPO / "build/lock-test", packages.checksums(lock_of(kind, target))
+    cache, checksums = REPO / "build/lock-test", checksums_of(lock_of(kind, target))
     offered = locks.offered(kind, target, cache, locks.NEWEST_GLIBC, checksums)
     assert offered.keys() == checksums.keys()
     checksums.pop(locks.TORCH, None)  # it is on PyTorch's own index, which not every place reaches
     assert [package for package, found in checksums.items() if not set(found) <= set(offered[package].values())] == []
 
     lines = "".join(HASH.join([package, *found]) + "\n" for package, found in checksums.items())
-    (tmp_path / "lock.txt").write_text(packages.exact(lines))
+    (tmp_path / "lock.txt").write_text(exact(lines))
     minor, arch = target
     done = []
     run_uv(
         Host(), cache, "pip", "install", "--dry-run", "--require-hashes", "--no-build",
         *(["--no-deps"] if kind == "cpu" else []), "--target", tmp_path / "site", "--python-version", f"3.{minor}",
-        "--python-platform", "{}-manylinux_{}_{}".format(arch, *MINIMUM_GLIBC[kind][arch]), "-r", tmp_path / "lock.txt",
+        "--python-platform", "{}-manylinux_{}_{}".format(arch, *imports.GLIBC[kind][arch]), "-r", tmp_path / "lock.txt",
         sources=replace(read_sources(Host(), Settings(), os.environ), find_links=(), extra_index_urls=()),
         on_line=done.append,
     )  # fmt: skip
@@ -394,7 +399,7 @@ def test_what_is_known_to_be_harmless_and_what_has_no_checksum(tmp_path: Path) -
         (info / "RECORD").write_text(
             f'build_backend.py,sha256={clutter},1\n"odd, name.py",{silent},1\n{info.name}/RECORD,,\n'
         )
-    assert soundness.clashing(tmp_path) == {"odd, name.py": ["a 1.0", "b 1.0"]}
+    assert soundness.clashing(tmp_path, PACKAGES) == {"odd, name.py": ["a 1.0", "b 1.0"]}
 
 
 ABOUT = {
@@ -413,14 +418,14 @@ def test_torch_is_asked_for_which_kind_it_was_built(tmp_path: Path, kind: str, b
     (tmp_path / "torch/version.py").write_text(ABOUT[build])
     sources = Sources(index_url="https://me:secret@mirror.example/simple")
     if kind == build:
-        soundness.check_site(tmp_path, kind, sources)
+        soundness.check_site(tmp_path, kind, sources, PACKAGES)
         return
     with pytest.raises(EngineFailed, match=f"is the build for {build}") as caught:
-        soundness.check_site(tmp_path, kind, sources)
+        soundness.check_site(tmp_path, kind, sources, PACKAGES)
     assert "mirror.example" in caught.value.message
     assert "secret" not in caught.value.message
     with pytest.raises(EngineFailed, match=r"from /srv/x\.bundle is the build"):
-        soundness.check_site(tmp_path, kind, Sources(find_links=("/srv/x.bundle",), no_index=True))
+        soundness.check_site(tmp_path, kind, Sources(find_links=("/srv/x.bundle",), no_index=True), PACKAGES)
 
 
 @pytest.mark.parametrize(("kind", "local"), [("cuda", "cpu"), ("cpu", "cu130"), ("rocm", "cpu"), ("cuda", "rocm7.2")])
@@ -453,7 +458,8 @@ def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Host) -> tuple[S
     lock = "".join(
         f"{'=='.join(file.name.split('-')[:2])}{HASH}{sha256_of(file)}\n" for file in sorted(served.iterdir())
     )
-    monkeypatch.setattr(packages, "shipped", lambda *_: lock)
+    vllm = replace(VLLM, packages=replace(PACKAGES, shipped=lambda *_: lock))
+    monkeypatch.setitem(known.FAMILIES, "vllm", vllm)
     settings = Settings(index_url=f"file://{mirror(tmp_path / 'simple', served)}", engine="cuda")
     return settings, served, engines.offered(settings, "cuda", PYTHON, host, REPORT)
 
@@ -519,12 +525,12 @@ def module_files(*names: str) -> dict[str, str]:
     return {path: text for path, text in files.items() if f"{path.removesuffix('.py')}/__init__.py" not in files}
 
 
-@pytest.mark.parametrize("missing", [None, *engines.KERNELS["cuda"]])
+@pytest.mark.parametrize("missing", [None, *imports.KERNELS["cuda"]])
 def test_an_engine_whose_kernels_cannot_be_imported_is_refused_without_a_gpu(
     host: Host, tmp_path: Path, missing: str | None
 ) -> None:
     """The first request would find it, and the start would not: that is what a clash in cuda.bindings comes to."""
-    needed = [engines.ENTRY, *engines.NEEDED, engines.WORKER["cuda"], *engines.KERNELS["cuda"]]
+    needed = [imports.ENTRY, *imports.IMPORTS.needed["cuda"]]
     files = module_files(*(name for name in needed if not name.startswith("torch.")))
     if missing:
         path = missing.replace(".", "/")
@@ -546,6 +552,6 @@ def test_an_engine_whose_kernels_cannot_be_imported_is_refused_without_a_gpu(
 
 def test_the_size_in_the_plan_is_that_of_a_real_cuda_engine() -> None:
     """8,643,145,728 bytes by du: 0.32.0 by its lock for Python 3.11 on x86_64, with the bytecode of the check."""
-    assert abs(engines.BYTES["cuda"] / 8_643_145_728 - 1) < 0.2
+    assert abs(imports.BYTES["cuda"] / 8_643_145_728 - 1) < 0.2
     engine = target(kind="cuda").engine
     assert pack.wheel_bytes(replace(engine, lock="torch==2.13.0\n")) > 3_926_177_238  # its 197 wheels

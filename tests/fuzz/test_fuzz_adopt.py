@@ -34,6 +34,27 @@ COMPOSE: dict[str, Any] = {
         }
     }
 }
+QUADLET = (
+    "[Unit]\nDescription=x\n[Container]\nImage=docker.io/vllm/vllm-openai:v1\nEntrypoint=vllm\n"
+    "Exec=serve org/model --port 8001\n"
+    "Environment=A=b\nSecret=key,type=env,target=VLLM_API_KEY\nPublishPort=127.0.0.1:8080:8001\n"
+    "Volume=/srv/m:/m:ro\nAddDevice=nvidia.com/gpu=0\n"
+)
+VLLM = {
+    "image": "vllm/vllm-openai:v1",
+    "command": ["vllm"],
+    "args": SERVE.split()[1:],
+    "env": [{"name": "A", "value": "b"}, {"name": "K", "valueFrom": {"secretKeyRef": {"name": "k", "key": "k"}}}],
+    "volumeMounts": [{"name": "m", "mountPath": "/m"}],
+}
+MANIFEST: dict[str, Any] = {
+    "kind": "Deployment",
+    "spec": {
+        "replicas": 2,
+        "template": {"spec": {"containers": [VLLM], "volumes": [{"name": "m", "hostPath": {"path": "/srv/m"}}]}},
+    },
+}
+SERVICE = "---\nkind: Service\nspec: {ports: [{port: 8080}]}\n"
 WORDS = (
     "=",
     "\\",
@@ -157,3 +178,17 @@ def test_a_compose_file(document: object) -> None:
 @settings(max_examples=200)
 def test_a_damaged_compose_file(text: str) -> None:
     taken_over("compose.yml", text)
+
+
+@given(damaged(QUADLET))
+@settings(max_examples=200)
+@example(QUADLET.replace("Entrypoint=vllm", "Entrypoint=[]"))
+@example(QUADLET.replace("Entrypoint=vllm", "Entrypoint=[{"))
+def test_a_quadlet(text: str) -> None:
+    taken_over("llm.container", text)
+
+
+@given(tampered(MANIFEST))
+@settings(max_examples=200)
+def test_a_manifest(document: object) -> None:
+    taken_over("llm.yml", f"apiVersion: v1\n---\n{json.dumps(document)}\n{SERVICE}")

@@ -2,6 +2,7 @@
 
 Run as a script by the Python that has the web server. Arguments: which server, the runtime folder, a folder for keys,
 the listening socket, and seconds that replace the drain's own. Says what it begins; answers once its input says so.
+With a socket alone it imports vLLM's web server, which takes ten seconds, and then becomes one server after the other.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import hashlib
 import importlib
 import json
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 KEY = "sk-1"
 LARGE = 64 << 20  # bytes of an answer that no buffer of the kernel holds
@@ -64,21 +70,73 @@ class Client:
             return True
 
 
+class Imported:
+    """A process of vLLM's Python that has its web server imported: a server that is started is a fork of it."""
+
+    def __init__(self, python: Path, home: Path) -> None:
+        self.control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            self.process = subprocess.Popen(
+                [python, "-B", __file__, str(its.fileno())], pass_fds=[its.fileno()], stdin=subprocess.DEVNULL,
+                env={"PATH": "/usr/bin:/bin", "HOME": str(home)},
+            )  # fmt: skip
+
+    def __enter__(self) -> Imported:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control.close()
+        self.process.wait()
+
+    def start(self, words: list[str], listener: int, environment: Mapping[str, str]) -> Fork:
+        (its_input, to), (said, its_output) = os.pipe(), os.pipe()
+        message = json.dumps({"words": words, "environment": environment}).encode()
+        socket.send_fds(self.control, [message], [listener, its_input, its_output])
+        os.close(its_input)
+        os.close(its_output)
+        return Fork(self.control, to, said)
+
+
+class Fork:
+    """What is used here of subprocess.Popen."""
+
+    def __init__(self, control: socket.socket, to: int, said: int) -> None:
+        self.control, self.pid = control, int(control.recv(100))
+        self.returncode: int | None = None
+        self.stdin, self.stdout = os.fdopen(to, "w"), os.fdopen(said)
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Its parent waits for nobody before it is asked to, so that the pid is its own until then."""
+        if self.returncode is None:
+            self.control.send(b"wait")
+            self.returncode = int(self.control.recv(100))
+        return self.returncode
+
+    def communicate(self) -> None:
+        self.stdin.close()
+        self.stdout.close()
+        self.wait()
+
+
 class Draining:
     """The server as its clients and its parent see it. The parent listens, too: it holds the queue."""
 
     def __init__(
-        self, python: Path | str, server: str, runtime: Path, keys: Path, drain: str, **seconds: float
+        self, python: Imported | str, server: str, runtime: Path, keys: Path, drain: str, **seconds: float
     ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self.listener.getsockname()[1]
-        fd = self.listener.fileno()
-        command = [python, "-B", __file__, server, runtime, keys, str(fd), json.dumps(seconds)]
+        start = python.start if isinstance(python, Imported) else partial(start_with, python)
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(keys), "DRAIN": drain, "RUNTIME_DIRECTORY": str(keys)}
-        self.process = subprocess.Popen(
-            command, pass_fds=[fd], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        words = [server, str(runtime), str(keys), json.dumps(seconds)]
+        self.process: Fork | subprocess.Popen[str] = start(words, self.listener.fileno(), environment)
         self.timer = threading.Timer(PATIENT, self.process.kill)
         self.said: list[str] = []
         self.last_word = "close" if server.startswith("vllm") else None  # h11 closes after the answer without a word
@@ -129,6 +187,13 @@ class Draining:
         assert self.process.stdout
         self.said += self.process.stdout.readlines()
         return self.process.wait()
+
+
+def start_with(python: str, words: list[str], listener: int, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [python, "-B", __file__, *words, str(listener)], pass_fds=[listener], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 class Application:
@@ -204,7 +269,40 @@ async def serve(which: str, application: Application, app: Any, listener: socket
     await serve_http(app, sock=listener, peer_loads=peers, host="127.0.0.1", port=0, log_level="warning")
 
 
-def main(which: str, runtime: str, keys: str, listener: str, seconds: str) -> None:
+def fork_servers(control: socket.socket) -> None:
+    importlib.import_module("uvloop")
+    importlib.import_module("vllm.entrypoints.launchers.launcher")
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, 65536, 3)
+        if not message:
+            return
+        if pid := os.fork():
+            for fd in fds:
+                os.close(fd)
+            control.send(str(pid).encode())
+            if control.recv(100):
+                control.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+        else:
+            control.close()
+            become(json.loads(message), *fds)
+
+
+def become(task: dict[str, Any], listener: int, its_input: int, its_output: int) -> NoReturn:
+    status = 1
+    try:
+        for old, new in ((its_input, 0), (its_output, 1), (its_output, 2)):
+            os.dup2(old, new)
+        os.environ.update(task["environment"])
+        which, runtime, keys, seconds = task["words"]
+        main(which, runtime, keys, seconds, str(listener))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def main(which: str, runtime: str, keys: str, seconds: str, listener: str) -> None:
     sys.path.insert(0, runtime)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     import vllm_drain  # type: ignore[import-not-found]
@@ -227,4 +325,7 @@ def main(which: str, runtime: str, keys: str, listener: str, seconds: str) -> No
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) == 2:
+        fork_servers(socket.socket(fileno=int(sys.argv[1])))
+    else:
+        main(*sys.argv[1:])

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.kit.boot.machine import Machine
+from tests.kit.boot.machine import Machine, MachineFailed
 from tests.kit.boot.snapshot import difference, snapshot
 
 SERVICE = "qwen3vl"
 MODEL = "builtin:tiny"
 T = TypeVar("T")
-
-# Asks from within, where the service listens; prints the status and the body.
-REQUEST = """
-import http.client, sys
-method, port, path, key, body = sys.argv[1:]
-connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
-headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-connection.request(method, path, body or None, headers)
-answer = connection.getresponse()
-print(answer.status)
-print(answer.read().decode())
-"""
 
 # Does all that a local user can to listen on a port: prints each address where it came to that.
 TAKE = """
@@ -95,10 +83,18 @@ def cli(machine: Machine, *args: str, code: int = 0, stdin: str = "", timeout: f
 
 
 def ask(machine: Machine, method: str, path: str, key: str = "", body: object = None, port: int = 8000) -> Answer:
-    text = "" if body is None else json.dumps(body)
-    out = machine.run(sys.executable, "-c", REQUEST, method, str(port), path, key, text).stdout
-    status, _, content = out.partition("\n")
-    return Answer(int(status), content)
+    """Asks from within, where the service listens."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    try:
+        connection.sock = machine.connect(port)
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.read().decode())
+    except (OSError, http.client.HTTPException) as error:
+        raise MachineFailed(f"{method} {path} was not answered: {error!r}\n{machine.evidence()}") from None
+    finally:
+        connection.close()
 
 
 def chat(machine: Machine, key: str, port: int = 8000, *, stream: bool = False) -> Answer:

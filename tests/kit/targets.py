@@ -7,13 +7,13 @@ import hashlib
 from pathlib import Path
 
 from installer.base.layout import Layout
-from installer.flow.steps import Wanted
+from installer.flow.wanted import Wanted
 from installer.spec.engine import Engine
 from installer.spec.keys import Key, digest
 from installer.spec.model import Model
 from installer.spec.profile import Profile
 from installer.spec.settings import Settings
-from installer.spec.target import Target
+from installer.spec.target import Placed, Replica, Target
 from installer.spec.toolkit import Toolkit
 from installer.spec.values import BUILTIN
 
@@ -58,6 +58,15 @@ def _model(settings: Settings, path: Path | None) -> Model:
 def wanted(settings: Settings | None = None, *, kind: str = "cuda", keys: tuple[Key, ...] = KEYS) -> Wanted:
     made = target(settings, kind=kind, keys=keys)
     return Wanted(made, Layout(made.settings.service), PROBE_KEY)
+
+
+def replicated(*gpus: tuple[Placed, ...], kind: str = "cpu", **settings: object) -> Wanted:
+    """A service of as many replicas as there are sets of GPUs."""
+    want = with_settings(wanted(kind=kind), replicas=len(gpus), **settings)
+    want = dataclasses.replace(want, layout=Layout(want.target.settings.service))
+    replicas = tuple(Replica(number, 20000 + number, each) for number, each in enumerate(gpus, 1))
+    every = tuple(dict.fromkeys(gpu for each in gpus for gpu in each))
+    return dataclasses.replace(want, target=dataclasses.replace(want.target, gpus=every, replicas=replicas))
 
 
 def with_settings(want: Wanted, **changed: object) -> Wanted:

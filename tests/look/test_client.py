@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import shlex
+import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,9 +27,11 @@ from installer.spec.keys import Key, digest
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
+from installer.units.authority import CERTIFICATE
 from installer.units.render import unit
 from installer.verbs import use
 from tests.kit import openai_client
+from tests.kit.certificates import certificate
 from tests.kit.samples import TEXTS
 from tests.kit.targets import target
 
@@ -217,3 +220,40 @@ def test_a_service_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     save_state(Host(root=tmp_path), LAYOUT, State("qwen3vl"))
     with pytest.raises(Refused, match="never been proved"):
         client_of("qwen3vl", Host(root=tmp_path), Report())
+
+
+# HTTPS
+
+
+PRIVATE = Client("https://gpu1:8000/v1", "m", None, "/etc/vllm-install/ca/ca.pem")
+
+
+def test_each_format_says_whom_to_trust() -> None:
+    assert "\nSSL_CERT_FILE=/etc/vllm-install/ca/ca.pem\n" in FORMATS["env"](PRIVATE)
+    assert shlex.split(FORMATS["curl"](PRIVATE))[1:3] == ["--cacert", PRIVATE.authority]
+    assert yaml.safe_load(FORMATS["litellm"](PRIVATE))["litellm_settings"] == {"ssl_verify": PRIVATE.authority}
+    assert yaml.safe_load(FORMATS["spring"](PRIVATE))["vllm"]["ca-certificate"] == PRIVATE.authority
+    tree = ast.parse(FORMATS["python"](PRIVATE))
+    assert [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names] == ["os", "ssl"]
+    assert f"cafile={PRIVATE.authority!r}" in ast.unparse(tree)
+
+
+def test_without_tls_of_our_own_nothing_is_said_of_trust() -> None:
+    public = dataclasses.replace(PRIVATE, authority=None)
+    assert all(word not in FORMATS[form](public) for form in FORMATS for word in ("ca.pem", "ssl", "SSL", "--cacert"))
+
+
+def test_the_address_is_a_name_that_the_certificate_has(tmp_path: Path) -> None:
+    own = Settings(tls_cert="/etc/tls/tls.pem", tls_key="/etc/tls/tls.key", host="0.0.0.0")
+    host = made(own, root=tmp_path)
+    assert client_of("qwen3vl", host, Report()).base_url == "https://127.0.0.1:8000/v1"  # it cannot be read here
+    openssl = shutil.which("openssl")
+    assert openssl
+    host.make_dir(Path("/usr/bin"))
+    host.at(Path("/usr/bin/openssl")).symlink_to(openssl)
+    certificate(host.at(Path("/etc/tls")), "*.llm.example", "llm.example")
+    assert client_of("qwen3vl", host, Report()).base_url == "https://llm.example:8000/v1"
+    certificate(host.at(Path("/etc/tls")), "llm.example", "127.0.0.1")
+    assert client_of("qwen3vl", host, Report()).base_url == "https://127.0.0.1:8000/v1"
+    found = client_of("qwen3vl", made(Settings(tls="self"), root=tmp_path), Report())
+    assert (found.base_url, found.authority) == ("https://127.0.0.1:8000/v1", str(CERTIFICATE))

@@ -56,6 +56,21 @@ def test_vllms_own_figure_of_the_cache_is_taken() -> None:
     assert sample.cache_tokens == 900
 
 
+def test_of_several_what_they_have_in_common_is_added_up() -> None:
+    one, two = read_metrics(METRICS), read_metrics(METRICS.replace("} 0.5", "} 1.0").replace("_bucket", "_other"))
+    assert one
+    assert two
+    assert load.together([None, one, None]) is one
+    assert load.together([None, None]) is None
+    both = load.together([one, one])
+    assert both
+    assert (both.running, both.cache_used, both.cache_tokens, both.generated) == (6.0, 0.375, 2560, 2000.0)
+    assert both.first_token == {0.1: 20.0, 1.0: 180.0, float("inf"): 200.0}
+    mixed = load.together([one, two])
+    assert mixed
+    assert (mixed.cache_used, mixed.first_token) == (0.5, {}), "buckets that differ say nothing together"
+
+
 def test_metrics_without_a_single_figure_are_none() -> None:
     assert read_metrics("<html>502 Bad Gateway</html>") is None
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from installer.base.errors import UsageError
-from installer.families.vllm.log import Refusal, read_refusal, read_report
+from installer.families.family import Refusal
+from installer.families.vllm.log import read_refusal, read_report
 from installer.families.vllm.memory_flags import Flags
 from installer.memory.capacity import Estimate, Outlook, describe, estimate, judge, table
 from installer.memory.device import Device

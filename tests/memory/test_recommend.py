@@ -12,7 +12,7 @@ from installer.base.errors import UsageError
 from installer.cli import cli
 from installer.memory.capacity import Outlook, judge
 from installer.memory.device import Device
-from installer.memory.recommend import Fit, Hardware, hardware_of, notes, parse_hardware, recommend, with_gpus
+from installer.memory.recommend import SMALLER, Fit, Hardware, hardware_of, notes, parse_hardware, recommend, with_gpus
 from installer.model import profiles
 from installer.spec.facts import Gpu
 from installer.spec.settings import Settings
@@ -62,7 +62,8 @@ def test_a_row_is_what_the_capacity_estimate_says() -> None:
 
 def test_parity_row_31_several_gpus_and_quantized_models_reach_further() -> None:
     one, two = fits("24GiB"), fits("2x24GiB")
-    assert not one["Qwen/Qwen2.5-32B-Instruct-AWQ"].runs
+    assert one["Qwen/Qwen2.5-32B-Instruct-AWQ"].gpus == 1
+    assert not fits("24GiB", 32768)["Qwen/Qwen2.5-32B-Instruct-AWQ"].runs
     assert two["Qwen/Qwen2.5-32B-Instruct-AWQ"].gpus == 2
     assert two["Qwen/Qwen2.5-32B-Instruct-AWQ"].command().endswith("--tensor-parallel-size 2")
     assert two["Qwen/Qwen3-8B"].gpus == 2, "its whole context is close on one"
@@ -72,10 +73,25 @@ def test_parity_row_31_several_gpus_and_quantized_models_reach_further() -> None
 
 def test_those_that_fit_come_first_and_the_largest_of_them() -> None:
     rows = list(fits("48GiB").values())
-    order = [(Outlook.FITS, Outlook.CLOSE, Outlook.CANNOT).index(row.answer) for row in rows]
+    order = [(not row.runs, row.reduced, row.is_close) for row in rows]
     assert order == sorted(order)
-    fitting = [row.model.parameters for row in rows if row.answer is Outlook.FITS]
+    fitting = [row.model.parameters for row in rows if row.answer is Outlook.FITS and not row.reduced]
     assert fitting == sorted(fitting, reverse=True)
+
+
+def test_less_context_is_offered_where_most_uses_want_more_than_fits() -> None:
+    row = fits("24GiB")["Qwen/Qwen3-VL-8B-Instruct"]
+    assert row.reduced
+    assert row.answer is Outlook.FITS
+    assert row.context in SMALLER
+    assert judge_alone(row.context * 2) is not Outlook.FITS
+    assert not fits("24GiB", 32768)["Qwen/Qwen3-VL-8B-Instruct"].runs, "what was asked for is not made smaller"
+    described = parse_hardware("24GiB")
+    assert any("less context" in note for note in notes(described, HEALTHY, recommend(described, HEALTHY)))
+
+
+def judge_alone(context: int) -> Outlook:
+    return fits("24GiB", context)["Qwen/Qwen3-VL-8B-Instruct"].answer
 
 
 @pytest.mark.parametrize(("less", "more"), [("16", "24"), ("24", "80"), ("2x24", "4x24"), ("80", "8x141")])

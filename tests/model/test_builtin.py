@@ -68,6 +68,11 @@ def test_an_answer_can_end(made: Path) -> None:
 
 def test_a_half_made_or_altered_directory_is_made_anew(host: Host, made: Path) -> None:
     assert builtin.is_current(made)
+    with (made / builtin.WEIGHTS).open("ab") as weights:
+        weights.write(b" ")
+    assert not builtin.is_current(made)
+    builtin.MakeBuiltin(PATH).apply(host, Report())
+    assert builtin.is_current(made)
     (made / "config.json").write_text("{}")
     assert not builtin.is_current(made)
     (made / "config.json").unlink()

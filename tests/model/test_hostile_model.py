@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from installer.base.errors import UsageError
 from installer.base.host import Host
 from installer.look import load
-from installer.look.watch import _seconds
+from installer.look.watch import in_seconds
 from installer.memory import capacity
 from installer.memory.device import Device
 from installer.memory.shape import read_shape
@@ -288,7 +288,7 @@ def test_any_metrics(lines: list[str], later: list[str]) -> None:
         waits = load.since(first.first_token, second.first_token)
         for share in (0.5, 0.9, 0.99):
             value = load.quantile(waits, share)
-            assert value is None or _seconds(value)
+            assert value is None or in_seconds(value)
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", "-Inf"])

@@ -11,8 +11,10 @@ from installer.base.assets import PACKAGE
 
 # Modules with side effects, and why each has its own.
 MAY = {
-    "base/host.py": "the place for all others",
-    "base/trees.py": "removes trees for host.py, by open directories",
+    "base/host.py": "the place for all others, which starts processes",
+    "base/files.py": "the host's files",
+    "base/locks.py": "the host's locks, and who holds them",
+    "base/trees.py": "removes trees for files.py, by open directories",
     "airgap/pack.py": "streams an archive of gigabytes into a file of the user's own or into a pipe",
     "airgap/bundle_file.py": "streams an archive's members to their places, or links them there",
     "airgap/wheelhouse.py": "collects wheels beside the archive that they go into",
@@ -20,7 +22,9 @@ MAY = {
     "weights/wire.py": "opens the connections of downloads",
     "weights/hub.py": "asks the hub, by its own client",
     "units/api.py": "asks the service over HTTP",
+    "checks/gateway.py": "asks the resolver where the names of a certificate lead",
     "look/client.py": "asks resolver and kernel for the way to a client; sends nothing there",
+    "monitor/ship.py": "remembers what was sent, in its own unit's directory and as a user who is nobody",
     "verbs/use.py": "writes the results of a test for CI where the user says, as click opens it",
 }
 WRITING_MODES = frozenset("wax+")
@@ -115,7 +119,7 @@ def test_names_of_vendors_and_their_engines_are_data_in_one_place() -> None:
     """Beside it engines are named where they are built, and where a user names one."""
     engines = (
         "spec/settings.py",
-        "families/vllm/packages.py",
+        "families/",
         "checks/preflight.py",
         "model/formats.py",
         "forms/venv/",

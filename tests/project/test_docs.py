@@ -15,8 +15,10 @@ from installer.base.language import CHINESE
 from installer.cli import cli
 from installer.spec.settings import NAMES
 from scripts import modules, reference
+from scripts.boards import BOARDS
 from scripts.facts import ENVIRONMENT, EXIT_CODES, settings
 from scripts.manpage import manpage
+from scripts.panels import THEMES
 from scripts.screens import SCREENS
 from scripts.verbs import verbs
 from tests.kit.boot.surroundings import REPO
@@ -109,8 +111,11 @@ def test_both_readmes_link_to_the_same_places() -> None:
 
 def test_every_picture_is_on_a_page_and_in_both_languages() -> None:
     held = {path.name for path in (REPO / "docs/images").iterdir()}
-    assert held == {f"{screen.name}{suffix}.svg" for screen in SCREENS for suffix in ("", f".{CHINESE}")}
-    assert held == set(re.findall(r"\(images/([^)]+)\)", (REPO / "docs/screens.md").read_text()))
+    screens = {f"{screen.name}{suffix}.svg" for screen in SCREENS for suffix in ("", f".{CHINESE}")}
+    dashboards = {f"dashboard-{name}{suffix}.svg" for name in BOARDS for suffix in THEMES}  # of Grafana, in no language
+    assert held == screens | dashboards
+    for page, pictures in (("screens", screens), ("dashboards", dashboards)):
+        assert pictures == set(re.findall(r"\bimages/([\w.-]+)", (REPO / f"docs/{page}.md").read_text()))
 
 
 def test_both_readmes_show_the_same_commands_and_every_verb() -> None:

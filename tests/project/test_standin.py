@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from installer.families.vllm.requests import read_requests
+from installer.families.vllm.metrics import read_requests
 from installer.spec.soak import Requests
 from tests.kit.standin.wheel import build_wheel
 

@@ -104,7 +104,8 @@ def test_the_wheel_holds_the_package_its_files_its_man_page_and_its_licence_alon
     own = f"vllm_install-{__version__}"
     assert {name.split("/")[0] for name in names} == {"installer", f"{own}.dist-info", f"{own}.data"}
     assert [name for name in names if ".data/" in name] == [f"{own}.data/data/share/man/man8/vllm-install.8"]
-    shipped = {f"installer/assets/{p.relative_to(REPO)}" for d in ("templates", "units") for p in (REPO / d).iterdir()}
+    assets = [path for folder in ("templates", "units") for path in (REPO / folder).rglob("*") if path.is_file()]
+    shipped = {f"installer/assets/{path.relative_to(REPO)}" for path in assets}
     assert {name for name in names if name.startswith("installer/assets/")} == shipped
     modules = {str(path.relative_to(REPO)) for path in (REPO / "installer").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules

@@ -272,6 +272,9 @@ def damage(place: Path, how: str) -> None:
         place.mkdir()
     elif how == "a FIFO":
         os.mkfifo(place, 0o600)
+    elif how == "a FIFO that says keys":
+        os.mkfifo(place, 0o600)
+        os.write(os.open(place, os.O_RDWR), content.encode())  # open until the tests end, as a hostile process has it
     elif how == "a link":
         (place.parent / "elsewhere").write_text(content)
         place.symlink_to(place.parent / "elsewhere")
@@ -299,7 +302,8 @@ ROOT_ALONE = [pytest.param("of another owner", marks=pytest.mark.root)]
 
 @pytest.mark.parametrize(
     "how",
-    ["missing", "a directory", "a FIFO", "a link", "a socket", "binary", "empty", "10 MB", "written by anybody",
+    ["missing", "a directory", "a FIFO", "a FIFO that says keys", "a link", "a socket", "binary", "empty", "10 MB",
+     "written by anybody",
      *ROOT_ALONE],
 )  # fmt: skip
 def test_without_a_key_file_that_is_one_nobody_gets_in(

@@ -170,9 +170,9 @@ def test_keys_that_changed_meanwhile_are_not_brought_back(service: Service) -> N
     assert [service.status("/v1/models", key) for key in (USER, NEW)] == [401, 200]
 
 
-def stalled(service: Service, fault: str) -> subprocess.Popen[str]:
+def stalled(service: Service, fault: str, keys: tuple[str, ...] = (digest(USER),)) -> subprocess.Popen[str]:
     service.faults(fault)
-    reload = service.reload(*WIDER)
+    reload = service.reload(*WIDER, keys=keys)
     if fault.startswith("import"):
         wait_until(lambda: len(service.pids("vllm_listen.py")) == 2)
     else:
@@ -199,6 +199,24 @@ def test_two_changes_do_not_mix(service: Service, fault: str) -> None:
     service.faults("")
     assert reload.wait(PATIENCE) == 0
     assert context(service) == 8192
+
+
+@pytest.mark.parametrize("fault", ["import=hang", "stall=load"])
+def test_a_next_supervisor_that_was_stopped_is_not_waited_for(service: Service, fault: str) -> None:
+    """It says nothing any more, and only its end would be noticed."""
+    main, keys = service.process, (digest(USER), f"ops={digest(NEW)}")
+    assert main is not None
+    service.environment["SILENCE_SEC"] = "3"
+    reload = stalled(service, fault, keys)
+    stopped = next(pid for pid in service.pids("vllm_supervisor.py") if pid != main.pid)
+    os.kill(stopped, signal.SIGSTOP)
+    assert reload.wait(PATIENCE) == 1
+    assert "the supervisor of the next engine says nothing" in journal(service)
+    service.faults("")
+    wait_until(lambda: not Path(f"/proc/{stopped}").exists())
+    if fault.startswith("stall"):
+        service.hear("READY=1")
+    assert (main.poll(), context(service), service.status("/v1/models", NEW)) == (None, 4096, 401)
 
 
 def test_nobody_waits_for_the_next_engine_any_more(service: Service) -> None:

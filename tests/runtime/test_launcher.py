@@ -19,8 +19,11 @@ from typing import ClassVar
 import pytest
 
 from installer.base.assets import RUNTIME
-from installer.runtime import vllm_watcher
+from installer.runtime import vllm_gpus, vllm_launcher, vllm_seen
+from installer.runtime.vllm_words import VLLM
+from tests.kit import nvml
 from tests.kit.launched import PATIENCE, PROBE, USER, Service, arguments, digest, wait_until
+from tests.kit.nvml import h200
 from tests.kit.samples import UNGUARDED
 
 
@@ -246,13 +249,34 @@ def test_the_watcher_sends_its_key_to_the_launcher_s_socket_alone(
     Stranger.told.clear()
     with serving(0) as server:
         port, listener = server.server_port, os.dup(server.fileno())
-        vllm = vllm_watcher.Vllm(os.getpid(), "127.0.0.1", listener, 1, PROBE)
+        vllm = vllm_seen.Vllm(VLLM, os.getpid(), "127.0.0.1", listener, 1, PROBE)
         assert vllm.ask("GET", "/v1/models", 10)[0] == 401
     vllm._listener.close()
     with serving(port):
         assert vllm.ask("GET", "/v1/models", 10) == (0, b"")
         assert vllm.ask("GET", "/is-this-guarded", 10, key=False)[0] == 401
     assert Stranger.told == [f"Bearer {PROBE}", ""]
+
+
+def test_former_replicas_make_way_and_an_admin_s_own_units_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        "vllm@1.service": "# Rendered by vllm-install 0.1.0; ...",
+        "vllm@12.service": "# Rendered by vllm-install 0.1.0; ...",
+        "vllm@3.service": "[Unit]",
+        "vllm@.service": "# Rendered by vllm-install 0.1.0; ...",
+        "vllm@x.service": "# Rendered by vllm-install 0.1.0; ...",
+        "other@1.service": "# Rendered by vllm-install 0.1.0; ...",
+    }
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+    told: list[tuple[tuple[str, ...], float | None]] = []
+    monkeypatch.setattr(vllm_launcher, "UNITS", str(tmp_path))
+    monkeypatch.setattr(vllm_launcher, "systemctl", lambda *words, within: told.append((words, within)))
+    for service in ("vllm", "vllm@1", "", "v*"):
+        vllm_launcher.end_replicas(service)
+    assert told == [(("stop", "vllm@1.service", "vllm@12.service"), None)]
 
 
 @pytest.mark.parametrize("verb", ["launch", "check"])
@@ -323,6 +347,41 @@ def test_only_holders_of_the_service_s_own_gpus_are_named(service: Service, visi
     service.environment["CUDA_VISIBLE_DEVICES"] = visible
     checked = service.once("check", serve=None)
     assert [pid for pid in (7, 8) if f"held by pid {pid} (" in checked.stderr] == named
+
+
+@pytest.mark.parametrize(
+    ("gpu", "said"),
+    [(h200(0, handle=15), "is not there any more (GPU is lost)"), (h200(0, recovery=1), "is of no use before a reset")],
+)
+def test_gpus_with_which_no_start_can_succeed_are_refused_once(
+    service: Service, gpu: dict[str, object], said: str
+) -> None:
+    has_gpus(service, gpu)
+    refused = service.once("launch", digest(USER), serve=None)
+    assert refused.returncode == 78, refused.stderr
+    for heard in (refused.stderr, service.hear("STATUS=refused: the GPU GPU-00000000")):
+        assert said in heard
+
+
+def test_gpus_that_a_reset_would_do_good_are_served_with(service: Service) -> None:
+    has_gpus(service, h200(0, remapped_pending=1, recovery=4))
+    service.start()
+    service.hear("READY=1")
+
+
+def has_gpus(service: Service, own: dict[str, object]) -> None:
+    service.environment |= {
+        "LD_LIBRARY_PATH": str(nvml.install(service.home / "driver", [own, h200(1)])),
+        "CUDA_VISIBLE_DEVICES": str(own["uuid"]),
+    }
+
+
+def test_a_driver_that_hangs_is_not_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.install(service.home / "driver", [h200(0), h200(1, hang=1)])
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(service.home / "driver/usr/lib"))
+    said = vllm_gpus.ask(2.0)
+    assert [each.get("uuid") for each in said if "index" in each] == [h200(0)["uuid"]]
+    assert vllm_gpus.unfit([str(h200(1)["uuid"])], said) == ""
 
 
 # Watching

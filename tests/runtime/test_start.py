@@ -116,10 +116,10 @@ class Standby:
         (self.ready, self.its_ready), (self.its_go, self.go) = os.pipe(), os.pipe()
 
     @contextmanager
-    def started(self, engine: Path) -> Iterator[subprocess.Popen[str]]:
+    def started(self, engine: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
         its = (self.its_ready, self.its_go)
         pipes = {"LAUNCHER_READY": str(its[0]), "LAUNCHER_GO": str(its[1])}
-        with listening(engine, fds=its, **pipes) as process:
+        with listening(engine, fds=its, **pipes, **environment) as process:
             for fd in its:
                 os.close(fd)
             yield process
@@ -157,12 +157,24 @@ def test_a_standby_that_cannot_import_vllm_is_never_ready(engine: Path) -> None:
         assert process.returncode == 1
 
 
-@pytest.mark.parametrize(("version", "is_imported"), [("0.32.0+cpu", True), ("0.32.0", False)])
-def test_what_is_spawned_anyway_is_not_imported_ahead(engine: Path, version: str, is_imported: bool) -> None:
+@pytest.mark.parametrize(
+    ("version", "method", "is_imported"),
+    [
+        ("0.32.0+cpu", "", True),
+        ("0.32.0+cpu", "spawn", False),
+        ("0.32.0", "", True),
+        ("0.32.0", "spawn", False),
+        ("0.32.0+rocm700", "", False),
+    ],
+)
+def test_what_is_spawned_anyway_is_not_imported_ahead(
+    engine: Path, version: str, method: str, is_imported: bool
+) -> None:
     build(engine, version)
+    given = {"VLLM_WORKER_MULTIPROC_METHOD": method} if method else {}
     (engine / "vllm/v1/engine/core.py").write_text("print('the engine core', flush=True)")
     standby = Standby()
-    with standby.started(engine) as process:
+    with standby.started(engine, **given) as process:
         assert os.read(standby.ready, 10) == b"r"
         os.close(standby.go)
         assert ("the engine core" in process.communicate(timeout=60)[0]) is is_imported
@@ -178,9 +190,9 @@ def test_an_ordinary_start_waits_for_nobody(engine: Path) -> None:
         ("0.32.0+cpu", {}, "0", "-", "1"),
         ("0.32.0+cpu", {"VLLM_USE_AOT_COMPILE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "1", "spawn", "-"),
         ("0.32.0+cpu", {"LD_PRELOAD": "libomp.so"}, "0", "-", "-"),
-        ("0.32.0", {}, "-", "-", "-"),
-        ("0.32.0+cu129", {}, "-", "-", "-"),
-        ("0.32.0+cu129", {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "-", "fork", "-"),
+        ("0.32.0", {}, "-", "fork", "-"),
+        ("0.32.0+cu129", {}, "-", "fork", "-"),
+        ("0.32.0+cu129", {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "-", "spawn", "-"),
         ("0.32.0+rocm700", {}, "-", "-", "-"),
     ],
 )

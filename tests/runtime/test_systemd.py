@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 
-from installer.runtime.vllm_systemd import seconds
+from installer.runtime.vllm_systemd import notify, say, seconds
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,25 @@ def test_a_time_that_makes_no_sense_is_the_usual_one(monkeypatch: pytest.MonkeyP
 def test_unsaid_it_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("START_PATIENCE_SEC", raising=False)
     assert seconds("START_PATIENCE_SEC") == 300.0
+
+
+HOSTILE = "two\n<2>forged\nREADY=1\x1b[2J\u202e"
+
+
+def test_a_line_of_the_journal_is_one_whoever_had_a_word_in_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    say(HOSTILE)
+    said = capsys.readouterr().err
+    assert said == "vllm-launcher: two <2>forged READY=1\\x1b[2J\\u202e\n"
+
+
+def test_a_word_to_systemd_is_one_line_whoever_had_a_word_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        notify(f"STATUS={HOSTILE}")
+        assert systemd.recv(4096).decode() == "STATUS=two <2>forged READY=1\\x1b[2J\\u202e"

@@ -16,7 +16,7 @@ from installer.spec.record import of_record, to_record
 from installer.spec.settings import Settings
 from installer.spec.soak import Requests, Soak
 from installer.spec.state import Event, Rekeying, State
-from installer.spec.target import Placed, Target
+from installer.spec.target import Placed, Replica, Target
 from installer.spec.toolkit import Toolkit
 from tests.kit.boot.surroundings import REPO
 from tests.kit.targets import KEYS, QWEN3_VL, target
@@ -32,7 +32,8 @@ def written() -> State:
     )  # fmt: skip
     known: dict[str, Any] = {"profile": QWEN3_VL, "toolkit": Toolkit("none", "/nonexistent")}
     before = dataclasses.replace(target(settings), **known)
-    on_a_gpu: dict[str, Any] = {"gpus": (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"),)}
+    gpus = (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"),)
+    on_a_gpu: dict[str, Any] = {"gpus": gpus, "replicas": (Replica(1, 20001, gpus), Replica(2, 20002))}
     return State(
         service="qwen3vl",
         owned={"/etc/a": ("1", "2"), "/etc/b": ("3",)},
@@ -48,7 +49,7 @@ def written() -> State:
         former=Former("old-llm.service", True, False, ((Path("/etc/systemd/system/qwen3vl.service"), 0o640),)),
         soak=Soak(
             "set-context 4k", 1800, "2026-01-02T03:04:05Z", "0f9c2d5e", 1234.5, 600.25, "4d1", 4711,
-            Requests(1000, 10), Requests(70, 1), Requests(90, 2), "6.1.0", "NVRM version: 580.1",
+            Requests(1000, 10), Requests(70, 1), (), Requests(90, 2), "6.1.0", "NVRM version: 580.1",
             ("the kernel changed from 6.0.9 to 6.1.0",), "it hung", 1,
         ),
         history=(Event("2026-01-02T03:04:05Z", "ana", "set-context 2k", "undone: too large"),),
@@ -62,14 +63,17 @@ def less(state: State, **of_targets: Any) -> State:
     return dataclasses.replace(state, proved=known(state.proved), previous=known(state.previous))
 
 
-BEFORE = dataclasses.replace(written(), soak=None)
+SINGLE = less(written(), replicas=())
+BEFORE = dataclasses.replace(SINGLE, soak=None)
 UNKNOWN: dict[str, Any] = {"pending_model": None, "pending_engine": None, "rekeying": None, "former": None}
 FORMS = {
     "before-profiles": dataclasses.replace(less(BEFORE, toolkit=None, gpus=(), profile=Profile()), **UNKNOWN),
     "before-gpus": less(BEFORE, toolkit=None, gpus=()),
     "before-toolkits": less(BEFORE, toolkit=None),
     "before-hold": BEFORE,
-    "0.1.0": written(),
+    "0.1.0": SINGLE,
+    "replicas": written(),
+    "families": written(),
 }
 
 
@@ -79,12 +83,12 @@ def test_each_fixture_is_looked_at() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
-    assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (1, FORMS[form])
+    version = {"replicas": 2, "families": 3}.get(form, 1)
+    assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (version, FORMS[form])
 
 
-@pytest.mark.parametrize("form", ["0.1.0", "0.1.0-deployed"])
-def test_the_form_of_today_is_written_as_it_was(form: str) -> None:
-    text = (STATES / f"{form}.json").read_text()
+def test_the_form_of_today_is_written_as_it_was() -> None:
+    text = (STATES / "families.json").read_text()
     assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
 
 

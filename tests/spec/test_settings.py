@@ -16,6 +16,7 @@ from installer.spec.settings import (
     assigned,
     check_service,
     load_settings,
+    of_text,
     owned_flags,
     to_text,
 )
@@ -151,12 +152,37 @@ GARBAGE = {
     "max_model_len": ["", "0", "15", "16777217", "-1", "1.5", "32m", "1e3", "k", "9" * 30, "32k\n1"],
     "gpu_memory_utilization": ["", "0", "0.01", "1.01", "95", "nan", "inf", "-0.5", "half"],
     "tensor_parallel_size": ["", "0", "65", "-1", "1.0", "two"],
+    "replicas": ["", "0", "65", "-1", "1.0", "two"],
     "download_connections": ["", "0", "33", "-1", "many"],
     "host": ["", "example.com", "1.2.3", "1.2.3.4.5", "0.0.0.0; rm", "[::1]", "::1\n"],
     "gpus": ["gpu0", "-1", "0;1", "auto,0", "GPU-", "MIG", "3b:00", "1.0", "GPU-1\nx", "0 %n", "²"],
     "port": ["", "0", "65536", "-1", "80a", "8" * 20],
     "drain": ["-1", "3601", "x"],
     "hold": ["", "-1", "3601", "long", "1.5", "2m"],
+    "tls": ["", "yes", "SELF", "self\n", "/c.pem"],
+    "tls_cert": ["c.pem", "~/c.pem", "/c\nbind :1", "/c\x1b"],
+    "tls_key": ["k.pem", "/k\x00", "/k\u2028"],
+    "routing": ["", "random", "session\n    server x", "leastconn,session"],
+    "fallback_url": [
+        "api.example",
+        "file:///etc/passwd",
+        "ftp://x/v1",
+        "https://k@api.example/v1",
+        "https://a b/v1",
+        "https://a/v1\n",
+        "https://a/%2e",
+        "https://a/v1?x=1",
+        "https://a:x/v1",
+        "https:///v1",
+        "https://ä/v1",
+    ],
+    "fallback_key_file": ["key", "/x\ny"],
+    "fallback_model": ["-m", "a\nb", "x" * 201],
+    "max_queued": ["", "-1", "1000001", "many", "1.5"],
+    "ttft": ["2", "0s", "-1s", "1.5s", "2 s", "2m", "soon", "2s\n", "1234567s"],
+    "target_ttft": ["2", "0s", "1.5s", "soon", "2s\n"],
+    "target_itl": ["50", "0ms", "1.5ms", "2 ms"],
+    "scheduling": ["", "lifo", "Priority", "priority\n#"],
     "allowed_media_domains": ["'unclosed", "a\nb", "--trust-remote-code", "good.example -x", "''", "a/b", "'a b'"],
     "tool_call_parser": ["", "--x", "a b", "hermes\nx", "x" * 65],
     "reasoning_parser": ["", "-", "qwen3;x", "a/b"],
@@ -189,6 +215,12 @@ GARBAGE = {
     ],
     "allow_pickle": ["a b/", "'unclosed", "--x", "a\nb"],
     "trust_remote_code": ["*", "../..\n", "a//b", "yes no;"],
+    "notify_command": ["tell", "./tell me", "/bin/tell 'half", "/bin/tell\nx"],
+    "notify_url": ["alerts.example", "ftp://x", "file:///etc/passwd", "https://me:pass@x/hook", "https://x/a b", "x y"],
+    "notify_form": ["xml", ""],
+    "engine_family": ["", "vLLM", "other", "sglang\n"],
+    "sglang_version": ["", "latest", "0.5", "0.5.16", "0.5.23;x"],
+    "sglang_args": ["'unclosed", "--a\n--b", "--port 1", "--grpc-port 1", "--tokenizer-w=2"],
     "vllm_args": ["'unclosed", "serve", "--enforce-eager\n--port=1", "--port 1", "--api-key=x"],
 }
 
@@ -207,6 +239,49 @@ def test_what_cannot_be_meant_is_refused_by_name(attribute: str, value: str) -> 
     typed = {"max_model_len": "--context", "vllm_args": "--"}.get(attribute, "--" + attribute.replace("_", "-"))
     assert error.message.startswith(f"{typed} " if typed == "--" else f"{typed}=")
     assert "\n" not in error.message
+
+
+def test_a_model_has_as_many_names_as_clients_know_it_by() -> None:
+    settings = from_flags(served_model_name="gpt-4 'my model' gpt-4")
+    assert settings.served_model_name == ("gpt-4", "my model")
+    assert settings.model_id == "gpt-4"
+    assert of_text("served_model_name", to_text("served_model_name", settings.served_model_name)) == (
+        "gpt-4",
+        "my model",
+    )
+    assert of_text("served_model_name", "it's") == ("it's",), "as it was written when there was but one"
+
+
+@pytest.mark.parametrize("url", ["api.example", "https://user:secret@api.example/v1"])
+def test_an_endpoint_is_asked_for_as_one(url: str) -> None:
+    assert "the base of an API without a key in it" in refusal(fallback_url=url).message
+
+
+TYPED_URLS = (
+    "https://me:geheim@host/x", "https://me:ge/heim@host/x", "https://geheim@host", "htps://me:geheim@host",
+    "https://me:my geheim@host/x", "me:geheim@host/x\n", "https://host/a b?key=geheim", "modelscope+x://me:geheim@h",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("attribute", ["fallback_url", "notify_url", "index_url", "hf_endpoint", "model_sources"])
+@pytest.mark.parametrize("value", TYPED_URLS)
+def test_no_refusal_repeats_a_password(attribute: str, value: str) -> None:
+    """Whatever is wrong with a URL, and wherever it was said."""
+    name = FIELDS[attribute].names[0]
+    for ask in (
+        lambda: load_settings("a", {name: value}, {}, {}), lambda: load_settings("a", {}, {name: value}, {}),
+        lambda: from_flags(**{attribute: value}), lambda: assigned([f"{name}={value}"]),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as caught:
+            ask()
+        assert "heim" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_nor_does_one_of_a_word_that_is_no_setting() -> None:
+    for typed in ("https://me:geheim@host/x?y=1", "https://me:geheim@host"):
+        with pytest.raises(UsageError) as caught:
+            assigned([typed])
+        assert "geheim" not in caught.value.message
 
 
 @pytest.mark.parametrize("flag", sorted(owned_flags()))
@@ -240,7 +315,9 @@ def test_what_stands_in_another_flag_s_value_is_none() -> None:
     "flag", ["--ssl-certfile", "--ssl_keyfile=/k", "--ssl-ca", "--enable-ssl-refresh", "--enable-ss"]
 )
 def test_tls_is_refused_in_one_sentence(flag: str) -> None:
-    assert "the service speaks plain HTTP; let a reverse proxy do TLS" in refusal(vllm_args=f"{flag} x").message
+    assert (
+        "the gateway before it speaks TLS: TLS_CERT and TLS_KEY, or TLS=self" in refusal(vllm_args=f"{flag} x").message
+    )
 
 
 @pytest.mark.parametrize(

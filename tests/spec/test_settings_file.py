@@ -99,6 +99,12 @@ def test_a_file_without_a_last_line_end_is_added_to_on_a_line_of_its_own() -> No
     assert wanted("PORT=1", Settings(port=1, drain=3), PATH) == "PORT=1\nDRAIN_SECONDS=3\n"
 
 
+def test_a_line_that_is_cut_short_shows_nothing_of_a_password_in_it() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(f"INDEX_URL https://me:{'geheim' * 20}@host/simple\n", PATH)
+    assert "geheim" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -25,7 +25,7 @@ from installer.spec.settings import Settings
 from installer.spec.state import Event, Rekeying, State, event, text_digest
 from installer.spec.target import Placed, Target
 from installer.weights import inventory
-from tests.base.test_host import KINDS, planted
+from tests.base.test_files import KINDS, planted
 from tests.kit.samples import any_settings
 from tests.kit.targets import KEYS, target
 
@@ -118,6 +118,8 @@ def test_a_damaged_file_is_named_with_a_way_out(host: Host, text: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_lies_in_the_place_of_the_record_is_named(host: Host, kind: str) -> None:
     planted(kind, host.at(LAYOUT.state_file))
+    if kind == "link":
+        host.at(LAYOUT.state_file).with_name("secret").write_text(record.to_record(state()))
     with pytest.raises(Damaged, match=f"{LAYOUT.state_file} cannot be read"):
         load_state(host, LAYOUT)
     assert services(host) == ["qwen3vl"]
@@ -246,6 +248,8 @@ def test_an_older_record_goes_through_every_version_up_to_ours(host: Host, monke
     steps = {
         -1: lambda data: {**data, "called": data["name"]},
         0: lambda data: {**data, "service": data["called"]},
+        1: lambda data: data,
+        2: lambda data: data,
     }
     edit(host, age)
     with pytest.raises(Damaged):

@@ -173,3 +173,21 @@ def test_a_socket_that_systemd_keeps_for_a_unit_is_no_stranger_s(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     custody = Custody(host, "no-such.service", "vllm-qwen3vl")
     assert bool(custody.objection("127.0.0.1", PORT)) == is_strange
+
+
+@pytest.mark.parametrize(
+    ("says", "uid", "is_strange"),
+    [("61200", 61200, False), ("61200", 61201, True), ("[not set]", 61200, True), ("0", 0, True), ("1000", 1000, True)],
+)
+def test_a_gateway_s_socket_is_that_of_the_user_that_systemd_made_up(
+    host: Host, monkeypatch: pytest.MonkeyPatch, says: str, uid: int, is_strange: bool
+) -> None:
+    """It stands in no /etc/passwd; any other user that a unit may have is none that we gave it."""
+    host.write(Path("/etc/passwd"), USERS)
+    host.write(Path("/proc/net/tcp"), HEADER + row("0.0.0.0", 7, uid))
+    host.write(Path("/usr/bin/systemctl"), f"#!/bin/sh\necho '{says}'\n", 0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    custody = Custody(host, "qwen3vl.service", "vllm-qwen3vl")
+    assert bool(custody.objection("127.0.0.1", PORT)) == is_strange
+    host.write(Path("/proc/net/tcp"), HEADER + row("0.0.0.0", 7, 990))
+    assert not custody.objection("127.0.0.1", PORT), "one engine becomes two, and the socket that it made stays"

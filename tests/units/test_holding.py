@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from installer.base.host import Host
 from installer.base.layout import Layout
+from installer.units.graph import handle
 from installer.units.holding import LONGEST, STALE, Holding, holding, without_count
 
 LAYOUT = Layout("qwen3vl")
+MEMBER = handle(LAYOUT)
 
 
 def now() -> float:
@@ -24,8 +26,8 @@ def now() -> float:
 
 
 def says(host: Host, text: str) -> Holding | None:
-    host.write(LAYOUT.holding, text)
-    return holding(host, LAYOUT)
+    host.write(MEMBER.holding, text)
+    return holding(host, MEMBER)
 
 
 def told(**changed: object) -> str:
@@ -33,7 +35,7 @@ def told(**changed: object) -> str:
 
 
 def test_who_waits_is_read(host: Host) -> None:
-    assert holding(host, LAYOUT) is None
+    assert holding(host, MEMBER) is None
     assert says(host, told()) == Holding(waiting=12, longest=8, limit=120)
     assert says(host, told(since=now() + 60)) == Holding(waiting=12, longest=0, limit=120)
 
@@ -77,31 +79,31 @@ def test_no_link_is_followed_and_nothing_is_waited_for(host: Host, tmp_path: Pat
     outside = tmp_path / "outside"
     outside.write_text(told())
     host.make_dir(LAYOUT.run_dir)
-    real = host.at(LAYOUT.holding)
+    real = host.at(MEMBER.holding)
     real.symlink_to(outside)
-    assert holding(host, LAYOUT) is None
+    assert holding(host, MEMBER) is None
     real.unlink()
     os.mkfifo(real)
-    assert holding(host, LAYOUT) is None
+    assert holding(host, MEMBER) is None
     real.unlink()
     real.mkdir()
-    assert holding(host, LAYOUT) is None
+    assert holding(host, MEMBER) is None
 
 
 @pytest.mark.root
 def test_a_file_of_somebody_else_is_not_the_service_s(host: Host) -> None:
     assert says(host, told())
     os.chown(host.at(LAYOUT.run_dir), 65534, 65534)
-    assert holding(host, LAYOUT) is None
-    os.chown(host.at(LAYOUT.holding), 65534, 65534)
-    assert holding(host, LAYOUT)
+    assert holding(host, MEMBER) is None
+    os.chown(host.at(MEMBER.holding), 65534, 65534)
+    assert holding(host, MEMBER)
 
 
 def test_what_nobody_goes_on_writing_says_nothing(host: Host) -> None:
     assert says(host, told())
     long_ago = time.time() - STALE - 1
-    os.utime(host.at(LAYOUT.holding), (long_ago, long_ago))
-    assert holding(host, LAYOUT) is None
+    os.utime(host.at(MEMBER.holding), (long_ago, long_ago))
+    assert holding(host, MEMBER) is None
 
 
 @pytest.mark.parametrize("counted", ["; 12 callers wait, longest 8 s", "; 1 callers wait, longest 0 s", ""])

@@ -17,9 +17,12 @@ from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.records import load_state, save_state
 from installer.spec.state import State, event
+from installer.spec.target import Replica
 from installer.units import keyring
+from installer.units.graph import members
 from installer.units.keyring import merged
-from installer.units.render import render, with_keys
+from installer.units.render import render, unit, with_keys
+from tests.base.test_files import KINDS, planted
 from tests.kit.targets import KEYS, wanted
 
 LAYOUT = Layout("qwen3vl")
@@ -105,6 +108,24 @@ def test_a_key_that_goes_while_a_change_is_still_being_planned_stays_away(host: 
     assert "RestartSec=5" in (host.read(LAYOUT.unit) or "")
 
 
+def test_the_unit_of_a_replica_is_written_with_the_keys_that_the_first_has_then(host: Host) -> None:
+    """Also one that was edited or is not there yet; what the change itself brought is not taken for revoked."""
+    guest, leaked = key("guest"), key("leaked")
+    made = dataclasses.replace(wanted().target, replicas=(Replica(1, 8101), Replica(2, 8102), Replica(3, 8103)))
+    paths = [member.path for member in members(LAYOUT, made)]
+    for number, path in enumerate(paths[:2], 1):
+        host.write(path, with_keys(unit(made, LAYOUT, number), (*KEYS, leaked)))
+    host.write(paths[1], with_keys(host.read(paths[1]) or "", (leaked,)))
+    before = keyring.held_in_unit(host, LAYOUT)
+    for path in paths[:2]:
+        host.write(path, with_keys(host.read(path) or "", (*KEYS, guest)))  # one was revoked and one set meanwhile
+    new = key("new")
+    for number, path in enumerate(paths, 1):
+        planned = with_keys(unit(made, LAYOUT, number), (*KEYS, leaked, new))
+        keyring.WriteUnit(path, planned, layout=LAYOUT, held=before).apply(host, Report())
+        assert set(keyring.keys_in(host.read(path) or "")) == {*KEYS, guest, new}
+
+
 def test_the_record_is_changed_as_it_is_now(host: Host) -> None:
     """What somebody else remembered meanwhile is not overwritten by what was read before."""
     save_state(host, LAYOUT, State("qwen3vl"))
@@ -115,3 +136,19 @@ def test_the_record_is_changed_as_it_is_now(host: Host) -> None:
     found = load_state(host, LAYOUT)
     assert found is not None
     assert (found.pending, [entry.what for entry in found.history]) == ("set", ["keys revoke guest"])
+
+
+# The keys in force, in a directory of the service's
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trap_in_the_place_of_the_keys_in_force_is_no_key(host: Host, kind: str) -> None:
+    planted(kind, host.at(LAYOUT.run_dir / "keys"))
+    if kind == "link":
+        host.at(LAYOUT.run_dir / "secret").write_text("default inference 0123 -\n")
+    assert keyring.live_keys(host, LAYOUT.run_dir) == frozenset()
+
+
+def test_the_keys_in_force_are_those_in_the_service_s_file(host: Host) -> None:
+    host.write(LAYOUT.run_dir / "keys", "probe inference 01 -\ndefault admin 23 2030-01-01T00:00:00Z\ncut off\n")
+    assert keyring.live_keys(host, LAYOUT.run_dir) == {("probe", "01"), ("default", "23")}

@@ -18,7 +18,7 @@ from installer.base.assets import asset_dir
 from installer.base.errors import UsageError
 from installer.base.host import Host
 from installer.base.layout import Layout
-from installer.families.vllm.serve import serve_arguments
+from installer.families.known import family_of
 from installer.spec.keys import Key, digest
 from installer.spec.settings import Settings
 from installer.spec.target import Placed, Target
@@ -27,7 +27,7 @@ from installer.units.syntax import exec_line, quote_exec, split_exec
 from tests.kit.boot.surroundings import REPO
 from tests.kit.golden import golden
 from tests.kit.samples import TEXTS, any_settings
-from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, target
+from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, replicated, target
 
 LAYOUT = Layout("qwen3vl")
 KINDS = ("cuda", "cpu", "rocm")
@@ -45,7 +45,7 @@ CASES = {
     "cpu": target(dataclasses.replace(BASE, model="builtin:tiny"), kind="cpu"),
     "rocm": target(
         dataclasses.replace(
-            BASE, max_model_len=None, drain=90, host="::1", served_model_name='it\'s 100% "$HOME" \\ 1',
+            BASE, max_model_len=None, drain=90, host="::1", served_model_name=('it\'s 100% "$HOME" \\ 1',),
             allowed_media_domains=("images.example", "cdn.example"),
             vllm_args=("--hf-overrides", '{"rope": [1, "${x}"]}', "--empty", "", "--path", "C:\\new", "--semi", ";"),
         ),
@@ -70,6 +70,14 @@ def stable(text: str, made: Target) -> str:
 @pytest.mark.parametrize("case", CASES)
 def test_units_are_the_golden_ones(case: str) -> None:
     text = stable(unit(CASES[case], LAYOUT), CASES[case])
+    assert text == golden(f"{case}.service", text)
+
+
+@pytest.mark.parametrize(("case", "kind"), [("replica", "cuda"), ("replica-cpu", "cpu")])
+def test_the_unit_of_a_replica_is_the_golden_one(case: str, kind: str) -> None:
+    gpus = (Placed("GPU-8932f937", "NVIDIA H200", "/dev/nvidia4"),) if kind == "cuda" else ()
+    made = replicated(gpus, gpus, kind=kind, gpu_memory_utilization=0.4).target
+    text = stable(unit(made, LAYOUT, 2), made).replace(process_digest(made, LAYOUT, 2), "DIGEST")
     assert text == golden(f"{case}.service", text)
 
 
@@ -105,6 +113,12 @@ def test_a_unit_without_a_choice_of_gpus_is_as_it_was() -> None:
     assert EVERY_NODE in text.splitlines()
 
 
+def test_replicas_on_the_processor_are_not_bound_to_the_same_cores() -> None:
+    bound = "Environment=VLLM_CPU_OMP_THREADS_BIND=nobind\n"
+    found = [bound in unit(replicated(*gpus).target, LAYOUT, 1) for gpus in (((), ()), ((),))]
+    assert found == [True, False], "one alone has them all"
+
+
 def test_the_account_is_the_golden_one() -> None:
     text = render(CASES["cuda"], LAYOUT)[LAYOUT.sysusers].text
     assert text == golden("sysusers.conf", text)
@@ -121,9 +135,14 @@ def test_the_files_are_these_and_readable_by_all() -> None:
             for name in (
                 *("launcher", "listen", "watcher", "guard", "connections", "text", "flags", "drain"),
                 *("systemd", "hold", "supervisor", "processes", "handover", "start"),
+                *("haproxy", "certificate", "fallback", "gateway"),
+                *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words"),
             )
         ),
         runtime / "vllm_flags.json",
+        runtime / "sglang_serve.py",
+        runtime / "sglang_flags.json",
+        runtime / "vllm_hold.lua",
         *(LAYOUT.unit.parent / shipped.name for shipped in asset_dir("units").iterdir()),
     }
     needless = LAYOUT.unit.parent / "vllm-nvidia-nodes.service"
@@ -142,8 +161,9 @@ def test_no_file_holds_a_key() -> None:
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the distribution's own units, which ours refer to."""
+    """A root with the distribution's own units, which ours refer to, and its shell."""
     root = tmp_path_factory.mktemp("root")
+    Host(root).write(Path("/bin/sh"), "", 0o755)
     shutil.copytree(SYSTEM_UNITS, root / "usr/lib/systemd/system", symlinks=True)
     return root
 
@@ -274,9 +294,8 @@ def directives(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def shape(text: str) -> list[tuple[str, str, str]]:
-    found = [
-        (s, n, "" if n in OF_THE_USER or v.startswith(("UNIT_DIGEST=", "HOLD=")) else v) for s, n, v in directives(text)
-    ]
+    numbers = ("UNIT_DIGEST=", "HOLD=", "LIMITS=")
+    found = [(s, n, "" if n in OF_THE_USER or v.startswith(numbers) else v) for s, n, v in directives(text)]
     # A model in a home is bound in, and a service for this host alone may talk to nobody else.
     return [one for one in found if one[1] not in ("BindReadOnlyPaths", "IPAddressDeny", "IPAddressAllow")]
 
@@ -294,17 +313,18 @@ def test_no_value_adds_or_changes_a_directive(chosen: Settings, kind: str, path:
     except UsageError:
         assert path is not None or made.model.id.endswith("\\"), "what passed validation can be rendered"
         return
-    plain = target(Settings(service=chosen.service), kind=kind)
+    told = "https://alerts.example" if chosen.notifies else None
+    plain = target(Settings(service=chosen.service, notify_url=told, engine_family=chosen.engine_family), kind=kind)
     assert shape(text) == shape(unit(plain, layout))
     words = exec_line(text)
-    assert words[words.index("--") + 1 :] == serve_arguments(made)
+    assert words[words.index("--") + 1 :] == family_of(chosen).arguments(made)
     keys = [word for word, before in zip(words[1:], words, strict=False) if before == "--api-key"]
     assert keys == [key.argument for key in KEYS]
 
 
 def test_a_name_cannot_swallow_the_line_after_its_own() -> None:
     with pytest.raises(UsageError, match="joins it with the next line"):
-        unit(target(dataclasses.replace(BASE, served_model_name="a\\")), LAYOUT)
+        unit(target(dataclasses.replace(BASE, served_model_name=("a\\",))), LAYOUT)
 
 
 @pytest.mark.parametrize(

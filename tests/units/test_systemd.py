@@ -28,7 +28,7 @@ def reloads(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def listen(host: Host) -> None:
     host.make_dir(LAYOUT.run_dir)
-    os.mknod(host.at(LAYOUT.control), stat.S_IFSOCK | 0o600)
+    os.mknod(host.at(MEMBER.control), stat.S_IFSOCK | 0o600)
 
 
 def test_a_supervisor_listens_to_its_successor(host: Host, reloads: dict[str, str]) -> None:
@@ -46,9 +46,9 @@ def test_a_reload_that_an_admin_replaced_brings_no_successor(host: Host, reloads
 
 def test_a_file_or_a_link_is_nobody_who_listens(host: Host, reloads: dict[str, str]) -> None:
     listen(host)
-    host.at(LAYOUT.control).rename(host.at(LAYOUT.run_dir) / "elsewhere")
-    host.at(LAYOUT.control).symlink_to("elsewhere")
+    host.at(MEMBER.control).rename(host.at(LAYOUT.run_dir) / "elsewhere")
+    host.at(MEMBER.control).symlink_to("elsewhere")
     assert not hands_over(host, MEMBER)
-    host.remove(LAYOUT.control)
-    host.write(LAYOUT.control, "")
+    host.remove(MEMBER.control)
+    host.write(MEMBER.control, "")
     assert not hands_over(host, MEMBER)

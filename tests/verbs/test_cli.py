@@ -60,10 +60,10 @@ def test_every_verb_has_help(verb: str) -> None:
     assert shown.stdout.startswith(f"Usage: vllm-install {verb}")
 
 
-def test_without_a_verb_it_shows_help_and_fails() -> None:
+def test_without_a_verb_it_says_what_to_do_next() -> None:
     ran = cli()
-    assert ran.returncode == Exit.USAGE
-    assert "deploy" in ran.stdout + ran.stderr
+    assert (ran.returncode, ran.stderr) == (Exit.DONE, "")
+    assert "  vllm-install --help" in ran.stdout.splitlines()
 
 
 def test_the_version_is_the_package_s() -> None:
@@ -129,7 +129,7 @@ def test_completion_completes() -> None:
         (["deploy", "coder"], "a service is named with --service coder"),
         (["set"], "nothing is to be set"),
         (["set", "--port", "8001", "PORT=8001"], "PORT is given twice"),
-        (["set", "port=abc"], "port='abc': expected a whole number"),
+        (["set", "port=abc"], "error: port='abc': expected a whole number"),
         (["set", "--port", "abc"], "--port='abc': expected a whole number"),
         (["set", "--max-num-seqs", "3"], "give it after --, as in: -- --max-num-seqs"),
         (["deploy", "--enforce-eager"], "--enforce-eager is a flag of vLLM's own"),
@@ -145,6 +145,7 @@ def test_completion_completes() -> None:
         (["completion", "tcsh"], "tcsh"),
         (["plan", "--port"], "--port"),
         (["plan", "--port", "http"], "--port='http': expected a whole number between 1 and 65535"),
+        (["plan", "--context", "16"], "a context of 16 tokens is too small to chat in"),
         (["plan", "--context", "64x"], "expected a number of tokens such as 1024, 32k or 256K, or auto"),
         (["plan", "--model", "a b"], "expected a hub id"),
         (["plan", "--vllm-version", "0.1.0"], "the oldest vLLM"),
@@ -155,6 +156,7 @@ def test_completion_completes() -> None:
         (["plan", "--tool-call-parser", "hermse"], "did you mean hermes"),
         (["plan", "--reasoning-parser", "qwen"], "did you mean qwen3"),
         (["plan", "--", "serve"], "expected a vLLM flag, found 'serve'"),
+        (["plan", "--", "--typo", "1"], "has no flag --typo"),
         (["set", "VLLM_ARGS=serve"], "expected a vLLM flag, found 'serve'"),
         (["plan", "--index-url", "https://me:secret@mirror/simple"], "credentials do not belong"),
         (["deploy", "--port", "0"], "--port='0'"),

@@ -17,7 +17,7 @@ from installer.base.layout import Layout
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
-from tests.base.test_host import KINDS, planted
+from tests.base.test_files import KINDS, planted
 from tests.kit.boot.surroundings import REPO
 from tests.kit.targets import target
 from tests.spec.test_state import DAMAGED

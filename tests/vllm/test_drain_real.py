@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from installer.base.assets import RUNTIME
 from tests.kit.boot.machine import STORE
 from tests.kit.drain_scenarios import LONG, SCENARIOS, Start, leaves_who_comes_now_in_the_queue
-from tests.kit.draining import Draining
+from tests.kit.draining import Draining, Imported
 
 UPGRADE = (
     "GET /socket HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -20,10 +21,16 @@ UPGRADE = (
 RESTARTS = 1012  # the code of a websocket's end
 
 
+@pytest.fixture(scope="module")
+def imported(cpu_engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
+    with Imported(STORE / "engines" / cpu_engine / "bin/python", tmp_path_factory.mktemp("home")) as imported:
+        yield imported
+
+
 @pytest.fixture
-def start(request: pytest.FixtureRequest, cpu_engine: str, tmp_path: Path) -> Start:
-    python, which = STORE / "engines" / cpu_engine / "bin/python", getattr(request, "param", "vllm")
-    return lambda drain, **seconds: Draining(python, which, RUNTIME, tmp_path, drain, **seconds)
+def start(request: pytest.FixtureRequest, imported: Imported, tmp_path: Path) -> Start:
+    which = getattr(request, "param", "vllm")
+    return lambda drain, **seconds: Draining(imported, which, RUNTIME, tmp_path, drain, **seconds)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.__name__)
@@ -46,3 +53,11 @@ def test_a_websocket_is_told_that_the_server_restarts(start: Start) -> None:
         frame = client.file.read(4)
         assert (frame[0] & 15, int.from_bytes(frame[2:4], "big")) == (8, RESTARTS)
         assert server.end() == 0
+
+
+def test_whether_the_engine_is_dead_can_be_asked(cpu_engine: str) -> None:
+    (source,) = (STORE / "engines" / cpu_engine).glob("lib/python3*/site-packages/vllm/v1/engine/async_llm.py")
+    tree = ast.parse(source.read_text())
+    client = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "AsyncLLM")
+    errored = next(each for each in client.body if isinstance(each, ast.FunctionDef) and each.name == "errored")
+    assert [ast.unparse(each) for each in errored.decorator_list] == ["property"]

@@ -19,7 +19,7 @@ from tests.kit.bulk_hub import model
 from tests.kit.hub import Hub
 from tests.kit.weights import LAYOUT, REPO, child, settings
 
-ROUNDS = 20
+ROUNDS = 8
 SIZES = (256 << 20, 128 << 20)
 RATE = 32e6  # of one connection; what the kernel holds of it on the way is lost with the process
 

@@ -12,7 +12,6 @@ from installer.base.errors import InstallError
 from installer.base.host import ANSWERS_WITHIN, Completed, Host
 from installer.base.language import tr
 from installer.base.sizes import MIB
-from installer.families.vllm.packages import is_cuda_12
 from installer.spec.facts import Facts, Gpu, NoDriver, Process, pci_address
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
@@ -36,7 +35,7 @@ def find(host: Host) -> tuple[tuple[Gpu, ...], str]:
     if done is None:
         return _without_smi(host)
     if done.returncode != 0:
-        present = _cards(host) or _without_smi(host)[0]
+        present = cards(host) or _without_smi(host)[0]
         # The tool without a card is what some images ship; it is no fault then.
         said = " ".join((done.stdout.strip() or done.stderr.strip()).split())
         failed = tr("{command} failed with exit status {status}", command=SMI, status=done.returncode)
@@ -69,7 +68,7 @@ def problems(settings: Settings, facts: Facts, usable: Sequence[Gpu], chosen: Se
             id="no-gpu-visible",
         )
         return
-    cuda_12 = is_cuda_12(settings)
+    cuda_12 = settings.wants_cuda_12
     needed = CUDA_12_DRIVER if cuda_12 else CUDA_13_DRIVER
     if (_number(usable[0].driver.partition(".")[0]) or 0) < needed:
         yield Problem(
@@ -203,9 +202,9 @@ def _without_smi(host: Host) -> tuple[tuple[Gpu, ...], str]:
     """The kernel module's own account, where the tools were not installed."""
     version = re.search(r"Module.*?\s(\d+\.\d[\d.]*)\s", host.read(Path(NVIDIA.driver)) or "")
     if version is None:
-        cards = _cards(host)
-        why = tr("no driver is loaded for the NVIDIA card at {addresses}", addresses=", ".join(cards))
-        return (), NoDriver(why) if cards else ""
+        found = cards(host)
+        why = tr("no driver is loaded for the NVIDIA card at {addresses}", addresses=", ".join(found))
+        return (), NoDriver(why) if found else ""
     gpus: list[Gpu] = []
     nodes = _nodes(host)
     for index, file in enumerate(host.glob("/proc/driver/nvidia/gpus/*/information")):
@@ -217,7 +216,7 @@ def _without_smi(host: Host) -> tuple[tuple[Gpu, ...], str]:
     return tuple(gpus), ""
 
 
-def _cards(host: Host) -> list[str]:
+def cards(host: Host) -> list[str]:
     """PCI addresses of NVIDIA display and compute cards, driver or not."""
     devices = [vendor.parent for vendor in host.glob("/sys/bus/pci/devices/*/vendor")]
     return [

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from installer.base import datafile
 from installer.base.assets import DATA
-
-
-@dataclass(frozen=True)
-class VllmFacts:
-    version: str
-    tool_parsers: tuple[str, ...]
-    reasoning_parsers: tuple[str, ...]
-    architectures: frozenset[str]
-    removed_architectures: Mapping[str, str]  # and the last version that had them
-    quantizations: Mapping[str, int]  # and the lowest compute capability, as 75 for 7.5
-    quantizations_without_cpu: frozenset[str]
-    rocm_quantizations: frozenset[str]
-    deprecated_quantizations: frozenset[str]
-    own_model_types: frozenset[str]  # they need no code from the model's own repository
-    own_tokenizers: frozenset[str]  # model types and classes whose tokenizer needs none
+from installer.families.family import Abilities
 
 
 @functools.cache
-def load_abilities() -> VllmFacts:
-    section = datafile.read(DATA / "vllm.json", " ".join(VllmFacts.__dataclass_fields__))
+def load_abilities() -> Abilities:
+    section = datafile.read(DATA / "vllm.json", " ".join(Abilities.__dataclass_fields__))
     removed, lowest = section.mapping("removed_architectures"), section.mapping("quantizations")
-    return VllmFacts(
+    return Abilities(
         version=section.text("version"),
         tool_parsers=section.texts("tool_parsers"),
         reasoning_parsers=section.texts("reasoning_parsers"),

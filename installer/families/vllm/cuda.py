@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from installer.base.language import mark, tr
@@ -36,6 +36,13 @@ def arguments(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
     if toolkit.mode != NONE and not any("flashinfer" in word for word in (*given, *flags)):
         words.append("--no-enable-flashinfer-autotune")
     return words
+
+
+def attention(capabilities: Sequence[tuple[int, int]], is_mla: Callable[[], bool]) -> str:
+    """What attends where nothing can be compiled; "" where vLLM's own choice needs no compiler."""
+    if not any(major == BLACKWELL for major, _ in capabilities):
+        return ""
+    return MLA_ATTENTION if is_mla() else ATTENTION
 
 
 def describe(toolkit: Toolkit) -> str:

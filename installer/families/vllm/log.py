@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from installer.base.sizes import GIB
+from installer.families.family import Log, Refusal
 from installer.spec.calibration import Calibration
 
 _LINES = {
@@ -25,16 +25,6 @@ _START = "Initializing a V1 LLM engine"
 _NEEDED = re.compile(r"max seq len \((\d+)\), \(?([\d.]+) GiB KV cache is needed")
 _HAD = re.compile(r"available KV cache memory \(([\d.]+) GiB\)")
 _LARGEST = re.compile(r"estimated maximum model length is (\d+)")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """vLLM's own account of why a context does not fit."""
-
-    context: int = 0
-    needed_gib: float = 0.0
-    available_gib: float = 0.0
-    estimated_max: int = 0  # 0 where vLLM names none
 
 
 def read_report(lines: Iterable[str]) -> Calibration | None:
@@ -86,3 +76,6 @@ ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
 def root_line(lines: list[str]) -> str:
     """vLLM reports the first error as the reason of the next, so the first one is the root; "" where there is none."""
     return next((line.strip() for line in lines if ERROR.search(line) and not ASIDE.search(line)), "")
+
+
+LOG = Log(read_report, read_refusal, root_line)

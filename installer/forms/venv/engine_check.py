@@ -1,7 +1,7 @@
-"""Run by a new engine's own Python: import what a start of vLLM imports.
+"""Run by a new engine's own Python: import what a start of its server imports.
 
 Doubles as the compiler: what is imported here leaves its bytecode in the engine, which the service cannot
-write. Usage: engine_check.py MODULE[:ATTRIBUTE]... [-- MODULE...]; a module behind `--` may be absent or fail.
+write. Usage: engine_check.py PACKAGE MODULE[:ATTRIBUTE]... [-- MODULE...]; a module behind `--` may be absent or fail.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ import traceback
 
 
 def main(arguments: list[str]) -> int:
-    split = arguments.index("--") if "--" in arguments else len(arguments)
+    package, *modules = arguments
+    split = modules.index("--") if "--" in modules else len(modules)
     try:
-        importlib.metadata.version("vllm")  # every vllm command asks for it first
-        for name in arguments[:split]:
+        importlib.metadata.version(package)  # every command of it asks for that first
+        for name in modules[:split]:
             module, _, attribute = name.partition(":")
             found = importlib.import_module(module)
             if attribute:
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
         # A wheel may also exit or be interrupted on import; whatever it was, this engine cannot start.
         traceback.print_exc()
         return 1
-    for name in arguments[split + 1 :]:
+    for name in modules[split + 1 :]:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     return 0

@@ -17,12 +17,13 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report, size
-from installer.families.vllm import packages
+from installer.families.family import Packages
+from installer.families.known import family_named, family_of, label, label_of
 from installer.forms.venv import bytecode, cuda_home, python_of, resolving, soundness
 from installer.forms.venv.pipconf import Sources, read_sources, redact
 from installer.forms.venv.resolving import PythonTarget, Resolving, backend_options, with_vllm_indexes
 from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
-from installer.spec.engine import Engine, versions
+from installer.spec.engine import Engine, exact, versions
 from installer.spec.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,33 +37,7 @@ RULES = 2
 
 TORCH_INDEX = "https://download.pytorch.org/whl/{backend}"
 
-# Installed size with bytecode, from which the preflight of the disk works (du: cuda 7.9 GiB, cpu 3.2); an engine
-# without torch is a stand-in.
-BYTES = {"cuda": 17 << 29, "rocm": 24 << 30, "cpu": 7 << 29}
-BYTES_WITHOUT_TORCH = 64 << 20
-
-# What the import check must get through, and what it imports besides for the bytecode of what a start needs.
-ENTRY = "vllm.entrypoints.cli.main"
-WORKER = {"cuda": "vllm.v1.worker.gpu_worker", "rocm": "vllm.v1.worker.gpu_worker", "cpu": "vllm.v1.worker.cpu_worker"}
-# What the first request reaches on a GPU and a start does not import: with clashing cuda.bindings only these fail.
-KERNELS = {
-    "cuda": (
-        "flashinfer",
-        "flashinfer.sampling",
-        "vllm.v1.attention.backends.flashinfer",
-        "vllm.v1.sample.ops.topk_topp_sampler",
-    )
-}
-NEEDED = ("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "torch._inductor.compile_fx")
-# Where a library of the system is missing, vLLM's CPU build imports all the same, without its own operators.
-OPERATORS = {"cpu": ("torch:ops._C.init_cpu_memory_env",)}
-USEFUL = (
-    "vllm.compilation.backends",
-    "vllm.model_executor.models.qwen3",
-    "vllm.model_executor.models.qwen3_vl",  # the default model; not for the CPU engine, which has no torchvision
-    "uvicorn.protocols.http.httptools_impl",
-    "prometheus_fastapi_instrumentator",
-)
+BYTES_WITHOUT_TORCH = 64 << 20  # an engine without torch is a stand-in
 
 
 def resolve(
@@ -82,13 +57,14 @@ def offered(settings: Settings, kind: str, python: Path, host: Host, report: Rep
     sources = read_sources(host, settings, os.environ)
     interpreter = resolving.look_at(python, host)
     fits = resolving.fits_lock(settings, sources)
-    lock = packages.shipped(kind, settings.vllm_version, interpreter.target) if fits else None
+    family = family_of(settings)
+    lock = family.packages.shipped(kind, family.version(settings), interpreter.target) if fits else None
     if lock is None:
         return newest(settings, kind, python, host, report)
     report.note(
         tr(
-            "vLLM {version} ({kind}): the packages that were tested with it, by their checksums",
-            version=settings.vllm_version,
+            "{engine} ({kind}): the packages that were tested with it, by their checksums",
+            engine=label(settings),
             kind=kind,
         )
     )
@@ -101,7 +77,7 @@ def offered(settings: Settings, kind: str, python: Path, host: Host, report: Rep
 def newest(settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
     """The engine of the packages that the index offers today."""
     sources = read_sources(host, settings, os.environ)
-    report.note(tr("working out the packages of vLLM {version} ({kind})", version=settings.vllm_version, kind=kind))
+    report.note(tr("working out the packages of {engine} ({kind})", engine=label(settings), kind=kind))
     lock, torch_backend = Resolving(settings, kind, python, sources, host).newest()
     return _made(settings, kind, python, lock, host, torch_backend)
 
@@ -114,7 +90,8 @@ def carried(settings: Settings, kind: str, lock: str, python: Path, host: Host) 
 def _made(settings: Settings, kind: str, python: Path, lock: str, host: Host, torch_backend: str = "") -> Engine:
     request = _request(settings, kind, python, read_sources(host, settings, os.environ))
     engine_id = _engine_id(resolving.look_at(python, host), python, lock)
-    return Engine(engine_id, kind, settings.vllm_version, python, lock, request, torch_backend)
+    version = family_of(settings).version(settings)
+    return Engine(engine_id, kind, version, python, lock, request, torch_backend, settings.engine_family)
 
 
 def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
@@ -124,6 +101,11 @@ def wheel_sources(engine: Engine, settings: Settings, host: Host) -> Sources:
         return sources
     own = TORCH_INDEX.format(backend=engine.torch_backend)
     return replace(sources, extra_index_urls=(own, *sources.extra_index_urls))
+
+
+def installed_bytes(engine: Engine) -> int:
+    """With bytecode."""
+    return family_named(engine.family).packages.bytes[engine.kind] if engine.has_torch else BYTES_WITHOUT_TORCH
 
 
 def is_complete(host: Host, layout: Layout, engine_id: str) -> bool:
@@ -146,16 +128,20 @@ class InstallEngine:
         return self.layout.engines / self.engine.id
 
     @property
+    def _packages(self) -> Packages:
+        return family_named(self.engine.family).packages
+
+    @property
     def bytes_needed(self) -> int:
-        installed = BYTES[self.engine.kind] if self.engine.has_torch else BYTES_WITHOUT_TORCH
+        installed = installed_bytes(self.engine)
         return installed + (self.bundle.wheel_bytes if self.bundle else 0)
 
     def describe(self) -> str:
         engine = self.engine
         count = len(engine.packages)
         return tr(
-            "install vLLM {version} ({kind}) in {path}: {packages}, up to {size}",
-            version=engine.vllm_version,
+            "install {engine} ({kind}) in {path}: {packages}, up to {size}",
+            engine=label_of(engine),
             kind=engine.kind,
             path=self.path,
             packages=tr("1 package") if count == 1 else tr("{count} packages", count=count),
@@ -187,8 +173,8 @@ class InstallEngine:
             self._clear(host)
             self._install(host, report)
             site = self._packages_dir(host)
-            soundness.check_site(host.at(site), engine.kind, self._asked(host))
-            if engine.kind == "cpu":
+            soundness.check_site(host.at(site), engine.kind, self._asked(host), self._packages)
+            if engine.kind == "cpu" and engine.family == Settings.engine_family:
                 _name_vllm(host, site, engine.vllm_version)
             if engine.kind == "cuda":
                 cuda_home.lay_out(engine.packages, site, self.path, host)
@@ -220,7 +206,7 @@ class InstallEngine:
         try:
             run_uv(host, cache, "venv", "--no-project", "--python", engine.python, target)
             host.write(self.path / LOCK, engine.lock)
-            with self._sources(host, report) as sources, host.scratch({EXACT: packages.exact(engine.lock)}) as scratch:
+            with self._sources(host, report) as sources, host.scratch({EXACT: exact(engine.lock)}) as scratch:
                 run_uv(
                     host, cache, "pip", "sync", "--python", python_of(target), "--no-build", "--link-mode",
                     "hardlink", *backend_options(engine.torch_backend),
@@ -264,8 +250,8 @@ class InstallEngine:
             if why:
                 raise EngineFailed(
                     tr(
-                        "the installed vLLM {version} ({kind}) cannot be imported:\n{why}",
-                        version=self.engine.vllm_version,
+                        "the installed {engine} ({kind}) cannot be imported:\n{why}",
+                        engine=label_of(self.engine),
                         kind=self.engine.kind,
                         why=why,
                     ),
@@ -279,12 +265,13 @@ class InstallEngine:
 
 def import_error(engine: Engine, host: Host, layout: Layout) -> str:
     """The last lines of why an installed engine cannot be imported; empty where it can."""
-    needed = (*NEEDED, WORKER[engine.kind], *OPERATORS.get(engine.kind, ()), *KERNELS.get(engine.kind, ()))
-    modules = [ENTRY, *((*needed, "--", *USEFUL) if engine.has_torch else ())]
+    imports = family_named(engine.family).packages.imports
+    further = (*imports.needed[engine.kind], "--", *imports.useful) if engine.has_torch else ()
     script = Path(__file__).with_name("engine_check.py")
     python = host.at(python_of(layout.engines / engine.id))
     with host.scratch() as home:
-        done = host.run(python, "-I", script, *modules, check=False, env=_quiet_environment(home))
+        words = (imports.package, imports.entry, *further)
+        done = host.run(python, "-I", script, *words, check=False, env=_quiet_environment(home))
     return "\n".join(done.stderr.strip().splitlines()[-6:]) if done.returncode else ""
 
 
@@ -292,7 +279,10 @@ def import_error(engine: Engine, host: Host, layout: Layout) -> str:
 
 
 def _request(settings: Settings, kind: str, python: Path, sources: Sources) -> str:
-    return _digest(RULES, kind, settings.vllm_version, str(python), str(python.resolve()), sources.identity())
+    family = family_of(settings)
+    # As it always was of vLLM: its engines are known again.
+    of = () if family.name == Settings.engine_family else (family.name,)
+    return _digest(RULES, kind, family.version(settings), str(python), str(python.resolve()), sources.identity(), *of)
 
 
 def _engine_id(interpreter: PythonTarget, python: Path, lock: str) -> str:

@@ -12,7 +12,7 @@ from installer.base.errors import CommandFailed
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
-from installer.families.vllm import packages
+from installer.families.known import family_of
 from installer.forms.venv.pipconf import Sources, redact
 from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
 from installer.spec.engine import versions
@@ -59,7 +59,7 @@ def fits_lock(settings: Settings, sources: Sources) -> bool:
     A folder of the user's own may hold builds of his own, which a lock would pass over without a word; and where there
     is no index, the folder is all there is. A mirror holds the same files as the index that it mirrors.
     """
-    return settings.find_links is None and not sources.no_index and not packages.is_cuda_12(settings)
+    return settings.find_links is None and not sources.no_index and not settings.wants_cuda_12
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Resolving:
 
     def newest(self) -> tuple[str, str]:
         """The lock of what the indexes offer today, and the index of PyTorch's that it takes besides."""
-        rules = packages.rules(self.kind, self.settings.vllm_version)
+        family = family_of(self.settings)
+        rules = family.packages.rules(self.kind, family.version(self.settings))
         files = {"constraints": "\n".join(rules.constraints), "exclusions": "\n".join(rules.exclusions)}
         with self.host.scratch(files) as scratch:
             options = ("--constraints", scratch / "constraints", "--excludes", scratch / "exclusions")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from installer.base.language import tr
-from installer.families.vllm import packages
+from installer.families.family import Packages
 from installer.forms.venv import resolving
 from installer.forms.venv.pipconf import Sources, redact
 from installer.forms.venv.uv import EngineFailed
@@ -20,14 +20,14 @@ BUILD = re.compile(
 NAMED = 3
 
 
-def check_site(site: Path, kind: str, sources: Sources) -> None:
+def check_site(site: Path, kind: str, sources: Sources, packages: Packages) -> None:
     """Refuse what imports today by chance; to read every RECORD of a CUDA engine takes a fifth of a second."""
-    _refuse_clashes(site)
+    _refuse_clashes(site, packages)
     _refuse_wrong_torch(site, kind, sources)
 
 
-def _refuse_clashes(site: Path) -> None:
-    clashes = clashing(site)
+def _refuse_clashes(site: Path, packages: Packages) -> None:
+    clashes = clashing(site, packages)
     if not clashes:
         return
     shown = [f"{path} ({', '.join(owners)})" for path, owners in list(clashes.items())[:NAMED]]
@@ -46,7 +46,7 @@ def _refuse_clashes(site: Path) -> None:
     )
 
 
-def clashing(site: Path) -> dict[str, list[str]]:
+def clashing(site: Path, packages: Packages) -> dict[str, list[str]]:
     """File -> the packages that own it with different content. A missing checksum says nothing, so it differs."""
     owners: dict[str, dict[str, str]] = {}
     for record in sorted(site.glob("*.dist-info/RECORD")):

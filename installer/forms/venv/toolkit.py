@@ -17,7 +17,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.families.vllm import cuda
+from installer.families.known import family_of
 from installer.forms.venv import cuda_home, python_of
 from installer.forms.venv.uv import EngineFailed
 from installer.spec.engine import Engine
@@ -35,7 +35,8 @@ def choose(
     settings: Settings, engine: Engine, gpus: Sequence[Gpu], nvcc: Nvcc | None, is_mla: Callable[[], bool]
 ) -> Toolkit | None:
     """The toolkit for a CUDA engine; that the host can carry it was checked before (checks/preflight_toolkit.py)."""
-    if engine.kind != NVIDIA.kind:
+    compiling = family_of(settings).compiling
+    if engine.kind != NVIDIA.kind or compiling is None:
         return None
     found = sorted({gpu.capability for gpu in gpus if gpu.capability})
     capabilities = " ".join(f"{major}.{minor}" for major, minor in found)
@@ -49,9 +50,7 @@ def choose(
             )
         home = Layout(settings.service).engines / engine.id / cuda_home.TREE
         return Toolkit(WHEELS, str(home), capabilities=capabilities)
-    if not any(major == cuda.BLACKWELL for major, _ in found):
-        return Toolkit()
-    return Toolkit(attention=cuda.MLA_ATTENTION if is_mla() else cuda.ATTENTION)
+    return Toolkit(attention=compiling.attention(found, is_mla))
 
 
 # Kernels

@@ -9,6 +9,7 @@ from pathlib import Path
 from installer.base.errors import CommandFailed, Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
+from installer.families.known import label
 from installer.forms.venv.pipconf import Sources, redact
 from installer.spec.settings import Settings
 
@@ -40,7 +41,7 @@ MEANINGS = (
     (r"dns error|tcp connect|Connection (refused|reset)|timed? ?out|error sending request|client error",
      mark("the package index cannot be reached"),
      mark("check the network (for a proxy set HTTPS_PROXY), or {mirror}")),
-    (r"no version of vllm|vllm(-cpu)? was not found|no versions? of vllm",
+    (r"no versions? of (vllm|sglang)|(vllm(-cpu)?|sglang) was not found",
      mark("there is no {vllm} in the package index"), mark("choose another with --vllm-version, or {mirror}")),
     (r"404 Not Found|was not found in the (package registry|provided package locations)|there is no version of",
      mark("the package index lacks what {vllm} needs"), MIRROR),
@@ -81,7 +82,7 @@ def run_uv(
 def explain_uv(error: CommandFailed, kind: str, settings: Settings, *, is_tested: bool = False) -> EngineFailed:
     """In words of this task; where a tested lock was asked for, what would do without it."""
     said = redact(error.output).strip()
-    vllm = f"vLLM {settings.vllm_version} ({kind})"
+    vllm = f"{label(settings)} ({kind})"
     tail = "\n".join([line for line in said.splitlines() if line.strip()][-6:])
     what, hint = next((what, hint) for pattern, what, hint in MEANINGS if re.search(pattern, said, re.IGNORECASE))
     advice = tr(hint, mirror=tr(MIRROR))

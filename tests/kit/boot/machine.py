@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
+import ctypes
+import functools
 import itertools
 import os
 import shutil
@@ -13,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -22,6 +26,7 @@ from tests.kit.boot.surroundings import REPO, inherited_environment, local_wheel
 LAUNCH = Path(__file__).with_name("launch")
 MACHINES = REPO / "build/machines"
 STORE = REPO / "build/opt"
+SGLANG_STORE = REPO / "build/opt-sglang"  # of its own, for it has as many files again
 PREFIX = "vllm-install"
 # What a host has in /etc that programs of /usr rely on; everything else a machine makes itself at its first boot.
 ETC = (
@@ -31,6 +36,7 @@ ETC = (
 USER_CONFIG = (".config/pip", ".pip", ".config/uv")
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 POWER_OFF = signal.SIGRTMIN + 4
+NETWORK = 0x40000000  # CLONE_NEWNET
 # What systemd needs for filters of addresses; without it IPAddressDeny= is shown, and nothing more.
 FILTERS = ("--capability=CAP_BPF,CAP_NET_ADMIN,CAP_SYS_ADMIN,CAP_PERFMON", "--system-call-filter=bpf")
 
@@ -46,15 +52,16 @@ class Machine:
 
     Its root is a directory on the real disk, so that a reboot finds /etc and /var as they were. The host's /usr and
     this repository are there read-only, at the same paths as outside. `store` gives it what an earlier machine saved
-    of /opt/vllm-install (engines and the wheel cache), by hard links, so that it may remove them; `network` shares
-    the host's network instead of a loopback interface of its own; `keep` lets it run on when this process ends.
+    of /opt/vllm-install (engines and the wheel cache), there or in another place, by hard links, so that it may remove
+    them; `network` shares the host's network instead of a loopback interface of its own; `keep` lets it run on when
+    this process ends.
     """
 
     def __init__(
         self,
         *,
         network: bool = False,
-        store: bool = False,
+        store: bool | Path = False,
         keep: bool = False,
         binds: Mapping[Path, Path] | None = None,
         nspawn: Sequence[str] = (),
@@ -65,7 +72,7 @@ class Machine:
         self.console = self.home / "console"
         self.leader = 0
         self._keep = keep
-        self._store = store
+        self._store = STORE if store is True else store
         self._process: subprocess.Popen[bytes] | None = None
         self._arguments = [*FILTERS, *nspawn, *_mounts(binds or {}), *(() if network else ("--private-network",))]
 
@@ -75,10 +82,11 @@ class Machine:
         if os.geteuid() != 0:
             raise MachineFailed("booting a machine needs root: run sudo make test (make test-fast needs none)")
         sweep()
+        _compile()
         try:
             _lay_out(self.root)
-            if self._store and STORE.exists():
-                _link_tree(STORE, self.at("/opt/vllm-install"))
+            if self._store and self._store.exists():
+                _link_tree(self._store, self.at("/opt/vllm-install"))
             self.boot()
         except BaseException:
             self._throw_away()
@@ -191,6 +199,11 @@ class Machine:
         """Run `vllm-install ARGS` from this checkout."""
         return self.run(sys.executable, "-m", "installer", *args, check=check, stdin=stdin, timeout=timeout)
 
+    def connect(self, port: int, timeout: float = 120) -> socket.socket:
+        """A connection to a port of the machine, from within; only a thread has to go there for it, and no process."""
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(_connect_within, self.leader, port, timeout).result()
+
     def at(self, path: str | Path) -> Path:
         """Where a path of the machine lies on this host (not for /usr, /run, /tmp and what is bound in)."""
         return self.root / str(path).lstrip("/")
@@ -202,13 +215,13 @@ class Machine:
 
     def save_store(self) -> None:
         """Keep this machine's engines and wheel cache for later ones, if there is a new engine among them."""
-        engines = self.at("/opt/vllm-install/engines")
-        if all((STORE / "engines" / engine.name).exists() for engine in engines.iterdir()):
+        engines, store = self.at("/opt/vllm-install/engines"), self._store or STORE
+        if all((store / "engines" / engine.name).exists() for engine in engines.iterdir()):
             return
-        fresh = STORE.with_name(f"{STORE.name}.{self.name}")
+        fresh = store.with_name(f"{store.name}.{self.name}")
         _link_tree(self.at("/opt/vllm-install"), fresh)
-        shutil.rmtree(STORE, ignore_errors=True)
-        fresh.rename(STORE)
+        shutil.rmtree(store, ignore_errors=True)
+        fresh.rename(store)
 
     def journal(self, *args: str) -> str:
         """The journal, also of a machine that is down."""
@@ -221,6 +234,13 @@ class Machine:
         console = self.console.read_text(errors="replace").splitlines()[-15:]
         journal = self.journal("--lines=80").splitlines()
         return "\n".join(["--- journal", *journal, "--- console", *console])
+
+
+@functools.cache
+def _compile() -> None:
+    """What machines run of this repository, which they cannot write: every command would compile all of it anew."""
+    for folder in ("installer", "tests/kit"):
+        compileall.compile_dir(REPO / folder, quiet=1)
 
 
 def _mounts(binds: Mapping[Path, Path]) -> Iterator[str]:
@@ -265,6 +285,13 @@ def _copy(source: Path, names: Iterable[str], target: Path) -> None:
             shutil.copytree(source / name, target / name, symlinks=True, ignore=skip, ignore_dangling_symlinks=True)
         elif (source / name).exists():
             shutil.copy(source / name, target / name)
+
+
+def _connect_within(pid: int, port: int, timeout: float) -> socket.socket:
+    with Path(f"/proc/{pid}/ns/net").open() as network:
+        if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), NETWORK) != 0:
+            raise OSError(ctypes.get_errno(), f"the network of pid {pid} cannot be entered")
+    return socket.create_connection(("127.0.0.1", port), timeout)
 
 
 def _first_process(pid: int) -> int:

@@ -89,12 +89,23 @@ class Engine:
         return got.result()
 
 
+class EngineClient:
+    """What middleware finds of the engine. Whoever wraps its methods finds none here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def errored(self) -> bool:
+        return self._engine.died.is_set()
+
+
 class Application:
     """An ASGI application without a key check of its own: the guard in front of it is what is tested."""
 
-    def __init__(self, engine: Engine, model: str, context: int, *, calls_tools: bool = False) -> None:
+    def __init__(self, engine: Engine, models: list[str], context: int, *, calls_tools: bool = False) -> None:
         self.engine = engine
-        self.model = model
+        self.model, self.models = models[0], models
         self.context = context
         self.calls_tools = calls_tools
         self.completions = 0
@@ -130,7 +141,7 @@ class Application:
             await _error(send, 404, "Not Found")
 
     def _plain(self, route: tuple[str, str]) -> Any:
-        card = {"id": self.model, "object": "model", "owned_by": "vllm", "max_model_len": self.context}
+        card = {"object": "model", "owned_by": "vllm", "max_model_len": self.context}
         return {
             ("GET", "/health"): "",
             ("GET", "/ping"): "",
@@ -138,13 +149,13 @@ class Application:
             ("GET", "/load"): {"server_load": self.engine.running},
             ("GET", "/docs"): {"title": "stand-in"},
             ("GET", "/openapi.json"): {"openapi": "3.1.0"},
-            ("GET", "/v1/models"): {"object": "list", "data": [card]},
+            ("GET", "/v1/models"): {"object": "list", "data": [{"id": name, **card} for name in self.models]},
             ("POST", "/tokenize"): {"count": 3, "max_model_len": self.context, "tokens": [1, 2, 3]},
             ("POST", "/detokenize"): {"prompt": "The quick brown"},
         }.get(route)
 
     async def _complete(self, send: Send, request: dict[str, Any], *, chat: bool) -> None:
-        if request.get("model", self.model) != self.model:
+        if request.get("model", self.model) not in self.models:
             await _error(send, 404, f"The model `{request['model']}` does not exist.")
             return
         tokens = int(request.get("max_completion_tokens") or request.get("max_tokens") or 16)
@@ -162,7 +173,11 @@ class Application:
                 choice = {"message": self._message(request, text)} if chat else {"text": text}
                 await _answer(send, 200, json.dumps(self._answer(choice, tokens, chat=chat)).encode())
         except EngineDead:
-            await _error(send, 500, "EngineCore encountered an issue.")
+            if request.get("stream"):
+                error = b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n'
+                await send({"type": "http.response.body", "body": error})
+            else:
+                await _error(send, 500, "EngineCore encountered an issue.")
 
     def _refusal(self, request: dict[str, Any], tokens: int) -> tuple[int, str] | None:
         if (every := int(faults.number("fail", 0))) and self.completions % every == 0:
@@ -239,7 +254,7 @@ class Application:
             "vllm:num_requests_running": ("gauge", faults.number("running", self.engine.running)),
             "vllm:num_requests_waiting": ("gauge", faults.number("waiting", 0)),
             "vllm:kv_cache_usage_perc": ("gauge", faults.number("kv-usage", 0)),
-            "vllm:num_preemptions_total": ("counter", 0),
+            "vllm:num_preemptions_total": ("counter", faults.number("preemptions", 0)),
         }
         lines = []
         for name, (kind, value) in values.items():
@@ -250,6 +265,10 @@ class Application:
             le = "+Inf" if bound == float("inf") else bound
             count = float(sum(seconds <= bound for seconds in first))
             lines.append(f'vllm:time_to_first_token_seconds_bucket{{{labels},le="{le}"}} {count}')
+        lines.append("# TYPE vllm:inter_token_latency_seconds histogram")
+        for bound in ("0.01", "1.0", "+Inf"):  # each token took half a second, where asked
+            count = self.engine.generated if bound != "0.01" or faults.value("slow-tokens") is None else 0
+            lines.append(f'vllm:inter_token_latency_seconds_bucket{{{labels},le="{bound}"}} {float(count)}')
         for (path, method, status), count in self.answers.items():
             row = f'http_requests_total{{handler="{path}",method="{method}",status="{status}"}}'
             lines.append(f"{row} {float(count)}")

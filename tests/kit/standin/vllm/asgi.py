@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+import types
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -12,7 +13,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-KEPT_FOR = 0.7  # seconds at a drain in which a client may still ask on a connection that it kept: once more
+KEPT_FOR = 2.0  # seconds at a drain in which a client may still ask on a connection that it kept: once more
 
 
 class Server:
@@ -31,8 +32,10 @@ class Server:
         """Take no new connection; wait for the running requests, but not longer than `patience`."""
         assert self._server is not None
         self.is_draining = True
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        await asyncio.sleep(0.1)  # who was let in a moment ago has not asked yet; asyncio would drop him at a close
         self._server.close()
-        await asyncio.sleep(0.1)  # who was let in a moment ago has not asked yet
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._idle(), patience)
 
@@ -120,8 +123,9 @@ def _sender(writer: asyncio.StreamWriter) -> Send:
     return send
 
 
-async def start_up(application: Application) -> None:
+async def start_up(application: Application, engine_client: object) -> None:
     """Tell the application that serving begins, through every middleware."""
+    app = types.SimpleNamespace(state=types.SimpleNamespace(engine_client=engine_client))
     began = asyncio.Event()
     messages = [{"type": "lifespan.startup"}]
 
@@ -135,6 +139,7 @@ async def start_up(application: Application) -> None:
         if message["type"] == "lifespan.startup.complete":
             began.set()
 
-    task = asyncio.ensure_future(application({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send))
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "app": app}
+    task = asyncio.ensure_future(application(scope, receive, send))
     await began.wait()
     task.cancel()

@@ -12,6 +12,7 @@ token-seconds=S       time between two tokens
 last-words            prints the file `last-words` of the home directory while loading, and ends unless it says INFO
 metrics=HOW           `garbled` or `missing`
 waiting=N running=N   what the metrics say of the queue; kv-usage=SHARE of the cache
+preemptions=N         how many requests lost their place, so far; slow-tokens: that tokens take long
 model-name=NAME       says that it serves this model, whatever it was told
 stream=FAULT          a streamed answer is `cut` off, comes in one `piece`, is `garbled`, or of a wrong type (`plain`)
 deaf                  goes on with an answer whose client is gone

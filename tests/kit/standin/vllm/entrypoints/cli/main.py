@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from vllm import __version__, faults
-from vllm.api_server import Application, Engine
+from vllm.api_server import Application, Engine, EngineClient
 from vllm.asgi import Server, start_up
 
 log = logging.getLogger("vllm")
@@ -29,7 +29,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     serve = verbs.add_parser("serve")
     serve.add_argument("model")
-    serve.add_argument("--served-model-name")
+    serve.add_argument("--served-model-name", nargs="+")
     serve.add_argument("--host", default="0.0.0.0")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--max-model-len", default="4096")
@@ -116,13 +116,14 @@ async def run(arguments: argparse.Namespace, context: int) -> None:
     engine = Engine()
     await engine.start()
     log.info("(EngineCore pid=%d) engine is ready", engine.pid)
-    name = faults.value("model-name") or arguments.served_model_name or arguments.model
-    application = Application(engine, name, context, calls_tools=arguments.enable_auto_tool_choice)
+    planted = faults.value("model-name")
+    names = [planted] if planted else arguments.served_model_name or [arguments.model]
+    application = Application(engine, names, context, calls_tools=arguments.enable_auto_tool_choice)
     for name in arguments.middleware:
         module, _, attribute = name.rpartition(".")
         application = getattr(importlib.import_module(module), attribute)(application)
     server = Server(application)
-    await start_up(application)
+    await start_up(application, EngineClient(engine))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer.families.vllm.requests import read_requests
+from installer.families.vllm.metrics import read_requests
 from installer.spec.soak import Requests
 
 METRICS = """\

@@ -1,0 +1,1 @@
+"""Everything that knows SGLang's words: flags, packages, log, metrics."""

@@ -1,0 +1,7 @@
+-- http-request lua.hold BACKEND SECONDS: wait until that backend has a server that is up, or the time is over
+core.register_action("hold", { "http-req" }, function(txn, backend, seconds)
+  for _ = 1, tonumber(seconds) * 5 do
+    if txn.f:nbsrv(backend) > 0 then return end
+    core.msleep(200)
+  end
+end, 2)

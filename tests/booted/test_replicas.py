@@ -1,0 +1,280 @@
+"""Replicas behind the gateway, from one to several and back, under requests: none of them fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.booted.test_kill import cut
+from tests.booted.test_look import as_nobody
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.snapshot import snapshot
+from tests.kit.boot.surroundings import REPO
+from tests.kit.life import SERVICE, ask, cli, engine_pid, is_gone, is_up, server_pid, serves, standin, unit, until
+from tests.kit.load import Plan, load
+
+pytestmark = pytest.mark.root
+MEMBERS = (f"{SERVICE}@1", f"{SERVICE}@2")
+SCHEMA = json.loads((REPO / "docs/status-schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Machine() as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
+    """Of a service that is one engine at first; of the two that it ends with nothing stays."""
+    bare = snapshot(machine.root)
+    yield cli(machine, "deploy", *standin(standin_wheels)).key
+    cli(machine, "uninstall", "--yes", "--purge")
+    is_gone(machine, bare)
+
+
+@pytest.fixture(autouse=True)
+def _it_serves_before_and_after(machine: Machine, key: str) -> Iterator[None]:
+    serves(machine, key)
+    yield
+    serves(machine, key)
+
+
+@contextlib.contextmanager
+def asked(machine: Machine, key: str, *, may_fail: int = 0) -> Iterator[None]:
+    """All the while, ten requests a second and clients that keep their connections: each is answered."""
+    with load(Plan(8000, key, patience=100), machine.start) as running:
+        running.wait_for(10)
+        try:
+            yield
+            running.wait_for(10)
+        finally:
+            running.end(100)
+    seen = running.result
+    print(f"asked {seen.asked}, failed {seen.failed} {seen.failures}, longest wait {seen.longest_wait:.1f} s")
+    assert seen.failed <= may_fail, f"{seen.failures}\n{machine.evidence()}"
+
+
+def contexts(machine: Machine, key: str) -> list[int]:
+    """What each member serves, asked directly."""
+    ports = [port(machine, name) for name in MEMBERS]
+    asked = (ask(machine, "GET", "/v1/models", key, port=port).json for port in ports)
+    return [models["data"][0]["max_model_len"] for models in asked]
+
+
+def port(machine: Machine, name: str) -> int:
+    found = re.search(r"--port (\d+)", machine.at(f"/etc/systemd/system/{name}.service").read_text())
+    assert found
+    return int(found[1])
+
+
+def runs(machine: Machine) -> list[str]:
+    """Which run of each unit this is."""
+    return [unit(machine, "InvocationID", service=name)["InvocationID"] for name in (SERVICE, *MEMBERS)]
+
+
+def moment(machine: Machine, what: str, name: str) -> int:
+    """When that happened to the unit last."""
+    stamp = f"{what}TimestampMonotonic"
+    return int(unit(machine, stamp, service=name)[stamp])
+
+
+def active(machine: Machine) -> list[str]:
+    return [unit(machine, "ActiveState", service=name)["ActiveState"] for name in (SERVICE, *MEMBERS)]
+
+
+def gateway_asks(machine: Machine) -> list[str | None]:
+    """What the gateway holds each member for."""
+    said = machine.cli("status", "--json", check=False).stdout
+    return [member["gateway"] for member in json.loads(said)["members"]]
+
+
+def test_from_one_to_two_no_request_fails(machine: Machine, key: str) -> None:
+    with asked(machine, key):
+        cli(machine, "set", "REPLICAS=2")
+    assert active(machine) == ["active"] * 3
+    assert contexts(machine, key) == [1024, 1024]
+    assert ask(machine, "GET", "/v1/models", port=port(machine, MEMBERS[1])).status == 401
+    assert cli(machine, "deploy", "--json").changes == []
+
+
+def test_a_change_goes_one_member_at_a_time_and_no_request_fails(machine: Machine, key: str) -> None:
+    before = runs(machine)
+    with asked(machine, key):
+        cli(machine, "set-context", "2048")
+    assert contexts(machine, key) == [2048, 2048]
+    assert [now == then for now, then in zip(runs(machine), before, strict=True)] == [True, False, False]
+
+
+def test_what_fails_in_the_second_member_is_undone_in_the_first(machine: Machine, key: str) -> None:
+    drop_in = f"/etc/systemd/system/{MEMBERS[1]}.service.d/fault.conf"
+    machine.write(drop_in, "[Service]\nEnvironment=VLLM_STANDIN=refuse-context=2048\n")
+    with asked(machine, key):
+        said = cli(machine, "set-context", "4096", code=6).err
+    assert "this GPU fits 2048" in said or "the service is back at 2048" in said
+    back, out = (moment(machine, *which) for which in (("ActiveEnter", MEMBERS[1]), ("InactiveEnter", MEMBERS[0])))
+    assert back < out, "who failed serves again before the other makes way"
+    assert contexts(machine, key) == [2048, 2048]
+    machine.at(drop_in).unlink()
+    machine.run("systemctl", "daemon-reload")
+    assert cli(machine, "deploy", "--json").changes == []
+
+
+def test_one_member_that_is_killed_costs_what_it_was_answering_at_most(machine: Machine, key: str) -> None:
+    before = runs(machine)[1]
+    with asked(machine, key, may_fail=6):  # the streams that had begun
+        machine.run("kill", "-KILL", str(engine_pid(machine, MEMBERS[0])))
+        until(
+            "another run is up", lambda: runs(machine)[1] != before and gateway_asks(machine) == ["UP", "UP"], machine
+        )
+
+
+def test_one_member_that_hangs_is_ended_and_costs_what_it_was_answering_at_most(machine: Machine, key: str) -> None:
+    """Its web server goes on and says that all is well: the watcher sees that nothing moves."""
+    drop_in = f"/etc/systemd/system/{MEMBERS[1]}.service.d/watchdog.conf"
+    machine.write(drop_in, "[Service]\nWatchdogSec=4\n")
+    machine.run("systemctl", "daemon-reload")
+    with asked(machine, key):
+        machine.run("systemctl", "restart", MEMBERS[1])
+    before = runs(machine)[2]
+    with asked(machine, key, may_fail=6):  # the streams that had begun
+        machine.run("kill", "-STOP", str(engine_pid(machine, MEMBERS[1])))
+        until(
+            "another run is up", lambda: runs(machine)[2] != before and gateway_asks(machine) == ["UP", "UP"], machine
+        )
+    machine.at(drop_in).unlink()
+    machine.run("systemctl", "daemon-reload")
+
+
+def test_what_is_done_to_the_name_is_done_to_all(machine: Machine, key: str) -> None:
+    before = runs(machine)
+    machine.run("systemctl", "restart", SERVICE)
+    until("all are up", lambda: active(machine) == ["active"] * 3, machine)
+    assert not set(before) & set(runs(machine))
+    machine.run("systemctl", "stop", SERVICE)
+    until("all are down", lambda: active(machine) == ["inactive"] * 3, machine)
+    machine.run("systemctl", "start", SERVICE)
+    until("all are up", lambda: active(machine) == ["active"] * 3, machine)
+
+
+def test_a_change_that_is_cut_off_anywhere_is_settled_by_the_next_command(machine: Machine, key: str) -> None:
+    words = ("set", "MAX_MODEL_LEN=1024")
+    planned = [change["kind"] for change in cli(machine, *words, "--dry-run", "--json").changes]
+    drained, renewed = planned.index("drain") + 1, len(planned) - planned[::-1].index("restart")
+    for number, left in ((drained, [2048, 2048]), (renewed, [1024, 1024])):
+        cut(machine, f"done:{number}", *words)
+        assert contexts(machine, key) == left
+        assert "cut off" in cli(machine, "set-context", "2048").err
+        assert contexts(machine, key) == [2048, 2048]
+        assert cli(machine, "deploy", "--json").changes == []
+
+
+def test_from_two_to_one_no_request_fails_and_nothing_is_left(machine: Machine, key: str) -> None:
+    with asked(machine, key):
+        cli(machine, "set", "REPLICAS=1")
+    assert active(machine) == ["active", "inactive", "inactive"]
+    assert not list(machine.at("/etc/systemd/system").glob(f"{SERVICE}@*"))
+    assert cli(machine, "deploy", "--json").changes == []
+
+
+# Keys, and what shows a service: on two again
+
+
+@pytest.fixture(scope="module")
+def two(machine: Machine, key: str) -> Machine:
+    cli(machine, "set", "REPLICAS=2")
+    return machine
+
+
+def opens(machine: Machine, key: str) -> list[int]:
+    """How each member answers it directly, and the gateway."""
+    ports = (*(port(machine, name) for name in MEMBERS), 8000)
+    return [ask(machine, "GET", "/v1/models", key, port=port).status for port in ports]
+
+
+def test_a_key_is_rotated_and_revoked_on_both_and_no_request_fails(two: Machine, key: str) -> None:
+    old = cli(two, "set-apikey", "--name", "leaked").key
+    with asked(two, key):
+        for _ in range(3):
+            new = cli(two, "set-apikey", "--name", "leaked").key
+            assert (opens(two, old), opens(two, new)) == ([401] * 3, [200] * 3)
+            old = new
+        cli(two, "keys", "revoke", "leaked")
+        assert opens(two, old) == [401] * 3
+    assert cli(two, "deploy", "--json").changes == []
+
+
+def test_a_member_that_is_down_has_the_keys_of_now_when_it_comes_back(two: Machine, key: str) -> None:
+    leaked = cli(two, "set-apikey", "--name", "leaked").key
+    two.run("systemctl", "stop", MEMBERS[1])
+    cli(two, "keys", "revoke", "leaked")
+    new = cli(two, "set-apikey", "--name", "new").key
+    two.run("systemctl", "start", MEMBERS[1])
+    until("it is up", lambda: is_up(two, MEMBERS[1]), two)
+    assert [opens(two, each) for each in (leaked, new)] == [[401] * 3, [200] * 3]
+
+
+def test_a_member_that_hangs_keeps_no_leaked_key_and_takes_no_new_one(two: Machine, key: str) -> None:
+    leaked, pid = cli(two, "set-apikey", "--name", "leaked").key, server_pid(two, MEMBERS[1])
+    two.run("kill", "-STOP", str(pid))
+    try:
+        assert "the keys are as they were" in cli(two, "set-apikey", "--name", "more", code=6).err
+        assert "keys revoke leaked is in force and stays so" in cli(two, "keys", "revoke", "leaked", code=6).err
+        assert ask(two, "GET", "/v1/models", leaked, port=port(two, MEMBERS[0])).status == 401
+    finally:
+        two.run("kill", "-CONT", str(pid))
+    until("it answers", lambda: opens(two, key) == [200] * 3, two)
+    assert opens(two, leaked) == [401] * 3
+    assert not {"leaked", "more"} & {line.split()[0] for line in cli(two, "keys").out.splitlines()}
+
+
+def test_what_shows_a_service_shows_a_member_that_was_killed(two: Machine, key: str) -> None:
+    shown = json.loads(cli(two, "status", "--json").out)
+    jsonschema.validate(shown, SCHEMA)
+    assert [(each["ready"], each["gateway"]) for each in shown["members"]] == [(True, "UP")] * 2
+    assert "nothing is wrong" in cli(two, "doctor").out
+    code, out, err = as_nobody(two, "status", "--json")
+    assert (code, json.loads(out)["listening"], json.loads(out)["members"][0]["gateway"]) == (0, True, None), err
+    assert "send no key" not in as_nobody(two, "client-config", "--format", "env")[2]
+    drop_in = f"/etc/systemd/system/{MEMBERS[0]}.service.d/dead.conf"
+    two.write(drop_in, "[Service]\nRestart=no\n")
+    two.shell(f"systemctl daemon-reload; systemctl kill --signal=KILL {MEMBERS[0]}")
+    shown = until("it is seen", lambda: seen_dead(two), two)
+    jsonschema.validate(shown, SCHEMA)
+    assert (shown["ready"], shown["stage"]) == (True, "1 of 2 replicas serve")
+    assert re.search(r"^ *replica 1  failed \(", cli(two, "status").out, re.MULTILINE)
+    assert f"  {MEMBERS[0]} " in cli(two, "list").out
+    found = json.loads(cli(two, "doctor", "--json", code=8).out)["findings"]
+    assert [each["cause"] for each in found if each["cause"].startswith(f"{MEMBERS[0]}: ")]
+    assert not [each["cause"] for each in found if each["cause"].startswith(f"{MEMBERS[1]}: ")]
+    cli(two, "test", "--member", "2")
+    cli(two, "test")
+    two.at(drop_in).unlink()
+    two.shell(f"systemctl daemon-reload; systemctl reset-failed {MEMBERS[0]}; systemctl start {MEMBERS[0]}")
+    said = cli(two, "logs", "-n", "2000").out
+    assert all(f"{name}[" in said for name in (SERVICE, *MEMBERS))
+
+
+def seen_dead(machine: Machine) -> dict[str, Any] | None:
+    shown = json.loads(machine.cli("status", "--json").stdout)
+    return dict(shown) if shown["members"][0]["active"].startswith("failed") else None
+
+
+def test_doctor_finds_a_member_that_was_left_out_and_a_deploy_brings_it_back(two: Machine, key: str) -> None:
+    drain = "haproxy.drain(Host(), Layout('qwen3vl'), 1, 0)"
+    imports = "from installer.base.host import Host; from installer.base.layout import Layout"
+    two.run(sys.executable, "-c", f"{imports}; from installer.units import haproxy; {drain}")
+    found = json.loads(cli(two, "doctor", "--json", code=8).out)["findings"]
+    assert [(each["id"], each["commands"]) for each in found if each["severity"] == "fault"] == [
+        ("replica-out", [f"sudo vllm-install deploy --service {SERVICE}"])
+    ]
+    cli(two, "deploy")
+    assert "fault" not in cli(two, "doctor").out

@@ -1,0 +1,424 @@
+"""The gateway for real, before stand-in replicas: HAProxy, its configuration and the process above it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from installer.runtime.vllm_haproxy import SOCKET, worker
+from installer.runtime.vllm_hold import queue
+from installer.spec.settings import Settings
+from installer.spec.target import MEMBER_HOLD
+from installer.units import haproxy
+from tests.kit.gateway import LAYOUT, Gateway, before, gateway
+from tests.kit.load import Plan, load
+from tests.kit.replica import Replica
+
+pytestmark = pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="no haproxy here")
+
+SETTINGS = Settings(service="q")
+IMPATIENT = Settings(service="q", hold=1)
+
+
+def eventually(condition: Callable[[], object], what: str = "") -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, what or condition
+        time.sleep(0.02)
+
+
+def are_up(made: Gateway, *numbers: int) -> bool:
+    members = haproxy.state(made.host, LAYOUT).members
+    return {number for number, member in members.items() if member.is_up} == set(numbers)
+
+
+def in_background(count: int, ask: Callable[[], object]) -> list[concurrent.futures.Future[object]]:
+    pool = concurrent.futures.ThreadPoolExecutor(count)
+    asked = [pool.submit(ask) for _ in range(count)]
+    pool.shutdown(wait=False)
+    return asked
+
+
+# Balance, retries, holding
+
+
+def test_replicas_take_turns_and_learn_who_asks() -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        told = {"X-Forwarded-For": "1.2.3.4", "X-Forwarded-Proto": "https", "Authorization": "Bearer sk-1"}
+        answers = [made.ask(headers=told) for _ in range(8)]
+        assert {answer.status for answer in answers} == {200}
+        assert Counter(answer.json()["replica"] for answer in answers) == {"r1": 4, "r2": 4}
+        head = replicas[0].asked[0].lower()
+        assert b"x-forwarded-for: 127.0.0.1\r\n" in head
+        assert b"x-forwarded-proto: http\r\n" in head
+        assert b"authorization: bearer sk-1\r\n" in head
+        assert b"1.2.3.4" not in head
+
+
+def test_callers_are_held_while_no_replica_is_up_and_let_go_when_one_is() -> None:
+    with before(2) as (made, replicas):
+        for replica in replicas:
+            replica.die()
+        eventually(lambda: are_up(made))
+        asked = in_background(20, made.ask)
+        eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 20, "20 wait")
+        replicas[1].start()
+        assert [future.result(60).status for future in asked] == [200] * 20  # type: ignore[attr-defined]
+        assert len(replicas[1].asked) == 20
+
+
+def test_whoever_waits_for_engines_that_all_died_at_once_goes_on_to_wait_here() -> None:
+    """Their sockets are kept: a member says only after a while that it does not serve, and then none is up any more."""
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        for replica in replicas:
+            replica.holds = MEMBER_HOLD
+        asked = in_background(10, made.ask)
+        eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 10)
+        for replica in replicas:
+            replica.holds = 0.0
+        assert [future.result(60).status for future in asked] == [200] * 10  # type: ignore[attr-defined]
+
+
+def test_who_waited_too_long_is_told_to_come_again() -> None:
+    with before(2, IMPATIENT) as (made, replicas):
+        for replica in replicas:
+            replica.die()
+        eventually(lambda: are_up(made))
+        answer = made.ask()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "10")
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json()["error"] == {
+            "message": "no replica of the model is up", "type": "service_unavailable", "param": None, "code": "gateway",
+        }  # fmt: skip
+
+
+def test_without_holding_they_are_told_at_once() -> None:
+    with before(1, Settings(service="q", hold=0)) as (made, replicas):
+        replicas[0].die()
+        eventually(lambda: are_up(made))
+        assert made.ask().status == 503
+        assert haproxy.state(made.host, LAYOUT).waiting == 0
+
+
+def test_nobody_is_sent_to_a_replica_before_its_first_check() -> None:
+    """At the start none of them is known to be up: a request that went to one that is not would be lost."""
+    with before(3) as (made, replicas):
+        assert made.ask().status == 200
+    with gateway(SETTINGS, [1, 2, 3]) as made:
+        assert are_up(made)
+    del replicas
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_failure_is_tried_once_more_elsewhere(status: int) -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        replicas[0].status = status
+        assert [made.ask().status for _ in range(6)] == [200] * 6
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 501])
+def test_what_the_client_has_to_know_is_not_tried_again(status: int) -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        for replica in replicas:
+            replica.status = status
+        assert made.ask().status == status
+        assert sum(len(replica.asked) for replica in replicas) == 1
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_request_that_kills_engines_stops_at_the_second(count: int) -> None:
+    with before(count) as (made, replicas):
+        eventually(lambda: are_up(made, *range(1, count + 1)))
+        assert made.ask({"prompt": "POISON"}).status in (502, 503)
+        assert sum(len(replica.asked) for replica in replicas) == 2
+
+
+def test_nor_does_it_come_back_once_one_is_up_again() -> None:
+    """Held callers are served by the one that comes up first: none of them may have killed others before."""
+    with before(2) as (made, replicas):
+        for replica in replicas:
+            replica.die()
+        eventually(lambda: are_up(made))
+        asked = in_background(1, lambda: made.ask({"prompt": "POISON"}))
+        eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 1)
+        replicas[0].start()
+        assert asked[0].result(60).status in (502, 503)  # type: ignore[attr-defined]
+        assert sum(len(replica.asked) for replica in replicas) == 1
+
+
+@pytest.mark.parametrize("size", [300 << 10, 3 << 20])
+def test_large_bodies_arrive_whole(size: int) -> None:
+    with before(2) as (made, _):
+        body = json.dumps({"prompt": "x" * size}).encode()
+        answer = made.ask(body)
+        assert (answer.status, answer.json()["length"]) == (200, len(body))
+
+
+def test_a_killed_replica_costs_nobody_who_has_no_answer_yet() -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        for replica in replicas:
+            replica.delay = 0.5
+        asked = in_background(16, made.ask)
+        eventually(lambda: replicas[0].busy == replicas[1].busy == 8)
+        replicas[0].die()
+        assert [future.result(60).status for future in asked] == [200] * 16  # type: ignore[attr-defined]
+
+
+def test_the_first_piece_of_a_stream_does_not_wait_for_the_second() -> None:
+    with before(1) as (made, replicas):
+        replicas[0].gap = 3600
+        connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=60)
+        connection.request("POST", "/v1/completions", '{"stream": true}')
+        response = connection.getresponse()
+        assert response.readline() == b'data: {"choices": []}\n'
+        connection.close()
+
+
+# A member leaves and comes back
+
+
+def test_a_member_leaves_and_comes_back_and_no_request_is_lost() -> None:
+    with before(2) as (made, replicas), load(Plan(made.port, "sk-1", rate=40, keep=8, pause=0.05)) as running:
+        for replica in replicas:
+            replica.gap = replica.delay = 0.01
+        eventually(lambda: are_up(made, 1, 2))
+        for number, replica in ((1, replicas[0]), (2, replicas[1])):
+            running.wait_for(40)
+            assert haproxy.drain(made.host, LAYOUT, number, 30) == 0
+            assert haproxy.state(made.host, LAYOUT).members[number].is_out
+            before_that = len(replica.asked)
+            replica.die()
+            running.wait_for(40)
+            assert len(replica.asked) == before_that
+            replica.start()
+            assert haproxy.ready(made.host, LAYOUT, number)
+            running.wait_for(40)
+            assert len(replica.asked) > before_that
+    assert running.result.failures == {}
+
+
+@pytest.mark.parametrize("key", [{"Authorization": "Bearer sk-1"}, {"X-Api-Key": "sk-1"}])
+def test_sessions_leave_a_member_that_leaves(key: dict[str, str]) -> None:
+    with before(2, Settings(service="q", routing="session")) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        ask = {"messages": [{"role": "user", "content": "hello"}]}
+        first = made.ask(ask, headers=key).json()["replica"]
+        assert {made.ask(ask, headers=key).json()["replica"] for _ in range(4)} == {first}
+        number = int(str(first)[1:])
+        assert haproxy.drain(made.host, LAYOUT, number, 10) == 0
+        assert made.ask(ask, headers=key).json()["replica"] != first
+        assert len(replicas) == 2
+
+
+def test_the_only_member_leaves_and_callers_wait() -> None:
+    with before(1) as (made, replicas):
+        eventually(lambda: are_up(made, 1))
+        assert haproxy.drain(made.host, LAYOUT, 1, 10) == 0
+        asked = in_background(3, made.ask)
+        eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 3)
+        assert not replicas[0].asked
+        assert haproxy.ready(made.host, LAYOUT, 1)
+        assert [future.result(60).status for future in asked] == [200] * 3  # type: ignore[attr-defined]
+
+
+# Reloads, restarts, deaths
+
+
+def test_twenty_reloads_under_load_cost_no_request() -> None:
+    with before(2) as (made, replicas), load(Plan(made.port, "sk-1", rate=40, keep=8, pause=0.05)) as running:
+        for number in range(20):
+            running.wait_for(5)
+            made.configure(
+                [replica.port for replica in replicas], {"timeout queue 30s": f"timeout queue {31 + number}s"}
+            )
+            done = made.reload()
+            assert done.returncode == 0, done.stderr
+    assert running.result.failures == {}
+
+
+def test_a_reload_forgets_neither_who_is_down_nor_who_was_taken_out() -> None:
+    with before(3) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2, 3))
+        replicas[0].die()
+        eventually(lambda: are_up(made, 2, 3))
+        haproxy.drain(made.host, LAYOUT, 2, 10)
+        made.configure([replica.port for replica in replicas], {"timeout queue 30s": "timeout queue 29s"})
+        assert made.reload().returncode == 0
+        members = haproxy.state(made.host, LAYOUT).members
+        assert [members[number].is_up for number in (1, 2, 3)] == [False, False, True]
+        assert members[2].is_out
+
+
+def test_members_are_added_and_taken_away_by_a_reload() -> None:
+    with before(2) as (made, replicas):
+        made.configure([replicas[1].port])
+        assert made.reload().returncode == 0
+        assert list(haproxy.state(made.host, LAYOUT).members) == [1]
+        assert {made.ask().json()["replica"] for _ in range(4)} == {"r2"}
+
+
+def test_nothing_is_reloaded_where_nothing_changed() -> None:
+    with before(1) as (made, _):
+        eventually(lambda: time.time() - made.config.stat().st_ctime > 2.5)
+        assert made.reload().returncode == 0
+        pid = pid_of_worker(made)
+        assert made.reload().returncode == 0
+        assert pid_of_worker(made) == pid
+
+
+def test_a_configuration_that_is_none_changes_nothing() -> None:
+    with before(1) as (made, _):
+        pid = pid_of_worker(made)
+        made.config.write_text(made.config.read_text() + "\n    balance nonsense\x1b[2J\n")
+        done = made.reload()
+        assert done.returncode == 1
+        assert "HAProxy would not take" in done.stderr
+        assert "\x1b" not in done.stderr
+        assert pid_of_worker(made) == pid
+        assert made.ask().status == 200
+
+
+def test_the_socket_and_all_who_wait_there_outlive_a_restart() -> None:
+    with before(2) as (made, _):
+        assert made.stop() == 0
+        assert "http" in made.kept
+        asked = in_background(10, made.ask)
+        eventually(lambda: waiting_in(made.kept["http"]) == 10)
+        made.start()
+        assert [future.result(60).status for future in asked] == [200] * 10  # type: ignore[attr-defined]
+
+
+def test_a_stop_lets_finish_who_is_busy() -> None:
+    with before(1) as (made, replicas):
+        made.ask()
+        replicas[0].delay = 1.5
+        asked = in_background(4, made.ask)
+        eventually(lambda: replicas[0].busy == 4)
+        assert made.stop() == 0
+        assert [future.result(60).status for future in asked] == [200] * 4  # type: ignore[attr-defined]
+
+
+def test_a_stop_waits_no_longer_than_it_may() -> None:
+    with before(1) as (made, replicas):
+        made.ask()
+        replicas[0].delay = 3600
+        asked = in_background(1, made.ask)
+        eventually(lambda: replicas[0].busy == 1)
+        assert made.stop() == 0
+        assert asked[0].exception(60) or asked[0].result().status == 503  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("which", ["master", "worker"])
+def test_haproxy_killed_is_started_anew_and_the_unit_lives_on(which: str) -> None:
+    with before(1) as (made, _):
+        assert made.process
+        pid = pid_of_worker(made)
+        os.kill(made.children()[0] if which == "master" else pid, signal.SIGKILL)
+        eventually(lambda: pid_of_worker(made) not in (0, pid))
+        assert made.ask().status == 200
+        assert made.process.poll() is None
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the former worker is gone")
+
+
+def test_its_runtime_socket_gone_it_serves_and_a_reload_says_so() -> None:
+    with before(1) as (made, _):
+        (made.run_dir / SOCKET).unlink()
+        assert made.ask().status == 200
+        done = made.reload()
+        assert (done.returncode, "does not answer" in done.stderr) == (1, True)
+
+
+def pid_of_worker(made: Gateway) -> int:
+    found = worker(str(made.run_dir / SOCKET))
+    return found[0] if found else 0
+
+
+def waiting_in(descriptor: int) -> int:
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        return (queue(listener) or (0, 0))[0]
+
+
+# Clients that behave badly
+
+
+def test_half_open_heads_and_bodies_are_closed() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        made.configure([replica.port], {"timeout http-request 30s": "timeout http-request 300ms"})
+        made.start()
+        for text in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n", head(1000) + b"x" * 10):
+            with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+                client.sendall(text)
+                answer = b"".join(iter(lambda c=client: c.recv(65536), b""))
+                assert not text or answer.startswith(b"HTTP/1.1 408 ")
+        assert replica.asked == []
+
+
+def test_a_client_that_never_reads_is_left() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        made.configure([replica.port], {"timeout client 120s": "timeout client 300ms"})
+        made.start()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", made.port))
+            client.sendall(head(4) + b"HUGE")
+            eventually(lambda: replica.busy == 1)
+            eventually(lambda: replica.busy == 0, "the replica is rid of it")
+
+
+def test_a_slow_answer_is_waited_for_however_impatient_we_are_with_clients() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        made.configure([replica.port], {"timeout client 120s": "timeout client 300ms"})
+        made.start()
+        replica.delay = 1.5
+        assert made.ask().status == 200
+
+
+def head(length: int) -> bytes:
+    return b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length
+
+
+# Sessions
+
+
+def test_a_conversation_stays_with_its_replica_and_the_load_is_even() -> None:
+    with before(4, Settings(service="q", routing="session")) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2, 3, 4))
+        for replica in replicas:
+            replica.delay = 0.01
+        same = list[bool]()
+
+        def converse(number: int) -> None:
+            system = {"role": "system", "content": f"You are assistant {number % 8}. " + "Be brief. " * 20}
+            messages = [*[system][: number % 2], {"role": "user", "content": f"session {number}"}]
+            seen = []
+            for turn in range(5):
+                key = {"Authorization": f"Bearer sk-{number % 3}"}
+                seen.append(made.ask({"messages": messages}, headers=key).json()["replica"])
+                messages += [
+                    {"role": "assistant", "content": "Yes. " * 20},
+                    {"role": "user", "content": f"and {turn}?"},
+                ]
+            same.extend(each == seen[0] for each in seen[1:])
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            list(pool.map(converse, range(160)))
+        counts = [len(replica.asked) for replica in replicas]
+        assert statistics.mean(same) >= 0.99
+        assert max(counts) / statistics.mean(counts) <= 1.2, counts

@@ -1,0 +1,151 @@
+"""Who has a gateway, and its texts: the golden ones, what HAProxy and systemd say, and no word of a user in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from installer import __version__
+from installer.base.assets import RUNTIME
+from installer.base.errors import UsageError
+from installer.base.layout import Layout
+from installer.spec.settings import Settings, load_settings
+from installer.spec.target import Replica, Target
+from installer.units.gateway import config_file, gateway_config, gateway_digest, gateway_files, needs_gateway
+from installer.units.syntax import exec_line
+from tests.kit.golden import golden
+from tests.kit.samples import TEXTS, any_settings
+from tests.kit.targets import target
+
+LAYOUT = Layout("qwen3vl")
+HAPROXY = shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/usr/bin")
+PLACE = Path("/opt/vllm-install/runtime/VERSION")
+TWO = (Replica(1, 9001), Replica(2, 9002))
+CASES = {
+    "two": (Settings(replicas=2), TWO),
+    "tls": (Settings(tls_cert="/etc/ssl/50% ours.pem", tls_key="/etc/ssl/k.pem", host="127.0.0.1"), TWO[:1]),
+    "all": (
+        Settings(
+            replicas=2, tls="self", hold=0, routing="session", fallback_url="https://api.example/v1", drain=90,
+            fallback_key_file="/etc/other key", fallback_model='a "b" $HOME %i',
+        ),
+        TWO,
+    ),
+}  # fmt: skip
+
+
+def made(case: str) -> Target:
+    chosen, replicas = CASES[case]
+    return dataclasses.replace(target(chosen), replicas=replicas)
+
+
+def texts(want: Target, runtime: Path = PLACE) -> tuple[str, str]:
+    files = gateway_files(want, LAYOUT, runtime)
+    return files[LAYOUT.unit], files[config_file(LAYOUT)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_texts_are_the_golden_ones(case: str) -> None:
+    want = made(case)
+    unit, config = (text.replace(f"vllm-install {__version__}", "vllm-install VERSION") for text in texts(want))
+    unit = unit.replace(gateway_digest(want, LAYOUT, PLACE), "DIGEST")
+    assert unit == golden(f"gateway-{case}.service", unit)
+    assert config == golden(f"gateway-{case}.cfg", config)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "has_one"),
+    [
+        (Settings(), False), (Settings(replicas=2), True), (Settings(tls="self"), True),
+        (Settings(tls_cert="/c", tls_key="/k"), True), (Settings(fallback_url="https://a.example/v1"), True),
+        (Settings(routing="session", fallback_model="x", hold=0), False),
+    ],
+)  # fmt: skip
+def test_one_engine_without_tls_and_fallback_has_none(chosen: Settings, has_one: bool) -> None:
+    assert needs_gateway(chosen) == has_one
+    assert gateway_files(target(chosen), LAYOUT, PLACE) == {}
+
+
+def test_which_replicas_there_are_is_no_reason_for_a_restart() -> None:
+    one, two = (dataclasses.replace(made("two"), replicas=TWO[:count]) for count in (1, 2))
+    assert gateway_digest(one, LAYOUT, PLACE) == gateway_digest(two, LAYOUT, PLACE)
+    other = dataclasses.replace(two, settings=dataclasses.replace(two.settings, port=8001))
+    assert gateway_digest(other, LAYOUT, PLACE) != gateway_digest(two, LAYOUT, PLACE)
+
+
+@given(any_settings())
+@settings(max_examples=60)
+def test_nothing_that_a_user_types_stands_in_the_configuration(chosen: Settings) -> None:
+    """But numbers: every line is one of those that the golden ones consist of."""
+    want = dataclasses.replace(target(dataclasses.replace(chosen, service="q")), replicas=TWO)
+    known = re.compile(
+        "|".join(
+            re.sub(r"\\?\b\d+", r"\\d+", re.escape(line.replace("qwen3vl", "q")))
+            for case in CASES
+            for line in {*texts(made(case))[1].splitlines()}
+        )
+    )
+    for line in gateway_config(want, Layout("q"), PLACE).splitlines():
+        assert known.fullmatch(line), line
+
+
+@given(st.sampled_from(("tls_cert", "tls_key", "fallback_url", "fallback_key_file", "fallback_model")), TEXTS)
+@settings(max_examples=200)
+def test_a_value_stays_within_its_line_of_the_unit(name: str, text: str) -> None:
+    start = {"fallback_url": "https://h/", "fallback_model": ""}.get(name, "/")
+    try:
+        chosen = load_settings("qwen3vl", {}, {}, {"tls_cert": "/c", "tls_key": "/k", "fallback_url": "https://h/v1",
+                                                   "fallback_key_file": "/f", name: start + text})  # fmt: skip
+        unit = texts(dataclasses.replace(target(chosen), replicas=TWO))[0]
+    except UsageError:
+        return
+    plain = texts(made("all"))[0]
+    assert len(unit.splitlines()) <= len(plain.splitlines()) + 2
+    for section in ("[Unit]", "[Service]", "[Install]"):
+        assert unit.splitlines().count(section) == 1
+    if name == "fallback_model" and chosen.fallback_model:
+        assert exec_line(unit)[-2] == chosen.fallback_model
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    for case in CASES:
+        unit = texts(made(case))[0]
+        unit = re.sub(r"^(Exec\w+=\+?)\S+", r"\1/bin/true", unit, flags=re.MULTILINE)
+        path = tmp_path / f"{case}.service"
+        path.write_text(re.sub(r"^(Wants|After|PropagatesReloadTo)=.*\n", "", unit, flags=re.MULTILINE))
+        done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True)
+        assert (done.returncode, [line for line in done.stderr.splitlines() if case in line]) == (0, [])
+
+
+@pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
+@pytest.mark.parametrize("case", CASES)
+def test_haproxy_takes_the_configuration(case: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    certificate(tmp_path / "run/tls.pem")
+    (tmp_path / "run/servers").write_text("1\n")
+    config = texts(made(case), RUNTIME)[1].replace("/run/qwen3vl", str(tmp_path / "run"))
+    (tmp_path / "cfg").write_text(config)
+    with socket.socket() as listener:
+        done = subprocess.run(
+            [str(HAPROXY), "-c", "-f", tmp_path / "cfg"], capture_output=True, text=True,
+            env={"LISTENER": str(listener.fileno())}, pass_fds=[listener.fileno()],
+        )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if "WARNING" in line or "ALERT" in line]
+    assert (done.returncode, said) == (0, [])
+
+
+def certificate(path: Path) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=h", "-keyout", path.with_suffix(".k"), "-out", path.with_suffix(".c")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(path.with_suffix(".c").read_text() + path.with_suffix(".k").read_text())
