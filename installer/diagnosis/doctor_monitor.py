@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 
+from installer.base.errors import InstallError
 from installer.base.language import tr
 from installer.base.layout import FIGURES, MONITOR
 from installer.diagnosis.finding import NOTE, Finding
@@ -13,6 +14,7 @@ from installer.diagnosis.scene import Scene
 from installer.families.known import family_counting
 from installer.runtime import vllm_usage
 from installer.spec import keys
+from installer.spec.keys import Key
 from installer.spec.values import seconds
 from installer.units.api import NoAnswer
 from installer.units.keyring import unit_keys
@@ -88,7 +90,7 @@ def check_refusals(scene: Scene) -> Iterator[Finding]:
     """Of which key more than one request in ten is refused today, as the service itself keeps count."""
     if not scene.is_root:
         return
-    there = {key.name for key in unit_keys(scene.host, scene.layout)}
+    there = {key.name for key in _held(scene)}
     for key, today in _used_today(scene):
         if key in there and today.refused > MANY and today.refused * ONE_IN > today.requests:
             told = tr("today {refused} refused, {asked} answered", refused=today.refused, asked=today.requests)
@@ -99,6 +101,14 @@ def check_refusals(scene: Scene) -> Iterator[Finding]:
                 (f"sudo vllm-install usage --service {scene.service}", "sudo vllm-install keys limit --help"),
                 NOTE,
             )
+
+
+def _held(scene: Scene) -> list[Key]:
+    """The unit's keys; none where one of them cannot be read, which is a finding of its own."""
+    try:
+        return unit_keys(scene.host, scene.layout)
+    except InstallError:
+        return []
 
 
 def _used_today(scene: Scene) -> Iterator[tuple[str, vllm_usage.Numbers]]:
@@ -115,8 +125,8 @@ def check_scrape_key(scene: Scene) -> Iterator[Finding]:
     """Prometheus's key has to be one of the service's: with another it sees nothing, and says only `down`."""
     if not scene.is_root or not scene.unit_text or not scene.host.exists(MONITOR / "key"):
         return
-    held = scene.host.read(MONITOR / "key") or ""
-    if keys.digest(held.strip()) not in {key.digest for key in unit_keys(scene.host, scene.layout)}:
+    asking, known = scene.host.read(MONITOR / "key") or "", {key.digest for key in _held(scene)}
+    if known and keys.digest(asking.strip()) not in known:
         yield Finding(
             "monitor-key-refused",
             tr("the service does not know the key with which Prometheus asks it"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from installer.base.errors import InstallError
 from installer.diagnosis import doctor_monitor
 from installer.diagnosis.doctor_monitor import percentile
 
@@ -48,3 +49,16 @@ def test_refusals_are_told_of_a_key_that_is_there_and_of_many(
     monkeypatch.setattr(doctor_monitor, "unit_keys", lambda *_: [SimpleNamespace(name="there")])
     scene: Any = SimpleNamespace(is_root=True, host=None, layout=None, service="q")
     assert [each.id for each in doctor_monitor.check_refusals(scene)] == ["requests-refused"] * is_told
+
+
+def test_a_key_that_cannot_be_read_is_the_finding_of_another_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> list[Any]:
+        raise InstallError("not a key")
+
+    used: Any = SimpleNamespace(refused=21, requests=0)
+    monkeypatch.setattr(doctor_monitor, "_used_today", lambda scene: [("there", used)])
+    monkeypatch.setattr(doctor_monitor, "unit_keys", damaged)
+    host = SimpleNamespace(exists=lambda path: True, read=lambda path: "sk-metrics")
+    scene: Any = SimpleNamespace(is_root=True, host=host, layout=None, service="q", unit_text="[Service]")
+    assert list(doctor_monitor.check_refusals(scene)) == []
+    assert list(doctor_monitor.check_scrape_key(scene)) == []
