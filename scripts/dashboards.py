@@ -7,7 +7,8 @@ import importlib.util
 from typing import Any
 
 from installer.base.assets import DATA
-from scripts.boards import BOARDS, Board, Panel, Query, Row, Variable
+from scripts.boards import BOARDS
+from scripts.boards.words import Board, Panel, Query, Row, Variable
 
 SHIPPED = DATA / "dashboards"
 SDK = "grafana_foundation_sdk"
