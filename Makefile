@@ -51,7 +51,7 @@ check: .venv-ready ## Lint, formatting, types and the layers of the house; what 
 	@.venv/bin/mypy scripts tests/kit/boot tests/conftest.py
 	@.venv/bin/lint-imports --no-logo --no-cache
 
-mutants: .venv-ready ## Break flow/, spec/ and units/ in thousands of ways, count what the fast tests notice (hours)
+mutants: .venv-ready ## Break flow/, spec/ and units/ in 300 of thousands of ways, count what the fast tests notice
 	@.venv/bin/python -m scripts.mutants $(ARGS)
 
 bench: .venv-ready machine-ready ## Measure what the README claims (root)

@@ -35,13 +35,13 @@ class Convergence(Transaction):
     outcome = "proved"
     soak: Soak | None = None  # that begins or ends with it
     key_shown = True  # somebody has seen the default key
+    new_keys: tuple[str, ...] = ()  # that have to open the service then
 
     def __init__(
-        self, verb: str, want: Wanted, changes: list[Change], state: State, host: Host, report: Report,
-        new_keys: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+        self, verb: str, want: Wanted, changes: list[Change], state: State, host: Host, report: Report
+    ) -> None:
         super().__init__(want.layout, changes, host, report)
-        self.verb, self.want, self.state, self.new_keys = verb, want, state, new_keys
+        self.verb, self.want, self.state = verb, want, state
         self.is_first = state.proved is None
         self.settings_text = host.read(self.layout.settings_file)
         self.start = prove.Start(is_first=self.is_first)

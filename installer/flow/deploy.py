@@ -161,9 +161,9 @@ def _converge(
     changes = _checked_plan(request, resolved, state, host)
     if changes:
         fit.check_context(resolved.want.target, resolved.facts, state, host, report, resolved.about)
-    given = filter(None, (resolved.new_key, request.keys.given, *request.keys.further))
     kind = Watched if watched.is_begun_by(changes, resolved.want.layout) else Convergence
-    transaction = kind(request.verb, resolved.want, changes, state, host, report, tuple(given))
+    transaction = kind(request.verb, resolved.want, changes, state, host, report)
+    transaction.new_keys = tuple(filter(None, (resolved.new_key, request.keys.given, *request.keys.further)))
     transaction.key_shown = resolved.new_key is None
     if isinstance(transaction, Watched):
         transaction.seconds = request.soak or 0

@@ -307,7 +307,8 @@ def test_a_new_key_has_to_open_the_service(
 
     monkeypatch.setattr(prove, "keys_in_force", in_force)
     files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
-    change = Convergence("deploy", want, files, State("qwen3vl"), host, REPORT, ("sk-first", "sk-second"))
+    change = Convergence("deploy", want, files, State("qwen3vl"), host, REPORT)
+    change.new_keys = ("sk-first", "sk-second")
     assert failure(change).exit_code == Exit.NOT_PROVED
     assert tried == ["sk-first", "sk-second"]
     assert load_state(host, LAYOUT) is None
