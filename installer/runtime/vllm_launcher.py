@@ -31,18 +31,17 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime import vllm_flags, vllm_gpus, vllm_handover, vllm_hold
-    from installer.runtime.vllm_seen import PROBE
+    from installer.runtime import vllm_command, vllm_flags, vllm_gpus, vllm_handover, vllm_hold
     from installer.runtime.vllm_systemd import command_of, descendants, notify, own_unit, say, seconds, systemctl, write
-    from installer.runtime.vllm_words import FAMILIES, SGLANG, VLLM, Words
+    from installer.runtime.vllm_words import FAMILIES, VLLM, Words
 else:
+    import vllm_command
     import vllm_flags
     import vllm_gpus
     import vllm_handover
     import vllm_hold
-    from vllm_seen import PROBE
     from vllm_systemd import command_of, descendants, notify, own_unit, say, seconds, systemctl, write
-    from vllm_words import FAMILIES, SGLANG, VLLM, Words
+    from vllm_words import FAMILIES, VLLM, Words
 
 BAD_CONFIGURATION = 78  # with RestartPreventExitStatus=: trying again would change nothing
 BUSY = 75  # somebody else has the port; it may be free at the next try
@@ -57,11 +56,6 @@ KEY = re.compile(
 )
 KEY_FORM = "expected [NAME[:metrics|:inference|:admin]=]sha256:64-HEX-DIGITS[@2026-11-21T12:00:00Z], or the key itself"
 
-# Secrets, and what would let vLLM speak to systemd in the watcher's place.
-KEPT_FROM_VLLM = (
-    "VLLM_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY",
-    "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
-)  # fmt: skip
 # What is systemd's word to one process, and says nothing of what is to run.
 SYSTEMD_S_OWN = (
     "MAINPID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "INVOCATION_ID",
@@ -214,7 +208,8 @@ def next_task(serve: list[str], keys: str, listener: int, key: int, record: int)
     held.detach()
     stands_by = words_of(serve).stands_by and not is_late and has_room()
     return {
-        **engine(serve, flags), "run": run_digest(serve), "host": host, "port": port, "hold": holding_time(),
+        **vllm_command.engine(serve, words_of(serve), flags, runtime_directory()),
+        "run": run_digest(serve), "host": host, "port": port, "hold": holding_time(),
         "listener": taken, "key": key, "record": record, "keys": keys, "is_moved": is_moved, "is_late": is_late,
         "stands_by": stands_by,
     }  # fmt: skip
@@ -292,7 +287,8 @@ def launch(words: list[str]) -> NoReturn:
     hold = holding_time()
     listener = vllm_hold.take(host, port, is_wanted=hold > 0) or listen(host, port)
     task = {
-        **engine(serve, flags), "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(),
+        **vllm_command.engine(serve, words_of(serve), flags, runtime_directory()),
+        "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(),
         "key": in_memory("key", probe), "record": next(iter(vllm_hold.kept(vllm_hold.RECORD)), None),
     }  # fmt: skip
     supervise(task)
@@ -311,48 +307,6 @@ def words_of(serve: list[str]) -> Words:
 
 def flags_of(serve: list[str]) -> dict[str, str]:
     return vllm_flags.given(serve, words_of(serve))
-
-
-def engine(serve: list[str], flags: Mapping[str, str]) -> dict[str, object]:
-    """What is started: its command, its environment, and the files that it reads in the runtime directory."""
-    here, runtime, of = os.path.dirname(os.path.abspath(__file__)), runtime_directory(), words_of(serve)
-    environment = {name: value for name, value in os.environ.items() if name not in KEPT_FROM_VLLM}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    if "--allowed-media-domains" not in flags:
-        # An empty list would let anyone have this host fetch any address; the name is one that never exists.
-        serve = [*serve, "--allowed-media-domains", "none.invalid"]
-    prepare = as_sglang if of is SGLANG else as_vllm
-    words, files = prepare(serve, flags, environment, runtime)
-    # -P: a folder of the engine's name in the working directory must not take its place.
-    safe = ["-P"] if sys.version_info >= (3, 11) else []
-    command = [sys.executable, *safe, os.path.join(here, of.program), *words]
-    return {"command": command, "environment": environment, "files": {"stages": "", **files}, "family": serve[0]}
-
-
-def as_vllm(
-    serve: list[str], flags: Mapping[str, str], environment: dict[str, str], runtime: str
-) -> tuple[list[str], dict[str, str]]:
-    """Its words and files, and what is added to its environment."""
-    files = {}
-    environment["VLLM_USE_RUST_FRONTEND"] = "0"
-    # Its engine dead, vLLM would exit 0, as if asked to. So it stays, and the watcher ends it by a signal.
-    environment["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"
-    if flags.keys().isdisjoint(("--log-config-file", "--logging-config")):
-        environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
-        files["logging.json"] = json.dumps(log_configuration(runtime, flags))
-    return [*serve, "--middleware", "vllm_guard.Guard"], files
-
-
-def as_sglang(
-    serve: list[str], flags: Mapping[str, str], environment: dict[str, str], runtime: str
-) -> tuple[list[str], dict[str, str]]:
-    """The same of SGLang, whose own warm-up asks without a key, and ends it when that is refused."""
-    environment.setdefault("SGLANG_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
-    # Else whoever asks for /health, without a key, has it make a token.
-    environment["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
-    environment["SGLANG_PLUGINS"] = "none"  # of the packages that it comes with, two add servers that take no guard
-    files = {"logging.json": json.dumps(sglang_log_configuration(runtime))}
-    return [*serve[1:], "--skip-server-warmup", "--enable-metrics"], files
 
 
 def supervise(task: Mapping[str, object]) -> NoReturn:
@@ -404,52 +358,6 @@ def address(flags: Mapping[str, str]) -> tuple[str, int]:
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise Refused(f"--port {port} is not a port")
     return flags.get("--host", "0.0.0.0"), int(port)
-
-
-def log_configuration(runtime: str, flags: Mapping[str, str]) -> dict[str, object]:
-    """vLLM's and uvicorn's usual logs; besides, the stages go into a file and the probes nowhere."""
-    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
-    quiet = flags.get("--disable-access-log-for-endpoints", "").split(",")
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "vllm": {"()": "vllm_guard.vllm_formatter"},
-            "uvicorn": {"format": "%(levelname)s:     %(message)s"},
-        },
-        "filters": {"quiet": {"()": "vllm_guard.QuietAccess", "paths": [PROBE, "/health", "/metrics", *quiet]}},
-        "handlers": {
-            "vllm": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "vllm"},
-            "uvicorn": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "uvicorn"},
-            "stages": {"()": "vllm_guard.Stages", "path": os.path.join(runtime, "stages")},
-        },
-        "loggers": {
-            "vllm": {"handlers": ["vllm", "stages"], "level": level, "propagate": False},
-            "uvicorn": {"handlers": ["uvicorn", "stages"], "level": "INFO", "propagate": False},
-            "uvicorn.access": {"filters": ["quiet"], "level": "INFO"},
-        },
-    }
-
-
-def sglang_log_configuration(runtime: str) -> dict[str, object]:
-    """Its usual log with a level in each line, for every one of its processes; and as vLLM's, stages and probes."""
-    stages = "|".join(re.escape(words) for words, _ in SGLANG.stages)
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": "%(levelname)s %(asctime)s [%(name)s] %(message)s"}},
-        "filters": {"quiet": {"()": "vllm_guard.QuietAccess", "paths": [PROBE, "/health", "/metrics"]}},
-        "handlers": {
-            "plain": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "plain"},
-            "stages": {"()": "vllm_guard.Stages", "path": os.path.join(runtime, "stages"), "telling": stages},
-        },
-        "root": {"handlers": ["plain", "stages"], "level": "INFO"},
-        "loggers": {
-            "uvicorn.access": {"filters": ["quiet"], "level": "INFO"},
-            "httpx": {"level": "WARNING"},
-            "httpcore": {"level": "WARNING"},
-        },
-    }
 
 
 # Custody of port and GPU

@@ -136,7 +136,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
                 *("launcher", "listen", "watcher", "guard", "connections", "text", "flags", "drain"),
                 *("systemd", "hold", "supervisor", "processes", "handover", "start"),
                 *("haproxy", "certificate", "fallback", "gateway"),
-                *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words"),
+                *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words", "command"),
             )
         ),
         runtime / "vllm_flags.json",
