@@ -15,7 +15,7 @@ HEAD = """# When something is wrong
     sudo vllm-install doctor              # what is wrong, root cause first, with the command that helps
     vllm-install status                   # one screen; --watch follows it
     vllm-install logs -f                  # the journal, with an explanation under a line that tells of a failure
-    sudo vllm-install doctor --bundle report.tar.gz
+    sudo vllm-install doctor --report report.tar.gz
 
 `doctor` changes nothing. It looks at the host (systemd, driver, device nodes, disks, firewall), at what lies on
 disk (record, unit, drop-ins, engine, model, keys, permissions on every path), at the journal and the kernel's

@@ -10,6 +10,7 @@ from pathlib import Path
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import size
+from installer.base.sizes import GIB
 from installer.checks.facts import probe_disk
 from installer.checks.placement import chosen_by_hand, describe
 from installer.checks.tenants import visible_devices
@@ -25,7 +26,7 @@ from installer.spec.vendors import NVIDIA, of_kind
 from installer.units import journal
 
 ALMOST_FULL = 64 << 20
-LOW = 1 << 30  # as the alert has it
+LOW = GIB  # as the alert has it
 ELSEWHERE = {
     "not-root",
     "driver-broken",

@@ -118,10 +118,7 @@ def resolve(
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     compiler = _toolkit(settings, engine, model, seen, choice, host, report)
-    replicas: tuple[Replica, ...] = ()
-    if needs_gateway(settings):
-        _warn_of_drop_ins(layout, state, host, report)
-        replicas = _replicas(settings, choice, state, host)
+    replicas = _replicas(settings, choice, state, host, report)
     target = Target(settings, engine, model, held, profile, choice.placed, compiler, replicas)
     is_first = state.proved is None
     want = Wanted(target, layout, probe, request.bundle, request.former, request.environment, is_first=is_first)
@@ -189,10 +186,13 @@ def _warn_of_drop_ins(layout: Layout, state: State, host: Host, report: Report) 
         )  # fmt: skip
 
 
-def _replicas(settings: Settings, choice: Choice, state: State, host: Host) -> tuple[Replica, ...]:
+def _replicas(settings: Settings, choice: Choice, state: State, host: Host, report: Report) -> tuple[Replica, ...]:
     """One whose own drop-in chooses its GPUs is shown them all, as a single engine would be."""
-    each = zip(ports_of_replicas(settings, state, host), choice.of_each(settings), strict=True)
+    if not needs_gateway(settings):
+        return ()
     layout = Layout(settings.service)
+    _warn_of_drop_ins(layout, state, host, report)
+    each = zip(ports_of_replicas(settings, state, host), choice.of_each(settings), strict=True)
     return tuple(
         Replica(number, port, () if visible_devices(host, layout, number) else gpus)
         for number, (port, gpus) in enumerate(each, 1)

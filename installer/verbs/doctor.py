@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 @click.command()
 @service_word
 @click.option(
-    "--bundle",
+    "--report",
     metavar="FILE",
     type=click.Path(dir_okay=False),
     help="Write a redacted report for a bug tracker (.tar.gz).",
 )
+@click.option("--bundle", "report", type=click.Path(dir_okay=False), hidden=True)  # what it was called at first
 @json_option
-def doctor(service: str, bundle: str | None, as_json: bool) -> None:
+def doctor(service: str, report: str | None, as_json: bool) -> None:
     """Say what is wrong, root cause first, with the command that helps; changes nothing.
 
     Exit status 0: no fault was found; 8: faults were found.
@@ -40,14 +41,14 @@ def doctor(service: str, bundle: str | None, as_json: bool) -> None:
     from installer.diagnosis import doctor as surgery
     from installer.diagnosis.scene import look
 
-    folder = Path(bundle or ".").absolute().parent
+    folder = Path(report or ".").absolute().parent
     if not folder.is_dir():
         raise UsageError(tr("there is no directory {path}", path=folder), f"mkdir -p {shlex.quote(str(folder))}")
     scene = look(check_service(service), Host())
     found = surgery.diagnose(scene)
-    if bundle:
-        bug_report.write(scene, found, Path(bundle).absolute())
-        click.echo(tr("{file} is written; look through it before you give it to anybody", file=bundle), err=True)
+    if report:
+        bug_report.write(scene, found, Path(report).absolute())
+        click.echo(tr("{file} is written; look through it before you give it to anybody", file=report), err=True)
     if as_json:
         print_json({**dataclasses.asdict(found), "healthy": found.is_healthy})
     else:

@@ -12,6 +12,7 @@ from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose, console
+from installer.base.sizes import GIB
 from installer.spec.settings import Settings, check_service, load_settings, to_text
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
@@ -128,7 +129,7 @@ def _print_fits(fits: list[Fit]) -> None:
     for title in (tr("weights"), tr("GPUs"), tr("context"), tr("at once"), tr("largest context")):
         table.add_column(title, justify="right", overflow="fold")
     for fit in fits:
-        sight, weights = tr("yes") if fit.takes_images else "", f"{fit.model.bytes / 2**30:.1f} GiB"
+        sight, weights = tr("yes") if fit.takes_images else "", f"{fit.model.bytes / GIB:.1f} GiB"
         at_once = tr("{requests} (close)", requests=fit.requests) if fit.is_close else str(fit.requests)
         table.add_row(
             fit.model.id, tr(fit.format), sight, weights, str(fit.gpus), str(fit.context), at_once, str(fit.largest)

@@ -108,7 +108,7 @@ def test_nothing_secret_is_in_the_report_also_not_in_part(machine: Machine) -> N
     proxy = f"http://me:{quote(SECRETS['proxy'], safe='')}@proxy.example:3128"
     env = {"HF_TOKEN": SECRETS["hf_env"], "HTTPS_PROXY": proxy, "VLLM_ARGS_TOKEN": SECRETS["vllm_args"]}
     words = [f"{name}={value}" for name, value in env.items()]
-    done = machine.run("env", *words, *machine_cli("doctor", "--bundle", "/root/report.tar.gz"), check=False)
+    done = machine.run("env", *words, *machine_cli("doctor", "--report", "/root/report.tar.gz"), check=False)
     assert "look through it" in done.stderr, done
     path = machine.at("/root/report.tar.gz")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -163,7 +163,7 @@ def test_completion_completes() -> None:
         (["deploy", "--bundle", "/x", "--resolve"], "--resolve asks for other packages than --bundle"),
         (["deploy", "--host", "here"], "expected an IPv4 or IPv6 address, or localhost"),
         (["plan", "--gpu-memory-utilization", "much"], "expected a fraction of the GPU's memory between 0.05 and 1.0"),
-        (["doctor", "--bundle", "/no/such/place/report.tar.gz"], "there is no directory /no/such/place"),
+        (["doctor", "--report", "/no/such/place/report.tar.gz"], "there is no directory /no/such/place"),
     ],
 )
 def test_what_cannot_be_meant_is_said_in_words(args: list[str], words: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from installer.base.errors import UsageError
 from installer.base.language import tr
+from installer.base.sizes import GIB
 from installer.runtime import vllm_flags
 
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -60,7 +61,7 @@ class Flags:
             max_num_batched_tokens=number("--max-num-batched-tokens"),
             kv_cache_memory=number("--kv-cache-memory-bytes"),
             pipeline_parallel=max(1, number("--pipeline-parallel-size")),
-            cpu_offload=number("--cpu-offload-gb") * 2**30,
+            cpu_offload=number("--cpu-offload-gb") * GIB,
             mamba_cache_dtype=given.get("--mamba-cache-dtype", "auto"),
             mamba_ssm_cache_dtype=given.get("--mamba-ssm-cache-dtype", "auto"),
             eager="--enforce-eager" in given,
