@@ -37,7 +37,7 @@ catalogue: .venv-ready ## Bring the translations in installer/locale up to date 
 	@.venv/bin/python -m scripts.catalogue
 
 golden: .venv-ready ## Write the golden files anew; look at the difference before you commit it
-	@GOLDEN=write $(PYTEST) -q tests/units/test_render.py tests/spec/test_settings_file.py tests/model/test_models_doc.py -k golden
+	@GOLDEN=write $(PYTEST) -q tests/units/test_render.py tests/units/test_gateway.py tests/spec/test_settings_file.py tests/model/test_models_doc.py -k golden
 
 screens: .venv-ready machine-ready ## Render what the verbs show into docs/images/ (root)
 	@.venv/bin/python -m scripts.screens $(ARGS)

@@ -23,7 +23,6 @@ GRACE = 3  # seconds before another endpoint is asked: a replica that is out of 
 # What HAProxy itself answers: message, type and code as OpenAI's clients know them.
 ERRORS = {
     400: ("the request cannot be understood", "invalid_request_error"),
-    408: ("the request did not arrive in time", "invalid_request_error"),
     500: ("the gateway failed", "server_error"),
     502: ("the engine ended before it answered", "server_error"),
     503: ("no replica of the model is up", "service_unavailable"),

@@ -8,6 +8,7 @@ import dataclasses
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -30,6 +31,8 @@ from tests.kit.targets import target
 LAYOUT = Layout("q")
 PROGRAM = RUNTIME / "vllm_gateway.py"
 PATIENCE = 60.0
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"  # a HAProxy of another release may come first
+HAPROXY = shutil.which("haproxy", path=PATH)
 
 
 class Gateway:
@@ -68,7 +71,7 @@ class Gateway:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": PATH,
             "RUNTIME_DIRECTORY": str(self.run_dir),
             "DRAIN": "3",
             "CREDENTIALS_DIRECTORY": str(self.credentials),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -22,11 +22,11 @@ from installer.runtime.vllm_hold import queue
 from installer.spec.settings import Settings
 from installer.spec.target import MEMBER_HOLD
 from installer.units import haproxy
-from tests.kit.gateway import LAYOUT, Gateway, before, gateway
+from tests.kit.gateway import HAPROXY, LAYOUT, Gateway, before, gateway
 from tests.kit.load import Plan, load
 from tests.kit.replica import Replica
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="no haproxy here")
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 
 SETTINGS = Settings(service="q")
 IMPATIENT = Settings(service="q", hold=1)
@@ -359,15 +359,29 @@ def waiting_in(descriptor: int) -> int:
 
 
 def test_half_open_heads_and_bodies_are_closed() -> None:
+    """Also those of which a byte comes now and then; 3.0 would have kept them for ever, had they been told why."""
+    chunks = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n"
     with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
         made.configure([replica.port], {"timeout http-request 30s": "timeout http-request 300ms"})
         made.start()
-        for text in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n", head(1000) + b"x" * 10):
-            with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
-                client.sendall(text)
-                answer = b"".join(iter(lambda c=client: c.recv(65536), b""))
-                assert not text or answer.startswith(b"HTTP/1.1 408 ")
+        for text in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n", head(1000) + b"x" * 10, chunks):
+            for trickles in (False, True):
+                with socket.create_connection(("127.0.0.1", made.port), timeout=0.05) as client:
+                    client.sendall(text)
+                    eventually(lambda c=client, more=trickles: is_closed(c, more), f"{text!r} {trickles}")
         assert replica.asked == []
+
+
+def is_closed(client: socket.socket, trickles: bool) -> bool:
+    try:
+        assert client.recv(65536) == b""
+    except TimeoutError:
+        with contextlib.suppress(ConnectionError):
+            client.send(b"x" * trickles)
+        return False
+    except ConnectionError:
+        return True
+    return True
 
 
 def test_a_client_that_never_reads_is_left() -> None:

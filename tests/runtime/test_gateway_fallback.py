@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ import pytest
 
 from installer.spec.settings import Settings
 from installer.units.syntax import quote_exec
-from tests.kit.gateway import Answer, Gateway, gateway
+from tests.kit.gateway import HAPROXY, Answer, Gateway, gateway
 from tests.kit.replica import Replica, replicas_on
 from tests.runtime.test_gateway import are_up, eventually
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="no haproxy here")
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 OURS, METRICS, EXPIRED, THEIRS = "sk-ours-0123456789", "sk-metrics-0123456789", "sk-expired-0123456789", "sk-theirs"
 PLAIN = 'sk-"plain" $HOME 100%'.replace(" ", "-")
 NO_HOLDING = Settings(service="q", hold=0, fallback_url="http://127.0.0.1/v1")

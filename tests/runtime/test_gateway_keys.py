@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import struct
 from collections.abc import Iterator
@@ -13,12 +12,12 @@ from dataclasses import dataclass
 import pytest
 
 from installer.spec.settings import Settings
-from tests.kit.gateway import Gateway, gateway
+from tests.kit.gateway import HAPROXY, Gateway, gateway
 from tests.kit.guarded import KEY, OPEN, Guarded, guarded
 from tests.runtime.test_gateway import are_up, eventually
 from tests.runtime.test_guard import TRICKS
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="no haproxy here")
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS = 0, 1, 4

@@ -18,11 +18,11 @@ from installer.spec.settings import Settings
 from installer.units.api import Api, NoAnswer
 from tests.kit import openai_client
 from tests.kit.certificates import certificate
-from tests.kit.gateway import Gateway, gateway
+from tests.kit.gateway import HAPROXY, Gateway, gateway
 from tests.kit.replica import replicas_on
 from tests.runtime.test_gateway import are_up, eventually
 
-pytestmark = pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="no haproxy here")
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 SETTINGS = Settings(service="q", tls_cert="/c", tls_key="/k")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -21,12 +20,12 @@ from installer.spec.settings import Settings, load_settings
 from installer.spec.target import Replica, Target
 from installer.units.gateway import config_file, gateway_config, gateway_digest, gateway_files, needs_gateway
 from installer.units.syntax import exec_line
+from tests.kit.gateway import HAPROXY
 from tests.kit.golden import golden
 from tests.kit.samples import TEXTS, any_settings
 from tests.kit.targets import target
 
 LAYOUT = Layout("qwen3vl")
-HAPROXY = shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/usr/bin")
 PLACE = Path("/opt/vllm-install/runtime/VERSION")
 TWO = (Replica(1, 9001), Replica(2, 9002))
 CASES = {
