@@ -1,14 +1,17 @@
-"""The gateway: what it adds to a request, beside none at all, a HAProxy with hardly any configuration, and nginx.
+"""The gateway: what it adds to a request, beside none, a HAProxy with hardly any configuration, nginx, and LiteLLM.
 
 Usage: python bench/gateway.py [ROUNDS]. Before a server of a few lines, asked over connections that are kept, 1, 16 and
-128 at once, each contestant in turn, so that a busy moment hits all. The medians count. At c=1 what is added must stay
-below 50 µs, and at 16 the requests a second above 0.95 of the bare HAProxy's; the first piece of a stream never waits.
+128 at once, each contestant in turn, so that a busy moment hits all; in every fifth round also 1000 streams. The
+medians count. At c=1 what is added must stay below 50 µs, and at 16 the requests a second above 0.95 of the bare
+HAProxy's; the first piece of a stream never waits for the second, which the server holds back for half a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -23,29 +26,51 @@ sys.path.insert(0, str(REPO))
 
 from installer.spec.settings import Settings  # noqa: E402
 from tests.kit.boot.surroundings import free_port  # noqa: E402
-from tests.kit.gateway import gateway  # noqa: E402
+from tests.kit.gateway import PATH, gateway  # noqa: E402
 
 BODY = b'{"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}'
+STREAMED = BODY[:-1] + b', "stream": true}'
 ASK = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\nContent-Length: %d\r\n\r\n%s"
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 SECONDS = 1.0
+STREAMS, EVERY = 1000, 5
+STARTS_WITHIN = 120.0
 MOST_ADDED, LEAST_SHARE = 50e-6, 0.95
-SERVER = f"""
-import asyncio
-ANSWER = b"HTTP/1.1 200 OK\\r\\ncontent-type: application/json\\r\\ncontent-length: 300\\r\\n\\r\\n" + b"x" * 300
-STREAM = b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n1\\r\\nx\\r\\n"
+SERVER = r"""
+import asyncio, json, re, sys
+def chunk(text):
+    return b"%x\r\n%s\r\n" % (len(text), text)
+def told(kind, choice, **more):
+    choices = [{"index": 0, **choice}]
+    return json.dumps({"id": "c", "object": kind, "created": 1, "model": "tiny", "choices": choices, **more}).encode()
+def event(**choice):
+    return b"data: " + told("chat.completion.chunk", choice) + b"\n\n"
+MESSAGE = {"finish_reason": "length", "message": {"role": "assistant", "content": "x" * 80}}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+ANSWER = told("chat.completion", MESSAGE, usage=USAGE)
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+STREAM += chunk(event(delta={"content": "x"}, finish_reason=None))
+REST = chunk(event(delta={"content": "y"}, finish_reason="length") + b"data: [DONE]\n\n") + b"0\r\n\r\n"
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 class Engine(asyncio.Protocol):
     def connection_made(self, transport):
-        self.transport = transport
+        self.transport, self.came = transport, b""
     def data_received(self, data):
-        if b"stream" in data:
+        self.came += data
+        head, ends, body = self.came.partition(b"\r\n\r\n")
+        length = LENGTH.search(head)
+        if not ends or len(body) < int(length[1] if length else 0):
+            return
+        self.came = b""
+        if b'"stream": true' in body or b'"stream":true' in body:
             self.transport.write(STREAM)
-            asyncio.get_running_loop().call_later(0.5, self.transport.write, b"1\\r\\ny\\r\\n0\\r\\n\\r\\n")
-        elif data.startswith(b"GET") or data.endswith({BODY[-9:]!r}):
+            asyncio.get_running_loop().call_later(0.5, self.transport.write, REST)
+        else:
             self.transport.write(ANSWER)
 async def main(port):
     server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
-import sys
 asyncio.run(main(int(sys.argv[1])))
 """
 BARE = """\
@@ -65,11 +90,12 @@ backend b
 """
 NGINX = """\
 daemon off; pid {home}/nginx.pid; error_log /dev/null; worker_processes 2;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{
     access_log off; client_body_temp_path {home}; proxy_temp_path {home}; fastcgi_temp_path {home};
     uwsgi_temp_path {home}; scgi_temp_path {home};
-    upstream b {{ server 127.0.0.1:{engine}; keepalive 256; }}
+    keepalive_requests 1000000000;
+    upstream b {{ server 127.0.0.1:{engine}; keepalive 256; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -78,6 +104,23 @@ http {{
     }}
 }}
 """
+
+
+LITELLM = """\
+model_list:
+  - model_name: tiny
+    litellm_params: {{model: openai/tiny, api_base: "http://127.0.0.1:{engine}/v1", api_key: none}}
+general_settings: {{master_key: sk-1}}
+"""
+
+
+def litellm() -> Path:
+    """A program of several hundred packages, in an environment of its own."""
+    place = REPO / "build/litellm"
+    if not (place / "bin/litellm").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        subprocess.run([place / "bin/pip", "install", "--quiet", "litellm[proxy]"], check=True)
+    return place / "bin/litellm"
 
 
 @contextlib.contextmanager
@@ -99,23 +142,40 @@ def contestants(home: Path) -> Iterator[dict[str, int]]:
         made = stack.enter_context(gateway(Settings(service="q"), [engine]))
         ports["gateway"] = made.port
         for name, text, words in (("haproxy", BARE, ("haproxy", "-f")), ("nginx", NGINX, ("nginx", "-c"))):
-            if shutil.which(words[0], path="/usr/sbin:/usr/bin"):
+            if program := shutil.which(words[0], path=PATH):
                 ports[name] = free_port()
                 (home / name).write_text(text.format(port=ports[name], engine=engine, home=home))
-                stack.enter_context(process(*words, home / name))
-        time.sleep(2)  # until all of them listen, and the gateway knows that its replica is up
+                stack.enter_context(process(program, *words[1:], home / name))
+        ports["litellm"] = free_port()
+        (home / "litellm.yaml").write_text(LITELLM.format(engine=engine))
+        words = ("--config", home / "litellm.yaml", "--host", "127.0.0.1", "--port", str(ports["litellm"]))
+        stack.enter_context(process(litellm(), *words))
+        for port in ports.values():
+            asyncio.run(answers(port))
         yield ports
+
+
+async def answers(port: int) -> None:
+    """Until it listens, and the gateway knows that its replica is up."""
+    end = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, AssertionError):
+            return await ask(port, 0, [])
+        await asyncio.sleep(0.2)
+    raise SystemExit(f"nobody answers at port {port}")
 
 
 async def ask(port: int, end: float, took: list[float]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     question = ASK % (len(BODY), BODY)
-    while time.perf_counter() < end:
+    while not took or time.perf_counter() < end:
         began = time.perf_counter()
         writer.write(question)
         head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(300)
+        length = LENGTH.search(head)
         assert head.startswith(b"HTTP/1.1 200"), head
+        assert length, head
+        await reader.readexactly(int(length[1]))
         took.append(time.perf_counter() - began)
     writer.close()
 
@@ -128,36 +188,52 @@ async def measure(port: int, clients: int) -> tuple[float, float]:
     return statistics.median(took), len(took) / SECONDS
 
 
-async def first_piece(port: int) -> float:
+async def stream(port: int) -> tuple[float, float]:
+    """Seconds until its first piece, and from there to its end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = b'{"stream": true}'
     began = time.perf_counter()
-    writer.write(ASK % (len(body), body))
-    await reader.readuntil(b"1\r\nx")
+    writer.write(ASK % (len(STREAMED), STREAMED))
+    await reader.readuntil(b"data: ")
+    first = time.perf_counter()
+    await reader.readuntil(b"0\r\n\r\n")
     writer.close()
-    return time.perf_counter() - began
+    return first - began, time.perf_counter() - first
+
+
+async def streams(port: int, count: int) -> tuple[float, float]:
+    """The median of both."""
+    found = await asyncio.gather(*(stream(port) for _ in range(count)))
+    first, rest = zip(*found, strict=True)
+    return statistics.median(first), statistics.median(rest)
 
 
 def main(rounds: int) -> int:
     seen: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    pieces: dict[str, list[float]] = {}
+    pieces: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with tempfile.TemporaryDirectory() as home, contestants(Path(home)) as ports:
         for number in range(rounds):
             for name in sorted(ports, reverse=bool(number % 2)):
-                pieces.setdefault(name, []).append(asyncio.run(first_piece(ports[name])))
+                for count in (1, STREAMS) if number % EVERY == 0 else (1,):
+                    pieces.setdefault((name, count), []).append(asyncio.run(streams(ports[name], count)))
                 for clients in (1, 16, 128):
                     seen.setdefault((name, clients), []).append(asyncio.run(measure(ports[name], clients)))
-    medians = {at: tuple(statistics.median(part) for part in zip(*all_of, strict=True)) for at, all_of in seen.items()}
+    medians, parts = middle(seen), middle(pieces)
     for (name, clients), (took, rate) in sorted(medians.items(), key=lambda item: (item[0][1], item[0][0])):
         added = took - medians["direct", clients][0]
         print(f"c={clients:<4}{name:<10}{rate:>8.0f} requests/s {took * 1e6:>8.0f} µs, {added * 1e6:>6.0f} µs added")
-    for name, all_of in pieces.items():
-        print(f"first piece of a stream, {name}: {statistics.median(all_of) * 1e3:.1f} ms")
+    for (name, count), (first, rest) in sorted(parts.items(), key=lambda item: (item[0][1], item[0][0])):
+        print(f"{count:>4} streams {name:<10} first piece {first * 1e3:>6.1f} ms, its end {rest * 1e3:>6.1f} ms later")
     added = medians["gateway", 1][0] - medians["direct", 1][0]
     share = medians["gateway", 16][1] / medians["haproxy", 16][1]
-    prompt = statistics.median(pieces["gateway"]) < 0.1
+    prompt = parts["gateway", 1][0] < 0.1
     print(f"added at c=1: {added * 1e6:.0f} µs; of the bare HAProxy at c=16: {share:.2f}")
     return 0 if added <= MOST_ADDED and share >= LEAST_SHARE and prompt else 1
+
+
+def middle(seen: dict[tuple[str, int], list[tuple[float, float]]]) -> dict[tuple[str, int], tuple[float, float]]:
+    columns = {at: tuple(zip(*every, strict=True)) for at, every in seen.items()}
+    return {at: (statistics.median(first), statistics.median(second)) for at, (first, second) in columns.items()}
 
 
 if __name__ == "__main__":
