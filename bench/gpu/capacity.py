@@ -131,7 +131,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="DIRECTORY[@SHARE]")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all servers together")
     parser.add_argument("--least", type=float, default=45.0, help="seconds below which no further server is started")
-    parser.add_argument("--most", type=float, default=120.0, help="seconds for one server")
+    parser.add_argument("--most", type=float, default=300.0, help="seconds for one server")
     parser.add_argument("--context", type=int, default=16384)
     parser.add_argument("--share", type=float, default=0.92, help="--gpu-memory-utilization where a case names none")
     parser.add_argument("--memory", type=int, default=0, help="bytes of one GPU, as nvidia-smi has them")

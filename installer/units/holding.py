@@ -19,7 +19,7 @@ from installer.units.graph import Member
 LONGEST = 4096  # bytes of the file
 STALE = 60.0  # seconds; it is written once a second, later only where the host is out of breath
 MOST = 1 << 31
-COUNTED = re.compile(r"; \d+ callers wait, longest \d+ s\Z")
+COUNTED = re.compile(r"; (1 caller waits|\d+ callers wait), longest \d+ s\Z")
 
 
 @dataclass(frozen=True)

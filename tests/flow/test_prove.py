@@ -289,7 +289,7 @@ def test_progress_is_told_once_however_many_wait(host: Host, tmp_path: Path) -> 
     report.note = told.append  # type: ignore[method-assign]
     stages = (
         "loading weights",
-        "loading weights; 1 callers wait, longest 0 s",
+        "loading weights; 1 caller waits, longest 0 s",
         "loading weights; 9 callers wait, longest 3 s",
     )
     story = [*(UNDER_WAY | {"StatusText": stage} for stage in stages), OVER]

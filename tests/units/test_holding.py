@@ -106,7 +106,7 @@ def test_what_nobody_goes_on_writing_says_nothing(host: Host) -> None:
     assert holding(host, MEMBER) is None
 
 
-@pytest.mark.parametrize("counted", ["; 12 callers wait, longest 8 s", "; 1 callers wait, longest 0 s", ""])
+@pytest.mark.parametrize("counted", ["; 12 callers wait, longest 8 s", "; 1 caller waits, longest 0 s", ""])
 def test_a_stage_is_the_same_whoever_waits_for_it(counted: str) -> None:
     assert without_count(f"loading weights{counted}") == "loading weights"
     assert without_count(f"{counted} x") == f"{counted} x"

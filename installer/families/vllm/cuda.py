@@ -13,8 +13,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # vLLM asks there whether more kernels could be fetched. Nothing is fetched while a service runs: it hears no at once.
 NO_DOWNLOADS = {"FLASHINFER_CUBINS_REPOSITORY": "http://127.0.0.1:9/"}
 OFF = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_USE_DEEP_GEMM": "0", "VLLM_MOE_USE_DEEP_GEMM": "0"}
-# What would be compiled only once requests come in, or while several GPUs wait for each other.
-NEVER_LATE = {"VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER": "0", "VLLM_ALLREDUCE_USE_FLASHINFER": "0"}
+# Compiled while several GPUs wait for each other. Where these share multicast, vLLM does not ask whether it can be.
+NEVER = {"VLLM_ALLREDUCE_USE_FLASHINFER": "0"}
+# Compiled only once requests come in; without a compiler vLLM leaves it alone.
+NEVER_LATE = {"VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER": "0"}
 COST = mark("FlashInfer's sampler and DeepGEMM are off, vLLM's own kernels do their work")
 # On this generation vLLM prefers FlashInfer's attention, and does not ask whether it can be compiled.
 BLACKWELL = 10
@@ -23,9 +25,9 @@ ATTENTION, MLA_ATTENTION = "FLASH_ATTN", "TRITON_MLA"
 
 def environment(toolkit: Toolkit, engine: Path) -> dict[str, str]:
     if toolkit.mode == NONE:
-        return {"CUDA_HOME": toolkit.home, **OFF, **NO_DOWNLOADS}
+        return {"CUDA_HOME": toolkit.home, **OFF, **NEVER, **NO_DOWNLOADS}
     path = {"PATH": f"{engine}/bin:{SYSTEM_PATH}"}  # for ninja
-    return {"CUDA_HOME": toolkit.home, **path, **NEVER_LATE, **NO_DOWNLOADS}
+    return {"CUDA_HOME": toolkit.home, **path, **NEVER, **NEVER_LATE, **NO_DOWNLOADS}
 
 
 def arguments(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
