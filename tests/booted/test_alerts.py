@@ -19,7 +19,9 @@ from tests.kit.alerting import HOME, PLANTED, Watch
 from tests.kit.boot.machine import Machine
 from tests.kit.life import SERVICE, chat, cli, is_up, main_pid, processes, standin, until
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+pytestmark = [
+    pytest.mark.root, pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed"),
+]  # fmt: skip
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 CACHE = f"/var/cache/{SERVICE}"

@@ -13,6 +13,7 @@ from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import MODEL, cli, is_gone, main_pid, serves, standin
 
+pytestmark = pytest.mark.root
 DESTROYING = (("uninstall",), ("uninstall", "--purge"), ("eject",), ("prune",), ("models", "prune"))
 # A terminal of its own for a command, as a person has one; what they type comes from our own stdin.
 TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"

@@ -17,6 +17,7 @@ from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import SERVICE, ask, cli, standin, unit, until
 
+pytestmark = pytest.mark.root
 REMOTE = Path("/usr/lib/systemd/systemd-journal-remote")
 SHIPPER = "vllm-install-logs"
 TAKEN, REMOTES = "/var/tmp/taken", "/var/tmp/of.journal"

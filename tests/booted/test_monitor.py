@@ -15,7 +15,9 @@ from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import ask, cli, serves, standin, until
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+pytestmark = [
+    pytest.mark.root, pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed"),
+]  # fmt: skip
 MONITOR = "/etc/vllm-install/monitor"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
 HEAD = """\

@@ -16,6 +16,7 @@ from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import cli, is_gone, main_pid, serves, standin, unit, until
 from tests.kit.load import Plan, load
 
+pytestmark = pytest.mark.root
 STATES = "/var/lib/vllm-install"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -21,18 +22,35 @@ VERBS = ("deploy", "plan", "uninstall", "status", "list", "logs", "models", "com
 UNKNOWN = "no-such-service"
 
 
+ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(REPO)}
+
+
 def cli(*args: str, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": "/root",
-        "LC_ALL": "C.UTF-8",
-        "PYTHONPATH": str(REPO),
-        **(env or {}),
-    }
+    """A process of its own, and a start of its own where its surroundings are."""
     command = [sys.executable, "-m", "installer", *args]
-    ran = subprocess.run(command, capture_output=True, text=True, input=stdin, env=environment, check=False, timeout=60)
+    if env or stdin:
+        ran = subprocess.run(
+            command, capture_output=True, text=True, input=stdin, env=ENVIRONMENT | (env or {}), check=False, timeout=60
+        )
+    else:
+        ran = subprocess.CompletedProcess(command, *answer(args))
     assert "Traceback" not in ran.stderr, ran.stderr
     return ran
+
+
+def answer(args: tuple[str, ...]) -> tuple[int, str, str]:
+    process = loaded()
+    assert process.stdin
+    assert process.stdout
+    print(json.dumps(args), file=process.stdin, flush=True)
+    code, out, err = json.loads(process.stdout.readline())
+    return code, out, err
+
+
+@functools.cache
+def loaded() -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.kit.below", "/"]
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def refused(*args: str, env: dict[str, str] | None = None, stdin: str = "") -> str:
