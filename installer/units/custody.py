@@ -38,7 +38,7 @@ class Custody:
             return tr("nothing listens on port {port}", port=port)
         if before is not None and before != now:
             return tr("another one listens on port {port} than a moment ago", port=port)
-        holder = self.stranger(address, port)
+        holder = self._stranger(now)
         if holder is None:
             return ""
         ours = self.unit or tr("this command")
@@ -46,7 +46,11 @@ class Custody:
 
     def stranger(self, address: str, port: int) -> Process | None:
         """Who listens there instead of the service; None where it is the service, or nobody."""
-        named = {f"socket:[{inode}]": uid for inode, uid in self.sockets(address, port).items()}
+        return self._stranger(self.sockets(address, port))
+
+    def _stranger(self, sockets: dict[str, int]) -> Process | None:
+        """Given what listens: a look at the kernel's tables takes longer than all the rest."""
+        named = {f"socket:[{inode}]": uid for inode, uid in sockets.items()}
         if not self.unit or os.geteuid() != 0:
             wanted = {os.geteuid()} if not self.unit else self._uids()
             strange = {name: uid for name, uid in named.items() if uid not in wanted}
