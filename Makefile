@@ -42,6 +42,7 @@ golden: .venv-ready ## Write the golden files anew; look at the difference befor
 screens: .venv-ready machine-ready ## Render what the verbs show into docs/images/ (root)
 	@.venv/bin/python -m scripts.screens $(ARGS)
 	@.venv/bin/python -m scripts.pictures
+	@.venv/bin/python -m scripts.speed
 
 check: .venv-ready ## Lint, formatting, types and the layers of the house; what CI runs first
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' # a merge that was not ended

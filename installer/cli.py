@@ -15,7 +15,7 @@ from installer.base.cells import pad
 from installer.base.errors import Exit, InstallError, Interrupted, UsageError, explain
 from installer.base.language import LANGUAGES, OPTION, mark, speak_everywhere, tr
 from installer.base.report import protect_terminal
-from installer.verbs import adopt, bundle, change, deploy, logs, look, models, usage, use, weights
+from installer.verbs import adopt, bench, bundle, change, deploy, logs, look, models, usage, use, weights
 from installer.verbs.alarm import alarm
 from installer.verbs.doctor import doctor
 from installer.verbs.export import export
@@ -40,8 +40,8 @@ VERBS: dict[str, tuple[click.Command, ...]] = {
         change.set_values, change.set_context, set_apikey, keys, change.upgrade, change.rollback, soak, change.prune,
     ),
     mark("Look"): (
-        look.status, look.list_services, look.logs, doctor, usage.usage, alarm, use.chat, use.test, use.client_config,
-        monitor,
+        look.status, look.list_services, look.logs, doctor, usage.usage, alarm, use.chat, use.test,
+        bench.bench, use.client_config, monitor,
     ),
     mark("Weights"): (models.models,),
     mark("Move"): (adopt.adopt, adopt.eject, export, bundle.bundle),

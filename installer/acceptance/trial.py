@@ -2,23 +2,19 @@
 
 Our side holds the input of a keeper (runtime/vllm_keeper.py). Its end, which our own death brings as well, ends
 everything. Where systemd runs, the keeper is a transient unit: then the server has a service's sandbox and a user of
-its own, and not even the keeper's death leaves anything.
-
-The keeper is in the server's hands: both have one user. What it says is shown, and is never a path, a pid or a command.
+its own, and not even the keeper's death leaves anything. The keeper is in the server's hands: both have one user.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import subprocess
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from installer.acceptance.kept import BOOTSTRAP, Kept, can_confine, unit_words
 from installer.base.assets import RUNTIME
 from installer.base.host import Host
 from installer.base.language import tr
@@ -38,15 +34,11 @@ from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import render
 from installer.units.custody import Custody
-from installer.units.syntax import environment, exec_line, sandbox
+from installer.units.syntax import environment, exec_line
 
 SERVICE = "vllm-install-test"  # no service can have this name's unit, because none is ever written
 MARK = "TRIAL_MARK"
-# Code and task come by standard input: the checkout may lie where the server's user cannot look.
-BOOTSTRAP = "import json, sys; exec(json.loads(sys.stdin.buffer.raw.readline()))"
-LONGEST_MESSAGE = 1 << 20  # characters; of what is longer the rest is another message, and makes no sense
 TEMPORARY = ("/var/tmp", "/tmp")  # noqa: S108 the first that is fit
-WORDS_KEPT = 8  # lines of what was said besides messages
 
 
 @dataclass(frozen=True)
@@ -64,30 +56,14 @@ class Trial:
         return self.keeper.failure() if self.keeper.process.poll() is not None else None
 
 
-class Keeper:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self._said = deque[str](maxlen=WORDS_KEPT)
-
-    def messages(self) -> Iterator[Mapping[str, object]]:
-        """What it reports, until it ends; whatever else is written there comes from those who should start it."""
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline(LONGEST_MESSAGE):
-            try:
-                message = json.loads(line)
-            except (ValueError, RecursionError):
-                self._said.append(line.rstrip("\n")[:400])
-                continue
-            if isinstance(message, dict):
-                yield message
-
+class Keeper(Kept):
     def failure(self) -> prove.NotProved:
         for message in self.messages():
             if "ended" in message:
                 return self._explained(message)
             if "error" in message:
-                self._said.append(str(message["error"]))
-        said = "\n".join(self._said) or tr("it said nothing")
+                self.said.append(str(message["error"]))
+        said = "\n".join(self.said) or tr("it said nothing")
         return prove.NotProved(tr("the server's keeper ended early: {said}", said=said))
 
     @staticmethod
@@ -146,7 +122,7 @@ def server(settings: Settings, host: Host, report: Report) -> Iterator[Trial]:
         python = python_of(layout.engines / target.engine.id)
         with host.keep(*wrapper, python, "-I", "-c", BOOTSTRAP, SERVICE) as process:
             keeper = Keeper(process)
-            _hand_over(process, _task(unit_text, layout, key, mark, home))
+            keeper.start("vllm_keeper.py", _task(unit_text, layout, key, mark, home))
             keeper.wait_until_ready(report)
             yield Trial(target, unit_text, key, keeper, Custody(host, _unit() if wrapper else ""))
     finally:
@@ -173,13 +149,7 @@ def _fetch(resolved: Resolved, host: Host, report: Report) -> None:
 
 def _wrapper(host: Host, unit_text: str) -> list[str]:
     """The sandbox of a service and a user that exists no longer than it; without systemd, nothing of that."""
-    if os.geteuid() != 0 or not host.exists(Path("/run/systemd/system")):
-        return []
-    properties = ["DynamicUser=yes", "TimeoutStopSec=20", *sandbox(unit_text)]
-    return [
-        "systemd-run", "--quiet", "--collect", "--pipe", f"--unit={_unit()}", "--service-type=exec",
-        "--description=vLLM on trial", *(f"--property={line}" for line in properties),
-    ]  # fmt: skip
+    return unit_words(_unit(), "vLLM on trial", unit_text, ["TimeoutStopSec=20"]) if can_confine(host) else []
 
 
 def _unit() -> str:
@@ -206,11 +176,3 @@ def _task(unit_text: str, layout: Layout, key: str, mark: str, home: Path) -> di
         "cache": str(layout.cache_dir),
         "key": key,
     }
-
-
-def _hand_over(process: subprocess.Popen[str], task: Mapping[str, object]) -> None:
-    assert process.stdin is not None
-    source = (RUNTIME / "vllm_keeper.py").read_text()
-    with contextlib.suppress(BrokenPipeError):  # what it says before it ended tells more
-        process.stdin.write(f"{json.dumps(source)}\n{json.dumps(task)}\n")
-        process.stdin.flush()

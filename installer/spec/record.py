@@ -12,7 +12,7 @@ from dataclasses import asdict, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from installer.base.errors import UsageError
 from installer.spec import keys
@@ -20,6 +20,7 @@ from installer.spec.settings import FIELDS, Settings, of_text, to_text
 from installer.spec.state import State
 from installer.spec.target import Target
 
+T = TypeVar("T")
 VERSION = 3  # one more whenever a tool that knows less would lose something by writing the record
 HISTORY = 20
 # From a version to the next: what such a record says, in the words of the next one.
@@ -55,6 +56,12 @@ def of_record(text: str, service: str) -> tuple[int, State]:
 
 def _of(service: str, target: Target | None) -> Target | None:
     return target and replace(target, settings=replace(target.settings, service=service))
+
+
+def read_as(kind: type[T], data: object) -> T:
+    """Data of ours that is no record, read back the same way."""
+    found: T = _read(kind, data, False)
+    return found
 
 
 def _read(kind: Any, data: Any, newer: bool) -> Any:

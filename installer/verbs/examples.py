@@ -41,6 +41,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "journalctl -b -p err | sudo vllm-install chat - --max-tokens 300",
     ),
     "test": ("pass show llm | sudo vllm-install test --key-file -", "sudo vllm-install test --model Qwen/Qwen3-4B"),
+    "bench": (
+        "sudo vllm-install bench --quick --svg bench.svg",
+        "sudo vllm-install bench --goodput ttft:500,tpot:40",
+        "sudo vllm-install bench --model Qwen/Qwen3-4B --quick",
+    ),
+    "bench show": ("vllm-install bench show --svg bench.svg",),
+    "bench history": ("vllm-install bench history",),
+    "bench compare": ("vllm-install bench compare 20261129 20261204 --margin 5",),
     "client-config": (
         "vllm-install client-config --format python",
         "vllm-install client-config --format curl --for laptop",

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 import click
-from click.shell_completion import CompletionItem
 
 from installer.base.cells import pad
 from installer.base.errors import UsageError
@@ -15,7 +14,7 @@ from installer.base.language import mark, tr
 from installer.base.layout import Layout
 from installer.base.report import choose
 from installer.spec.settings import check_service
-from installer.verbs.options import json_option, known_services, meant_service, quiet_option, service_option
+from installer.verbs.options import ServiceGroup, json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
@@ -79,29 +78,7 @@ def _print_rotated(service: str, done: Rotated) -> None:
         click.echo(tr("the old key works until {time}", time=done.old_until), err=True)
 
 
-class KeysGroup(click.Group):
-    """Takes a word that is none of its commands for the service: keys coder."""
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        of_option = {at + 1 for at, word in enumerate(args) if word == "--service"}
-        words = (at for at, word in enumerate(args) if not word.startswith("-") and at not in of_option)
-        at = next(words, None)
-        if at is not None and args[at] not in self.commands:
-            word = args.pop(at)
-            rest = super().parse_args(context, args)
-            context.params["service"] = meant_service(context, context.params["service"], word)
-            return rest
-        return super().parse_args(context, args)
-
-    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
-        services = [CompletionItem(name) for name in known_services() if name.startswith(incomplete)]
-        return [*super().shell_complete(context, incomplete), *services]
-
-    def collect_usage_pieces(self, context: click.Context) -> list[str]:
-        return ["[SERVICE]", *super().collect_usage_pieces(context)]
-
-
-@click.group("keys", cls=KeysGroup, invoke_without_command=True)
+@click.group("keys", cls=ServiceGroup, invoke_without_command=True)
 @service_option
 @json_option
 @click.pass_context

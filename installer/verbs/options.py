@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.base.language import mark, tr
@@ -99,6 +100,29 @@ def meant_service(context: click.Context, option: str, word: str | None) -> str:
             tr("name the one that is meant"),
         )
     return word
+
+
+class ServiceGroup(click.Group):
+    """Takes a word that is none of its commands for the service: keys coder."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        takers = {name for each in self.params for name in each.opts if not getattr(each, "is_flag", False)}
+        of_option = {at + 1 for at, word in enumerate(args) if word in takers}
+        words = (at for at, word in enumerate(args) if not word.startswith("-") and at not in of_option)
+        at = next(words, None)
+        if at is not None and args[at] not in self.commands:
+            word = args.pop(at)
+            rest = super().parse_args(context, args)
+            context.params["service"] = meant_service(context, context.params["service"], word)
+            return rest
+        return super().parse_args(context, args)
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        services = [CompletionItem(name) for name in known_services() if name.startswith(incomplete)]
+        return [*super().shell_complete(context, incomplete), *services]
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        return ["[SERVICE]", *super().collect_usage_pieces(context)]
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

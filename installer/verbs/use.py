@@ -44,9 +44,7 @@ TRIAL_OPTIONS = (
 def trial_options(function: click.decorators.FC) -> click.decorators.FC:
     for flag, name, metavar, help in reversed(TRIAL_OPTIONS):
         function = click.option(flag, name, metavar=metavar, help=help)(function)
-    return click.argument(
-        "vllm_args", nargs=-1, metavar="[SERVICE] [-- VLLM_FLAGS...]", shell_complete=complete_service
-    )(function)
+    return function
 
 
 @click.command()
@@ -131,6 +129,7 @@ def _show_nothing(piece: str, is_thought: bool) -> None:
 @service_option
 @click.option("--model", metavar="NAME", help="Test this model on a throwaway server of its own, not a service.")
 @trial_options
+@click.argument("vllm_args", nargs=-1, metavar="[SERVICE] [-- VLLM_FLAGS...]", shell_complete=complete_service)
 @click.option("--tools/--no-tools", default=None, help="Test calling tools [default: where a parser is set]")
 @click.option("--image/--no-image", default=None, help="Test a picture [default: where the model takes one]")
 @click.option("--key-file", type=click.File(), help="Ask with the key in this file; - reads standard input.")

@@ -20,6 +20,7 @@ from scripts.facts import ENVIRONMENT, EXIT_CODES, settings
 from scripts.manpage import manpage
 from scripts.panels import THEMES
 from scripts.screens import SCREENS
+from scripts.speed import LANGUAGES
 from scripts.verbs import verbs
 from tests.kit.boot.surroundings import REPO
 
@@ -113,8 +114,9 @@ def test_every_picture_is_on_a_page_and_in_both_languages() -> None:
     held = {path.name for path in (REPO / "docs/images").iterdir()}
     screens = {f"{screen.name}{suffix}.svg" for screen in SCREENS for suffix in ("", f".{CHINESE}")}
     dashboards = {f"dashboard-{name}{suffix}.svg" for name in BOARDS for suffix in THEMES}  # of Grafana, in no language
-    assert held == screens | dashboards
-    for page, pictures in (("screens", screens), ("dashboards", dashboards)):
+    speed = {f"bench{suffix}.svg" for suffix in LANGUAGES}
+    assert held == screens | dashboards | speed
+    for page, pictures in (("screens", screens), ("dashboards", dashboards), ("bench", speed)):
         assert pictures == set(re.findall(r"\bimages/([\w.-]+)", (REPO / f"docs/{page}.md").read_text()))
 
 

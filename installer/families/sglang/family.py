@@ -48,4 +48,5 @@ SGLANG = Family(
     metrics=METRICS,
     compiling=None,
     predicts_memory=False,
+    measures=False,
 )

@@ -42,5 +42,6 @@ VLLM = Family(
     metrics=METRICS,
     compiling=Compiling(cuda.describe, cuda.COST, cuda.attention),
     predicts_memory=True,
+    measures=True,
     several_on_cpu={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # each would take the same first cores
 )
