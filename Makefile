@@ -1,6 +1,6 @@
 # Every task installs what it needs itself; the machine needs Python 3.10 or newer, make and git.
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-end test test-fast docs locks catalogue screens golden check mutants bench fresh wheel clean
+.PHONY: help install demo demo-end test test-fast docs locks catalogue screens golden check mutants bench fresh packages clean
 PREFIX := /usr/local
 PYTEST := .venv/bin/python -m pytest
 
@@ -30,7 +30,7 @@ docs: .venv-ready ## Write the generated pages of docs/ anew
 	@.venv/bin/python -m scripts.dashboards
 	@LC_ALL=C.UTF-8 .venv/bin/python -m scripts.reference
 
-locks: .venv-ready ## Write the locks of the default vLLM anew (asks the package index, minutes); look at the difference
+locks: .venv-ready ## Write the locks of vLLM and of the packages anew (asks the package index, minutes); look at the difference
 	@.venv/bin/python -m scripts.locks
 
 catalogue: .venv-ready ## Bring the translations in installer/locale up to date with the source
@@ -62,8 +62,8 @@ bench: .venv-ready machine-ready ## Measure what the README claims (root)
 fresh: ## Prove `make demo` and `make test` on a Debian with nothing installed (root, debootstrap)
 	@tests/fresh/debian
 
-wheel: .venv-ready ## Build the wheel into dist/
-	@.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+packages: .venv-ready ## Build .deb, .rpm, wheel and sdist into dist/, with what is in them and checksums
+	@.venv/bin/python -m scripts.packages
 
 clean: ## Remove everything these tasks made in the checkout
 	@if [ -x .venv/bin/python ] && [ "$$(id -u)" = 0 ]; then .venv/bin/python -m scripts.end_machines; fi

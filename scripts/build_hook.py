@@ -6,10 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class ManPage(BuildHookInterface):  # type: ignore[misc]
+class ManPage(BuildHookInterface[BuilderConfig]):
     def initialize(self, version: str, build_data: dict[str, dict[str, str]]) -> None:
         if version == "editable":
             return

@@ -1,4 +1,5 @@
-"""Write the locks that ship with this tool: every package of the default vLLM by version and checksum.
+"""Write the locks that ship with this tool: every package of the default vLLM by version and checksum, and what it
+needs itself (packages/requirements.txt).
 
 Asks the package index; takes some minutes. Look at the difference, run the tests of tests/forms/test_locks.py, and
 deploy one engine of each kind before you commit it.
@@ -24,6 +25,7 @@ from installer.families.vllm import imports, packages
 from installer.forms.venv.pipconf import read_sources
 from installer.forms.venv.uv import run_uv
 from installer.spec.settings import Settings
+from scripts.packages import PYTHONS, REPO, REQUIREMENTS
 from tests.kit.wheels import make_wheel
 
 VERSION = Settings.vllm_version
@@ -49,6 +51,7 @@ TORCH_WHEELS = {
 PACKAGE = re.compile(r'\[\[packages\]\]\nname = "([^"]+)"\nversion = "([^"]+)"\n((?:.+\n?)*)')
 WHEEL = re.compile(r'url = "[^"]*/([^/"]+\.whl)".*?sha256 = "([0-9a-f]{64})"')
 
+PLATFORM = "x86_64-manylinux_2_28"  # of the packages of this tool
 NEWEST_GLIBC = (2, 40)  # that uv knows the wheels of
 
 Target = tuple[int, str]  # Python 3.N, architecture
@@ -64,6 +67,17 @@ def main() -> None:
             locks = {name_of(target): _lock(kind, target, Path(cache)) for target in targets}
         (folder / f"{kind}-{VERSION}.json").write_text(_text(locks))
         print(f"{kind}: {', '.join(f'{name} {len(lock)}' for name, lock in locks.items())}")
+    with tempfile.TemporaryDirectory() as cache:
+        REQUIREMENTS.write_text(tool_requirements(Path(cache)))
+
+
+def tool_requirements(cache: Path) -> str:
+    """What the tool itself needs, in versions that the oldest Python takes: a package of ours has one of each."""
+    return run_uv(
+        Host(), cache, "pip", "compile", "--python-version", f"3.{PYTHONS[0]}", "--python-platform", PLATFORM,
+        "--no-build", "--generate-hashes", "--no-header", "--no-annotate", REPO / "pyproject.toml",
+        sources=replace(read_sources(Host(), Settings(), os.environ), find_links=(), extra_index_urls=()),
+    )  # fmt: skip
 
 
 def name_of(target: Target) -> str:

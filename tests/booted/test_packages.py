@@ -1,0 +1,146 @@
+"""The packages: what is in them, and how they come and go on a Debian that has nothing else of ours."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from uv import find_uv_bin
+
+from installer import __version__
+from installer.airgap.wheelhouse import own_requirements
+from scripts import packages
+from tests.kit.boot.debian import copy, debian, run_in
+from tests.kit.boot.snapshot import difference, snapshot
+from tests.kit.boot.surroundings import REPO
+
+DEB = f"vllm-install_{__version__}_amd64.deb"
+RPM = f"vllm-install-{__version__}-1.x86_64.rpm"
+WHEEL = f"vllm_install-{__version__}-py3-none-any.whl"
+SDIST = f"vllm_install-{__version__}.tar.gz"
+SBOM = f"vllm-install_{__version__}.cdx.json"
+NEXT = "0.9.0"
+HOME = "usr/lib/vllm-install"
+SITE = f"{HOME}/lib/python3/site-packages"
+OF_APT = ("var/lib/apt", "var/lib/dpkg", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig")
+
+
+def build(source: Path, dist: Path, umask: int = 0o022, **environment: str) -> Path:
+    command = [sys.executable, "-m", "scripts.packages", dist]
+    subprocess.run(command, cwd=source, check=True, umask=umask, env={**os.environ, **environment})
+    return dist
+
+
+def said(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(REPO, tmp_path_factory.mktemp("packages") / "dist")
+
+
+@pytest.fixture(scope="module")
+def unpacked(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The .deb's files."""
+    root = tmp_path_factory.mktemp("deb")
+    said("dpkg-deb", "--extract", dist / DEB, root)
+    return root
+
+
+# what is in them
+
+
+def test_a_build_elsewhere_out_of_the_sdist_gives_the_same_bytes(dist: Path, tmp_path: Path) -> None:
+    with tarfile.open(dist / SDIST) as archive:
+        archive.extractall(tmp_path)
+    source = tmp_path / SDIST.removesuffix(".tar.gz")
+    shutil.copytree(packages.WHEELS, source / "build/packages/wheels")
+    again = build(source, tmp_path / "dist", 0o077, TZ="Asia/Shanghai")
+    files = {path.name: path.read_bytes() for path in dist.iterdir()}
+    assert files.keys() == {DEB, RPM, WHEEL, SDIST, SBOM, "SHA256SUMS"}
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == files
+    summed = said("sh", "-c", 'cd "$0" && sha256sum --check --strict SHA256SUMS', dist)
+    assert summed.count(": OK\n") == len(files) - 1
+
+
+@pytest.mark.root  # who has installed it
+def test_lintian_finds_nothing_that_is_not_explained(dist: Path) -> None:
+    assert said("lintian", "--allow-root", "--fail-on", "error,warning,info,pedantic", dist / DEB) == ""
+
+
+@pytest.mark.root
+def test_the_rpm_holds_what_the_deb_holds(dist: Path, unpacked: Path) -> None:
+    line = "[%{FILENAMES} %{FILEMODES:octal} %{FILEDIGESTS}%{FILELINKTOS}\n]"
+    files = {name: rest for name, *rest in map(str.split, said("rpm", "-qp", "--qf", line, dist / RPM).splitlines())}
+    for name, (mode, *content) in files.items():
+        path = unpacked / name.replace("site-functions", "vendor-completions").lstrip("/")
+        assert oct(path.lstat().st_mode)[2:] == mode or path.is_symlink(), name
+        expected = str(path.readlink()) if path.is_symlink() else packages.sha256(path) if path.is_file() else None
+        assert content == ([expected] if expected else []), name
+    inside = {f"/{path.relative_to(unpacked)}" for path in (unpacked / HOME).rglob("*")}
+    assert inside <= files.keys()
+    assert "python3 >= 3.10" in said("rpm", "-qp", "--requires", dist / RPM)
+
+
+def test_the_list_of_what_is_in_them_is_valid_and_whole(dist: Path, unpacked: Path) -> None:
+    text = (dist / SBOM).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert (unpacked / "usr/share/doc/vllm-install/sbom.cdx.json").read_text() == text
+    listed = {f"{part['name'].replace('-', '_')}-{part['version']}" for part in json.loads(text)["components"]}
+    there = {path.name.removesuffix(".dist-info").lower() for path in (unpacked / SITE).glob("*.dist-info")}
+    assert there - {f"vllm_install-{__version__}"} == listed
+    needed = {ref.split("/")[1].split("@")[0] for ref in json.loads(text)["dependencies"][0]["dependsOn"]}
+    assert needed == {canonicalize_name(Requirement(line).name) for line in own_requirements()}
+
+
+def test_man_page_and_completions_lie_where_their_readers_look(unpacked: Path) -> None:
+    share = unpacked / "usr/share"
+    page = gzip.decompress((share / "man/man8/vllm-install.8.gz").read_bytes())
+    assert page.startswith(b".TH VLLM-INSTALL 8 ")
+    assert "_VLLM_INSTALL_COMPLETE=bash_complete" in (share / "bash-completion/completions/vllm-install").read_text()
+    assert (share / "zsh/vendor-completions/_vllm-install").read_text().startswith("#compdef vllm-install\n")
+    assert "complete " in (share / "fish/vendor_completions.d/vllm-install.fish").read_text()
+
+
+def test_uv_installs_the_wheel_as_a_tool(dist: Path, tmp_path: Path) -> None:
+    places = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
+    uv = (find_uv_bin(), "tool", "install", "--quiet", "--offline", "--no-config", "--python", sys.executable)
+    said(*uv, "--no-index", "--find-links", packages.WHEELS, dist / WHEEL, **places)
+    assert said(tmp_path / "bin/vllm-install", "--version") == f"vllm-install, version {__version__}\n"
+
+
+# on a host
+
+
+@pytest.mark.root
+def test_debian_12_installs_upgrades_and_purges_it_with_nothing_left(dist: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    copy(debian("bookworm"), root)
+    shutil.copy(dist / DEB, root / "srv")
+    packages.pack("deb", root / "srv", NEXT)
+    apt = "apt-get --quiet --yes --no-install-recommends"
+    run_in(root, f"{apt} update; {apt} install python3 libgcc-s1")
+    before = snapshot(root, OF_APT)
+    for name in (DEB, f"vllm-install_{NEXT}_amd64.deb"):
+        run_in(root, f"{apt} install /srv/{name}")
+        told = run_in(root, f"vllm-install --version; /{HOME}/bin/python3 -I -m pip --version; vllm-install list")
+        assert f"version {__version__}\npip " in told
+        assert "no services yet" in told
+        assert list((root / SITE / "installer/__pycache__").glob("cli.cpython-311.pyc"))
+    run_in(root, f"{apt} purge vllm-install")
+    assert difference(before, snapshot(root, OF_APT)) == []
+    assert not (root / HOME).exists()
