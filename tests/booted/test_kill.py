@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -28,16 +29,25 @@ def machine() -> Iterator[Machine]:
 @dataclass(frozen=True)
 class Points:
     effects: list[int]
+    folders: list[str]
     saves: int
 
     @property
     def changes(self) -> range:
         return range(1, len(self.effects) + 1)
 
+    @property
+    def telling(self) -> Iterator[int]:
+        """The changes that are worth a visit: of many files for one folder three, for all are written alike."""
+        for folder, group in itertools.groupby(self.changes, lambda number: self.folders[number - 1]):
+            numbers = list(group)
+            yield from sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]}) if folder else numbers
+
     def __iter__(self) -> Iterator[str]:
         yield "save:1"
         yield "begin:1"
-        for number, effects in zip(self.changes, self.effects, strict=True):
+        for number in self.telling:
+            effects = self.effects[number - 1]
             # The last effect makes a change valid; a change of many has a middle that is worth a visit.
             yield from (f"effect:{number}:{k}" for k in sorted({effects // 2, effects} if effects > 3 else {effects}))
             yield f"done:{number}"
@@ -82,7 +92,7 @@ def test_the_first_deploy_killed_anywhere_is_completed_by_a_rerun(
         cli(machine, "uninstall", "--yes", "--purge")
         is_gone(machine, bare)
         recovered.append(point)
-    assert len(recovered) >= 2 * len(points.effects)
+    assert len(recovered) >= 2 * len(list(points.telling)) >= 20
     with capsys.disabled():
         print(f"\nfirst deploy: {len(list(points))} kill points, {len(recovered)} recoveries")
 

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping
 
 from installer.base import report
-from installer.base.changes import Change
+from installer.base.changes import Change, Write
 
 EFFECTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "subprocess.Popen")
 LOOKS = (["systemctl", "show"], ["journalctl"])
@@ -34,6 +34,7 @@ class Cutter(report.Lines):
         self.signal = None if name == "FULL" else signal.Signals[f"SIG{name}"]
         self.point = point
         self.effects: list[int] = []  # of each change begun so far
+        self.folders: list[str] = []  # into which each of them writes a file
         self.saves = 0
         self.within = False
 
@@ -50,6 +51,7 @@ class Cutter(report.Lines):
 
     def begin(self, change: Change) -> None:
         self.effects.append(0)
+        self.folders.append(str(change.path.parent) if isinstance(change, Write) else "")
         self.reach(f"begin:{len(self.effects)}")
         super().begin(change)
         self.within = True
@@ -97,7 +99,7 @@ def main(name: str, point: str, args: list[str]) -> None:
         vars(sys).update(stdout=Screen(cutter))
     sys.argv = ["vllm-install", *args]
     cli.main()
-    points: Mapping[str, object] = {"effects": cutter.effects, "saves": cutter.saves}
+    points: Mapping[str, object] = {"effects": cutter.effects, "folders": cutter.folders, "saves": cutter.saves}
     print(json.dumps(points), file=sys.stderr)
 
 
