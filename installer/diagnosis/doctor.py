@@ -64,6 +64,7 @@ NOTES: tuple[tuple[str, Check], ...] = (
     (mark("disks"), below.check_low),
     (mark("what Prometheus reads"), monitor.check_scrape_key),
     (mark("what Prometheus reads"), monitor.check_figures),
+    (mark("whoever is told"), monitor.check_telling),
     (mark("load"), running.check_load),
     (mark("the watcher"), monitor.check_watcher),
     (mark("targets"), monitor.check_targets),

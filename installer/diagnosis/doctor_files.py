@@ -19,6 +19,7 @@ from installer.model.checkpoint import Damage, check_access, check_directory, ob
 from installer.runtime.vllm_text import one_line
 from installer.spec import guessing, keys, settings_file
 from installer.spec.settings import FIELDS, load_settings
+from installer.spec.state import Event
 from installer.units import keyring
 from installer.units.render import RUNTIME_FILES, content_digest, fingerprint, render, runtime_dir
 from installer.units.systemd import has_user
@@ -393,3 +394,14 @@ def check_history(scene: Scene) -> Iterator[Finding]:
         cause = tr("{what} was cut off", what=scene.state.unfinished)
         severity = NOTE if scene.active == "active" else FAULT
         yield Finding("change-cut-off", cause, str(scene.layout.state_file), (scene.deploy,), severity)
+    elif scene.state and scene.state.history:
+        yield from _undone(scene, scene.state.history[-1])
+
+
+def _undone(scene: Scene, last: Event) -> Iterator[Finding]:
+    """For a day: whoever did not see it happen should know that what he expects is not there."""
+    yesterday = keys.stamp(datetime.now(timezone.utc) - timedelta(days=1))
+    if last.was_taken_back and last.when > yesterday:
+        cause = tr("the last change was taken back: {what}", what=one_line(last.what))
+        look = f"sudo vllm-install logs {scene.service}"
+        yield Finding("change-undone", cause, one_line(f"{last.when} {last.outcome}"), (look,), NOTE)

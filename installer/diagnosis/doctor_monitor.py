@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,16 +14,21 @@ from installer.diagnosis.finding import NOTE, Finding
 from installer.diagnosis.scene import Scene
 from installer.families.known import family_counting
 from installer.runtime import vllm_usage
+from installer.runtime.vllm_text import one_line
 from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.values import seconds
+from installer.units import alarm
 from installer.units.api import NoAnswer
 from installer.units.keyring import unit_keys
+from installer.units.systemd import unit_properties
 
 BUCKET = r'^{name}_bucket\{{.*?\ble="([^"]+)".*\}} (\S+)$'
 MANY, ONE_IN = 20, 10  # as the alert has it
 WATCHED = 80.0  # seconds, of the 120 after which systemd acts; as the alert has it
 SILENT = 120.0  # seconds; the timer writes every fifteen
+MISSING = re.compile(r"^# why: (.*)\nvllm_install_source_failed\{(.*)\} 1$", re.MULTILINE)
+LONGEST = 16 << 20  # bytes of the figures
 
 
 def _metrics(scene: Scene) -> str:
@@ -149,5 +155,28 @@ def check_figures(scene: Scene) -> Iterator[Finding]:
             tr("nobody collects this host's figures for Prometheus"),
             said if age is not None else tr("{path}: no such file", path=FIGURES),
             ("systemctl status vllm-install-figures.timer", "sudo vllm-install monitor enable"),
+            NOTE,
+        )
+        return
+    text = scene.host.read_of(FIGURES, (0, os.geteuid()), LONGEST) or ""
+    for why, of in MISSING.findall(text):
+        if "service=" not in of or f'service="{scene.service}"' in of:
+            cause = tr("figures of this host are missing: {what}", what=one_line(of))
+            yield Finding("figures-incomplete", cause, one_line(why), ("sudo vllm-install monitor collect",), NOTE)
+            return
+
+
+def check_telling(scene: Scene) -> Iterator[Finding]:
+    """Whoever was to be told what became of the service hears nothing; the unit that sends knows how it ended last."""
+    if not scene.settings.notifies:
+        return
+    sender = alarm.sender(scene.layout)
+    result = unit_properties(scene.host, sender, "Result").get("Result", "success")
+    if result != "success":
+        yield Finding(
+            "notify-failed",
+            tr("NOTIFY_URL or NOTIFY_COMMAND did not take the last message"),
+            f"{sender}: {one_line(result)}",
+            (f"sudo vllm-install alarm --test --service {scene.service}", f"sudo journalctl -u {sender} -n 20"),
             NOTE,
         )

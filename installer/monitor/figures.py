@@ -14,7 +14,6 @@ from installer.diagnosis.scene import Scene
 from installer.monitor.moment import Moment, Source
 from installer.monitor.textfile import Family, Row
 from installer.runtime import vllm_certificate
-from installer.spec.soak import ROLLED_BACK
 from installer.spec.state import State
 from installer.units.gateway import certificate_files
 from installer.units.keyring import unit_keys
@@ -116,7 +115,7 @@ def _whole(scene: Scene, engines: tuple[Scene, ...]) -> Iterator[Row]:
 def _changes(service: str, state: State) -> Iterator[Row]:
     for event in state.history[-1:]:
         yield Row(f"{P}changed_timestamp_seconds", {"service": service, "how": event.what}, at(event.when))
-    back = [event for event in state.history if event.outcome.startswith((ROLLED_BACK, "undone"))]
+    back = [event for event in state.history if event.was_taken_back]
     for event in back[-1:]:
         yield Row(f"{P}rolled_back_timestamp_seconds", {"service": service}, at(event.when))
 

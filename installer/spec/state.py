@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 
 from installer.spec.calibration import Calibration
 from installer.spec.former import Former
-from installer.spec.soak import Soak
+from installer.spec.soak import ROLLED_BACK, Soak
 from installer.spec.target import Target
 
 
@@ -21,6 +21,11 @@ class Event:
     who: str
     what: str
     outcome: str
+
+    @property
+    def was_taken_back(self) -> bool:
+        """By whoever made it, or by those who watched on it afterwards."""
+        return self.outcome.startswith(("undone", ROLLED_BACK))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from installer.look.status import lines, status
 from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.records import managed, save_state
+from installer.spec.state import Event
 from installer.units.render import with_keys
 from tests.diagnosis import test_doctor
 from tests.diagnosis.test_doctor import LAYOUT, SERVICE, Tree
@@ -61,6 +62,20 @@ def test_a_change_that_is_under_way_is_no_fault_and_one_that_was_cut_off_is_said
     assert "change-under-way" in found
     assert "change-cut-off" not in found
     assert set(found.values()) == {"note"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "days", "is_said"),
+    [("undone: it did not come up", 0, True), ("rolled back: it hung", 0, True), ("undone: cut off", 2, False),
+     ("proved", 0, False)],
+)  # fmt: skip
+def test_a_change_that_was_taken_back_is_said_for_a_day(tree: Tree, outcome: str, days: int, is_said: bool) -> None:
+    when = keys.stamp(datetime.now(timezone.utc) - timedelta(days=days))
+    last = Event(when, "root", "set PORT=8001\x1b[2J", outcome)
+    save_state(tree.host, LAYOUT, dataclasses.replace(managed(tree.host, LAYOUT), history=(last,)))
+    found = [finding for finding in tree.findings() if finding.id == "change-undone"]
+    assert [finding.severity for finding in found] == ["note"] * is_said
+    assert not any("\x1b" in finding.cause for finding in found)
 
 
 # Units that systemd does not take

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from installer.base.errors import InstallError
+from installer.base.layout import FIGURES, MONITOR, Layout
 from installer.diagnosis import doctor_monitor
 from installer.diagnosis.doctor_monitor import percentile
+from tests.diagnosis import test_doctor
+from tests.diagnosis.test_doctor import SERVICE, Tree
 
 
 def told(*counts: tuple[str, object]) -> str:
@@ -62,3 +66,38 @@ def test_a_key_that_cannot_be_read_is_the_finding_of_another_check(monkeypatch: 
     scene: Any = SimpleNamespace(is_root=True, host=host, layout=None, service="q", unit_text="[Service]")
     assert list(doctor_monitor.check_refusals(scene)) == []
     assert list(doctor_monitor.check_scrape_key(scene)) == []
+
+
+tree = test_doctor.tree
+
+
+@pytest.mark.parametrize(
+    ("of", "is_said"),
+    [('source="gpus"', True), (f'source="services",service="{SERVICE}"', True),
+     ('source="services",service="other"', False)],
+)  # fmt: skip
+def test_figures_that_are_missing_are_said_with_why(tree: Tree, of: str, is_said: bool) -> None:
+    tree.write(MONITOR / "key", "sk-metrics")
+    tree.write(FIGURES, f"# why: TimeoutError: it took too long\nvllm_install_source_failed{{{of}}} 1\n")
+    found = [finding for finding in tree.findings() if finding.id == "figures-incomplete"]
+    assert [(each.severity, each.evidence) for each in found] == [("note", "TimeoutError: it took too long")] * is_said
+
+
+def test_figures_that_somebody_else_wrote_are_not_read(tree: Tree) -> None:
+    tree.write(MONITOR / "key", "sk-metrics")
+    tree.write(FIGURES, '# why: it\nvllm_install_source_failed{source="gpus"} 1\n')
+    os.chown(tree.host.at(FIGURES), 12345, 12345)
+    assert "figures-incomplete" not in tree.ids()
+
+
+@pytest.mark.parametrize(
+    ("notifies", "result", "is_said"), [(True, "exit-code", True), (True, "success", False), (False, "timeout", False)]
+)
+def test_a_message_that_nobody_took_is_said(
+    monkeypatch: pytest.MonkeyPatch, notifies: bool, result: str, is_said: bool
+) -> None:
+    asked = {"vllm-notify@q.service": {"Result": result}}
+    monkeypatch.setattr(doctor_monitor, "unit_properties", lambda host, unit, *names: asked[unit])
+    settings = SimpleNamespace(notifies=notifies)
+    scene: Any = SimpleNamespace(settings=settings, host=None, layout=Layout("q"), service="q")
+    assert [each.id for each in doctor_monitor.check_telling(scene)] == ["notify-failed"] * is_said
