@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -16,16 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.acceptance import bench, bench_shown, compared, measured
+from installer.acceptance.apitest import Subject
 from installer.acceptance.bench_advice import advice, knee
 from installer.acceptance.bench_picture import decades, draw, linear, short
 from installer.acceptance.measured import Latency, Load, Machine, Measured, Served, Step, of_text, step_of, to_text
 from installer.base.assets import RUNTIME
-from installer.base.errors import Refused, UsageError
+from installer.base.errors import Interrupted, Refused, UsageError
 from installer.base.host import Host
 from installer.base.layout import Layout
+from installer.base.report import Report
 from installer.cli import cli
 from installer.spec.record import UNREADABLE
 from installer.spec.settings import Settings
+from installer.spec.target import Target
+from installer.units.api import Api
 from tests.kit.boot.surroundings import REPO
 from tests.kit.certificates import certificate
 
@@ -100,6 +105,28 @@ def test_a_step_takes_about_its_time_and_each_asks_twice() -> None:
     assert bench.prompts(4, 1, 0.5, 45) == 45  # between as fast as before and four times that
     assert bench.prompts(64, 16, 0.01, 45) == 128
     assert bench.prompts(1, 1, 0.001, 12) == 3
+
+
+@pytest.mark.parametrize("measured_before", [0, 2])
+def test_what_was_measured_outlives_an_interruption(
+    measured_before: int, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def climb(*_: object) -> Iterator[Measured]:
+        for count in range(measured_before):
+            yield result(*GROWING.steps[: count + 1], ended="")
+        raise Interrupted("SIGINT")
+
+    monkeypatch.setattr(bench, "begin", lambda *_: result(ended=""))
+    monkeypatch.setattr(bench, "climb", climb)
+    what = bench.Bench(Subject(Api("::1", 8000, None, 1), "m", 1024, ""), Target(Settings(), *[None] * 3), "", ())  # type: ignore[arg-type]
+    if not measured_before:
+        with pytest.raises(Interrupted):
+            bench.run(what, bench.Wishes(), host, Report())
+        assert measured.names(LAYOUT, host) == []
+        return
+    found = bench.run(what, bench.Wishes(), host, Report())
+    assert found == result(*GROWING.steps[:2], ended="interrupted") == measured.latest(LAYOUT, host)
+    assert "it was interrupted" in found.why_ended
 
 
 def test_an_engine_without_a_bench_is_refused_by_its_name() -> None:
