@@ -190,6 +190,9 @@ def test_a_stopped_service_is_said(machine: Machine) -> None:
     machine.run("systemctl", "stop", SERVICE)
     failed = fails(machine, "listens", rf"{SERVICE}.service does not run \(inactive\)")
     assert failed["hint"] == f"sudo systemctl start {SERVICE}"
+    measuring = cli(machine, "bench", code=3)
+    assert f"{SERVICE}.service does not run (inactive)" in measuring.err
+    assert failed["hint"] in measuring.err
     machine.run("systemctl", "start", SERVICE)
 
 
@@ -198,6 +201,7 @@ def test_a_failed_service_is_said_with_its_cause(machine: Machine) -> None:
     with fault(machine, "die-at-start=2"):
         machine.run("systemctl", "start", SERVICE, check=False)
         fails(machine, "listens", r"has failed\nits last words:\n(.*\n)*.*Failed with result .exit-code")
+        assert "has failed\nits last words:" in cli(machine, "bench", code=3).err
     machine.run("systemctl", "start", SERVICE)
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests.booted.test_trial import PID, kill
 from tests.kit import grafana
 from tests.kit.boot.machine import Machine, MachineFailed
 from tests.kit.figures import figures
@@ -209,6 +210,56 @@ def test_a_running_service_passes_and_is_left_in_peace(machine: Machine, service
     assert main_pid(machine) == pid
 
 
+def test_its_speed_is_measured_by_nobody_and_what_was_measured_outlives_ctrl_c(
+    machine: Machine, service: Deployed
+) -> None:
+    pid, folder = main_pid(machine), machine.at(f"/var/lib/vllm-install/{SERVICE}/bench")
+    asked = ("--input-len", "32", "--output-len", "8", "--goodput", "e2el:60000")
+    whole = cli(machine, "bench", "--concurrency", "2", "--quick", *asked, "--json").json
+    (step,) = whole["steps"]
+    assert (whole["ended"], step["concurrency"], step["failed"]) == ("done", 2, 0)
+    assert step["completed"] == step["prompts"] >= 4
+    assert step["good_requests"] == step["requests"] > 0
+    assert 0 < step["ttft"]["p50"] <= step["ttft"]["p99"]
+    assert step["tokens"] == pytest.approx(8 * step["requests"], rel=0.01)
+    assert whole["served"]["version"] == "0.32.0"
+    assert whole["served"]["cache_tokens"] > 16384
+
+    # The second step would go on for minutes; it is left in the middle.
+    words = ("--concurrency", "1,512", "--input-len", "32", "--output-len", "400", "--quiet")
+    begin = f'echo $$ >{PID}; exec "$0" -m installer bench "$@"'
+    tool = machine.start("sh", "-euc", begin, sys.executable, *words)
+    kept = until("a step was kept", lambda: newest(folder, whole["at"]), machine, 120)
+    assert all(not line.startswith("root ") for line in until("it is asked", lambda: loaders(machine), machine))
+    probe = machine.at(PROBE_KEY).read_text().strip()
+    shown = machine.shell(
+        "ps axeww -o args; systemctl show 'vllm-install-bench-*'; cat /proc/[0-9]*/environ || :"
+    ).stdout
+    assert probe not in shown
+    kill(machine, "INT")
+    out, err = tool.communicate(timeout=60)
+    assert tool.returncode == 130, err
+    result = json.loads(kept.read_text())
+    assert (result["ended"], [each["concurrency"] for each in result["steps"]]) == ("interrupted", [1])
+    assert "it was interrupted" in out
+    assert probe not in kept.read_text()
+    until("nothing is left of it", lambda: not loaders(machine), machine)
+    assert machine.run("systemctl", "list-units", "--all", "--no-legend", "vllm-install-bench-*").stdout == ""
+    assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (0, 0o644)
+    assert [each["at"] for each in cli(machine, "bench", "history", "--json").json] == [whole["at"], result["at"]]
+    assert main_pid(machine) == pid
+
+
+def newest(folder: Path, older: str) -> Path | None:
+    return next((path for path in folder.glob("*.json") if path.stem != older), None)
+
+
+def loaders(machine: Machine) -> list[str]:
+    """User and words of what asks the service for `bench`."""
+    lines = machine.run("ps", "ax", "-o", "user:20,args").stdout.splitlines()
+    return [line for line in lines if "/bin/python -I -c import json" in line and "systemd-run" not in line]
+
+
 def test_one_can_talk_to_it(machine: Machine, service: Deployed) -> None:
     told = cli(machine, "chat", "Hello", "--max-tokens", "8", "--json").json
     assert (told["tokens"], told["why_ended"]) == (8, "length")
@@ -392,6 +443,9 @@ def test_a_limit_bites_and_is_lifted_without_a_restart(machine: Machine, service
     until("the key is limited", is_refused, machine)
     assert ask(machine, "GET", "/v1/models", service.key, port=service.port).status == 200
     assert "requests 1/min" in cli(machine, "keys").out
+    limited = cli(machine, "bench", "--quick", "--key-file", "-", stdin=service.key, code=6)
+    assert "a first question was not answered: 429" in limited.err
+    assert "vllm-install keys" in limited.err
     cli(machine, "keys", "limit", "default", "--none")
     until("the key is not limited", lambda: not is_refused(), machine)
     assert main_pid(machine) == pid
