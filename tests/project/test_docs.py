@@ -26,6 +26,7 @@ from tests.kit.boot.surroundings import REPO
 
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
 READMES = (REPO / "README.md", REPO / "README.zh-CN.md")
+TOURS = (REPO / "docs/tour.md", REPO / "docs/tour.zh-CN.md")
 VERB = re.compile(r"^(?:sudo |# |\$ )*vllm-install (.+)$")
 
 
@@ -104,10 +105,11 @@ def understood(words: list[str], line: str) -> None:
         raise AssertionError(f"{line}: {error.format_message()}") from None
 
 
-def test_both_readmes_link_to_the_same_places() -> None:
-    english, chinese = ({*re.findall(r"\]\(([^)]+)\)", page.read_text())} for page in READMES)
-    of_either = {target.replace(".zh_CN.svg", ".svg") for target in chinese}
-    assert english - {"README.zh-CN.md"} == of_either - {"README.md"}
+@pytest.mark.parametrize("pair", [READMES, TOURS], ids=["README", "tour"])
+def test_both_languages_link_to_the_same_places(pair: tuple[Path, Path]) -> None:
+    english, chinese = ([*re.findall(r"\]\(([^)]+)\)", page.read_text())] for page in pair)
+    of_either = {re.sub(r"\.zh.CN\.", ".", target).replace("#退出码", "#exit-codes") for target in chinese}
+    assert {*english} - {"README.zh-CN.md"} == of_either - {"README.md"}
 
 
 def test_every_picture_is_on_a_page_and_in_both_languages() -> None:
@@ -120,12 +122,16 @@ def test_every_picture_is_on_a_page_and_in_both_languages() -> None:
         assert pictures == set(re.findall(r"\bimages/([\w.-]+)", (REPO / f"docs/{page}.md").read_text()))
 
 
-def test_both_readmes_show_the_same_commands_and_every_verb() -> None:
-    shown = [commands(page) for page in READMES]
-    plain = [[" ".join(shlex.split(line, comments=True)) for line in lines] for lines in shown]
-    assert plain[0] == plain[1]
+@pytest.mark.parametrize("pair", [READMES, TOURS], ids=["README", "tour"])
+def test_both_languages_show_the_same_commands(pair: tuple[Path, Path]) -> None:
+    english, chinese = ([shlex.split(line, comments=True) for line in commands(page)] for page in pair)
+    assert english == chinese
+
+
+def test_the_tour_shows_every_verb() -> None:
+    shown = [" ".join(shlex.split(line, comments=True)) for page in (READMES[0], TOURS[0]) for line in commands(page)]
     for verb in verbs():
-        assert any(line == verb.name or line.startswith(f"{verb.name} ") for line in plain[0]), verb.name
+        assert any(line == verb.name or line.startswith(f"{verb.name} ") for line in shown), verb.name
 
 
 # Tables
@@ -150,8 +156,8 @@ def test_every_setting_and_every_variable_that_is_read_is_described() -> None:
     assert read <= described
 
 
-@pytest.mark.parametrize("page", READMES, ids=names(list(READMES)))
-def test_a_readme_s_tables_are_the_code_s(page: Path) -> None:
+@pytest.mark.parametrize("page", TOURS, ids=names(list(TOURS)))
+def test_a_tour_s_tables_are_the_code_s(page: Path) -> None:
     text = page.read_text().replace("、", ", ")
     assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(int(code)) for code in EXIT_CODES]
     rows = re.findall(r"^\| `(--[^|]*)` \| (?:`([^|]*)`)? \| (?:`([^|]*)`)? \|", text, re.MULTILINE)
