@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.booted.test_trial import LEFT, PID, kill, tool_in, waits_at
+from tests.booted.test_trial import LEFT, PID, kill, says, tool_in, waits_at
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import MODEL, until
@@ -47,6 +47,17 @@ def test_a_throwaway_server_goes_with_the_tool(machine: Machine) -> None:
     kill(machine, "KILL")
     tool.communicate(timeout=60)
     until("nothing is left", lambda: left(machine) == "", machine)
+
+
+def test_what_the_sandbox_says_becomes_no_path_of_root_s(machine: Machine) -> None:
+    machine.shell("mkdir /root/precious; touch /root/precious/file")
+    tool = tool_in(machine, "--model", MODEL, *SMALL)
+    waits_at(tool, "compiling")
+    says(machine, tool, '{"home": "/root/precious"}')
+    kill(machine, "INT")
+    _, err = tool.communicate(timeout=60)
+    assert tool.returncode == 130, err
+    machine.shell("rm /root/precious/file; rmdir /root/precious")
 
 
 def test_a_throwaway_server_passes_and_goes(machine: Machine) -> None:
