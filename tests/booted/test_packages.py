@@ -1,14 +1,17 @@
-"""The packages: what is in them, and how they come and go on a Debian that has nothing else of ours."""
+"""The packages: what is in them, and a service's life with them on a Debian that has nothing else of ours."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,8 +25,10 @@ from installer import __version__
 from installer.airgap.wheelhouse import own_requirements
 from scripts import packages
 from tests.kit.boot.debian import copy, debian, run_in
+from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
-from tests.kit.boot.surroundings import REPO
+from tests.kit.boot.surroundings import REPO, free_port
+from tests.kit.life import cli, main_pid, serves, standin
 
 DEB = f"vllm-install_{__version__}_amd64.deb"
 RPM = f"vllm-install-{__version__}-1.x86_64.rpm"
@@ -33,7 +38,12 @@ SBOM = f"vllm-install_{__version__}.cdx.json"
 NEXT = "0.9.0"
 HOME = "usr/lib/vllm-install"
 SITE = f"{HOME}/lib/python3/site-packages"
-OF_APT = ("var/lib/apt", "var/lib/dpkg", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig")
+STANDIN = "/srv/standin"
+# What apt remembers, and the tool of `make install` with its sources.
+BESIDE = (
+    "var/lib/apt", "var/lib/dpkg", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "opt/vllm-install/tool",
+    "srv",
+)  # fmt: skip
 
 
 def build(source: Path, dist: Path, umask: int = 0o022, **environment: str) -> Path:
@@ -134,7 +144,7 @@ def test_debian_12_installs_upgrades_and_purges_it_with_nothing_left(dist: Path,
     packages.pack("deb", root / "srv", NEXT)
     apt = "apt-get --quiet --yes --no-install-recommends"
     run_in(root, f"{apt} update; {apt} install python3 libgcc-s1")
-    before = snapshot(root, OF_APT)
+    before = snapshot(root, BESIDE)
     for name in (DEB, f"vllm-install_{NEXT}_amd64.deb"):
         run_in(root, f"{apt} install /srv/{name}")
         told = run_in(root, f"vllm-install --version; /{HOME}/bin/python3 -I -m pip --version; vllm-install list")
@@ -142,5 +152,98 @@ def test_debian_12_installs_upgrades_and_purges_it_with_nothing_left(dist: Path,
         assert "no services yet" in told
         assert list((root / SITE / "installer/__pycache__").glob("cli.cpython-311.pyc"))
     run_in(root, f"{apt} purge vllm-install")
-    assert difference(before, snapshot(root, OF_APT)) == []
+    assert difference(before, snapshot(root, BESIDE)) == []
     assert not (root / HOME).exists()
+
+
+@pytest.fixture(scope="module")
+def machine(dist: Path, standin_wheels: Path) -> Iterator[Machine]:
+    """A Debian 13 that boots, and no more; the packages, and what a stand-in engine is made of, lie in /srv."""
+    with Machine(network=True, system=debian("trixie")) as machine:
+        shutil.copytree(standin_wheels, machine.at(STANDIN))
+        for name in (DEB, SDIST):
+            shutil.copy(dist / name, machine.at("/srv"))
+        packages.pack("deb", machine.at("/srv"), NEXT)
+        apt(machine, "update")
+        yield machine
+
+
+def apt(machine: Machine, *words: str) -> str:
+    quiet = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes", "--no-install-recommends")
+    done = machine.run(*quiet, *words, timeout=600)
+    return done.stdout + done.stderr
+
+
+def install(machine: Machine, version: str = __version__) -> str:
+    return apt(machine, "install", f"/srv/vllm-install_{version}_amd64.deb")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A service, and what must not change while the tool comes and goes."""
+
+    machine: Machine
+    port: int
+    key: str
+    pid: int
+    disk: dict[str, str]
+
+    def goes_on(self) -> None:
+        serves(self.machine, self.key, self.port)
+        assert main_pid(self.machine) == self.pid
+        assert difference(self.disk, snapshot(self.machine.root, BESIDE)) == []
+
+
+def complete(machine: Machine) -> None:
+    """What a bare host lacks for an engine it says itself, and how to get it."""
+    told = machine.cli("plan", *standin(Path(STANDIN)), check=False).stderr
+    for wanted in re.findall(r"-> sudo apt-get install -y (.+)", told):
+        apt(machine, "install", *wanted.split())
+
+
+def deploy(machine: Machine) -> Deployed:
+    port = free_port()
+    key = cli(machine, "deploy", "--port", str(port), *standin(Path(STANDIN))).key
+    serves(machine, key, port)
+    return Deployed(machine, port, key, main_pid(machine), snapshot(machine.root, BESIDE))
+
+
+def test_a_service_serves_on_through_upgrade_removal_and_purge_of_the_package(machine: Machine) -> None:
+    install(machine)
+    complete(machine)
+    before = snapshot(machine.root, BESIDE)
+    service = deploy(machine)
+    install(machine, NEXT)
+    assert machine.run("dpkg-query", "--show", "--showformat=${Version}", "vllm-install").stdout == NEXT
+    assert cli(machine, "plan").out == "nothing to change\n"
+    service.goes_on()
+    for verb in ("remove", "purge"):
+        assert "note: qwen3vl runs on without the tool" in apt(machine, verb, "vllm-install")
+        service.goes_on()
+        install(machine)
+        assert cli(machine, "plan").out == "nothing to change\n"
+    cli(machine, "uninstall", "--yes", "--purge")
+    assert difference(before, snapshot(machine.root, BESIDE)) == []
+
+
+def test_it_takes_over_from_make_install_and_gives_way_to_it_again(machine: Machine) -> None:
+    source = f"/srv/{SDIST.removesuffix('.tar.gz')}"
+    apt(machine, "install", "make", "python3-venv")
+    machine.shell(f"tar xzf /srv/{SDIST} -C /srv; make -C {source} install", timeout=600)
+    complete(machine)
+    service = deploy(machine)
+    tool = ("/opt/vllm-install/tool", "/usr/local/bin/vllm-install", "/usr/local/share/man/man8/vllm-install.8")
+
+    told = install(machine)
+    assert "/usr/local/bin/vllm-install, of `make install`, still comes first" in told
+    assert machine.run("/usr/bin/vllm-install", "plan").stdout == "nothing to change\n"
+    machine.shell(next(line for line in told.splitlines() if line.startswith("  rm -r ")))
+    assert not [path for path in tool if os.path.lexists(machine.at(path))]
+    assert machine.shell("command -v vllm-install").stdout == "/usr/bin/vllm-install\n"
+    assert cli(machine, "plan").out == "nothing to change\n"
+
+    apt(machine, "remove", "vllm-install")
+    machine.shell(f"make -C {source} install", timeout=600)
+    assert cli(machine, "plan").out == "nothing to change\n"
+    service.goes_on()
+    cli(machine, "uninstall", "--yes", "--purge")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.kit.boot.debian import copy
 from tests.kit.boot.surroundings import REPO, inherited_environment, local_wheel_folders
 
 LAUNCH = Path(__file__).with_name("launch")
@@ -54,7 +55,8 @@ class Machine:
     this repository are there read-only, at the same paths as outside. `store` gives it what an earlier machine saved
     of /opt/vllm-install (engines and the wheel cache), there or in another place, by hard links, so that it may remove
     them; `network` shares the host's network instead of a loopback interface of its own; `keep` lets it run on when
-    this process ends.
+    this process ends. `system` is an operating system of its own, in the place of the host's /usr and this repository;
+    `cli` is then the command that was installed there.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Machine:
         keep: bool = False,
         binds: Mapping[Path, Path] | None = None,
         nspawn: Sequence[str] = (),
+        system: Path | None = None,
     ) -> None:
         self.name = f"{PREFIX}-{os.getpid()}-{next(_count)}"
         self.home = MACHINES / self.name
@@ -73,8 +76,10 @@ class Machine:
         self.leader = 0
         self._keep = keep
         self._store = STORE if store is True else store
+        self._system = system
         self._process: subprocess.Popen[bytes] | None = None
-        self._arguments = [*FILTERS, *nspawn, *_mounts(binds or {}), *(() if network else ("--private-network",))]
+        mounts = _mounts(local_wheel_folders() if system else _outside(), binds or {})
+        self._arguments = [*FILTERS, *nspawn, *mounts, *(() if network else ("--private-network",))]
 
     # life
 
@@ -84,7 +89,7 @@ class Machine:
         sweep()
         _compile()
         try:
-            _lay_out(self.root)
+            _copy_system(self._system, self.root) if self._system else _lay_out(self.root)
             if self._store and self._store.exists():
                 _link_tree(self._store, self.at("/opt/vllm-install"))
             self.boot()
@@ -197,7 +202,8 @@ class Machine:
         self, *args: str, check: bool = True, stdin: str = "", timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run `vllm-install ARGS` from this checkout."""
-        return self.run(sys.executable, "-m", "installer", *args, check=check, stdin=stdin, timeout=timeout)
+        command = ("vllm-install",) if self._system else (sys.executable, "-m", "installer")
+        return self.run(*command, *args, check=check, stdin=stdin, timeout=timeout)
 
     def connect(self, port: int, timeout: float = 120) -> socket.socket:
         """A connection to a port of the machine, from within; only a thread has to go there for it, and no process."""
@@ -243,11 +249,16 @@ def _compile() -> None:
         compileall.compile_dir(REPO / folder, quiet=1)
 
 
-def _mounts(binds: Mapping[Path, Path]) -> Iterator[str]:
-    """nspawn's arguments for what lies outside /usr; whoever names a bind gets it read-write."""
+def _outside() -> Iterator[Path]:
+    """What a machine has of this host."""
     tops = (path for path in map(Path("/").joinpath, TOP_LINKS) if path.is_dir() and not path.is_symlink())
     outside = [REPO, Path(sys.base_prefix), *local_wheel_folders()]
-    for path in dict.fromkeys([Path("/usr"), *tops, *(p for p in outside if not p.is_relative_to("/usr"))]):
+    yield from dict.fromkeys([Path("/usr"), *tops, *(p for p in outside if not p.is_relative_to("/usr"))])
+
+
+def _mounts(outside: Iterable[Path], binds: Mapping[Path, Path]) -> Iterator[str]:
+    """nspawn's arguments for what lies outside its root; whoever names a bind gets it read-write."""
+    for path in outside:
         # Not recursive: this repository holds the roots of machines, with all that is mounted in them.
         yield f"--bind-ro={_escape(path)}:{_escape(path)}:norbind"
     for source, target in binds.items():
@@ -270,6 +281,17 @@ def _lay_out(root: Path) -> None:
     # With an id it is no first boot: no questions, and no presets that would start this host's own services.
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     _copy(Path("/etc"), ETC, root / "etc")
+    _copy(Path.home(), USER_CONFIG, root / "root")
+
+
+def _copy_system(system: Path, root: Path) -> None:
+    """It reaches package indexes as this host does."""
+    copy(system, root)
+    for directory in ("etc/ssl/certs", "etc/sysusers.d", "var/log/journal"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+    _copy(Path("/etc"), ("pip.conf", "ssl/certs/ca-certificates.crt"), root / "etc")
+    _copy(Path("/usr/local/share"), ("ca-certificates",), root / "usr/local/share")  # where its own package looks
     _copy(Path.home(), USER_CONFIG, root / "root")
 
 
