@@ -92,7 +92,7 @@ def test_a_replica_whose_gpus_are_chosen_by_hand_is_shown_all_over_every_change(
     host = Host(machine.root)
     host.write(Path("/etc/systemd/system/coder@2.service.d/g.conf"), "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n")
     settings, gpus = Settings(service="coder", replicas=2), (gpu(0), gpu(1))
-    made = _replicas(settings, Choice(gpus, named=True), State("coder"), host)
+    made = _replicas(settings, Choice(gpus, named=True), State("coder"), host, Report())
     assert [[each.uuid for each in replica.gpus] for replica in made] == [[gpus[0].uuid], []]
 
 
