@@ -224,6 +224,7 @@ def test_a_service_serves_on_through_upgrade_removal_and_purge_of_the_package(ma
         assert cli(machine, "plan").out == "nothing to change\n"
     cli(machine, "uninstall", "--yes", "--purge")
     assert difference(before, snapshot(machine.root, BESIDE)) == []
+    apt(machine, "purge", "vllm-install")
 
 
 def test_it_takes_over_from_make_install_and_gives_way_to_it_again(machine: Machine) -> None:
