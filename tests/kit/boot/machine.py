@@ -30,8 +30,8 @@ SGLANG_STORE = REPO / "build/opt-sglang"  # of its own, for it has as many files
 PREFIX = "vllm-install"
 # What a host has in /etc that programs of /usr rely on; everything else a machine makes itself at its first boot.
 ETC = (
-    "alternatives", "ca-certificates", "crypto-policies", "groff", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
-    "login.defs", "man_db.conf", "manpath.config", "pip.conf", "pki", "ssl",
+    "alternatives", "ca-certificates", "containers", "crypto-policies", "groff", "ld.so.cache", "ld.so.conf",
+    "ld.so.conf.d", "login.defs", "man_db.conf", "manpath.config", "pip.conf", "pki", "ssl",
 )  # fmt: skip
 USER_CONFIG = (".config/pip", ".pip", ".config/uv")
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -54,7 +54,7 @@ class Machine:
     this repository are there read-only, at the same paths as outside. `store` gives it what an earlier machine saved
     of /opt/vllm-install (engines and the wheel cache), there or in another place, by hard links, so that it may remove
     them; `network` shares the host's network instead of a loopback interface of its own; `keep` lets it run on when
-    this process ends.
+    this process ends; `system` is the root of another distribution, whose /usr it has in place of this host's.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Machine:
         network: bool = False,
         store: bool | Path = False,
         keep: bool = False,
+        system: Path = Path("/"),
         binds: Mapping[Path, Path] | None = None,
         nspawn: Sequence[str] = (),
     ) -> None:
@@ -72,9 +73,11 @@ class Machine:
         self.console = self.home / "console"
         self.leader = 0
         self._keep = keep
+        self._system = system
         self._store = STORE if store is True else store
         self._process: subprocess.Popen[bytes] | None = None
-        self._arguments = [*FILTERS, *nspawn, *_mounts(binds or {}), *(() if network else ("--private-network",))]
+        apart = () if network else ("--private-network",)
+        self._arguments = [*FILTERS, *nspawn, *_mounts(system, binds or {}), *apart]
 
     # life
 
@@ -84,7 +87,7 @@ class Machine:
         sweep()
         _compile()
         try:
-            _lay_out(self.root)
+            _lay_out(self.root, self._system)
             if self._store and self._store.exists():
                 _link_tree(self._store, self.at("/opt/vllm-install"))
             self.boot()
@@ -243,11 +246,13 @@ def _compile() -> None:
         compileall.compile_dir(REPO / folder, quiet=1)
 
 
-def _mounts(binds: Mapping[Path, Path]) -> Iterator[str]:
-    """nspawn's arguments for what lies outside /usr; whoever names a bind gets it read-write."""
-    tops = (path for path in map(Path("/").joinpath, TOP_LINKS) if path.is_dir() and not path.is_symlink())
+def _mounts(system: Path, binds: Mapping[Path, Path]) -> Iterator[str]:
+    """nspawn's arguments for /usr and what lies outside it; whoever names a bind gets it read-write."""
+    tops = (Path("/", name) for name in TOP_LINKS if (system / name).is_dir() and not (system / name).is_symlink())
+    for path in (Path("/usr"), *tops):
+        yield f"--bind-ro={_escape(system / str(path)[1:])}:{_escape(path)}:norbind"
     outside = [REPO, Path(sys.base_prefix), *local_wheel_folders()]
-    for path in dict.fromkeys([Path("/usr"), *tops, *(p for p in outside if not p.is_relative_to("/usr"))]):
+    for path in dict.fromkeys(p for p in outside if not p.is_relative_to("/usr")):
         # Not recursive: this repository holds the roots of machines, with all that is mounted in them.
         yield f"--bind-ro={_escape(path)}:{_escape(path)}:norbind"
     for source, target in binds.items():
@@ -258,18 +263,18 @@ def _escape(path: Path) -> str:
     return str(path).replace("\\", "\\\\").replace(":", "\\:")
 
 
-def _lay_out(root: Path) -> None:
+def _lay_out(root: Path, system: Path) -> None:
     """A root directory that systemd takes for an installed system: /usr comes by a mount, /etc is nearly empty."""
     # nspawn looks for os-release before it mounts anything; a persistent journal can be read from outside.
     for directory in ("etc/systemd/system", "etc/sysusers.d", "root", "opt", "usr/lib", "var/log/journal"):
         (root / directory).mkdir(parents=True)
-    shutil.copy("/usr/lib/os-release", root / "usr/lib/os-release")
+    shutil.copy(system / "usr/lib/os-release", root / "usr/lib/os-release")
     for name in TOP_LINKS:
-        if Path("/", name).is_symlink():
-            (root / name).symlink_to(Path("/", name).readlink())
+        if (system / name).is_symlink():
+            (root / name).symlink_to((system / name).readlink())
     # With an id it is no first boot: no questions, and no presets that would start this host's own services.
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
-    _copy(Path("/etc"), ETC, root / "etc")
+    _copy(system / "etc", ETC, root / "etc")
     _copy(Path.home(), USER_CONFIG, root / "root")
 
 
