@@ -88,6 +88,7 @@ FAULTS = [
     Fault("VllmFiguresStale", "systemctl stop watch-collect; mkdir -p /etc/vllm-install/monitor; "
           "rm /var/lib/prometheus/node-exporter/vllm-install.prom", "figures-stale"),
 ]  # fmt: skip
+BEFORE = f"mkdir -p /root/before; cp -a --parents {UNIT} /root/before"
 CLEAR = f"""
     systemctl stop fault 2>/dev/null || :
     umount /var/lib/vllm-usage 2>/dev/null || :
@@ -105,7 +106,7 @@ def watch(standin_wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         has(machine, {A: 1, B: 0})
         key = cli(machine, "deploy", *standin(standin_wheels)).key
         cli(machine, "set-apikey", "--name", "monitor", "--role", "metrics", "-", stdin=KEY)
-        machine.shell(f"mkdir /root/before; cp -a --parents {UNIT} /root/before")
+        machine.shell(BEFORE)
         found = Watch.start(machine, KEY)
         found.client = key
         yield found
@@ -160,6 +161,7 @@ def clear(watch: Watch, fault: Fault, pid: int) -> None:
     machine.shell(CLEAR)
     if fault.undo:
         cli(machine, *fault.undo)
+        machine.shell(BEFORE)
     if fault.alert == "VllmFiguresStale":
         watch.collect()
     if fault.asks or fault.alert in ("VllmHung", "VllmRestarting") or main_pid(machine) != pid:
