@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ class Series:
     points: list[tuple[float, float]]
 
 
+class NotReady(Exception):
+    """It listens, and answers nothing yet."""
+
+
 class Prometheus:
     """Asked over its HTTP interface; `figures` is the folder of node-exporter's textfiles."""
 
@@ -58,7 +63,8 @@ class Prometheus:
         return any(not math.isnan(value) for series in self.now(expr) for _, value in series.points)
 
     def is_up(self) -> bool:
-        with contextlib.suppress(OSError, urllib.error.URLError):
+        """Refused and 503 are what a Prometheus says that still reads what it kept."""
+        with contextlib.suppress(OSError, NotReady):
             return len([series for series in self.now("up") if series.points[-1][1] == 1]) >= 2
         return False
 
@@ -68,6 +74,8 @@ class Prometheus:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{what}", data, timeout=30) as answer:
                 found = json.load(answer)["data"]["result"]
         except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:
+                raise NotReady from None
             raise AssertionError(f"{asked['query']}: {error.read().decode()}") from None
         return [_one(each) for each in found]
 

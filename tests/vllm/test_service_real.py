@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -261,11 +262,13 @@ def loaders(machine: Machine) -> list[str]:
 
 
 def test_one_can_talk_to_it(machine: Machine, service: Deployed) -> None:
+    """A model of random weights, asked at its own temperature, may end before the eighth word."""
     told = cli(machine, "chat", "Hello", "--max-tokens", "8", "--json").json
-    assert (told["tokens"], told["why_ended"]) == (8, "length")
+    assert told["why_ended"] == ("length" if told["tokens"] == 8 else "stop")
+    assert 1 <= told["tokens"] <= 8
     talking = cli(machine, "chat", "-", "--max-tokens", "8", stdin="Hello\n")
     assert talking.out.strip()
-    assert "8 tokens" in talking.err
+    assert re.search(r"\b[1-8] tokens?\b", talking.err), talking.err
 
 
 def test_a_reload_does_not_disturb_a_streaming_answer(machine: Machine, service: Deployed) -> None:
