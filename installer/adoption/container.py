@@ -14,13 +14,13 @@ from installer.checks.placement import gpus_of_one
 from installer.families.vllm.serve import serve_arguments
 from installer.runtime import vllm_flags
 from installer.spec.settings import Settings
-from installer.spec.target import LOOPBACK, Placed, Target
+from installer.spec.target import LOOPBACK, Adapter, Placed, Target
 from installer.spec.vendors import Vendor, image_of, is_uuid, of_kind
 
 USER = 2000  # whom vLLM's own images know as vllm
 PORT = 8000  # inside
 # Below /run no host path of a service can lie: its sandbox hides them.
-MODEL, HUB, CACHE = "/run/vllm/model", "/run/vllm/hub", "/run/vllm/cache"
+MODEL, HUB, CACHE, ADAPTERS = "/run/vllm/model", "/run/vllm/hub", "/run/vllm/cache", "/run/vllm/adapters"
 KERNEL = "/dev/kfd"  # without which no GPU of AMD's computes
 PATHS = ("--chat-template", "--tokenizer")  # of vLLM's flags, that may name a file or directory
 ENVIRONMENT = {
@@ -81,7 +81,9 @@ def container_of(target: Target, image: str | None, host: Host) -> Container:
         model_id=target.model.id,
         image=image or image_of(target.engine.kind, target.engine.vllm_version),
         words=_words(target),
-        mounts=tuple(dict.fromkeys((_model(target)[1], *_files(settings, host)))),
+        mounts=tuple(
+            dict.fromkeys((_model(target)[1], *(mount for _, mount, _ in _adapters(target)), *_files(settings, host)))
+        ),
         host=LOOPBACK if settings.has_tls or settings.host == "localhost" else settings.host,
         port=settings.port,
         drain=settings.drain,
@@ -106,7 +108,8 @@ def check_image(image: str) -> str:
 def _words(target: Target) -> tuple[str, ...]:
     """vLLM's command line with the host's own places replaced by those inside."""
     inside = replace(target.settings, host="0.0.0.0", port=PORT)  # noqa: S104 of the container's own network
-    words = serve_arguments(replace(target, settings=inside, toolkit=None, replicas=()))
+    there = tuple(replace(each, model=replace(each.model, path=inside)) for each, _, inside in _adapters(target))
+    words = serve_arguments(replace(target, settings=inside, toolkit=None, replicas=(), adapters=there))
     return (words[0], *_model(target)[0], *words[2:])
 
 
@@ -116,6 +119,16 @@ def _model(target: Target) -> tuple[tuple[str, ...], tuple[str, str]]:
     if model.commit and model.path.parent.name == "snapshots":
         return (model.repo, "--revision", model.commit), (str(model.folder), f"{HUB}/{model.folder.name}")
     return (MODEL,), (str(model.path), MODEL)
+
+
+def _adapters(target: Target) -> Iterator[tuple[Adapter, tuple[str, str], Path]]:
+    """Each with what of the host is mounted for it, and where it then lies: the files of a commit are links."""
+    for number, adapter in enumerate(target.adapters, 1):
+        model, inside = adapter.model, Path(f"{ADAPTERS}/{number}")
+        if model.commit:
+            yield adapter, (str(model.folder), str(inside)), inside / "snapshots" / model.commit
+        else:
+            yield adapter, (str(model.path), str(inside)), inside
 
 
 def _files(settings: Settings, host: Host) -> Iterator[tuple[str, str]]:

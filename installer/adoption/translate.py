@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -22,14 +23,14 @@ from installer.families.vllm import serve_flags
 from installer.runtime import vllm_flags
 from installer.runtime.vllm_flags import NO_TLS, TLS_FLAGS, Flag, opposite
 from installer.runtime.vllm_text import one_line
-from installer.spec import keys
+from installer.spec import keys, values
 from installer.spec.settings import FIELDS, Settings, load_settings, to_text
 from installer.spec.values import BUILTIN
 from installer.spec.vendors import VARIABLES, is_uuid
 from installer.units.render import HIDDEN, HOMES
 
 READ = {flag for about in FIELDS.values() if about.adopt for flag in about.flags}
-READ |= {"--model", "--served-model-name", "--api-key", "--config"}
+READ |= {"--model", "--served-model-name", "--api-key", "--config", *FIELDS["lora"].flags}
 DROPPED = {
     "--trust-remote-code": mark(
         "it lets the model's own code run; allow it for this model with TRUST_REMOTE_CODE=MODEL"
@@ -57,6 +58,7 @@ CARRIED = re.compile("|".join(VARIABLES) + r"|CUDA_DEVICE_ORDER|(?:NCCL|GLOO|OMP
 # Ours to set, or no business of a hardened service: code from elsewhere, debugging routes, pickles over the wire.
 NOT_CARRIED = re.compile(
     r"VLLM_(?:API_KEY|CACHE_ROOT|CONFIG_ROOT|ASSETS_CACHE|HOST_IP|PORT|USE_RUST_FRONTEND|NO_USAGE_STATS|USE_MODELSCOPE"
+    r"|ALLOW_RUNTIME_LORA_UPDATING"
     r"|LOGGING_CONFIG_PATH|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|PLUGINS|RPC_BASE_PATH|MEDIA_URL_\w+"
     r"|KEEP_ALIVE_ON_ENGINE_DEATH|VERSION|IMAGE\w*|SERVICE\w*)|\w*(?:KEY|TOKEN|SECRET|PASS)\w*"
 )
@@ -99,6 +101,7 @@ def translate(
         )
     typed = _model(old, model or (last["--model"].value if "--model" in last else ""), reading, host)
     _known(old, last, reading)
+    _adapters(old, last, reading, host)
     for flag in flags:
         if flag.name not in READ:
             _other(old, flag, reading, host)
@@ -234,6 +237,54 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
         value = flag.value if name in PATHS else ""
         is_path = value.startswith(("/", ".")) or (value and host.exists(Path(_on_host(old, value))))
         reading.others += [name, _readable(old, flag, host)] if is_path else flag.words
+
+
+def _adapters(old: Old, last: Mapping[str, Flag], reading: _Reading, host: Host) -> None:
+    """Of those that the command names; the flags that go with them follow from these."""
+    named = [_named_adapter(word) for word in last["--lora-modules"].values] if "--lora-modules" in last else []
+    found = [f"{name}={_adapter_source(old, name, source, host)}" for name, source in named]
+    try:
+        values.adapters(",".join(found))
+    except ValueError as error:
+        raise Refused(
+            tr("--lora-modules cannot be carried over: {reason}", reason=error),
+            tr("rename or remove it in the old command, then adopt that"),
+        ) from None
+    reading.fields["lora"] = ",".join(found)
+    at_run_time = old.environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").lower() in ("1", "true")
+    if at_run_time or ("--enable-lora" in last and not named):
+        reading.notes.append(
+            tr("adapters that clients load at run time: none can be; name them with LORA=NAME=DIRECTORY")
+        )
+
+
+def _named_adapter(word: str) -> tuple[str, str]:
+    """NAME=PATH, or the same as JSON."""
+    name, equals, path = word.partition("=")
+    if equals and "," not in word:
+        return name, path
+    try:
+        said = json.loads(word)
+        return str(said["name"]), str(said["path"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Refused(
+            tr("--lora-modules names no adapter: {word}", word=one_line(word, 60)),
+            tr("mend or remove it in the old command, then adopt that"),
+        ) from None
+
+
+def _adapter_source(old: Old, name: str, source: str, host: Host) -> str:
+    path = os.path.normpath(_on_host(old, source))
+    if ours := _our_model(path):
+        return f"{ours['model']}@{ours['revision']}"
+    if source.startswith(("/", ".")):
+        if (old.mounts and path == source) or not host.exists(Path(path)):
+            raise Refused(
+                tr("the adapter {name} in {path} does not lie on this host", name=name, path=source),
+                tr("copy it here and name it: LORA={name}=DIRECTORY", name=name),
+            )
+        return path
+    return path if host.at(Path(path)).is_dir() else source
 
 
 def _readable(old: Old, flag: Flag, host: Host) -> str:

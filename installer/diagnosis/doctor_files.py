@@ -18,6 +18,7 @@ from installer.forms.venv.engines import MARKER, is_complete
 from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from installer.runtime.vllm_text import one_line
 from installer.spec import guessing, keys, settings_file
+from installer.spec.model import Model
 from installer.spec.settings import FIELDS, load_settings
 from installer.spec.state import Event
 from installer.units import keyring
@@ -274,9 +275,11 @@ def check_probe_key(scene: Scene) -> Iterator[Finding]:
 
 
 def check_weights(scene: Scene) -> Iterator[Finding]:
-    model = scene.state.proved.model if scene.state and scene.state.proved else None
-    if model is None:
-        return
+    for model in scene.state.proved.read if scene.state and scene.state.proved else ():
+        yield from _of_weights(model, scene)
+
+
+def _of_weights(model: Model, scene: Scene) -> Iterator[Finding]:
     problems = check_directory(scene.host.at(model.path))
     again = (scene.deploy, f"sudo vllm-install models verify --service {scene.service}")
     if problems:

@@ -39,6 +39,8 @@ def check_context(
     asked = target.settings.max_model_len
     if found is None or asked is None:
         return
+    if target.adapters and not found.calibrated:
+        report.note(tr("what LORA's adapters take of the memory is not known: figures are of the model alone"))
     verdict = capacity.judge(found, asked)
     if verdict.answer is Outlook.CANNOT:
         most = min(verdict.largest, verdict.limit)

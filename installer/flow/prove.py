@@ -208,7 +208,7 @@ def _check_keys(server: Server) -> None:
 
 def _check_model(server: Server) -> None:
     want, name = server.want, server.want.target.model.id
-    names = {name, *want.target.settings.served_model_name}
+    names = {name, *want.target.settings.served_model_name, *(each.model.id for each in want.target.adapters)}
     answer = server.ask("GET", "/v1/models", want.probe_key)
     if (status := answer.status) != 200:
         raise NotProved(tr("a request with the probe key was answered with {status} instead of 200", status=status))

@@ -16,7 +16,8 @@ from installer.checks import facts, placement, preflight
 from installer.checks.placement import Choice
 from installer.checks.tenants import ports_of_replicas, visible, visible_devices, with_port, with_tenants
 from installer.families.known import family_of
-from installer.flow import advice
+from installer.flow import adapters, advice
+from installer.flow.local import check_local
 from installer.flow.wanted import Wanted
 from installer.forms.venv import engines, toolkit
 from installer.model import formats, profiles, trust
@@ -26,7 +27,7 @@ from installer.spec import keys
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Gpu, Interpreter, Process
 from installer.spec.former import Former
-from installer.spec.model import Model, ModelError
+from installer.spec.model import Model
 from installer.spec.profile import Profile
 from installer.spec.settings import Settings
 from installer.spec.state import State
@@ -37,12 +38,10 @@ from installer.units import monitoring
 from installer.units.gateway import needs_gateway
 from installer.units.graph import handle
 from installer.units.keyring import unit_keys
-from installer.units.render import HIDDEN
 from installer.weights import models
 from installer.weights.about import of_model
 
 USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
-# A private or kernel-made directory in the service's sandbox, where no model of the host can be seen.
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,15 @@ def resolve(
     if profile is None:
         about = bundled.about(request.bundle) if request.bundle else None
         about = about or of_model(model, host, settings, report)
+        adapters.check_is_model(about, model)
         profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
+    beside = adapters.resolve(settings, state, host, layout, report, new_commit=request.new_commit)
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     compiler = _toolkit(settings, engine, model, seen, choice, host, report)
     replicas = _replicas(settings, choice, state, host, report)
-    target = Target(settings, engine, model, held, profile, choice.placed, compiler, replicas)
+    target = Target(settings, engine, model, held, profile, choice.placed, compiler, replicas, beside)
     is_first = state.proved is None
     want = Wanted(target, layout, probe, request.bundle, request.former, request.environment, is_first=is_first)
     return Resolved(want, new_key, seen, about)
@@ -231,23 +232,6 @@ def _toolkit(
     if chosen and compiling:
         report.note(compiling.describe(chosen))
     return chosen
-
-
-def check_local(model: Model, settings: Settings, host: Host) -> None:
-    """A directory of the user's own is checked every time: nobody promised that it stays as it was."""
-    if model.source != "local":
-        return
-    with_pickles = settings.model in settings.allow_pickle
-    problems = models.check_directory(host.at(model.path), with_pickles=with_pickles)
-    problems += models.check_access(model.path, host)
-    if str(model.path).startswith(HIDDEN):
-        hidden = model.path.parents[-2]
-        problems.append(tr("the service's sandbox hides {path}; move the model, for example to /srv", path=hidden))
-    if problems:
-        raise ModelError(
-            tr("the model in {path} cannot be served: {problems}", path=model.path, problems=tr("; ").join(problems)),
-            tr("complete the directory, or make it readable for the service's user, and run the command again"),
-        )
 
 
 def _check_senses(model: Model, kind: str, host: Host) -> None:

@@ -34,7 +34,10 @@ def engine(want: Wanted, host: Host) -> Iterator[Change]:
 
 
 def weights(want: Wanted, host: Host) -> Iterator[Change]:
-    yield from models.changes(want.target.model, host, want.target.settings, want.bundle)
+    settings = want.target.settings
+    yield from models.changes(want.target.model, host, settings, want.bundle)
+    for given, adapter in zip(settings.lora, want.target.adapters, strict=True):
+        yield from models.changes(adapter.model, host, settings.of_adapter(given))
 
 
 def account(want: Wanted, host: Host) -> Iterator[Change]:
@@ -256,7 +259,7 @@ def _unused_weights(layout: Layout, state: State, others: list[Layout], host: Ho
     if not others and not ejected(host):
         yield from (Remove(path) for path in (layout.hub, layout.builtin_models) if host.exists(path))
     else:
-        mine = [target.model.path for target in (state.proved, state.previous) if target]
+        mine = [model.path for target in (state.proved, state.previous) if target for model in target.read]
         for folder in sorted({path.parents[1] for path in mine if layout.hub in path.parents}):
             if change := inventory.unneeded(folder, host, without=layout.service):
                 yield change

@@ -22,6 +22,7 @@ from installer.look import soak as soaking
 from installer.look.load import GpuUse, Sample
 from installer.look.soak import SoakView
 from installer.spec.keys import Key
+from installer.spec.model import Model
 from installer.spec.records import services
 from installer.spec.settings import Settings
 from installer.spec.state import Event
@@ -73,6 +74,7 @@ class Status:
     enabled: bool
     model: str | None
     commit: str | None
+    adapters: tuple[str, ...]  # by the names that clients ask for, with commit or directory
     engine: str | None
     engine_family: str | None
     vllm_version: str | None
@@ -132,6 +134,7 @@ def of(scene: Scene) -> Status:
         enabled=host.exists(handle(scene.layout).wants_link),
         model=target.model.id if target else None,
         commit=target.model.commit if target else None,
+        adapters=tuple(f"{each.model.id}={_whence(each.model)}" for each in target.adapters) if target else (),
         engine=target.engine.kind if target else None,
         engine_family=target.engine.family if target else None,
         vllm_version=target.engine.vllm_version if target else None,
@@ -152,6 +155,10 @@ def of(scene: Scene) -> Status:
         last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
         members=replicas,
     )
+
+
+def _whence(model: Model) -> str:
+    return f"{model.repo}@{model.commit}" if model.commit else str(model.path)
 
 
 def _address(settings: Settings) -> str:
@@ -252,6 +259,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
         ),
         (tr("at boot"), tr("started") if status.enabled else tr("not started")),
         (tr("model"), _model(status)),
+        *(("" if number else tr("adapters"), one) for number, one in enumerate(status.adapters)),
         (tr("engine"), _engine(status)),
         *_compiling(status),
         (tr("context"), _context(status)),

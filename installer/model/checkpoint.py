@@ -30,6 +30,10 @@ def check_directory(path: Path, *, with_pickles: bool = False) -> list[str]:
     if not path.is_dir():
         return [tr("{path} is no directory", path=path)]
     problems: list[str] = []
+    if selection.is_adapter([file.name for file in path.iterdir()]):
+        json_object(path / selection.ADAPTER, problems)
+        read_headers(path, problems)
+        return problems
     is_consolidated = not (path / "config.json").exists() and (path / "params.json").exists()
     config = json_object(path / ("params.json" if is_consolidated else "config.json"), problems)
     problems += _check_tokenizer(path)

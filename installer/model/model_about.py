@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from installer.model.plain_file import read_regular
+from installer.model.selection import ADAPTER
 from installer.runtime.vllm_text import one_line
 
 CONFIGS = ("config.json", "params.json")
@@ -15,7 +16,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json
 # Where a quantization may be described instead of in config.json.
 QUANTIZATIONS = ("hf_quant_config.json",)
 PROCESSOR = "preprocessor_config.json"
-SMALL = (*CONFIGS, *TEMPLATES, *QUANTIZATIONS, PROCESSOR)
+SMALL = (*CONFIGS, *TEMPLATES, *QUANTIZATIONS, PROCESSOR, ADAPTER)
 # Mistral's own form has no config.json and names no architecture.
 CONSOLIDATED = ("MistralForCausalLM",)
 
@@ -26,6 +27,7 @@ class About:
     template: str = ""
     quantization: Mapping[str, object] = field(default_factory=dict)  # of a file beside config.json
     processor: Mapping[str, object] = field(default_factory=dict)  # of images
+    adapter: Mapping[str, object] = field(default_factory=dict)  # what a LoRA adapter says of itself
     names: frozenset[str] = frozenset()  # of all files at the top
     # files that name Python code of the repository to be run -> the class of transformers that may do instead
     with_code: Mapping[str, str] = field(default_factory=dict)
@@ -49,9 +51,10 @@ def read_texts(texts: Mapping[str, str], names: Iterable[str]) -> About:
     config = next((_object(texts[name]) for name in CONFIGS if name in texts), {})
     quantization = next((_object(texts[name]) for name in QUANTIZATIONS if name in texts), {})
     processor = _object(texts.get(PROCESSOR, ""))
+    adapter = _object(texts.get(ADAPTER, ""))
     parsed = {name: _object(text) for name, text in texts.items()}
     with_code = {name: str(said.get("tokenizer_class")) for name, said in parsed.items() if said.get("auto_map")}
-    return About(config, _template(texts), quantization, processor, frozenset(names), with_code)
+    return About(config, _template(texts), quantization, processor, adapter, frozenset(names), with_code)
 
 
 def read_small(path: Path) -> str:

@@ -10,6 +10,8 @@ from installer.base.errors import InstallError, Refused
 from installer.base.language import mark, tr
 from installer.spec.model import ModelError, ModelFile
 
+# A LoRA adapter, as PEFT writes it.
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an engine reads besides the weights; everything else in a repository (pictures, papers, logs) stays there.
 SMALL_FILES = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".bpe", ".spm"}
 # Pickles that lie beside the weights of many repositories and are none.
@@ -27,6 +29,8 @@ def select(repo: str, files: Iterable[ModelFile], *, with_pickles: bool = False)
     """The files that vLLM loads. Of a checkpoint in several formats, one; pickles only where there is nothing else."""
     useful = [f for f in files if not _is_aside(f.name)]
     names = {f.name for f in useful}
+    if is_adapter(names):
+        return tuple(sorted((f for f in useful if f.name in (ADAPTER, ADAPTER_WEIGHTS)), key=lambda f: f.name))
     safetensors = {name for name in names if name.endswith(".safetensors") and "/" not in name}
     consolidated = {name for name in safetensors if name.startswith("consolidated")}
     # vLLM takes the consolidated form whenever it sees it, so exactly one form may be on disk.
@@ -51,6 +55,12 @@ def select(repo: str, files: Iterable[ModelFile], *, with_pickles: bool = False)
     ]
     _refuse_clashes(chosen)
     return tuple(sorted(chosen, key=lambda f: f.name))
+
+
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether it is a LoRA adapter; a whole model may have the configuration of one beside it."""
+    weights = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+    return ADAPTER in names and weights == {ADAPTER_WEIGHTS}
 
 
 def pickles(names: Collection[str]) -> list[str]:

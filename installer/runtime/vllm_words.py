@@ -37,7 +37,10 @@ VLLM = Words(
         "--headless": "a server without an API cannot be watched",
         "--disable-log-stats": "without statistics a full queue looks like a hang",
     },
-    variables={"VLLM_USE_RUST_FRONTEND": "vLLM's Rust front end takes no guard"},
+    variables={
+        "VLLM_USE_RUST_FRONTEND": "vLLM's Rust front end takes no guard",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "adapters are named by LORA, and no request loads one",
+    },
     processes="VLLM::",
     stages=(
         ("Initializing a V1 LLM engine", "starting the engine"),

@@ -21,12 +21,13 @@ from installer.spec.state import State
 from installer.spec.target import Target
 
 T = TypeVar("T")
-VERSION = 3  # one more whenever a tool that knows less would lose something by writing the record
+VERSION = 4  # one more whenever a tool that knows less would lose something by writing the record
 HISTORY = 20
 # From a version to the next: what such a record says, in the words of the next one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda data: data,  # of no replica, which is what a missing field says
     2: lambda data: data,  # of vLLM, which is what a missing field says
+    3: lambda data: data,  # of no adapter, which is what a missing field says
 }
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError)
 MADE: dict[Any, Callable[[str], Any]] = {Path: Path, keys.Key: keys.parse}
@@ -41,7 +42,8 @@ def to_record(state: State) -> str:
             data[name]["settings"] = {each: to_text(each, getattr(target.settings, each)) for each in FIELDS}
             # A key that the unit holds verbatim is kept by its digest: it stays valid, and this file stays harmless.
             data[name]["keys"] = [replace(key, plain=None).argument for key in target.keys]
-            data[name]["model"]["files"] = []
+            for model in (data[name]["model"], *(adapter["model"] for adapter in data[name]["adapters"])):
+                model["files"] = []
     return json.dumps(data, indent=2, default=str) + "\n"
 
 

@@ -122,6 +122,10 @@ class Settings:
         (), values.names, "Model ids that clients use, with spaces between (default: the model's own).",
         "SERVED_MODEL_NAME", "NAMES", brief="Model ids that clients use [default: the model's own]",
         flags=("--served-model-name",), adopt=None)
+    lora: tuple[str, ...] = setting(
+        (), values.adapters, "LoRA adapters: NAME=DIRECTORY or NAME=HUB-ID, with commas between.", "LORA", "LIST",
+        brief="LoRA adapters, NAME=DIRECTORY or NAME=HUB-ID",
+        flags=("--lora-modules", "--enable-lora", "--max-lora-rank"), adopt=None)
     max_model_len: int | None = setting(
         1024, values.context, "Context length: 1024, 32k, 256K or auto.", "MAX_MODEL_LEN", "TOKENS", option="--context",
         flags=("--max-model-len",), adopt=values.tokens, unsaid="auto", memory=False)
@@ -253,6 +257,12 @@ class Settings:
         if self.served_model_name:
             return self.served_model_name[0]
         return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
+
+    def of_adapter(self, given: str) -> Settings:
+        """As if one of LORA were the model: it comes from the same places by the same rules."""
+        name, _, source = given.partition("=")
+        place, _, revision = (source, "", "") if source.startswith("/") else source.partition("@")
+        return replace(self, model=place, revision=revision or None, served_model_name=(name,))
 
     @property
     def wants_cuda_12(self) -> bool:
@@ -426,13 +436,17 @@ def to_text(attribute: str, value: object) -> str:
         return "auto" if attribute == "max_model_len" else ""
     if attribute == "port" and not value:
         return "auto"
-    if attribute == "gpus" and isinstance(value, tuple):
+    if attribute in ("gpus", "lora") and isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return shlex.join(value)
     return str(value)
+
+
+def _by_commas(text: str) -> list[str]:
+    return text.split(",") if text else []
 
 
 def of_text(attribute: str, text: str) -> Any:
@@ -443,6 +457,6 @@ def of_text(attribute: str, text: str) -> Any:
     if isinstance(default, bool):
         return text == "yes"
     if isinstance(default, tuple):
-        divided = {"gpus": lambda text: text.split(","), "served_model_name": values.words}
+        divided = {"gpus": _by_commas, "lora": _by_commas, "served_model_name": values.words}
         return tuple(divided.get(attribute, shlex.split)(text))
     return type(default)(text) if isinstance(default, int | float) else text or default

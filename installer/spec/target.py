@@ -24,6 +24,14 @@ class Placed:
         return f"{self.name} ({self.uuid})"
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that is served beside the model, as a model of its own name."""
+
+    model: Model  # its id is that name
+    rank: int
+
+
 LOOPBACK = "127.0.0.1"
 MEMBER_HOLD = 5  # seconds: by then the gateway has seen that a replica does not serve, and asks another or holds
 
@@ -47,6 +55,12 @@ class Target:
     gpus: tuple[Placed, ...] = ()  # by uuid in the unit; none where all are shown to the service
     toolkit: Toolkit | None = None  # of a CUDA engine
     replicas: tuple[Replica, ...] = ()  # behind a gateway; none where the service is the engine itself
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def read(self) -> tuple[Model, ...]:
+        """All whose weights the engine reads: the model first."""
+        return (self.model, *(adapter.model for adapter in self.adapters))
 
     def of(self, number: int) -> Target:
         """What a unit of the service starts: the whole, or as a service of its own the replica of that number."""

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from installer.base.language import tr
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+ADAPTER = re.compile(r"[A-Za-z0-9][\w./:-]{0,199}", re.ASCII)
+REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 BUILTIN = "builtin:tiny"
 LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
 AUTO = ("auto",)
@@ -274,6 +276,22 @@ def words(value: str) -> list[str]:
         return shlex.split(value)
     except ValueError:
         return [value]
+
+
+def adapters(value: str) -> tuple[str, ...]:
+    """NAME=DIRECTORY, NAME=HUB-ID or NAME=HUB-ID@REVISION with commas between; clients ask for the name."""
+    found = {}
+    for word in filter(None, map(str.strip, text(value).split(","))):
+        name, equals, source = word.partition("=")
+        if not equals or not ADAPTER.fullmatch(name) or not source or name in found:
+            raise ValueError(tr("expected NAME=DIRECTORY or NAME=HUB-ID with commas between, each name once"))
+        place, at, revision = (source, "", "") if source[0] in "/." else source.partition("@")
+        if model(place) == BUILTIN or (at and not REVISION.fullmatch(revision)):
+            raise ValueError(
+                tr("{source!r} is neither a directory nor a hub id with or without @REVISION", source=source)
+            )
+        found[name] = model(place) + at + revision
+    return tuple(f"{name}={source}" for name, source in found.items())
 
 
 def parser(value: str) -> str:

@@ -146,7 +146,7 @@ def _unit(whole: Target, member: Member, digest: str) -> str:
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
         local_only=listens == "localhost" or listens == "::1" or listens.startswith("127."),
-        bind_model=str(model.path) if str(model.path).startswith(HOMES) else "",
+        binds=[str(each.path) for each in target.read if str(each.path).startswith(HOMES)],
     )
 
 

@@ -56,7 +56,7 @@ def pull(
     standard error.
     """
     from installer.base.host import Host
-    from installer.flow.resolve import check_local
+    from installer.flow.local import check_local
     from installer.weights import models as weights
 
     host, report = Host(), choose(quiet=quiet, as_json=as_json)

@@ -94,9 +94,9 @@ def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
         units = (handle(layout), *on_disk(host, layout))
         needed = [(path, name) for unit in units for path in _served(exec_line(host.read(unit.path) or ""))]
         if state and state.proved:
-            needed.append((state.proved.model.path, name))
+            needed += [(model.path, name) for model in state.proved.read]
         if state and state.previous:
-            needed.append((state.previous.model.path, f"{name} (rollback)"))
+            needed += [(model.path, f"{name} (rollback)") for model in state.previous.read]
         if state and state.pending_model:
             needed.append((Path(state.pending_model), f"{name} (unfinished {(state.pending or '').split(' ')[0]})"))
         for path, who in needed:
@@ -113,7 +113,12 @@ def uses(host: Host, without: str = "") -> dict[Path, tuple[str, ...]]:
 def _served(words: Sequence[str]) -> list[Path]:
     """The model that a unit serves, and whatever else of the cache its command line names."""
     after = words[words.index("serve") + 1 :][:1] if "serve" in words else []
-    return [Path(word) for word in words if word in after or word.startswith(ROOTS)]
+    return [*map(Path, after), *(Path(path) for word in words if (path := _in_cache(word)) and word not in after)]
+
+
+def _in_cache(word: str) -> str:
+    """The place in the cache that a word names, as a model or as NAME=ADAPTER; "" where it names none."""
+    return next((path for path in (word, word.partition("=")[2]) if path.startswith(ROOTS)), "")
 
 
 def users(path: Path, host: Host) -> tuple[str, ...]:
@@ -129,7 +134,7 @@ def _running(host: Host) -> Iterator[tuple[Path, Process]]:
     for pid in set(processes.pids(host)) - {os.getpid()}:
         named = processes.read(host, pid, "cmdline").split("\0")
         mapped = re.findall(r" (/\S.*)$", processes.read(host, pid, "maps"), re.MULTILINE)
-        for path in {path for path in (*named, *mapped) if path.startswith(ROOTS)}:
+        for path in {path for word in (*named, *mapped) if (path := _in_cache(word))}:
             yield Path(path), processes.describe(host, pid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from installer.base.host import Host
 from installer.flow import adopt
 from installer.runtime import vllm_flags
 from installer.spec.settings import FIELDS
+from tests.kit import adapter
 from tests.kit.boot.surroundings import REPO
 from tests.verbs.test_cli import cli
 
@@ -131,6 +133,39 @@ def test_all_names_stay_also_where_the_first_is_the_model_s_own() -> None:
     found = line("--served-model-name org/model other")
     assert found.settings.served_model_name == ("org/model", "other")
     assert "the model id is org/model, other, as before" in found.clients
+
+
+def test_adapters_come_along_by_the_names_that_clients_know(tmp_path: Path) -> None:
+    adapter.write(tmp_path / "sql")
+    words = f"--enable-lora --max-lora-rank 64 --lora-modules sql={tmp_path}/sql chat=Org/Chat"
+    found = line(f'{words} \'{{"name": "b", "path": "Org/B", "base_model_name": "org/model"}}\'')
+    assert found.settings.lora == (f"sql={tmp_path}/sql", "chat=Org/Chat", "b=Org/B")
+    assert found.settings.vllm_args == ()
+    assert not any("run time" in note for note in found.notes)
+
+
+def test_an_adapter_s_path_in_a_container_is_that_of_the_host_or_refused_in_words(tmp_path: Path) -> None:
+    adapter.write(tmp_path / "host/sql")
+    text = (
+        "services: {llm: {image: 'vllm/vllm-openai', volumes: ['./host:/adapters:ro'], "
+        "command: [--model, org/model, --enable-lora, --lora-modules, sql=/adapters/sql%s]}}"
+    )
+    assert adopted(compose(tmp_path, text % "")).settings.lora == (f"sql={tmp_path}/host/sql",)
+    with pytest.raises(Refused, match="the adapter b in /elsewhere/b does not lie on this host") as refused:
+        adopted(compose(tmp_path, text % ", b=/elsewhere/b"))
+    assert "LORA=b=DIRECTORY" in refused.value.hint
+
+
+def test_what_clients_loaded_at_run_time_is_said_and_stays_off() -> None:
+    found = line("--enable-lora", VLLM_ALLOW_RUNTIME_LORA_UPDATING="True")
+    assert any("at run time: none can be" in note for note in found.notes)
+    assert (found.settings.lora, found.environment) == ((), ())
+
+
+@pytest.mark.parametrize("word", ["=x", "a", "{", '{"name": "a"}', "a\u200bb=Org/X", "a b=Org/X"])
+def test_adapters_that_cannot_be_meant_are_refused(word: str) -> None:
+    with pytest.raises(Refused, match=r"lora-modules|control character"):
+        line(f"--lora-modules {shlex.quote(word)}")
 
 
 def test_variables_before_the_command_are_known_by_env_too() -> None:

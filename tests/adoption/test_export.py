@@ -30,6 +30,7 @@ from installer.base.layout import Layout
 from installer.families.vllm.serve import memory_share
 from installer.flow import adopt
 from installer.spec.keys import Key, digest
+from installer.spec.model import Model
 from installer.spec.record import to_record
 from installer.spec.records import save_state
 from installer.spec.settings import FIELDS, Settings, load_settings
@@ -90,6 +91,7 @@ def kept(wanted: Target, form: str) -> Settings:
         settings,
         model=str(model.path) if model.source == "local" else old.model,
         revision=model.commit,
+        lora=tuple(f"{each.model.id}={_pinned(each.model)}" for each in wanted.adapters),
         served_model_name=() if names == (replace(settings, served_model_name=()).model_id,) else names,
         gpu_memory_utilization=memory_share(old, wanted.engine.kind),
         tool_call_parser=profile.tool_parser or "none",
@@ -99,6 +101,10 @@ def kept(wanted: Target, form: str) -> Settings:
         host=Settings.host if form == "k8s" else LOOPBACK if old.host == "localhost" or old.has_tls else old.host,
         gpus=AUTO if form == "k8s" else tuple(gpu.uuid for gpu in wanted.gpus) or AUTO,
     )
+
+
+def _pinned(model: Model) -> str:
+    return f"{model.repo}@{model.commit}" if model.commit else str(model.path)
 
 
 def of(settings: dict[str, str], kind: str = "cuda", gpus: tuple[Placed, ...] = ()) -> Target:
@@ -122,6 +128,7 @@ MATRIX = {
     ),
     "a name that is none in the container": of({"host": "localhost"}),
     "AMD's": of({"model": "org/m"}, "rocm", AMD),
+    "adapters": of({"model": "org/m", "lora": f"a:1=Org/A@{'1' * 40},b=/srv/b"}, "cpu"),
     "a file for a flag": of({"model": "org/m", "vllm_args": "--chat-template /srv/x/chat.jinja --seed 2"}, "cpu"),
 }  # fmt: skip
 LOCAL = f"/srv/models/{ODD.replace(':', '')}"
@@ -134,6 +141,7 @@ def test_what_is_exported_is_adopted_as_it_was(tmp_path: Path, form: str, name: 
     host = Host(root=tmp_path)
     host.make_dir(Path(LOCAL))
     host.write(Path("/srv/x/chat.jinja"), "{{ messages }}")
+    host.make_dir(Path("/srv/b"))
     found = taken_back(host, MATRIX[name], form)
     assert found.settings == kept(MATRIX[name], form)
     assert found.keys == ((KEY,) if form == "compose" else ())
@@ -418,7 +426,7 @@ def test_a_model_is_found_by_its_commit_in_what_is_mounted_of_it(tmp_path: Path)
 
 CANDIDATES = (
     "7", "yes", "0.5", "/srv/x", "a.example", "session", "priority", "self", "hermes", "slack", "cpu", "host", "0.31.0",
-    "32k", "2s", "modelscope", "https://api.example/v1", "--seed 1", "org/other", "GPU-1", "127.0.0.1",
+    "32k", "2s", "modelscope", "https://api.example/v1", "--seed 1", "org/other", "GPU-1", "127.0.0.1", "a=Org/A",
 )  # fmt: skip
 
 
@@ -452,7 +460,7 @@ def lost(host: Host, wanted: Target, form: str = "compose") -> str:
 
 def test_what_is_lost_is_named(tmp_path: Path) -> None:
     wished = {"tls": "self", "max_queued": "3", "index_url": "https://mirror.example/x", "vllm_args":
-              "--lora-modules a=/srv/lora --chat-template /srv/none.jinja"}  # fmt: skip
+              "--chat-template /srv/none.jinja"}  # fmt: skip
     wanted = of(wished, gpus=GPUS[:1])
     keys = (*KEYS, Key("grafana", digest("y"), role="metrics"), Key("team", digest("z"), expiry="2030-01-01T00:00:00Z"))
     host = made(tmp_path, wanted, keys)
@@ -462,7 +470,7 @@ def test_what_is_lost_is_named(tmp_path: Path) -> None:
     for words in (
         "HOLD=120", "TLS: it speaks plain HTTP", "the settings TLS, MAX_QUEUED", "the settings INDEX_URL, which image",
         "of 3 keys all but one: default, grafana, team", "role or last day of the keys grafana, team",
-        "limits of the keys team", "/etc/systemd/system/llm.service.d/mine.conf", "what --lora-modules names",
+        "limits of the keys team", "/etc/systemd/system/llm.service.d/mine.conf",
         "what --chat-template names", "CUDA_TOOLKIT", "/v1 and little else",
     ):  # fmt: skip
         assert words in said, words

@@ -24,6 +24,7 @@ VALUES = {
         st.sampled_from(["builtin:tiny", "./x", "../models/a b"]),
     ),
     "models_dir": TEXTS.map(lambda t: f"/{t}"),
+    "lora": st.sampled_from(["a=Org/A,b:1=Org/B@v1", "sql=Org/Sql@" + "0" * 40]),
     "max_model_len": st.one_of(st.just("auto"), st.integers(16, 10**6).map(str), st.integers(1, 512).map("{}k".format)),
     "gpu_memory_utilization": st.floats(0.05, 1.0).map(str),
     "tensor_parallel_size": st.integers(1, 64).map(str),

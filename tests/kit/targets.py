@@ -13,7 +13,7 @@ from installer.spec.keys import Key, digest
 from installer.spec.model import Model
 from installer.spec.profile import Profile
 from installer.spec.settings import Settings
-from installer.spec.target import Placed, Replica, Target
+from installer.spec.target import Adapter, Placed, Replica, Target
 from installer.spec.toolkit import Toolkit
 from installer.spec.values import BUILTIN
 
@@ -42,13 +42,14 @@ def target(
         keys=keys,
         profile=QWEN3_VL if settings.model == Settings.model else Profile(),
         toolkit=Toolkit() if kind == "cuda" else None,
+        adapters=tuple(Adapter(_model(settings.of_adapter(given), None), 16) for given in settings.lora),
     )
 
 
 def _model(settings: Settings, path: Path | None) -> Model:
     layout = Layout(settings.service)
-    if path is not None:
-        return Model(settings.model_id, path, None, "local")
+    if path is not None or settings.model.startswith("/srv/"):
+        return Model(settings.model_id, path or Path(settings.model), None, "local")
     if settings.model == BUILTIN:
         return Model(settings.model_id, layout.builtin_models / "tiny", None, "builtin")
     folder = layout.hub / ("models--" + settings.model.replace("/", "--"))

@@ -134,6 +134,7 @@ def test_bad_keys_at_a_reload_leave_the_old_ones(service: Service) -> None:
         ({"RUNTIME_DIRECTORY": ""}, "RuntimeDirectory="),
         ({"CREDENTIALS_DIRECTORY": "/nowhere"}, "LoadCredential="),
         ({"VLLM_USE_RUST_FRONTEND": "1"}, "Rust front end"),
+        ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, "no request loads one"),
     ],
 )
 def test_what_the_unit_must_give(service: Service, change: Mapping[str, str], words: str) -> None:

@@ -11,17 +11,24 @@ import pytest
 
 from installer.spec.calibration import Calibration
 from installer.spec.former import Former
+from installer.spec.model import Model
 from installer.spec.profile import Profile
 from installer.spec.record import of_record, to_record
 from installer.spec.settings import Settings
 from installer.spec.soak import Requests, Soak
 from installer.spec.state import Event, Rekeying, State
-from installer.spec.target import Placed, Replica, Target
+from installer.spec.target import Adapter, Placed, Replica, Target
 from installer.spec.toolkit import Toolkit
 from tests.kit.boot.surroundings import REPO
 from tests.kit.targets import KEYS, QWEN3_VL, target
 
 STATES = REPO / "tests/fixtures/states"
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SQL = Model(
+    "sql", Path(f"/var/cache/vllm-install/hub/models--Org--Sql/snapshots/{COMMIT}"), COMMIT, "hub", repo="Org/Sql"
+)
 
 
 def written() -> State:
@@ -33,12 +40,15 @@ def written() -> State:
     known: dict[str, Any] = {"profile": QWEN3_VL, "toolkit": Toolkit("none", "/nonexistent")}
     before = dataclasses.replace(target(settings), **known)
     gpus = (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"),)
-    on_a_gpu: dict[str, Any] = {"gpus": gpus, "replicas": (Replica(1, 20001, gpus), Replica(2, 20002))}
+    on_a_gpu: dict[str, Any] = {"gpus": gpus, "replicas": (Replica(1, 20001, gpus), Replica(2, 20002)),
+                                "adapters": (Adapter(SQL, 16),)}  # fmt: skip
     return State(
         service="qwen3vl",
         owned={"/etc/a": ("1", "2"), "/etc/b": ("3",)},
         owns_user=True,
-        proved=dataclasses.replace(before, settings=dataclasses.replace(settings, port=8001), **on_a_gpu),
+        proved=dataclasses.replace(
+            before, settings=dataclasses.replace(settings, port=8001, lora=(f"sql={SQL.repo}",)), **on_a_gpu
+        ),
         previous=before,
         calibration=Calibration(4294967296, 57344, 1024),
         pending="deploy",
@@ -63,7 +73,14 @@ def less(state: State, **of_targets: Any) -> State:
     return dataclasses.replace(state, proved=known(state.proved), previous=known(state.previous))
 
 
-SINGLE = less(written(), replicas=())
+def without_adapters(state: State) -> State:
+    assert state.proved
+    settings = dataclasses.replace(state.proved.settings, lora=())
+    return dataclasses.replace(state, proved=dataclasses.replace(state.proved, settings=settings, adapters=()))
+
+
+SERVING = without_adapters(written())
+SINGLE = less(SERVING, replicas=())
 BEFORE = dataclasses.replace(SINGLE, soak=None)
 UNKNOWN: dict[str, Any] = {"pending_model": None, "pending_engine": None, "rekeying": None, "former": None}
 FORMS = {
@@ -72,8 +89,9 @@ FORMS = {
     "before-toolkits": less(BEFORE, toolkit=None),
     "before-hold": BEFORE,
     "0.1.0": SINGLE,
-    "replicas": written(),
-    "families": written(),
+    "replicas": SERVING,
+    "families": SERVING,
+    "adapters": written(),
 }
 
 
@@ -83,12 +101,12 @@ def test_each_fixture_is_looked_at() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
-    version = {"replicas": 2, "families": 3}.get(form, 1)
+    version = {"replicas": 2, "families": 3, "adapters": 4}.get(form, 1)
     assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (version, FORMS[form])
 
 
 def test_the_form_of_today_is_written_as_it_was() -> None:
-    text = (STATES / "families.json").read_text()
+    text = (STATES / "adapters.json").read_text()
     assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
 
 

@@ -250,6 +250,7 @@ def test_an_older_record_goes_through_every_version_up_to_ours(host: Host, monke
         0: lambda data: {**data, "service": data["called"]},
         1: lambda data: data,
         2: lambda data: data,
+        3: lambda data: data,
     }
     edit(host, age)
     with pytest.raises(Damaged):

@@ -71,9 +71,19 @@ def _check_name(settings: Settings) -> None:
         )
 
 
+def _check_adapters(settings: Settings) -> None:
+    """Its clients would have to ask for MODEL:ADAPTER, or name it in a field of SGLang's own."""
+    if settings.lora:
+        raise UsageError(
+            tr("LORA is not translated for SGLang, whose clients ask for adapters in another way"),
+            tr("serve with vLLM: --engine-family vllm, or without the adapters: --lora ''"),
+        )
+
+
 def check_words(settings: Settings, warn: Callable[[str], None]) -> None:
     """Refuse what no version has; and say which settings mean nothing to this family."""
     _check_name(settings)
+    _check_adapters(settings)
     known = vllm_flags.load_table(SGLANG.table)
     places, flags = vllm_flags.parse(settings.sglang_args, SGLANG)
     if places:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from installer.families.vllm import cuda
+from installer.runtime import vllm_flags
 from installer.spec.settings import FIELDS, Settings, to_text
 from installer.spec.target import Target
 from installer.spec.values import NO_DOMAINS
@@ -31,6 +32,7 @@ def _told(target: Target) -> dict[str, Sequence[str]]:
     return {
         **dict.fromkeys(("model", "revision", "hf_token_file"), ()),  # it is given a directory, and fetches nothing
         "served_model_name": ("--served-model-name", *(settings.served_model_name or (target.model.id,))),
+        "lora": _adapters(target),
         "gpu_memory_utilization": ("--gpu-memory-utilization", str(memory_share(settings, target.engine.kind))),
         "allowed_media_domains": ("--allowed-media-domains", *(settings.allowed_media_domains or NO_DOMAINS)),
         "tool_call_parser": ("--enable-auto-tool-choice", "--tool-call-parser", tools) if tools else (),
@@ -40,6 +42,16 @@ def _told(target: Target) -> dict[str, Sequence[str]]:
         else (),
         "trust_remote_code": ("--trust-remote-code",) if settings.model in settings.trust_remote_code else (),
     }
+
+
+def _adapters(target: Target) -> Sequence[str]:
+    """With room for the largest; what is not named here cannot be loaded later."""
+    if not target.adapters:
+        return ()
+    rank = max(adapter.rank for adapter in target.adapters)
+    room = next(room for room in vllm_flags.load_table().choices["--max-lora-rank"] if int(room) >= rank)
+    named = (f"{adapter.model.id}={adapter.model.path}" for adapter in target.adapters)
+    return ("--enable-lora", "--max-lora-rank", room, "--lora-modules", *named)
 
 
 def memory_share(settings: Settings, kind: str) -> float:

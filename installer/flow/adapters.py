@@ -1,0 +1,87 @@
+"""LORA: each adapter found, pinned and looked at as a model is, before anything is started with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from installer.base.errors import UsageError
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.flow.local import check_local
+from installer.model.model_about import About
+from installer.model.selection import ADAPTER, ADAPTER_WEIGHTS, is_adapter
+from installer.runtime.vllm_text import one_line
+from installer.spec.model import Model, ModelError
+from installer.spec.settings import Settings
+from installer.spec.state import State
+from installer.spec.target import Adapter
+from installer.weights import models
+from installer.weights.about import of_model
+
+LARGEST_RANK = 512  # that vLLM has room for
+
+
+def resolve(
+    settings: Settings, state: State, host: Host, layout: Layout, report: Report, *, new_commit: bool
+) -> tuple[Adapter, ...]:
+    _check_names(settings)
+    before = {} if new_commit or not state.proved else {each.model.id: each.model for each in state.proved.adapters}
+    return tuple(_adapter(settings.of_adapter(given), before, host, layout, report) for given in settings.lora)
+
+
+def check_is_model(about: About, model: Model) -> None:
+    if is_adapter(about.names):
+        raise ModelError(
+            tr("{model} is a LoRA adapter, which is served beside a model", model=model.id),
+            tr(
+                "name the model with --model, and the adapter with --lora NAME={source}",
+                source=model.repo or model.path,
+            ),
+        )
+
+
+def _check_names(settings: Settings) -> None:
+    names = {settings.model_id, *settings.served_model_name}
+    taken = [name for given in settings.lora if (name := given.partition("=")[0]) in names]
+    if taken:
+        raise UsageError(
+            tr("LORA={name}: the model itself is served under that name", name=taken[0]),
+            tr("give the adapter another one: clients ask for it by that"),
+        )
+
+
+def _adapter(wanted: Settings, before: Mapping[str, Model], host: Host, layout: Layout, report: Report) -> Adapter:
+    """Once resolved it stays at its commit, as a model does."""
+    known = before.get(wanted.model_id)
+    same = known and (known.repo, known.revision) == (wanted.model, wanted.revision)
+    commit = known.commit if known and same else None
+    model = models.resolve(wanted, host, layout, commit, report)
+    about = of_model(model, host, wanted, report)
+    if not is_adapter(about.names):
+        raise ModelError(
+            tr(
+                "{source} is no LoRA adapter: it has no {config} with {weights}",
+                source=wanted.model, config=ADAPTER, weights=ADAPTER_WEIGHTS,
+            ),
+            tr("PEFT's save_pretrained writes both; nothing was changed"),
+        )  # fmt: skip
+    check_local(model, wanted, host)
+    return Adapter(replace(model, id=wanted.model_id), _rank(about.adapter, wanted.model))
+
+
+def _rank(said: Mapping[str, object], source: str) -> int:
+    """The largest of its layers, for which vLLM has to make room."""
+    pattern = said.get("rank_pattern") or {}
+    ranks = [said.get("r"), *(pattern.values() if isinstance(pattern, dict) else (pattern,))]
+    if found := [rank for rank in ranks if type(rank) is not int or not 1 <= rank <= LARGEST_RANK]:
+        raise ModelError(
+            tr(
+                "{config} of {source} names a rank of {rank}, where vLLM takes 1 to {most}",
+                config=ADAPTER, source=source, rank=one_line(str(found[0]), 40), most=LARGEST_RANK,
+            ),
+            tr("take another version of the adapter; nothing was changed"),
+        )  # fmt: skip
+    return max(rank for rank in ranks if type(rank) is int)
