@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from installer.runtime.vllm_guard import EXPIRY_FORMAT, presented
-    from installer.runtime.vllm_launcher import Key, Refused, parse_key
+    from installer.runtime.vllm_launcher import Key, parse_key
+    from installer.runtime.vllm_port import Refused
     from installer.runtime.vllm_systemd import say
 else:
     from vllm_guard import EXPIRY_FORMAT, presented
-    from vllm_launcher import Key, Refused, parse_key
+    from vllm_launcher import Key, parse_key
+    from vllm_port import Refused
     from vllm_systemd import say
 
 SOCKET = "fallback.sock"  # in the runtime directory

@@ -26,7 +26,7 @@ sys.dont_write_bytecode = True  # `reload` runs as root, and nobody would remove
 if TYPE_CHECKING:
     from installer.runtime import vllm_certificate, vllm_fallback, vllm_hold
     from installer.runtime.vllm_haproxy import SOCKET, ask, worker
-    from installer.runtime.vllm_launcher import BAD_CONFIGURATION, TRY_LATER, Refused, listen, runtime_directory
+    from installer.runtime.vllm_port import BAD_CONFIGURATION, TRY_LATER, Refused, listen, runtime_directory
     from installer.runtime.vllm_systemd import notify, say, seconds, write
     from installer.runtime.vllm_text import one_line
 else:
@@ -34,7 +34,7 @@ else:
     import vllm_fallback
     import vllm_hold
     from vllm_haproxy import SOCKET, ask, worker
-    from vllm_launcher import BAD_CONFIGURATION, TRY_LATER, Refused, listen, runtime_directory
+    from vllm_port import BAD_CONFIGURATION, TRY_LATER, Refused, listen, runtime_directory
     from vllm_systemd import notify, say, seconds, write
     from vllm_text import one_line
 

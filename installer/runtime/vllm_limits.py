@@ -14,9 +14,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime.vllm_usage import MOST, Record, since_boot
+    from installer.runtime.vllm_usage import MOST
+    from installer.runtime.vllm_usage_record import Record
+    from installer.runtime.vllm_usage_table import since_boot
 else:
-    from vllm_usage import MOST, Record, since_boot
+    from vllm_usage import MOST
+    from vllm_usage_record import Record
+    from vllm_usage_table import since_boot
 
 log = logging.getLogger("vllm.guard")
 
@@ -122,34 +126,34 @@ class Limits:
             log.error("%d lines of %s cannot be read: they limit nobody", damaged, self.path)
 
 
-def judge(record: Record, name: str, limit: Limit) -> Refusal | None:
-    """Whether a request of the key is one too many now."""
+def judge(record: Record, limit: Limit, own: int) -> Refusal | None:
+    """Whether a request of the key, with `own` under way in this process, is one too many now."""
     requests, tokens = record.recent
     if limit.budget is not None and record.spent >= limit.budget:
         said = f"The budget of this API key is spent: {limit.budget} tokens a month."
-        return Refusal(429, "insufficient_quota", said, until_next_month(record.table.wall()))
+        return Refusal(429, "insufficient_quota", said, until_next_month(record.wall))
     if limit.tokens is not None and tokens >= limit.tokens:
         said = f"This API key may use {limit.tokens} tokens a minute."
         return Refusal(429, "rate_limit_exceeded", said, record.until_less(1, limit.tokens))
     if limit.requests is not None and requests >= limit.requests:
         said = f"This API key may make {limit.requests} requests a minute."
         return Refusal(429, "rate_limit_exceeded", said, record.until_less(0, limit.requests))
-    if limit.concurrent is not None and is_busy(record, name, limit.concurrent):
+    if limit.concurrent is not None and is_busy(record, own, limit.concurrent):
         said = f"This API key may have {limit.concurrent} requests under way at once."
         return Refusal(429, "rate_limit_exceeded", said, 1)
     return None
 
 
-def is_busy(record: Record, name: str, most: int) -> bool:
-    own = record.table.active.get(name, 0)
-    if own + record.active() < most:
+def is_busy(record: Record, own: int, most: int) -> bool:
+    slots, place = record.slots, record.place
+    if own + slots.active(place) < most:
         return False
-    record.forget_dead()
-    return own + record.active() >= most
+    slots.forget_dead(place)
+    return own + slots.active(place) >= most
 
 
-def until_next_month(now: float) -> int:
+def until_next_month(now: int) -> int:
     """Seconds until it begins in UTC."""
     at = time.gmtime(now)
     year, month = divmod(at.tm_year * 12 + at.tm_mon, 12)
-    return calendar.timegm((year, month + 1, 1, 0, 0, 0)) - int(now)
+    return calendar.timegm((year, month + 1, 1, 0, 0, 0)) - now

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from installer.runtime.vllm_drain import App, Receive, Scope, Send
     from installer.runtime.vllm_limits import NO_LIMIT, PRIORITIES, Limits, Refusal, judge
     from installer.runtime.vllm_queue import Queue
-    from installer.runtime.vllm_usage import Record, Table
+    from installer.runtime.vllm_usage_record import Record
+    from installer.runtime.vllm_usage_table import Table
 else:
     from vllm_count import CALL, Call, Counter
     from vllm_limits import NO_LIMIT, PRIORITIES, Limits, Refusal, judge
     from vllm_queue import Queue
-    from vllm_usage import Table
+    from vllm_usage_table import Table
 
 log = logging.getLogger("vllm.guard")
 
@@ -71,7 +72,7 @@ class Meter:
             return call
 
         def do(record: Record) -> Refusal | None:
-            found = refusal or judge(record, name, limit)
+            found = refusal or judge(record, limit, self.table.active.get(name, 0))
             if found:
                 record.add(REFUSED)
                 return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from installer.runtime.vllm_count import Call, Counter
     from installer.runtime.vllm_limits import Refusal
-    from installer.runtime.vllm_usage import Table
+    from installer.runtime.vllm_usage_table import Table
 else:
     from vllm_limits import Refusal
 

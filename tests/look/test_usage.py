@@ -17,7 +17,8 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.look import usage
 from installer.runtime import vllm_usage
-from installer.runtime.vllm_usage import HEADER, MOST, RECORDS_AT, SIZE, STRIDE, Table
+from installer.runtime.vllm_usage import HEADER, MOST, RECORDS_AT, SIZE, STRIDE
+from installer.runtime.vllm_usage_table import Table
 from installer.spec.records import save_state
 from installer.spec.state import State
 from installer.verbs.output import as_plain

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.runtime import vllm_hold, vllm_supervisor
+from installer.runtime import vllm_hold, vllm_supervision
 from tests.kit.launched import PATIENCE, USER, Service, arguments, digest, wait_until
 
 REQUEST = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {USER}\r\nConnection: close\r\n\r\n".encode()
@@ -187,7 +187,7 @@ def test_a_killed_watcher_costs_nothing(service: Service) -> None:
 def test_a_watcher_that_keeps_dying_ends_the_service(service: Service) -> None:
     process = service.start()
     service.hear("READY=1")
-    for _ in range(vllm_supervisor.WATCHERS):
+    for _ in range(vllm_supervision.WATCHERS):
         os.kill(service.named("vllm_watcher.py"), signal.SIGKILL)
         service.hear("READY=1")
     os.kill(service.named("vllm_watcher.py"), signal.SIGKILL)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from installer.base.assets import RUNTIME
+from installer.runtime import vllm_usage
 from tests.kit.metered import Engine, Metered
 from tests.runtime.test_guard import guard_module as guard_module
 
@@ -194,7 +195,7 @@ def test_so_many_at_once_and_no_more(make: Make) -> None:
 OTHER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from vllm_usage import Table
+from vllm_usage_table import Table
 table = Table(sys.argv[2])
 {doing}
 print("ready", flush=True)
@@ -416,18 +417,14 @@ def test_with_an_engine_that_is_not_known_requests_are_counted(
 ) -> None:
     async def run() -> None:
         server = make()
-        assert guard_module_of(server).knows_tokens((tmp_path / "usage").read_bytes())
+        assert vllm_usage.knows_tokens((tmp_path / "usage").read_bytes())
         server = make(object())
         await server.answered(path="/v1/embeddings")
         assert server.used() == (1, 0, 0, 0, 0, 0)
         assert any("tokens are not counted" in said for said in caplog.messages)
-        assert not guard_module_of(server).knows_tokens((tmp_path / "usage").read_bytes())
+        assert not vllm_usage.knows_tokens((tmp_path / "usage").read_bytes())
 
     asyncio.run(run())
-
-
-def guard_module_of(server: Metered) -> Any:
-    return sys.modules[type(server.table).__module__]
 
 
 def test_of_500_requests_and_50_cut_streams_every_token_is_counted(make: Make) -> None:

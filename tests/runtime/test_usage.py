@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from installer.base.assets import RUNTIME
 from installer.runtime import vllm_usage
-from installer.runtime.vllm_usage import KEYS, RECORDS_AT, SIZE, STRIDE, Numbers, Table, month_of
+from installer.runtime.vllm_usage import KEYS, RECORDS_AT, SIZE, STRIDE, Numbers
+from installer.runtime.vllm_usage_record import Record, month_of
+from installer.runtime.vllm_usage_table import LOOK_EVERY, Table
 
 DAY = 86400
 ONE = (1, 0, 0, 10, 4, 2)
@@ -209,7 +210,7 @@ def test_what_is_written_over_while_it_is_open_is_counted_anew(
     add(table)
     garbage(tmp_path / "usage", how)
     add(table)
-    clocks.second += vllm_usage.LOOK_EVERY + 1
+    clocks.second += LOOK_EVERY + 1
     add(table)
     assert 1 <= read(tmp_path)["a"].total.requests <= 2
     assert any("is made anew" in said for said in caplog.messages)
@@ -231,7 +232,7 @@ def test_a_file_that_was_removed_is_there_again(table: Table, clocks: Clocks, tm
     table.begin("a", 1)
     add(table)
     (tmp_path / "usage").unlink()
-    clocks.second += vllm_usage.LOOK_EVERY + 1
+    clocks.second += LOOK_EVERY + 1
     add(table)
     assert read(tmp_path)["a"].total == ONE
 
@@ -260,7 +261,7 @@ def test_where_no_file_can_be_it_is_counted_in_memory_and_said(
 COUNT = """
 import logging, resource, sys
 sys.path.insert(0, sys.argv[1])
-from vllm_usage import Table
+from vllm_usage_table import Table
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 table = Table(sys.argv[2])
 for number in range(6):
@@ -328,7 +329,7 @@ def test_a_disk_that_fills_later_takes_nothing_from_what_is_counted(disk: Path) 
 COUNTS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from vllm_usage import Table
+from vllm_usage_table import Table
 table = Table(sys.argv[2])
 while True:
     table.add("a", (1, 0, 0, 10, 4, 2), is_limited=True)
@@ -371,11 +372,11 @@ def test_who_was_stopped_with_the_lock_holds_up_nobody(table: Table, tmp_path: P
 HOLDS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from vllm_usage import Table
+from vllm_usage_table import Table
 table = Table(sys.argv[2])
 table.add("a", (0,) * 6, is_limited=True)
 table.begin("a", 5)
-print(table.slot, flush=True)
+print(table.slots.own, flush=True)
 sys.stdin.read()
 """
 
@@ -391,37 +392,45 @@ def test_the_place_of_a_dead_process_is_the_next_one_s_without_what_it_had_under
     table: Table, clocks: Clocks, tmp_path: Path
 ) -> None:
     first, its_place = holding(tmp_path)
-    assert its_place == table.slot + 1
+    assert its_place == own_place(table) + 1
     second, place = holding(tmp_path)
-    assert table.change("a", lambda record: record.active()) == 10
+    assert table.change("a", active) == 10
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert table.change("a", forgotten) == 5
     third, again = holding(tmp_path)
     assert (place, again) == (its_place + 1, its_place)
     clocks.second += 1
-    assert table.change("a", lambda record: record.active()) == 10
+    assert table.change("a", active) == 10
     for each in (second, third):
         each.kill()
         each.communicate()
     assert table.change("a", forgotten) == 0
 
 
-def forgotten(record: Any) -> Any:
-    record.forget_dead()
-    return record.active()
+def own_place(table: Table) -> int:
+    return table.ready(0).own
+
+
+def active(record: Record) -> int:
+    return record.slots.active(record.place)
+
+
+def forgotten(record: Record) -> int:
+    record.slots.forget_dead(record.place)
+    return active(record)
 
 
 def test_asking_who_lives_does_not_give_up_the_own_place(table: Table, clocks: Clocks, tmp_path: Path) -> None:
     for _ in range(3):
         clocks.second += 1
-        table.places_taken()
+        table.ready(0).taken()
         table.others()
         table.change("a", forgotten)
     process, place = holding(tmp_path)
     process.kill()
     process.communicate()
-    assert place == table.slot + 1
+    assert place == own_place(table) + 1
 
 
 # The file as it comes from somebody else
