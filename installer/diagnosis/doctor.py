@@ -16,6 +16,8 @@ from installer.diagnosis import doctor_gpus as gpus
 from installer.diagnosis import doctor_host as below
 from installer.diagnosis import doctor_monitor as monitor
 from installer.diagnosis import doctor_running as running
+from installer.diagnosis import doctor_settings as settings
+from installer.diagnosis import doctor_unit as unit
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.scene import Scene
 from installer.forms.venv import engines
@@ -33,21 +35,21 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     (mark("the gateway"), below.check_haproxy),
     (mark("the record of the service"), files.check_record),
     (mark("the service's user"), files.check_account),
-    (mark("drop-ins"), files.check_dropins),
-    (mark("the unit"), files.check_unit),
+    (mark("drop-ins"), unit.check_dropins),
+    (mark("the unit"), unit.check_unit),
     (mark("the engine"), files.check_engine),
     (mark("the engine"), files.check_runtime),
     (mark("the probe key"), files.check_probe_key),
-    (mark("settings"), files.check_settings),
+    (mark("settings"), settings.check_settings),
     (mark("the model"), files.check_weights),
-    (mark("keys"), files.check_keys),
-    (mark("keys"), files.check_same_keys),
+    (mark("keys"), settings.check_keys),
+    (mark("keys"), settings.check_same_keys),
     (mark("the port"), running.check_port),
     (mark("the kernel's log"), gpus.check_kernel),
     (mark("the kernel's log"), below.check_kernel),
     (mark("the journal"), running.check_journal),
     (mark("the host"), below.check_fitness),
-    (mark("changes to the unit"), files.check_unit_edited),
+    (mark("changes to the unit"), unit.check_unit_edited),
     (mark("unfinished changes"), files.check_history),
     (mark("files beside the unit"), files.check_files),
 )
@@ -75,7 +77,7 @@ NOTES: tuple[tuple[str, Check], ...] = (
 )
 # Of a service with replicas these look at each unit, and those at each that has an engine; the others at the whole.
 OF_EACH_UNIT = (
-    files.check_dropins, files.check_unit, files.check_unit_edited, running.check_port, running.check_journal,
+    unit.check_dropins, unit.check_unit, unit.check_unit_edited, running.check_port, running.check_journal,
     running.check_state, running.check_manager, running.check_restarts,
 )  # fmt: skip
 OF_EACH_ENGINE = (

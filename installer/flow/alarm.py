@@ -22,7 +22,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.diagnosis import doctor, scene
 from installer.diagnosis.bug_report import redactor_of
-from installer.diagnosis.doctor_files import SOON
+from installer.diagnosis.doctor_settings import SOON
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.said import in_our_words
 from installer.diagnosis.scene import Scene

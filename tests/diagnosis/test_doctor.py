@@ -397,5 +397,5 @@ def test_a_successor_that_was_refused_is_no_reason_why_the_service_fails_later(
 
 
 def test_the_words_for_it_are_the_supervisors() -> None:
-    says = (RUNTIME / "vllm_supervisor.py").read_text()
+    says = "".join((RUNTIME / f"vllm_{name}.py").read_text() for name in ("main", "successor"))
     assert all(word.removeprefix(SAYS) in says for word in BEGINNINGS)
