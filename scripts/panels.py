@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from scripts.figures import shown, ticks
 
@@ -96,7 +96,7 @@ def picture(
 def _head(board: Mapping[str, Any], span: tuple[float, float], theme: Theme) -> Iterator[str]:
     yield _text(GAP + 4, 28, board["title"], theme.text, 19, bold=True)
     yield _text(GAP + 4, 48, board["description"], theme.faint, 12)
-    yield _text(WIDTH - GAP - 4, 28, f"{_clock(span[0])} – {_clock(span[1])} UTC", theme.faint, 12, end=True)
+    yield _text(WIDTH - GAP - 4, 28, f"{_clock(span[0])} – {_clock(span[1])} UTC", theme.faint, 12, anchor="end")
 
 
 def _panel(drawn: Drawn) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _stat(drawn: Drawn) -> Iterator[str]:
     below = Box(box.x - 9, box.y + box.h * 0.45, box.w + 18, box.h * 0.55 + 7)
     if high - low > high / 1000:  # a course, and not only the time between two looks
         yield _area([_at(point, below, drawn.span, (low, high)) for point in points], below.y + below.h, colour, 0.16)
-    yield _text(box.x + box.w / 2, box.y + box.h / 2 + 8, shown(points[-1][1], drawn.unit), colour, 28, middle=True)
+    yield _text(box.x + box.w / 2, box.y + box.h / 2 + 8, shown(points[-1][1], drawn.unit), colour, 28, anchor="middle")
 
 
 def _timeseries(drawn: Drawn) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _axes(drawn: Drawn, plot: Box, steps: Sequence[float]) -> Iterator[str]:
     for step in steps:
         y = plot.y + plot.h * (1 - step / steps[-1])
         yield _rule(plot.x, y, plot.x + plot.w, y, theme.grid)
-        yield _text(plot.x - 6, y + 4, shown(step, drawn.unit), theme.faint, 11, end=True)
+        yield _text(plot.x - 6, y + 4, shown(step, drawn.unit), theme.faint, 11, anchor="end")
     yield from _axis_of_time(drawn, plot)
 
 
@@ -228,7 +228,7 @@ def _timeline(drawn: Drawn) -> Iterator[str]:
     yield from _axis_of_time(drawn, plot)
     for index, line in enumerate(drawn.lines):
         y = plot.y + index * height
-        yield _text(plot.x - 8, y + height / 2 + 4, line["name"], theme.faint, 11, end=True)
+        yield _text(plot.x - 8, y + height / 2 + 4, line["name"], theme.faint, 11, anchor="end")
         for start, end, value in _stretches(_numbers(line["points"]), drawn.span):
             bar = Box(plot.x + plot.w * start, y + height * 0.1, max(1.0, plot.w * (end - start)), height * 0.8)
             yield _rect(bar, theme.named[states[f"{value:g}"]["color"]], opacity=0.85)
@@ -243,7 +243,7 @@ def _axis_of_time(drawn: Drawn, plot: Box) -> Iterator[str]:
         x = plot.x + plot.w * (at - start) / (end - start)
         yield _rule(x, plot.y, x, plot.y + plot.h, drawn.theme.grid)
         if plot.x + 12 < x < plot.x + plot.w - 12:
-            yield _text(x, plot.y + plot.h + 15, _clock(at)[:5], drawn.theme.faint, 11, middle=True)
+            yield _text(x, plot.y + plot.h + 15, _clock(at)[:5], drawn.theme.faint, 11, anchor="middle")
 
 
 def _stretches(points: Sequence[Point], span: tuple[float, float]) -> Iterator[tuple[float, float, float]]:
@@ -273,7 +273,7 @@ def _bargauge(drawn: Drawn) -> Iterator[str]:
         bar = Box(box.x, y + 15, box.w - right, height - 22)
         yield _rect(bar, theme.grid)
         yield _rect(bar._replace(w=max(2.0, bar.w * min(1, value / top))), colour, opacity=0.85)
-        yield _text(box.x + box.w, bar.y + bar.h / 2 + 5, shown(value, drawn.unit), colour, 13, end=True)
+        yield _text(box.x + box.w, bar.y + bar.h / 2 + 5, shown(value, drawn.unit), colour, 13, anchor="end")
 
 
 def _table(drawn: Drawn) -> Iterator[str]:
@@ -292,7 +292,7 @@ def _table(drawn: Drawn) -> Iterator[str]:
 
 def _nothing(drawn: Drawn) -> Iterator[str]:
     box = drawn.box
-    yield _text(box.x + box.w / 2, box.y + box.h / 2, "No data", drawn.theme.faint, 13, middle=True)
+    yield _text(box.x + box.w / 2, box.y + box.h / 2, "No data", drawn.theme.faint, 13, anchor="middle")
 
 
 def _reached(drawn: Drawn, value: float) -> str:
@@ -338,13 +338,13 @@ def _text(
     fill: str,
     size: float,
     *,
+    anchor: Literal["start", "middle", "end"] = "start",
     bold: bool = False,
-    end: bool = False,
-    middle: bool = False,
 ) -> str:
-    anchor = " text-anchor='end'" if end else " text-anchor='middle'" if middle else ""
+    """`anchor` is the part of it that stands at x."""
+    place = "" if anchor == "start" else f" text-anchor='{anchor}'"
     weight = " font-weight='600'" if bold else ""
-    return f"<text x='{x:.1f}' y='{y:.1f}' fill='{fill}' font-size='{size:g}'{anchor}{weight}>{escape(said)}</text>"
+    return f"<text x='{x:.1f}' y='{y:.1f}' fill='{fill}' font-size='{size:g}'{place}{weight}>{escape(said)}</text>"
 
 
 _KINDS = {

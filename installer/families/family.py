@@ -81,7 +81,6 @@ class Log:
 
     report: Callable[[Iterable[str]], Calibration | None]  # of its memory
     refusal: Callable[[Iterable[str]], Refusal | None]
-    root_line: Callable[[list[str]], str]  # the reason of a failure, "" where there is none
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from installer.families.family import Family, Refusal
@@ -10,6 +11,8 @@ from installer.families.vllm.family import VLLM
 from installer.spec.engine import Engine
 from installer.spec.settings import Settings
 
+ERROR = re.compile(r"(?<!\w)\w*(?:Error|Exception): \S")
+ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
 FAMILIES = {family.name: family for family in (VLLM, SGLANG)}
 
 
@@ -38,8 +41,8 @@ def refusal_in(lines: Sequence[str]) -> Refusal | None:
 
 
 def root_line_in(lines: list[str]) -> str:
-    """The reason of a failure; "" where there is none."""
-    return next((found for each in FAMILIES.values() if (found := each.log.root_line(lines))), "")
+    """Why an engine failed, "" where nothing says so. Each error is the reason of the next: the first is the root."""
+    return next((line.strip() for line in lines if ERROR.search(line) and not ASIDE.search(line)), "")
 
 
 def family_counting(metrics: str) -> Family:

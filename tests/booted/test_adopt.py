@@ -41,12 +41,6 @@ http.server.HTTPServer(("", int(port)), Old).serve_forever()
 """
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
 @pytest.fixture(autouse=True)
 def _bare(machine: Machine) -> Iterator[None]:
     """Each test begins with a bare host; what a test made itself goes, what the tool made has to be gone by then."""

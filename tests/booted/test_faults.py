@@ -33,12 +33,6 @@ with Hub() as hub:
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
 def hub(machine: Machine) -> Iterator[str]:
     """The address of a model hub in the machine."""
     with machine.start(sys.executable, "-c", HUB) as process:

@@ -6,34 +6,17 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
-from tests.kit.life import MODEL, SERVICE, ask, cli, is_gone, main_pid, serves, standin, until
+from tests.kit.life import MODEL, SERVICE, ask, cli, main_pid, serves, until
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 STATE = f"/var/lib/vllm-install/{SERVICE}/state.json"
 HOME = f"/var/cache/{SERVICE}"  # of the service; the stand-in reads its faults there
 ODD = """it's "50 %" ; $HOME ${x} %n #1 \\ é日"""
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
-def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
-    """The key of the one service that all tests of this file share, and that outlives them all."""
-    bare = snapshot(machine.root)
-    yield cli(machine, "deploy", *standin(standin_wheels)).key
-    cli(machine, "uninstall", "--yes", "--purge")
-    is_gone(machine, bare)
 
 
 def as_it_was(machine: Machine, before: dict[str, str]) -> list[str]:

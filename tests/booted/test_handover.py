@@ -64,12 +64,6 @@ print(json.dumps(seen))
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
 def key(machine: Machine, standin_wheels: Path) -> str:
     return cli(machine, "deploy", *standin(standin_wheels)).key
 

@@ -20,12 +20,6 @@ UNIT = f"/etc/systemd/system/{SERVICE}.service"
 DIFFERS = (UNIT, f"/var/lib/vllm-install/{SERVICE}", "/opt/vllm-install", "/etc/shadow", "/etc/gshadow")
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
 @dataclass(frozen=True)
 class Points:
     effects: list[int]

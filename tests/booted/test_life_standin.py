@@ -33,12 +33,6 @@ UNIT = "/etc/systemd/system/qwen3vl.service"
 DROP_IN = f"{UNIT}.d/override.conf"
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
 @pytest.fixture(autouse=True)
 def _nothing_stays(machine: Machine) -> Iterator[None]:
     """Each test begins with a bare host, and its end proves that `uninstall --purge` gives that back."""

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,29 +15,13 @@ import pytest
 from tests.booted.test_kill import cut
 from tests.booted.test_look import as_nobody
 from tests.kit.boot.machine import Machine
-from tests.kit.boot.snapshot import snapshot
 from tests.kit.boot.surroundings import REPO
-from tests.kit.life import SERVICE, ask, cli, engine_pid, is_gone, is_up, server_pid, serves, standin, unit, until
+from tests.kit.life import SERVICE, ask, cli, engine_pid, is_up, server_pid, serves, unit, until
 from tests.kit.load import Plan, load
 
 pytestmark = pytest.mark.root
 MEMBERS = (f"{SERVICE}@1", f"{SERVICE}@2")
 SCHEMA = json.loads((REPO / "docs/status-schema.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
-def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
-    """Of a service that is one engine at first; of the two that it ends with nothing stays."""
-    bare = snapshot(machine.root)
-    yield cli(machine, "deploy", *standin(standin_wheels)).key
-    cli(machine, "uninstall", "--yes", "--purge")
-    is_gone(machine, bare)
 
 
 @pytest.fixture(autouse=True)

@@ -11,28 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.kit.boot.machine import Machine
-from tests.kit.boot.snapshot import snapshot
-from tests.kit.life import SERVICE, ask, cli, is_gone, is_up, main_pid, processes, serves, standin, taken, unit, until
+from tests.kit.life import SERVICE, ask, cli, is_up, main_pid, processes, serves, standin, taken, unit, until
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 DROP_IN = f"{UNIT}.d/override.conf"
 FAULTS = f"/var/cache/{SERVICE}/standin"  # what the stand-in is told to do wrong
 OWN_KEY = "sk-pasted-in-by-hand-0123456789abcdefghij"
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
-def key(machine: Machine, standin_wheels: Path) -> Iterator[str]:
-    """The key of the one service that all tests of this file share, and that outlives them all."""
-    bare = snapshot(machine.root)
-    yield cli(machine, "deploy", *standin(standin_wheels)).key
-    cli(machine, "uninstall", "--yes", "--purge")
-    is_gone(machine, bare)
 
 
 @pytest.fixture(autouse=True)

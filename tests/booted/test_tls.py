@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from tests.kit.life import SERVICE, cli, is_gone, serves, standin, until
 
 pytestmark = pytest.mark.root
 CA = "/etc/vllm-install/ca/ca.pem"
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
 
 
 @pytest.fixture(scope="module")

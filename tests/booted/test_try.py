@@ -30,12 +30,6 @@ FOREIGN = "import http.server, sys; http.server.test(http.server.SimpleHTTPReque
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with Machine() as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
 def key(machine: Machine, standin_wheels: Path) -> str:
     return cli(machine, "deploy", *standin(standin_wheels), "--tool-call-parser", "hermes").key
 

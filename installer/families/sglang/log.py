@@ -1,4 +1,4 @@
-"""What SGLang says about memory while it starts, read back as numbers, and why it does not start."""
+"""What SGLang says about memory while it starts, read back as numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ _LINES = {
 }
 _START = "Load weight begin"
 _NO_ROOM = "Not enough memory. Please try to increase --mem-fraction-static"
-ERROR = re.compile(r"(?<!\w)\w*(?:Error|Exception): \S")
-ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
 
 
 def read_report(lines: Iterable[str]) -> Calibration | None:
@@ -47,9 +45,4 @@ def read_refusal(lines: Iterable[str]) -> Refusal | None:
     return Refusal() if any(_NO_ROOM in line for line in lines) else None
 
 
-def root_line(lines: list[str]) -> str:
-    """The first error that is no aside; which of several ended it was not seen."""
-    return next((line.strip() for line in lines if ERROR.search(line) and not ASIDE.search(line)), "")
-
-
-LOG = Log(read_report, read_refusal, root_line)
+LOG = Log(read_report, read_refusal)

@@ -67,15 +67,4 @@ def _bytes(gib: float) -> int:
     return round(gib * GIB)
 
 
-ERROR = re.compile(r"(?<!\w)\w*(?:Error|Exception): \S")
-
-
-ASIDE = re.compile(r"See root cause|\bWARNING\b|\bINFO\b")
-
-
-def root_line(lines: list[str]) -> str:
-    """vLLM reports the first error as the reason of the next, so the first one is the root; "" where there is none."""
-    return next((line.strip() for line in lines if ERROR.search(line) and not ASIDE.search(line)), "")
-
-
-LOG = Log(read_report, read_refusal, root_line)
+LOG = Log(read_report, read_refusal)
