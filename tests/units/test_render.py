@@ -137,6 +137,8 @@ def test_the_files_are_these_and_readable_by_all() -> None:
                 *("systemd", "hold", "supervisor", "processes", "handover", "start"),
                 *("haproxy", "certificate", "fallback", "gateway"),
                 *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words", "command"),
+                *("callers", "supervision", "main", "successor", "port"),
+                *("usage_file", "usage_slots", "usage_record", "usage_table"),
             )
         ),
         runtime / "vllm_flags.json",
