@@ -14,8 +14,10 @@ import pytest
 
 from tests.kit.boot import machine as machines
 from tests.kit.boot.machine import Machine, MachineFailed
+from tests.kit.boot.network import PLACES, Network
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.boot.surroundings import REPO
+from tests.kit.life import until
 
 
 def test_systemd_is_pid_1_and_content(machine: Machine) -> None:
@@ -86,6 +88,42 @@ def test_a_killed_test_run_leaves_no_machine(tmp_path: Path) -> None:
     assert psutil.wait_procs(tree, timeout=20)[1] == []
     machines.sweep()
     assert leftovers(name) == []
+
+
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 4000), timeout=2)"
+LISTEN = "import socket, time; s = socket.create_server(('', 4000)); time.sleep(3600)"
+FILTER = ("--property=IPAddressDeny=any", "--property=IPAddressAllow=10.77.0.2")
+
+
+@pytest.mark.root
+def test_machines_share_a_network_whose_cables_can_be_cut_and_nothing_else() -> None:
+    with Network() as network, network.machine(1) as one, network.machine(2) as two:
+
+        def listen(unit: str, *properties: str) -> None:
+            one.run("systemd-run", "--quiet", f"--unit={unit}", *properties, "/usr/bin/python3", "-c", LISTEN)
+            until("somebody listens", lambda: ":4000" in one.run("ss", "-Hltn").stdout, one)
+
+        def two_gets_in() -> bool:
+            return two.run("/usr/bin/python3", "-c", CONNECT, network.address(1), check=False).returncode == 0
+
+        def stranger_gets_in() -> bool:
+            return network.stranger(3, "/usr/bin/python3", "-c", CONNECT, network.address(1)).returncode == 0
+
+        one.shell("touch /tmp/here /dev/shm/here")
+        assert two.shell("ls /tmp /dev/shm").stdout.count("here") == 0
+        listen("filtered", *FILTER)
+        assert (two_gets_in(), stranger_gets_in()) == (True, False)
+        one.run("systemctl", "stop", "filtered")
+        listen("open")
+        assert (two_gets_in(), stranger_gets_in()) == (True, True), "without the filter anybody gets in"
+        network.cut(2)
+        assert (two_gets_in(), stranger_gets_in()) == (False, True)
+        network.mend(2)
+        network.deafen(2, to=1)
+        assert (two_gets_in(), stranger_gets_in()) == (False, True)
+        network.undeafen(2, to=1)
+        assert two_gets_in()
+    assert not list(PLACES.glob(f"{network.name}*"))
 
 
 def test_ending_kept_machines_leaves_those_in_use_alone(machine: Machine) -> None:

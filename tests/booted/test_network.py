@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from installer.base.layout import Layout
+from installer.monitor import logs
+from installer.spec.settings import Settings
+from installer.units import alarm
+from installer.units.gateway import gateway_files
 from tests.kit.boot.machine import Machine
 from tests.kit.life import SERVICE, cli, is_up, standin, until
+from tests.kit.targets import replicated
 
 METADATA, ELSEWHERE, HERE = "169.254.169.254", "192.0.2.7", "127.0.0.1"  # addresses of this machine, all three
 DROP_IN = f"/etc/systemd/system/{SERVICE}.service.d/open.conf"
@@ -59,3 +65,37 @@ def test_a_service_for_this_host_reaches_this_host_alone(machine: Machine) -> No
     cli(machine, "set", "LISTEN_HOST=127.0.0.1")
     assert reached(machine) == {HERE}
     assert without_the_directives(machine) == {METADATA, ELSEWHERE, HERE}
+
+
+def gateway_at(host: str) -> str:
+    want = replicated((), (), service="q", host=host)
+    return gateway_files(want.target, want.layout, Path("/opt/runtime"))[want.layout.unit]
+
+
+def sender() -> str:
+    want, layout = replicated((), notify_url="https://example.com/"), Layout(Settings.service)
+    return next(text for path, text in alarm.texts(want.target, layout, Path("/r")).items() if "notify" in text)
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        (gateway_at("127.0.0.1"), {HERE}),
+        (gateway_at("0.0.0.0"), {ELSEWHERE, HERE}),
+        (sender(), {ELSEWHERE, HERE}),
+        (logs.unit(), {ELSEWHERE, HERE}),
+    ],
+    ids=["gateway for this host", "gateway for all", "alarm", "logs"],
+)
+def test_what_stands_beside_a_service_reaches_no_metadata_either(
+    machine: Machine, unit: str, expected: set[str]
+) -> None:
+    directives = [f"--property={line}" for line in unit.splitlines() if line.startswith("IPAddress")]
+    assert directives
+
+    def reaches(address: str, *properties: str) -> bool:
+        command = ("systemd-run", "--quiet", "--wait", *properties, sys.executable, "-c", CONNECT, address)
+        return machine.run(*command, check=False).returncode == 0
+
+    assert {address for address in (METADATA, ELSEWHERE, HERE) if reaches(address, *directives)} == expected
+    assert reaches(METADATA), "without them it is reached"
