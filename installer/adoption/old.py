@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import stat
 import sys
@@ -26,6 +27,7 @@ class Old:
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: Path = Path("/")
+    home: str = "/root"  # of whom it ran as
     unit: str | None = None  # an installed unit that is to stand back
     files: tuple[Path, ...] = ()  # of that unit: its own file first, then its drop-ins
     texts: tuple[str, ...] = ()  # of everything that was read: where secrets may stand
@@ -57,6 +59,14 @@ def read_text(path: Path, host: Host) -> str:
     with os.fdopen(handle, "rb") as file:
         content = file.read(LARGEST + 1)
     return as_text(content, str(path))
+
+
+def home(user: str = "") -> str:
+    """Of that user, or else of who runs this command, with sudo or without."""
+    try:
+        return pwd.getpwnam(user or os.environ.get("SUDO_USER", "") or "root").pw_dir
+    except KeyError:
+        return "/root"
 
 
 def read_stdin() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 from installer.adoption import old_script
-from installer.adoption.old import Old, read_text, serve_words
+from installer.adoption.old import Old, home, read_text, serve_words
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
@@ -81,6 +81,7 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
         words=serve,
         environment=environment,
         directory=directory,
+        home=home(service.text("User") or "root"),
         unit=unit if is_installed else None,
         files=files if is_installed else (),
         texts=(*texts, *environment_texts),

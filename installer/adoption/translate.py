@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from installer.spec.settings import FIELDS, Settings, load_settings, to_text
 from installer.spec.values import BUILTIN
 from installer.spec.vendors import VARIABLES, is_uuid
 from installer.units.render import HIDDEN, HOMES
+from installer.weights.sources import origins
 
 READ = {flag for about in FIELDS.values() if about.adopt for flag in about.flags}
 READ |= {"--model", "--served-model-name", "--api-key", "--config", *FIELDS["lora"].flags}
@@ -76,6 +77,7 @@ class Adoption:
     notes: tuple[str, ...]  # what is not carried over, and why
     clients: tuple[str, ...]  # what clients will and will not notice
     redact: Masked
+    caches: tuple[Path, ...] = ()  # of the hub's, from which weights need not be fetched again
 
 
 @dataclass
@@ -116,7 +118,15 @@ def translate(
     secrets = {*held, *_given_keys(old, last), *(last["--hf-token"].values if "--hf-token" in last else ())}
     secrets |= {value for name, value in old.environment.items() if SECRET.fullmatch(name) and not value.isdigit()}
     carried = tuple(_carried(old, reading))
-    return Adoption(settings, held, carried, tuple(reading.notes), tuple(reading.clients), Masked(secrets))
+    caches = tuple(_caches(old, last, settings, host))
+    for each in caches:
+        reading.notes.append(
+            tr(
+                "{path} stays as it is; what is served of it is taken into a cache of our own, not fetched again",
+                path=each,
+            )
+        )
+    return Adoption(settings, held, carried, tuple(reading.notes), tuple(reading.clients), Masked(secrets), caches)
 
 
 def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
@@ -285,6 +295,25 @@ def _adapter_source(old: Old, name: str, source: str, host: Host) -> str:
             )
         return path
     return path if host.at(Path(path)).is_dir() else source
+
+
+def _caches(old: Old, last: Mapping[str, Flag], settings: Settings, host: Host) -> Iterator[Path]:
+    """Where the hub's client kept what it fetched for the old service, by its own order, as far as that is there."""
+    said, home = old.environment, old.environment.get("HOME", old.home)
+    general = said.get("XDG_CACHE_HOME", f"{home}/.cache")
+    named = (
+        last["--download-dir"].value if "--download-dir" in last else "",
+        said.get("HF_HUB_CACHE", ""),
+        said.get("HUGGINGFACE_HUB_CACHE", ""),
+        f"{said.get('HF_HOME', f'{general}/huggingface')}/hub",
+    )
+    wanted = [settings, *map(settings.of_adapter, settings.lora)]
+    folders = {origin.folder for each in wanted for origin in origins(each)}
+    for place in filter(None, named):
+        path = Path(os.path.normpath(_on_host(old, place)))
+        is_mapped = not old.mounts or str(path) != place
+        if is_mapped and path.is_absolute() and any(host.exists(path / folder) for folder in folders):
+            yield path
 
 
 def _readable(old: Old, flag: Flag, host: Host) -> str:

@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from installer.base.errors import Refused
 from installer.base.language import tr
 
 CHUNK = 256 * 1024
+COPIED = 1 << 30  # bytes that the kernel is asked to copy at once
 LONGEST = 64 * 1024 * 1024  # bytes of a file that is read whole
 NOTHING = os.makedev(1, 3)  # /dev/null, to which a masked unit is a link
 
@@ -243,6 +244,36 @@ class Files:
             self.make_dir(path.parent)
             self.at(path).hardlink_to(self.at(to))
 
+    @staticmethod
+    def bring(place: Path, name: str, to: Path, size: int, is_right: Callable[[Path], bool]) -> bool:
+        """A file from a directory that others may write, as one of ours that nobody else can change. Real locations.
+
+        One that is root's alone gets another name; any other is copied, or cloned where the file system can. It takes
+        its place once it is right.
+        """
+        new = to.with_name(f".{to.name}.new")
+        new.unlink(missing_ok=True)
+        try:
+            with trees.reached(place) as parent:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                source = os.open(name, flags, dir_fd=parent)
+        except OSError:
+            return False
+        try:
+            found = os.fstat(source)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                return False
+            if not (_is_fixed(found) and _named(source, new)):
+                _copy(source, new, size)
+            if not is_right(new):
+                return False
+            new.chmod(0o644)
+            new.replace(to)
+            return True
+        finally:
+            os.close(source)
+            new.unlink(missing_ok=True)
+
     def remove(self, path: Path) -> None:
         """Remove a file, a link or a whole tree, however deep and whoever made it; absent is fine."""
         if self.exists(path):
@@ -284,3 +315,36 @@ class Files:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _is_fixed(found: os.stat_result) -> bool:
+    """Whether we alone can change it, while everybody reads it."""
+    return found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o644
+
+
+def _named(handle: int, new: Path) -> bool:
+    """The very file that was opened under one more name, on the same file system."""
+    with contextlib.suppress(OSError):
+        # Without a directory Python would not follow, and link the entry of /proc itself.
+        os.link(f"/proc/self/fd/{handle}", new, src_dir_fd=handle, follow_symlinks=True)
+        return True
+    return False
+
+
+def _copy(source: int, new: Path, size: int) -> None:
+    """So much at most: it may grow while it is read."""
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        while size > 0 and (done := _copy_piece(source, handle, min(size, COPIED))):
+            size -= done
+    finally:
+        os.close(handle)
+
+
+def _copy_piece(source: int, target: int, length: int) -> int:
+    try:
+        return os.copy_file_range(source, target, length)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return os.sendfile(target, source, None, length)

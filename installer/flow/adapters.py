@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from installer.base.errors import UsageError
 from installer.base.host import Host
@@ -25,11 +26,13 @@ LARGEST_RANK = 512  # that vLLM has room for
 
 
 def resolve(
-    settings: Settings, state: State, host: Host, layout: Layout, report: Report, *, new_commit: bool
-) -> tuple[Adapter, ...]:
+    settings: Settings, state: State, host: Host, layout: Layout, report: Report, caches: Sequence[Path] = (),
+    *, new_commit: bool,
+) -> tuple[Adapter, ...]:  # fmt: skip
     _check_names(settings)
     before = {} if new_commit or not state.proved else {each.model.id: each.model for each in state.proved.adapters}
-    return tuple(_adapter(settings.of_adapter(given), before, host, layout, report) for given in settings.lora)
+    wanted = [settings.of_adapter(given) for given in settings.lora]
+    return tuple(_adapter(each, before.get(each.model_id), caches, host, layout, report) for each in wanted)
 
 
 def check_is_model(about: About, model: Model) -> None:
@@ -53,13 +56,14 @@ def _check_names(settings: Settings) -> None:
         )
 
 
-def _adapter(wanted: Settings, before: Mapping[str, Model], host: Host, layout: Layout, report: Report) -> Adapter:
+def _adapter(
+    wanted: Settings, known: Model | None, caches: Sequence[Path], host: Host, layout: Layout, report: Report
+) -> Adapter:
     """Once resolved it stays at its commit, as a model does."""
-    known = before.get(wanted.model_id)
     same = known and (known.repo, known.revision) == (wanted.model, wanted.revision)
     commit = known.commit if known and same else None
-    model = models.resolve(wanted, host, layout, commit, report)
-    about = of_model(model, host, wanted, report)
+    model = models.resolve(wanted, host, layout, commit, report, caches)
+    about = of_model(model, host, wanted, report, caches)
     if not is_adapter(about.names):
         raise ModelError(
             tr(

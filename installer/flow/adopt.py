@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from installer.adoption import former, old_cluster, old_compose, old_quadlet, old_script, old_unit
-from installer.adoption.old import Old, read_stdin, read_text
+from installer.adoption.old import Old, home, read_stdin, read_text
 from installer.adoption.translate import Adoption, translate
 from installer.base.changes import Change, Write
 from installer.base.host import Host
@@ -73,7 +73,7 @@ def _pause(before: Former, timeout: str) -> tuple[str, ...]:
 def find(source: str, host: Host, compose_service: str | None) -> Old:
     """SOURCE is a unit that systemd knows, a file, or - for a shell line on standard input."""
     if source == "-":
-        return old_script.read(read_stdin(), Old((), directory=Path.cwd()), host)
+        return old_script.read(read_stdin(), Old((), directory=Path.cwd(), home=home()), host)
     if "/" not in source and compose_service is None and (unit := old_unit.installed(source, host)):
         return unit
     path = Path.cwd() / source
@@ -86,7 +86,7 @@ def find(source: str, host: Host, compose_service: str | None) -> Old:
         return old_quadlet.read(path, host)
     if path.suffix == ".service" or "\n[Service]" in f"\n{text}":
         return old_unit.of_file(path, host)
-    return old_script.read(text, Old((), directory=path.parent), host)
+    return old_script.read(text, Old((), directory=path.parent, home=home()), host)
 
 
 def propose(
@@ -103,5 +103,6 @@ def propose(
     given, *further = adoption.keys or (None,)
     held = () if new_key else old.keys
     choice = KeyChoice(given, further=tuple(filter(None, further)), held=held)
-    request = Request("adopt", adoption.settings, choice, former=before, environment=adoption.environment)
+    request = Request("adopt", adoption.settings, choice, former=before, environment=adoption.environment,
+                      caches=adoption.caches)  # fmt: skip
     return Proposal(old, adoption, request)

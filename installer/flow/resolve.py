@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from installer.airgap import bundled
 from installer.airgap.bundle_file import Bundle
@@ -68,6 +69,7 @@ class Request:
     bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
     former: Former | None = None  # the unit whose place the service is to take
     environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
+    caches: tuple[Path, ...] = ()  # of the hub's, that the service used before it was ours
     soak: int | None = None  # seconds for which it is watched after its proof
 
 
@@ -111,18 +113,20 @@ def resolve(
     profile, about = None if request.new_commit else _known_profile(settings, model, kind, state), None
     if profile is None:
         about = bundled.about(request.bundle) if request.bundle else None
-        about = about or of_model(model, host, settings, report)
+        about = about or of_model(model, host, settings, report, request.caches)
         adapters.check_is_model(about, model)
         profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
-    beside = adapters.resolve(settings, state, host, layout, report, new_commit=request.new_commit)
+    beside = adapters.resolve(settings, state, host, layout, report, request.caches, new_commit=request.new_commit)
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    compiler = _toolkit(settings, engine, model, seen, choice, host, report)
+    compiler = _toolkit(settings, engine, model, seen, choice, request.caches, host, report)
     replicas = _replicas(settings, choice, state, host, report)
     target = Target(settings, engine, model, held, profile, choice.placed, compiler, replicas, beside)
     is_first = state.proved is None
-    want = Wanted(target, layout, probe, request.bundle, request.former, request.environment, is_first=is_first)
+    want = Wanted(
+        target, layout, probe, request.bundle, request.former, request.environment, request.caches, is_first=is_first
+    )
     return Resolved(want, new_key, seen, about)
 
 
@@ -205,7 +209,7 @@ def _model(request: Request, settings: Settings, state: State, host: Host, repor
     if request.bundle:
         return bundled.model(request.bundle, settings, host, layout)
     known = None if request.new_commit else _known_commit(settings, state)
-    return models.resolve(settings, host, layout, known, report)
+    return models.resolve(settings, host, layout, known, report, request.caches)
 
 
 def _engine(
@@ -222,10 +226,17 @@ def _engine(
 
 
 def _toolkit(
-    settings: Settings, engine: Engine, model: Model, seen: Facts, choice: Choice, host: Host, report: Report
+    settings: Settings,
+    engine: Engine,
+    model: Model,
+    seen: Facts,
+    choice: Choice,
+    caches: tuple[Path, ...],
+    host: Host,
+    report: Report,
 ) -> Toolkit | None:
     def is_mla() -> bool:
-        return Config.of(of_model(model, host, settings, report).config).is_mla
+        return Config.of(of_model(model, host, settings, report, caches).config).is_mla
 
     chosen = toolkit.choose(settings, engine, choice.gpus, seen.nvcc, is_mla)
     compiling = family_of(settings).compiling

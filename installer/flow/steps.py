@@ -35,9 +35,9 @@ def engine(want: Wanted, host: Host) -> Iterator[Change]:
 
 def weights(want: Wanted, host: Host) -> Iterator[Change]:
     settings = want.target.settings
-    yield from models.changes(want.target.model, host, settings, want.bundle)
+    yield from models.changes(want.target.model, host, settings, want.bundle, want.caches)
     for given, adapter in zip(settings.lora, want.target.adapters, strict=True):
-        yield from models.changes(adapter.model, host, settings.of_adapter(given))
+        yield from models.changes(adapter.model, host, settings.of_adapter(given), caches=want.caches)
 
 
 def account(want: Wanted, host: Host) -> Iterator[Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from installer.airgap.bundle_file import Bundle
 from installer.base.layout import Layout
@@ -19,5 +20,6 @@ class Wanted:
     bundle: Bundle | None = None  # which has the engine's packages and the weights
     former: Former | None = None  # the unit whose place this service takes
     environment: tuple[tuple[str, str], ...] = ()  # variables that come along from there
+    caches: tuple[Path, ...] = ()  # of the hub's, that were used there
     held: tuple[Key, ...] | None = None  # the unit's keys when the change began; those of now if none began
     is_first: bool = False  # no service was there before

@@ -26,6 +26,10 @@ class NotHere(ModelError):
     """This source does not answer, or has not got it; another one may."""
 
 
+class NoAccess(ModelError):
+    """The source has it, and not for everybody."""
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """One file of a checkpoint; the digest is its sha256, or git's sha1 where the hub has no other."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.model import builtin
@@ -9,12 +12,12 @@ from installer.model.model_about import SMALL, About, read_directory, read_small
 from installer.model.plain_file import LONGEST
 from installer.spec.model import Model, Origin
 from installer.spec.settings import Settings
-from installer.weights import sources
+from installer.weights import elsewhere, sources
 from installer.weights.addresses import url_of
 from installer.weights.download import Blob, fetch_all
 
 
-def of_model(model: Model, host: Host, settings: Settings, report: Report) -> About:
+def of_model(model: Model, host: Host, settings: Settings, report: Report, caches: Sequence[Path] = ()) -> About:
     """The same for a model wherever it is: on disk, in the hub (its small files only, checked), or built in."""
     path = host.at(model.path)
     wanted = [file for file in model.files if file.name in SMALL]
@@ -23,6 +26,11 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report) -> Ab
     if model.source == "builtin":
         texts = {name: content.decode() for name, content in builtin.files().items() if name.endswith(".json")}
         return read_texts(texts, texts)
+    held = elsewhere.find(caches, model.origin, host)
+    texts = elsewhere.texts(wanted, held.place, host) if held else {}
+    wanted = [file for file in wanted if file.name not in texts]
+    if not wanted:
+        return read_texts(texts, (file.name for file in model.files))
     with host.scratch() as scratch:
 
         def fetch(origin: Origin) -> dict[str, str]:
@@ -35,5 +43,5 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report) -> Ab
                 fetch_all(blobs, origin, min(len(blobs), settings.download_connections), silent)
             return {blob.name: read_small(blob.path) for blob in blobs}
 
-        texts = sources.first(sources.of_model(settings, model.source), report, fetch)
+        texts |= sources.first(sources.of_model(settings, model.source), report, fetch)
     return read_texts(texts, (file.name for file in model.files))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from installer.base.errors import InstallError, Interrupted
 from installer.base.language import mark, tr
-from installer.spec.model import COMMIT, DIGEST, ModelError, ModelFile, NotHere, Origin, is_inside
+from installer.spec.model import COMMIT, DIGEST, ModelError, ModelFile, NoAccess, NotHere, Origin, is_inside
 from installer.weights.addresses import headers_of, server_of, token_of
 
 if TYPE_CHECKING:
@@ -241,17 +241,17 @@ def _bad_status(status: int, origin: Origin) -> ModelError:
     )
 
 
-def _no_access(origin: Origin) -> ModelError:
+def _no_access(origin: Origin) -> NoAccess:
     page = f"{server_of(origin)}/{origin.repo}"
     if token_of(origin):
-        return ModelError(
+        return NoAccess(
             tr("the token in use gives no access to {repo}", repo=origin.repo),
             tr(
                 "accept the model's terms at {page} with the token's account, and check that the token may read it",
                 page=page,
             ),
         )
-    return ModelError(
+    return NoAccess(
         tr("{repo} is given out only to those who accepted its terms", repo=origin.repo),
         tr("accept them at {page}, then {authorize}", page=page, authorize=tr(AUTHORIZE)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ from installer.base.report import Report, size
 from installer.model import builtin
 from installer.model.checkpoint import check_access, check_directory
 from installer.model.selection import select
-from installer.spec.model import COMMIT, PROVIDERS, Model, ModelError, ModelFile, Origin, distinct
+from installer.spec.model import COMMIT, PROVIDERS, Model, ModelError, ModelFile, NoAccess, NotHere, Origin, distinct
 from installer.spec.settings import Settings
 from installer.spec.values import BUILTIN, HUB_ID
-from installer.weights import cache, sources
+from installer.weights import cache, elsewhere, sources
 from installer.weights.addresses import server_of, url_of
 from installer.weights.download import Blob, fetch_all
 from installer.weights.wanted import as_on_disk, files_of, is_present, not_here, ref_of
@@ -37,15 +37,30 @@ HEADROOM = 64 * 1024 * 1024
 
 
 def resolve(
-    settings: Settings, host: Host, layout: Layout, known_commit: str | None = None, report: Report | None = None
-) -> Model:
-    """Find the model. With a known commit that is complete on disk, nothing but the disk is asked."""
+    settings: Settings, host: Host, layout: Layout, known_commit: str | None = None, report: Report | None = None,
+    caches: Sequence[Path] = (),
+) -> Model:  # fmt: skip
+    """Find the model. With a known commit that is complete on disk, nothing but the disk is asked.
+
+    What another of the `caches` on this host served last stays in force: it is here already.
+    """
     if settings.model == BUILTIN:
         return Model(settings.model_id, layout.builtin_models / "tiny", None, "builtin")
     local = local_directory(settings, host)
     if local is not None:
         return Model(settings.model_id, local, None, "local")
-    return _resolve_on_hub(settings, host, layout, known_commit, report or Report())
+    report = report or Report()
+    held = elsewhere.find(caches, sources.origins(settings)[0], host)
+    if held is None:
+        return _resolve_on_hub(settings, host, layout, known_commit, report)
+    if not settings.offline:
+        try:
+            return _resolve_on_hub(settings, host, layout, known_commit or held.commit, report)
+        except (NotHere, NoAccess) as fault:
+            report.warn(fault.message)
+    report.note(tr("the checksums of {repo} are taken as {place} names them", repo=settings.model, place=held.place))
+    chosen = select(settings.model, held.files, with_pickles=settings.model in settings.allow_pickle)
+    return as_on_disk(_at(settings, sources.origins(settings)[0], layout, held.commit, chosen), host)
 
 
 def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: tuple[ModelFile, ...]) -> Model:
@@ -53,7 +68,9 @@ def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: 
     return as_on_disk(_at(settings, sources.origins(settings)[0], layout, commit, files), host)
 
 
-def changes(model: Model, host: Host, settings: Settings, bundle: Carrier | None = None) -> Iterator[Change]:
+def changes(
+    model: Model, host: Host, settings: Settings, bundle: Carrier | None = None, caches: Sequence[Path] = ()
+) -> Iterator[Change]:
     """What is due until the model can be served: in the cache, until every byte of it was seen to be right."""
     present = is_present(model, host)
     if model.source in PROVIDERS:
@@ -61,7 +78,9 @@ def changes(model: Model, host: Host, settings: Settings, bundle: Carrier | None
         odd = cache.unchecked(model.folder, model.files, host) or cache.strangers(model.path, model.files, host)
         if not present or odd:
             origins = () if bundle else sources.of_model(settings, model.source)
-            yield Download(as_on_disk(model, host), settings.download_connections, origins, bundle)
+            held = elsewhere.find(caches, sources.origins(settings)[0], host)
+            place = held.place if held else None
+            yield Download(as_on_disk(model, host), settings.download_connections, origins, bundle, place)
     elif present:
         return
     elif model.source == "builtin":
@@ -82,11 +101,20 @@ class Download:
     connections: int
     origins: tuple[Origin, ...]  # who may be asked, in this order; nobody offline
     bundle: Carrier | None = None  # which has all of it
+    place: Path | None = None  # of the same model in another cache of this host, which is looked into first
 
     def describe(self) -> str:
         if not self.model.bytes_missing:
             return tr("check {model} in {path}", model=self.model.repo, path=self.model.path)
         repo, missing, path = self.model.repo, size(self.model.bytes_missing), self.model.path
+        if self.place:
+            return tr(
+                "take {model} ({size}) from {place} into {path}, and download what is not there",
+                model=repo,
+                size=missing,
+                place=self.place,
+                path=path,
+            )
         if self.bundle:
             return tr(
                 "import {model} ({size}) from {bundle} into {path}",
@@ -106,6 +134,7 @@ class Download:
             "bytes": self.model.bytes_missing,
             "files": sum(not file.cached for file in distinct(self.model.files)),
             **({"bundle": str(self.bundle.path)} if self.bundle else {}),
+            **({"from": str(self.place)} if self.place else {}),
         }
 
     def apply(self, host: Host, report: Report) -> None:
@@ -119,6 +148,8 @@ class Download:
         with cache.alone(self.model.folder, host, busy=lambda: report.note(waiting)):
             model = self._with_files(host, report)
             cache.write_manifest(model.folder, str(model.commit), cache.Manifest(model.origin, model.files), host)
+            if self.place:
+                elsewhere.bring(as_on_disk(model, host), self.place, host, report)
             self._fill(model, host, report)
             _link(model, host)
             for stranger in cache.strangers(model.path, model.files, host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -154,6 +155,38 @@ def test_an_adapter_s_path_in_a_container_is_that_of_the_host_or_refused_in_word
     with pytest.raises(Refused, match="the adapter b in /elsewhere/b does not lie on this host") as refused:
         adopted(compose(tmp_path, text % ", b=/elsewhere/b"))
     assert "LORA=b=DIRECTORY" in refused.value.hint
+
+
+def cached(place: Path, repo: str = "org/model") -> Path:
+    (place / f"models--{repo.replace('/', '--')}").mkdir(parents=True)
+    return place
+
+
+def test_weights_that_the_old_service_fetched_are_found_by_its_own_order(tmp_path: Path) -> None:
+    home, named, elsewhere = (cached(tmp_path / name) for name in ("home/.cache/huggingface/hub", "named/hub", "x"))
+    assert line("", HOME=f"{tmp_path}/home").caches == (home,)
+    assert line("", HF_HOME=f"{tmp_path}/named", HOME=f"{tmp_path}/home").caches == (named,)
+    found = line(f"--download-dir {elsewhere}", HF_HUB_CACHE=str(named), HOME=f"{tmp_path}/home")
+    assert found.caches == (elsewhere, named, home)
+    assert any(f"{elsewhere} stays as it is" in note for note in found.notes)
+    assert line("", HF_HOME=f"{tmp_path}/nowhere").caches == ()
+    cached(tmp_path / "a/hub", "Org/Sql")
+    assert line("--lora-modules sql=Org/Sql", HF_HOME=f"{tmp_path}/a").caches == (tmp_path / "a/hub",)
+
+
+def test_of_a_container_s_cache_the_place_on_the_host_counts_and_no_other(tmp_path: Path) -> None:
+    text = (
+        "services: {llm: {image: 'vllm/vllm-openai', command: [--model, org/model],"
+        " volumes: ['%s:/root/.cache/huggingface']}}"
+    )
+    place = cached(tmp_path / "hf/hub")
+    assert adopted(compose(tmp_path, text % "./hf")).caches == (place,)
+    assert adopted(compose(tmp_path, text % "weights")).caches == (), "a volume's place is docker's own"
+
+
+def test_of_a_unit_it_is_the_home_of_its_user(tmp_path: Path) -> None:
+    assert unit(tmp_path, f"{START}\n").home == "/root"
+    assert unit(tmp_path, f"{START}\nUser=daemon\n").home == pwd.getpwnam("daemon").pw_dir
 
 
 def test_what_clients_loaded_at_run_time_is_said_and_stays_off() -> None:

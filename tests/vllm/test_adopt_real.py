@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from installer.base.assets import RUNTIME
 from installer.base.host import Host
@@ -17,6 +18,7 @@ from installer.model import builtin
 from tests.kit import adapter
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import REPO, free_port
+from tests.kit.hub import Hub
 from tests.kit.life import ask, cli
 
 FIXTURE = REPO / "tests/fixtures/adopt/qwen3vl.service"
@@ -58,18 +60,24 @@ def test_the_cloud_hosts_unit_is_adopted_and_serves(machine: Machine) -> None:
     machine.run("systemctl", "stop", "qwen3vl")
 
 
-def test_a_script_s_adapter_is_adopted_and_answers_by_its_name(machine: Machine) -> None:
-    """From a home, which the sandbox hides but for it; nothing can be loaded beside it."""
+def test_a_script_s_adapter_and_its_weights_are_adopted_and_answer_by_their_names(machine: Machine) -> None:
+    """From a home, which the sandbox hides but for the adapter; nothing is fetched, nothing can be loaded beside it."""
     port = free_port()
-    adapter.write(machine.at(Path("/home/ana/sql")))
+    adapter.write(machine.at("/home/ana/sql"))
+    with Hub() as hub:
+        hub.add("Org/Tiny", builtin.files())
+        snapshot_download("Org/Tiny", cache_dir=machine.at("/home/ana/hf/hub"), endpoint=hub.url, token=False)
+    machine.run("chown", "-R", "4711:4711", "/home/ana/hf")
     machine.write(
         "/root/run.sh",
-        f"export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1\nexec vllm serve {MODEL} --served-model-name base --port {port} "
-        f"--enable-lora --lora-modules sql=/home/ana/sql --max-model-len 512 --api-key {KEY}\n",
+        "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 HF_HOME=/home/ana/hf\n"
+        f"exec vllm serve Org/Tiny --served-model-name base --port {port} --api-key {KEY} --max-model-len 512 "
+        "--enable-lora --lora-modules sql=/home/ana/sql\n",
     )
-    words = ("ENGINE=cpu", "GPU_MEMORY_UTILIZATION=0.1", "--service", "llm", "--yes")
+    words = ("ENGINE=cpu", "OFFLINE=yes", "GPU_MEMORY_UTILIZATION=0.1", "--service", "llm", "--yes")
     done = cli(machine, "adopt", "/root/run.sh", *words, timeout=600)
     assert "none can be; name them with LORA" in done.out
+    assert "/home/ana/hf/hub stays as it is" in done.out
     listed = {one["id"]: one for one in ask(machine, "GET", "/v1/models", KEY, port=port).json["data"]}
     assert (sorted(listed), listed["sql"]["parent"]) == (["base", "sql"], "base")
     assert said(machine, port, "base") == said(machine, port, "base") != said(machine, port, "sql")

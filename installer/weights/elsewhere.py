@@ -1,0 +1,148 @@
+"""Weights in another hub cache of this host, which another user may own: brought into ours, and never believed.
+
+No link of another user's is followed on the way. What lies there counts for what its bytes are, which are summed
+before anybody sees them here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from installer.base import trees
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import Advance, Report
+from installer.model.model_about import read_small
+from installer.model.plain_file import DEEPEST, LONGEST
+from installer.spec.model import COMMIT, DIGEST, Model, ModelFile, Origin, distinct, is_inside
+from installer.weights import cache, checksums
+
+LONGEST_WORD = 100  # bytes of a file that holds a commit
+MOST_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Held:
+    """A commit of a model as another cache shows it: its blobs are named by what they should be."""
+
+    place: Path
+    commit: str
+    files: tuple[ModelFile, ...]
+
+
+def find(caches: Iterable[Path], origin: Origin, host: Host) -> Held | None:
+    """The commit that was served from there, where there is one."""
+    for each in caches if origin.provider == "hub" else ():
+        place = each / origin.folder
+        commit = _commit(place, origin.revision or "main", host)
+        if commit and (files := tuple(_files(place, commit, host))):
+            return Held(place, commit, files)
+    return None
+
+
+def bring(model: Model, place: Path, host: Host, report: Report) -> None:
+    """What is missing of a model and lies there: seen to be right, and then a blob of ours."""
+    missing = [file for file in distinct(model.files) if not file.cached and DIGEST.fullmatch(file.digest)]
+    there = [file for file in missing if _size(place / "blobs", file.digest, host) == file.size]
+    if not there:
+        return
+    blobs = model.folder / "blobs"
+    host.make_dir(blobs)
+    what = tr("{model} from {place}", model=model.repo, place=place)
+    with report.bytes(what, sum(file.size for file in there), len(there)) as advance:
+        for file in there:
+            if _bring(file, place, host.at(blobs / file.digest), host, advance):
+                cache.remember(model.folder, (file.digest,), (), host)
+            advance(0, 1)
+
+
+def texts(files: Iterable[ModelFile], place: Path, host: Host) -> dict[str, str]:
+    """What the small ones among a model's files say, as far as they lie there and are right."""
+    found = {}
+    with host.scratch() as scratch, Report().bytes("", 0) as silent:
+        for number, file in enumerate(files):
+            copy = scratch / str(number)
+            if file.size <= LONGEST and _bring(file, place, copy, host, silent):
+                found[file.name] = read_small(copy)
+    return found
+
+
+def _bring(file: ModelFile, place: Path, to: Path, host: Host, advance: Advance) -> bool:
+    is_right = partial(checksums.is_right, digest=file.digest, advance=advance)
+    return host.bring(host.at(place / "blobs"), file.digest, to, file.size, is_right)
+
+
+def _commit(place: Path, revision: str, host: Host) -> str:
+    if COMMIT.fullmatch(revision):
+        return revision
+    name = Path("refs") / revision
+    with _entered(place / name.parent, host) as refs:
+        if refs is None or not is_inside(revision):
+            return ""
+        try:
+            handle = os.open(name.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=refs)
+        except OSError:
+            return ""
+        with os.fdopen(handle, "rb") as file:
+            is_file = stat.S_ISREG(os.fstat(handle).st_mode)
+            word = file.read(LONGEST_WORD).decode("ascii", errors="replace").strip() if is_file else ""
+        return word if COMMIT.fullmatch(word) else ""
+
+
+def _files(place: Path, commit: str, host: Host) -> Iterator[ModelFile]:
+    """The names in a snapshot, each a link to a blob: its target is read and not followed."""
+    with _entered(place / "snapshots" / commit, host) as snapshot:
+        if snapshot is None:
+            return
+        count = 0
+        for directory, below, names, handle in os.fwalk(".", dir_fd=snapshot, follow_symlinks=False):
+            if directory.count("/") >= DEEPEST:
+                below.clear()
+            for name in sorted(names):
+                count += 1
+                file = os.path.normpath(os.path.join(directory, name))  # noqa: PTH118 relative to an open directory
+                digest = _target(name, handle)
+                size = _size(place / "blobs", digest, host) if digest and is_inside(file) else None
+                if size is not None:
+                    yield ModelFile(file, size, digest)
+                if count >= MOST_FILES:
+                    return
+
+
+def _target(name: str, directory: int) -> str:
+    try:
+        digest = os.readlink(name, dir_fd=directory).rpartition("/")[2]
+    except OSError:
+        return ""
+    return digest if DIGEST.fullmatch(digest) else ""
+
+
+def _size(blobs: Path, digest: str, host: Host) -> int | None:
+    with _entered(blobs, host) as handle:
+        if handle is None:
+            return None
+        try:
+            found = os.stat(digest, dir_fd=handle, follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+@contextmanager
+def _entered(directory: Path, host: Host) -> Iterator[int | None]:
+    """The directory, reached by no link of another user's; None where it is not."""
+    with ExitStack() as stack:
+        try:
+            handle = stack.enter_context(trees.reached(host.at(directory)))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+                raise
+            handle = None
+        yield handle
