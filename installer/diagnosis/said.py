@@ -61,6 +61,7 @@ TEXTS = (
     mark("{flag} cannot be used: {why}"),
     mark("{variable} is set: {why}, so it is refused"),
     mark("vLLM's Rust front end takes no guard"),
+    mark("adapters are named by LORA, and no request loads one"),
     mark("--port {port} is not a port"),
     mark("HOLD is not a number of seconds from 0 to {limit}"),
     mark("port {port} is not open to this user: take one above 1023"),

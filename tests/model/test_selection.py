@@ -42,12 +42,20 @@ def test_the_consolidated_form_where_it_is_the_only_whole_one() -> None:
     assert {file.name for file in select(REPO, listed(*both))} == {*names, "config.json"}
 
 
+def test_of_an_adapter_nothing_but_the_adapter_is_taken() -> None:
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    besides = ["adapter_model.bin", "tokenizer.json", "README.md", "checkpoint-9/adapter_model.safetensors"]
+    assert {file.name for file in select(REPO, listed(*adapter, *besides))} == adapter
+    whole = {*adapter, "config.json", "tokenizer.json", "model.safetensors"}
+    assert "model.safetensors" in {file.name for file in select(REPO, listed(*whole))}, "a model with one beside it"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["config.json", "pytorch_model.bin"], "pickles"),
         (["config.json", "README.md"], "no weights"),
-        (["adapter_config.json", "adapter_model.safetensors"], "config.json"),
+        (["adapter_config.json", "adapter_model.safetensors", "more.safetensors"], "config.json"),
         (["config.json", "tokenizer.json", "model.safetensors", "x.json", "x.json/y.json"], "as a file and as a dir"),
         (["config.json", "tokenizer.json", "model.safetensors", "Config.json"], "not every file system tells apart"),
     ],
