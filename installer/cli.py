@@ -20,6 +20,7 @@ from installer.verbs.alarm import alarm
 from installer.verbs.doctor import doctor
 from installer.verbs.export import export
 from installer.verbs.help import Formatter, complete, punctuated
+from installer.verbs.hosts import hosts
 from installer.verbs.keys import keys, set_apikey
 from installer.verbs.monitor import monitor
 from installer.verbs.output import print_json
@@ -40,7 +41,7 @@ VERBS: dict[str, tuple[click.Command, ...]] = {
         change.set_values, change.set_context, set_apikey, keys, change.upgrade, change.rollback, soak, change.prune,
     ),
     mark("Look"): (
-        look.status, look.list_services, look.logs, doctor, usage.usage, alarm, use.chat, use.test,
+        look.status, look.list_services, hosts, look.logs, doctor, usage.usage, alarm, use.chat, use.test,
         bench.bench, use.client_config, monitor,
     ),
     mark("Weights"): (models.models,),

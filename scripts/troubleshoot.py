@@ -46,6 +46,18 @@ the cause with its unit: `qwen3vl@2: …`. `logs` is the journal of all of them;
 
 While at least one replica serves, so does the service. One that failed is a fault all the same.
 
+## A service on several hosts
+
+`sudo vllm-install doctor` on any of them asks the others as well; what is wrong between them stands first. More in
+[hosts.md](hosts.md).
+
+| finding | what it means | what helps |
+|---|---|---|
+| `host-lost` | nothing is changed on any while it is away | `sudo vllm-install hosts drain NAME` |
+| `host-behind` | it was installed anew, or let go there | `sudo vllm-install hosts join NAME` |
+| `host-down` | the service does not run there | `sudo vllm-install doctor` on that host |
+| `hosts-pending` | whoever changed all hosts was killed | `sudo vllm-install deploy`, which changes nothing else |
+
 ## Lines of a log that tell the cause
 
 The root cause is further up. `qwen3vl` stands for the service's name.

@@ -141,7 +141,7 @@ def build_own_wheel(folder: Path) -> Path:
     """Pack the running tool as the wheel that its build would make: no build, and no source, is needed."""
     own = metadata.distribution(NAME)
     info = f"{NAME.replace('-', '_')}-{own.version}.dist-info"
-    files = {f"installer/{name}": path.read_bytes() for name, path in _own_files()}
+    files = {f"installer/{name}": path.read_bytes() for name, path in own_files()}
     for name in ("METADATA", "entry_points.txt"):
         files[f"{info}/{name}"] = (own.read_text(name) or "").encode()
     for path in own.files or ():
@@ -160,7 +160,7 @@ def build_own_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _own_files() -> Iterator[tuple[str, Path]]:
+def own_files() -> Iterator[tuple[str, Path]]:
     assets = [(f"assets/{name}/", asset_dir(name)) for name in ("templates", "units")]
     for prefix, top in [("", PACKAGE), *assets]:
         for path in sorted(top.rglob("*")):

@@ -193,6 +193,26 @@ class Host(Locks):
             return spool.read(), "".join(lines)
 
     @contextmanager
+    def conversing(self, *argv: str | Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that is asked and answers while it runs. It ends with us, and when the block does."""
+        process = subprocess.Popen(
+            (*self._leash(), *map(str, argv)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment(env or {}),
+            start_new_session=True,  # a Ctrl-C at the terminal is for us, who tell it
+        )
+        try:
+            yield process
+        finally:
+            self._kill(process)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                with contextlib.suppress(OSError):
+                    if pipe:
+                        pipe.close()
+
+    @contextmanager
     def keep(self, *argv: str | Path) -> Iterator[subprocess.Popen[str]]:
         """A process for the length of a block, its output in one pipe.
 

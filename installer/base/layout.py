@@ -84,6 +84,16 @@ class Layout:
         return self.state_dir / "state.json"
 
     @property
+    def group_file(self) -> Path:
+        """The record of the group of hosts that this one serves with."""
+        return self.state_dir / "group.json"
+
+    @property
+    def before_group(self) -> Path:
+        """Record and settings of the service as they were when the change of the group began that is under way."""
+        return self.state_dir / "before.json"
+
+    @property
     def probe_key(self) -> Path:
         return self.state_dir / "probe-key"
 
@@ -124,6 +134,11 @@ class Layout:
     def change_lock(self) -> Path:
         """Held by a change of the service from its beginning to its proof, which may take minutes."""
         return LOCKS / f"{self.service}.change"
+
+    @property
+    def group_lock(self) -> Path:
+        """Held on every host of a group while somebody changes the group, for as long as he can be heard."""
+        return LOCKS / f"{self.service}.group"
 
     @property
     def keys_lock(self) -> Path:

@@ -179,11 +179,48 @@ def put_back(state: State, settings_text: str | None, summary: str, host: Host, 
             unit = state.former.unit
             return tr("{unit} is back as it was; the engine and the weights stay for the next try", unit=unit)
         return tr("nothing of the service is left; the engine and the weights stay for the next try")
-    # Converging would give back the values, but not every byte.
-    if settings_text is not None and host.read(layout.settings_file) != settings_text:
-        host.write(layout.settings_file, settings_text, host.mode(layout.settings_file) or 0o644)
+    _settings_back(settings_text, host, layout)
     _converge_back(state, host, layout, report, f"undone: {english(summary)}")
     return tr("{unit} is back as it was", unit=layout.unit_name)
+
+
+def _settings_back(text: str | None, host: Host, layout: Layout) -> None:
+    """Converging would give back the values, but not every byte."""
+    if text is not None and host.read(layout.settings_file) != text:
+        host.write(layout.settings_file, text, host.mode(layout.settings_file) or 0o644)
+
+
+def go_back(
+    before: State | None, settings_text: str | None, what: str, host: Host, layout: Layout, report: Report
+) -> None:
+    """To what was there before a change of several hosts, whatever of it was proved here since.
+
+    What was proved then is written down as proved, and this as a change that was cut off: from there on it is undone
+    as any other would be, by us or by the next command.
+    """
+    state, _ = recorded(host, layout, report)
+    if before is None or before.proved is None:
+        report.warn(tr("{what} is undone", what=what))
+        _take_away(state, host, layout, report)
+        return
+    if state.proved == replace_keys(before.proved, state) and not state.pending:
+        return
+    report.warn(tr("{what} is undone; putting the host back as it was", what=what))
+
+    def taken_back(now: State) -> State:
+        return dataclasses.replace(
+            now, proved=replace_keys(before.proved, now), previous=before.previous, calibration=before.calibration,
+            pending=what, soak=before.soak,
+        )  # fmt: skip
+
+    state = keyring.update(state, taken_back, host, layout, report)
+    _settings_back(settings_text, host, layout)
+    _converge_back(state, host, layout, report, "undone on all hosts")
+
+
+def replace_keys(target: Target | None, now: State) -> Target | None:
+    """A key that was revoked since comes back by no undoing."""
+    return dataclasses.replace(target, keys=now.proved.keys) if target and now.proved else target
 
 
 def _converge_back(state: State, host: Host, layout: Layout, report: Report, outcome: str) -> State:

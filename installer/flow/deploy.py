@@ -19,7 +19,7 @@ from installer.checks import preflight
 from installer.flow import fit, ownership, prove, receipt, steps, watched
 from installer.flow.converge import Convergence, not_half_adopted, recorded, settled, with_probe_key
 from installer.flow.resolve import Request, Resolved, resolve
-from installer.flow.transaction import changing
+from installer.flow.transaction import apply, changing
 from installer.flow.wanted import Wanted
 from installer.flow.watched import Watched
 from installer.forms.venv import engines
@@ -68,6 +68,15 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
         if state.pending:
             report.warn(tr("{pending} was cut off; this run completes it", pending=state.pending))
         _converge(request, state, host, report, show, held)
+
+
+def stage(request: Request, host: Host, report: Report) -> None:
+    """What is slow and only adds, engine and weights, while everything serves on as it is."""
+    layout = Layout(request.settings.service)
+    with changing(layout, request.verb, host):
+        state = load_state(host, layout) or State(layout.service)
+        want = resolve(request, state, host, report, for_real=False).want
+        apply([*steps.engine(want, host), *steps.weights(want, host)], host, report)
 
 
 def adopt(request: Request, host: Host, report: Report, show: Show) -> None:

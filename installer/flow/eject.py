@@ -15,6 +15,7 @@ from installer.base.report import Report
 from installer.flow.converge import never_proved, put_back, settled
 from installer.flow.transaction import Transaction, apply, changing
 from installer.flow.watched import check_free
+from installer.spec.group import load_group
 from installer.spec.records import managed
 from installer.spec.state import State
 from installer.units import alarm, keyring
@@ -56,6 +57,11 @@ def eject(service: str, host: Host, report: Report) -> list[Change]:
             raise Refused(
                 tr("{service} stands behind a gateway, which needs vllm-install", service=service),
                 tr("let it be one engine first: vllm-install set REPLICAS=1 TLS=none TLS_CERT= TLS_KEY= FALLBACK_URL="),
+            )
+        if load_group(host, layout):
+            raise Refused(
+                tr("{service} is on several hosts, which vllm-install holds together", service=service),
+                tr("let this host go first, from another one: vllm-install hosts remove NAME"),
             )
         check_free(state, layout)
         ejection = _Ejection(state, host, layout, report)

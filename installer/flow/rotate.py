@@ -116,6 +116,13 @@ def revoke_key(service: str, name: str, host: Host, report: Report) -> None:
         limit.forget(name, host, Layout(service), report)
 
 
+def take_keys(service: str, held: tuple[Key, ...], host: Host, report: Report) -> None:
+    """The keys as they were before a change of several hosts."""
+    if keyring.in_record(list_keys(service, host)) != keyring.in_record(held):
+        edits = _Edits("keys of before", lambda _: held, lambda _: held)
+        _change(_Rekeying(edits, Layout(service), host, report))
+
+
 class _Rekeying(Transaction):
     """A running service takes the keys at once, a stopped one at its next start."""
 

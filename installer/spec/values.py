@@ -22,6 +22,8 @@ AUTO_MODEL = "auto"  # the largest that fits the host
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
 GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[\w.~-]+)*", re.ASCII)
+HOST_NAME = re.compile(r"(?!.{254})[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
+LOOPBACK = re.compile(r"(?i)localhost(\..*)?|ip6-localhost|127(\.\d+)*|0(\.0)*")
 WEBHOOK = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?", re.ASCII)
 MINIMUM_VLLM = (0, 25, 1)
 MINIMUM_SGLANG = (0, 5, 17)
@@ -307,6 +309,24 @@ def path(value: str) -> str | None:
     if value and not value.startswith("/"):
         raise ValueError(tr("expected an absolute path"))
     return _possible(value) or None
+
+
+def host_name(value: str) -> str:
+    """By which every host of a group reaches this one: a name for ssh, and nothing that it takes for something else."""
+    name = text(value)
+    if not HOST_NAME.fullmatch(name):
+        raise ValueError(tr("expected the name or IPv4 address of a host, as ssh knows it, such as gpu1"))
+    if LOOPBACK.fullmatch(name):
+        raise ValueError(tr("this name means another host on every host; expected one that all know it by"))
+    return name
+
+
+def host_names(value: str) -> tuple[str, ...]:
+    """With commas between."""
+    names = tuple(host_name(word) for word in text(value).split(","))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(tr("{name} is named twice", name=twice))
+    return names
 
 
 def flag(value: str) -> bool:

@@ -39,6 +39,7 @@ from installer.verbs.options import (
     yes_option,
 )
 from installer.verbs.output import print_changes, print_json, show_deployed
+from installer.verbs.over import OverHosts, stage_option
 
 if TYPE_CHECKING:
     from installer.base.host import Host
@@ -47,17 +48,19 @@ if TYPE_CHECKING:
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
 
-@click.command("set-context")
+@click.command("set-context", cls=OverHosts)
 @click.argument("tokens", metavar="1024|32k|256K|auto")
 @click.option("--dry-run", is_flag=True, help="Only show what fits: contexts, and how many requests of each at once.")
 @service_option
 @soak_option
+@stage_option
 @discard_option
 @json_option
 @quiet_option
 def set_context(
-    service: str, tokens: str, dry_run: bool, soak: int | None, discard_edits: bool, as_json: bool, quiet: bool
-) -> None:
+    service: str, tokens: str, dry_run: bool, soak: int | None, stage: bool, discard_edits: bool, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
     """Change the context length; proved, or undone."""
 
     check_typed("max_model_len", SET_CONTEXT, tokens)
@@ -66,7 +69,7 @@ def set_context(
         return
     _settle(service, "set-context", quiet=quiet or as_json)
     request = _request(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits=discard_edits)
-    _change(replace(request, soak=soak), as_json, quiet)
+    _change(replace(request, soak=soak), as_json, quiet, stage=stage)
 
 
 def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
@@ -84,20 +87,21 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
         click.echo("\n".join(capacity.describe(found)))
 
 
-@click.command("set")
+@click.command("set", cls=OverHosts)
 @click.argument(
     "assignments", nargs=-1, metavar="[SERVICE] [NAME=VALUE...] [-- VLLM_FLAGS...]", shell_complete=complete_service
 )
 @service_option
 @setting_options_named(FIELDS)
 @soak_option
+@stage_option
 @dry_run_option
 @discard_option
 @json_option
 @quiet_option
 def set_values(
-    service: str, assignments: tuple[str, ...], soak: int | None, dry_run: bool, discard_edits: bool, as_json: bool,
-    quiet: bool, **options: object,
+    service: str, assignments: tuple[str, ...], soak: int | None, stage: bool, dry_run: bool, discard_edits: bool,
+    as_json: bool, quiet: bool, **options: object,
 ) -> None:  # fmt: skip
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
 
@@ -116,23 +120,24 @@ def set_values(
     if not dry_run:
         _settle(service, "set", quiet=quiet or as_json)
     request = _request(service, f"set {done}", values, discard_edits=discard_edits)
-    _change(replace(request, soak=soak), as_json, quiet, dry_run=dry_run)
+    _change(replace(request, soak=soak), as_json, quiet, dry_run=dry_run, stage=stage)
 
 
-@click.command()
+@click.command(cls=OverHosts)
 @click.option("--vllm-version", metavar="VERSION", help="Version of vLLM [default: the one this tool was tested with]")
 @click.option("--revision", metavar="REV", help="Another revision of the model; - for its newest commit.")
 @click.option("--model", "revision", hidden=True)  # what it was called at first
 @resolve_option
 @service_word
 @soak_option
+@stage_option
 @dry_run_option
 @discard_option
 @json_option
 @quiet_option
 def upgrade(
-    service: str, vllm_version: str | None, revision: str | None, resolve: bool, soak: int | None, dry_run: bool,
-    discard_edits: bool, as_json: bool, quiet: bool,
+    service: str, vllm_version: str | None, revision: str | None, resolve: bool, soak: int | None, stage: bool,
+    dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
 
@@ -150,7 +155,7 @@ def upgrade(
     request = _request(service, "upgrade", flags, discard_edits=discard_edits)
     _warn_of_older(now, request.settings)
     request = replace(request, new_commit=revision is not None, new_packages=of_engine, resolve=resolve, soak=soak)
-    _change(request, as_json, quiet, dry_run=dry_run)
+    _change(request, as_json, quiet, dry_run=dry_run, stage=stage)
 
 
 def _newer(now: Settings, vllm_version: str | None) -> dict[str, str]:
@@ -187,7 +192,7 @@ def _check_has_revisions(settings: Settings, revision: str) -> None:
         )
 
 
-@click.command()
+@click.command(cls=OverHosts)
 @service_word
 @dry_run_option
 @json_option
@@ -222,13 +227,16 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     print_changes("all", changes, as_json)
 
 
-def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False) -> None:
+def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False, stage: bool = False) -> None:
     from installer.base.host import Host
     from installer.flow import deploy as flow
 
     host, report, service = Host(), choose(quiet=quiet or as_json), request.settings.service
     if dry_run:
         print_changes(service, flow.plan_change(request, host, report), as_json)
+        return
+    if stage:
+        flow.stage(request, host, report)
         return
     flow.change(request, host, report, show_deployed(service, as_json))
     if request.soak:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose
+from installer.spec import values
 from installer.spec.settings import Settings, check_service
 from installer.verbs.options import (
     agree,
@@ -27,21 +29,38 @@ from installer.verbs.options import (
     yes_option,
 )
 from installer.verbs.output import print_changes, show_deployed
+from installer.verbs.over import OverHosts, stage_option
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
     from installer.flow.resolve import Request
 
 
-@click.command()
+def _host_names(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    try:
+        return () if text is None else values.host_names(text)
+    except ValueError as error:
+        raise UsageError(tr("--hosts: {why}", why=error), "vllm-install deploy --hosts gpu1,gpu2") from None
+
+
+@click.command(cls=OverHosts)
 @new_service_option
+@click.option(
+    "--hosts",
+    metavar="NAMES",
+    callback=_host_names,
+    help="Deploy to these hosts over ssh, commas between; changes are then made on all of them, or on none.",
+)
 @setting_options
 @bundle_options
 @resolve_option
+@stage_option
 @dry_run_option
 @json_option
 @quiet_option
-def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: object) -> None:
+def deploy(
+    service: str, hosts: tuple[str, ...], stage: bool, dry_run: bool, as_json: bool, quiet: bool, **options: object
+) -> None:
     """Converge the host to the settings asked for.
 
     Settings come from the defaults, /etc/vllm-install/NAME.env, the environment and the options, the last one
@@ -58,7 +77,10 @@ def deploy(service: str, dry_run: bool, as_json: bool, quiet: bool, **options: o
         planned = flow.plan(request, host, report)
         print_changes(service, planned.changes, as_json, planned.want.target.gpus)
         return
-    flow.deploy(request, host, report, show_deployed(service, as_json))
+    if stage:
+        flow.stage(request, host, report)
+    else:
+        flow.deploy(request, host, report, show_deployed(service, as_json))
 
 
 @click.command()
@@ -93,7 +115,7 @@ def _request(verb: str, settings: Settings, options: Mapping[str, object], bundl
     )
 
 
-@click.command()
+@click.command(cls=OverHosts)
 @service_word
 @click.option("--purge", is_flag=True, help="Remove the weights too.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.base.errors import Exit, UsageError
+from installer.base.errors import Exit, InstallError, UsageError
 from installer.base.language import tr
+from installer.base.report import choose
 from installer.spec.settings import check_service
 from installer.verbs.options import json_option, service_word
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
+    from installer.base.host import Host
     from installer.diagnosis.doctor import Diagnosis
 
 
@@ -45,7 +47,7 @@ def doctor(service: str, report: str | None, as_json: bool) -> None:
     if not folder.is_dir():
         raise UsageError(tr("there is no directory {path}", path=folder), f"mkdir -p {shlex.quote(str(folder))}")
     scene = look(check_service(service), Host())
-    found = surgery.diagnose(scene)
+    found = _with_hosts(surgery.diagnose(scene), scene.host)
     if report:
         bug_report.write(scene, found, Path(report).absolute())
         click.echo(tr("{file} is written; look through it before you give it to anybody", file=report), err=True)
@@ -54,6 +56,23 @@ def doctor(service: str, report: str | None, as_json: bool) -> None:
     else:
         _print(found)
     sys.exit(Exit.DONE if found.is_healthy else Exit.FAULTS_FOUND)
+
+
+def _with_hosts(found: Diagnosis, host: Host) -> Diagnosis:
+    """Where the service is on several hosts, what is wrong between them stands first."""
+    import dataclasses
+
+    from installer.group import look
+    from installer.group.change import group_of
+
+    try:
+        group = group_of(host, found.service)
+        if group is None:
+            return found
+        between = tuple(look.findings(look.at(host, group, found.service, choose(quiet=True))))
+    except InstallError as error:
+        return dataclasses.replace(found, unseen=(*found.unseen, tr("{what}: {why}", what="hosts", why=error.message)))
+    return dataclasses.replace(found, findings=(*between, *found.findings))
 
 
 def _print(found: Diagnosis) -> None:

@@ -7,6 +7,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sudo vllm-install deploy",
         "sudo vllm-install deploy --model Qwen/Qwen3-4B --context 32k",
         "sudo vllm-install deploy --service coder --port auto -- --seed 1",
+        "sudo vllm-install deploy --hosts gpu1,gpu2",
     ),
     "plan": ("vllm-install plan --model Qwen/Qwen3-4B --context 32k",),
     "uninstall": ("sudo vllm-install uninstall qwen3vl", "sudo vllm-install uninstall qwen3vl --purge --yes"),
@@ -34,6 +35,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "alarm": ("sudo vllm-install alarm --test",),
     "monitor logs": ("sudo vllm-install monitor logs --to loki http://logs.example:3100",),
     "list": ("vllm-install list --json", "sudo vllm-install list --watch"),
+    "hosts": ("sudo vllm-install hosts",),
+    "hosts drain": ("sudo vllm-install hosts drain gpu2",),
+    "hosts join": ("sudo vllm-install hosts join gpu2",),
+    "hosts remove": ("sudo vllm-install hosts remove gpu2",),
     "logs": ("vllm-install logs -f", "vllm-install logs coder --since today"),
     "chat": (
         'sudo vllm-install chat "What is a page cache?"',

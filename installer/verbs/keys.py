@@ -16,6 +16,7 @@ from installer.base.report import choose
 from installer.spec.settings import check_service
 from installer.verbs.options import ServiceGroup, json_option, quiet_option, service_option
 from installer.verbs.output import print_json
+from installer.verbs.over import OverHosts
 
 if TYPE_CHECKING:
     from installer.flow.rotate import Rotated
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from installer.spec.keys import Key
 
 
-@click.command("set-apikey")
+@click.command("set-apikey", cls=OverHosts)
 @click.argument("key", required=False, metavar="[KEY|-]")
 @service_option
 @click.option("--name", default="default", show_default=True, help="Which key to set.")
@@ -130,7 +131,7 @@ def _ending(key: Key) -> str:
     return tr("expired at {time}", time=key.expiry) if key.is_over else key.expiry
 
 
-@keys.command("revoke")
+@keys.command("revoke", cls=OverHosts)
 @click.argument("name")
 @click.option("--service", metavar="NAME", help="Which service.")
 @quiet_option

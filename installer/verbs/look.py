@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import RenderableType
 
+    from installer.base.host import Host
+
 M = TypeVar("M", bound="DataclassInstance")
 
 
@@ -48,7 +50,20 @@ def status(service: str, watch: bool, as_json: bool) -> None:
     else:
         for label, text in view.lines(found):
             click.echo(f"{pad(label, -12)}  {text}")
+        for line in _hosts(service, Host()):
+            click.echo(line)
     sys.exit(Exit.NOT_RUNNING if found.is_dead else Exit.DONE)
+
+
+def _hosts(service: str, host: Host) -> Iterator[str]:
+    """Of a service on several hosts: which, as far as this one knows; `hosts` asks them."""
+    from installer.group.change import group_of
+
+    if group := group_of(host, service):
+        names = (tr("{name} (taken out)", name=peer.name) if peer.out else peer.name for peer in group.peers)
+        yield f"{pad(tr('hosts'), -12)}  {', '.join(names)}: vllm-install hosts {service}"
+        if group.change:
+            yield f"{pad('', -12)}  {tr('{what} was cut off', what=group.change.what)}"
 
 
 def _watch(service: str, as_json: bool) -> None:

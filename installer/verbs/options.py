@@ -150,6 +150,7 @@ def setting_options(function: F) -> F:
         is_flag=True,
         help="Write the key itself into the unit: every local user can read it.",
     )(function)
+    function = click.option("--held-key", "held_keys", multiple=True, hidden=True)(function)  # as other hosts have it
     function = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")(
         function
     )
@@ -314,4 +315,6 @@ def key_choice(options: Mapping[str, object]) -> KeyChoice:
             ),
             err=True,
         )
-    return KeyChoice(given, bool(options["plain_api_key"]))
+    held = options["held_keys"]
+    assert isinstance(held, tuple)
+    return KeyChoice(given, bool(options["plain_api_key"]), held=tuple(map(keys.parse, held)))

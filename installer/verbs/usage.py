@@ -11,6 +11,7 @@ from installer.runtime.vllm_limits import PRIORITIES
 from installer.spec.settings import check_service
 from installer.verbs.options import json_option, quiet_option, service_word
 from installer.verbs.output import as_plain, print_json
+from installer.verbs.over import OverHosts
 
 
 @click.command()
@@ -36,7 +37,7 @@ def usage(service: str, since: str, key: str | None, as_json: bool) -> None:
         click.echo(tr("tokens are not known: this vLLM is not one in which they can be counted"), err=True)
 
 
-@click.command("limit")
+@click.command("limit", cls=OverHosts)
 @click.argument("name")
 @click.option("--concurrent", metavar="N", help="Requests at once, or none.")
 @click.option("--requests", metavar="N/min", help="Requests in any minute, or none.")

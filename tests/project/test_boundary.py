@@ -22,6 +22,8 @@ MAY = {
     "weights/wire.py": "opens the connections of downloads",
     "weights/hub.py": "asks the hub, by its own client",
     "units/api.py": "asks the service over HTTP",
+    "group/ssh.py": "asks the resolver and the kernel whether a name is this host's",
+    "group/session.py": "answers the host that asks, and ends what it does when that one is gone",
     "checks/gateway.py": "asks the resolver where the names of a certificate lead",
     "look/client.py": "asks resolver and kernel for the way to a client; sends nothing there",
     "monitor/ship.py": "remembers what was sent, in its own unit's directory and as a user who is nobody",

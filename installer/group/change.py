@@ -1,0 +1,209 @@
+"""A change of all hosts of a group that holds on all of them or on none.
+
+Each host makes it as its own transaction: claimed, applied, proved, remembered, or undone. What is added here is what
+holds these together, in two phases: looked at and staged everywhere, all at once; then switched and proved one host
+after the other. Before the first host is touched each has written down what is about to happen (`claim`), and whoever
+comes later finds by that what has to be done:
+
+    some host has not been changed    nobody can have said that the change holds: all go back
+    all have it                       it holds, and is written down as that
+    all that answer have it           the others are needed to know: nothing is touched
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from installer.base.errors import InstallError, Refused, undone
+from installer.base.host import Host
+from installer.base.language import english, tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.group import facts
+from installer.group.member import Look, Ran
+from installer.group.reach import Team, raise_all, reached, refused
+from installer.spec.group import Group, Joint, Peer, load_group, to_data
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done on every host: a verb of ours with its words, and what that reads from standard input."""
+
+    what: str
+    words: tuple[str, ...]
+    text: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # words for one host alone
+    stages: bool = False  # it has something slow that only adds
+    looks: bool = True  # it can say beforehand what it would do
+    of_keys: bool = False
+
+    def on(self, name: str, *words: str) -> dict[str, Any]:
+        """The request for one host."""
+        verb, *rest = self.words
+        given = [verb, *self.more.get(name, ()), *words, *rest]
+        return {"words": given, "text": self.text, "environment": dict(self.environment)}
+
+
+@contextmanager
+def changing(peers: Sequence[Peer], service: str, what: str, host: Host, report: Report) -> Iterator[Team]:
+    """All that answer, and nobody else changes the group. Every host is locked in one order, whoever asks."""
+    with reached(peers, service, host, report) as team:
+        for name in sorted(team.far):
+            team.one(name, "lock", what=f"vllm-install {what} --service {service}")
+        yield team
+
+
+def group_of(host: Host, service: str) -> Group | None:
+    return load_group(host, Layout(service))
+
+
+# What was cut off
+
+
+def settle(team: Team, seen: Mapping[str, Look], report: Report) -> Group | None:
+    """The group with nothing half done on any host that answers; None where there is none, any more."""
+    records = {name: look.group for name, look in seen.items() if look.group}
+    if not records:
+        return None
+    newest = max(records.values(), key=lambda group: (group.epoch, group.change is None))
+    begun = {name: group.change for name, group in records.items() if group.change}
+    if not begun:
+        _tell(team, [name for name, group in records.items() if group != newest], newest)
+        return newest
+    what = next(iter(begun.values())).what
+    if newest.change is None:
+        return _led(team, begun, newest, report)
+    has_it = {name: bool(seen[name].group and name in begun and begun[name].done) for name in seen}
+    if all(has_it.values()) and {peer.name for peer in newest.serving} <= has_it.keys():
+        report.warn(tr("{what} was cut off when all hosts had it: it holds", what=what))
+        return _end(team, list(seen), newest, kept=True)
+    if all(has_it.values()):
+        raise _uncertain(team, what)
+    report.warn(tr("{what} was cut off; undoing it on all hosts first", what=what))
+    return take_back(team, list(seen), newest)
+
+
+def _led(team: Team, begun: Mapping[str, Joint], newest: Group, report: Report) -> Group:
+    """Hosts that were away when it ended."""
+    for name, change in begun.items():
+        kept = bool(newest.ended and newest.ended.kept and newest.ended.id == change.id)
+        report.warn(tr("{name} was away when {what} ended; it follows the others", name=name, what=change.what))
+        if not kept:
+            team.one(name, "undo")
+    _tell(team, list(begun), newest)
+    return newest
+
+
+def _uncertain(team: Team, what: str) -> Refused:
+    away = ", ".join(sorted(team.lost))
+    return Refused(
+        tr(
+            "{what} was cut off when every host that answers had it; whether it holds only {away} can tell",
+            what=what, away=away,
+        ),
+        tr("bring it back and run any command of the group; all hosts that answer go on serving"),
+    )  # fmt: skip
+
+
+def take_back(team: Team, names: Sequence[str], group: Group) -> Group | None:
+    """Every host is as it was before the change; one that could not be put back stays marked, and is tried again."""
+    answers = team.try_each("undo", names)
+    back = [name for name, answer in answers.items() if not isinstance(answer, InstallError)]
+    left = _end(team, back, group, kept=False)
+    raise_all(error for error in answers.values() if isinstance(error, InstallError))
+    return left
+
+
+def _end(team: Team, names: Sequence[str], group: Group, *, kept: bool) -> Group | None:
+    """A first deploy that is undone leaves no group."""
+    after = group.ending(kept=kept) if kept or group.epoch else None
+    _tell(team, names, after, group.id)
+    if after is None:
+        team.try_each("leave", names)
+    return after
+
+
+def _tell(team: Team, names: Sequence[str], group: Group | None, of: str = "") -> None:
+    """A host that is lost in this moment is led there when it is back."""
+    team.try_each("end", names, of=group.id if group else of, group=group and to_data(group))
+
+
+# The change
+
+
+def check_all_there(team: Team, group: Group) -> None:
+    missing = [team.lost[peer.name] for peer in group.serving if peer.name in team.lost]
+    raise_all(missing)
+
+
+def look_ahead(team: Team, group: Group, job: Job, *words: str) -> dict[str, str]:
+    """What it would do on each host; or all that stands against it on any."""
+    return _run_all(team, [peer.name for peer in group.serving], job, "--dry-run", *words)
+
+
+def run(team: Team, group: Group, job: Job, report: Report) -> Group:
+    """All hosts have it and were proved, or all are as they were."""
+    names = [peer.name for peer in group.serving]
+    if job.looks:
+        look_ahead(team, group, job)
+    change = Joint(secrets.token_hex(8), english(job.what), of_keys=job.of_keys)
+    claimed = dataclasses.replace(group, change=change)
+    try:
+        team.each("claim", names, group=to_data(claimed))
+        if job.stages:
+            report.note(tr("engine and weights, on all hosts at once"))
+            _run_all(team, names, job, "--stage")
+        for name in names:
+            report.note(tr("{what}: {why}", what=name, why=job.what))
+            _check(name, team.one(name, "switch", **job.on(name)))
+        facts.check_same({name: look for name, look in facts.looks(team).items() if name in names})
+        check_all_there(team, group)
+    except Exception as error:
+        raise undone(error, lambda _: _all_back(team, names, claimed)) from error
+    after = _end(team, names, claimed, kept=True)
+    assert after is not None, "what is kept has a record"
+    return after
+
+
+def _all_back(team: Team, names: Sequence[str], claimed: Group) -> str:
+    take_back(team, [name for name in names if name not in team.lost], claimed)
+    if away := sorted(name for name in names if name in team.lost):
+        return tr(
+            "all hosts that answer are as they were; {away} follows with the next command of the group",
+            away=", ".join(away),
+        )
+    return tr("all hosts are as they were")
+
+
+def _run_all(team: Team, names: Sequence[str], job: Job, *words: str) -> dict[str, str]:
+    """What a verb prints on each host, run on all at once; or all that went wrong at once."""
+    requests = {name: job.on(name, *words) for name in names}
+    answers = team.try_each_of("run", requests)
+    raise_all(error for name, answer in answers.items() if (error := _fault(name, answer)))
+    return {name: str(answer["out"]) for name, answer in answers.items()}
+
+
+def _fault(name: str, answer: Any) -> InstallError | None:
+    if isinstance(answer, InstallError):
+        return answer
+    ran = Ran(**answer)
+    if ran.code == 0:
+        return None
+    message = ran.message or tr("it ended with exit status {code}", code=ran.code)
+    return refused(name, {"message": message, "hint": ran.hint, "code": ran.code})
+
+
+def _check(name: str, answer: Any) -> None:
+    if fault := _fault(name, answer):
+        raise fault
+
+
+def everywhere(team: Team, names: Sequence[str], job: Job) -> dict[str, str]:
+    """What is undone on no host because another failed: a key that leaked, and what is taken away."""
+    return _run_all(team, names, job)

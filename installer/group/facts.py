@@ -1,0 +1,102 @@
+"""What the hosts of a group say of themselves, and why they cannot be one: all of it at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from installer.base.errors import InstallError, Refused
+from installer.base.language import tr
+from installer.base.report import Report
+from installer.group.member import LEADS_ASTRAY, Look, look_of
+from installer.group.reach import Team, raise_all
+from installer.runtime.vllm_text import one_line
+from installer.spec.group import Peer
+
+CLOCKS_DIFFER = 60.0  # seconds; keys expire by the clock of their host
+
+
+def looks(team: Team) -> dict[str, Look]:
+    found: dict[str, Look] = {}
+    for name, answer in team.try_each("look").items():
+        try:
+            if not isinstance(answer, InstallError):
+                found[name] = look_of(answer)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            team.lost[name] = Refused(tr("{name}: it says what nobody understands", name=name))
+    return found
+
+
+def known(peers: tuple[Peer, ...], seen: Mapping[str, Look]) -> tuple[Peer, ...]:
+    """The same with the machines that they are."""
+    return tuple(replace(peer, machine=seen[peer.name].machine) if peer.name in seen else peer for peer in peers)
+
+
+def check(team: Team, seen: Mapping[str, Look], service: str, group_id: str | None, report: Report) -> None:
+    """That these hosts can be a group, and that each reaches the others by the names they have here."""
+    raise_all([*team.lost.values(), *_problems(seen, service, group_id)])
+    machines = {name: look.machine for name, look in seen.items()}
+    answers = team.each("reach", machines=machines)
+    astray = [(name, other) for name, found in answers.items() for other, why in found.items() if why == LEADS_ASTRAY]
+    raise_all(
+        Refused(
+            tr("on {name} the name {other} leads to another host than it does here", name=name, other=other),
+            tr("look into /etc/hosts there: 127.0.1.1 beside a host's own name is such a line"),
+        )
+        for name, other in astray
+    )
+    for name, found in answers.items():
+        for other, why in found.items():
+            report.warn(
+                tr(
+                    "from {name} no change of all hosts can be made, for it does not reach {other}: {why}",
+                    name=name, other=other, why=one_line(str(why)),
+                )
+            )  # fmt: skip
+
+
+def _problems(seen: Mapping[str, Look], service: str, group_id: str | None) -> Iterator[InstallError]:
+    machines: dict[str, str] = {}
+    for name, look in seen.items():
+        if not look.machine:
+            yield Refused(tr("{name}: it has no machine-id", name=name), f"ssh {name} sudo systemd-machine-id-setup")
+        elif look.machine in machines:
+            first = machines[look.machine]
+            yield Refused(tr("{name} and {first} are the same host", name=name, first=first), tr("name it once"))
+        machines.setdefault(look.machine, name)
+        if look.damage:
+            yield Refused(tr("{what}: {why}", what=name, why=one_line(look.damage)))
+        if look.group and look.group.id != group_id:
+            others = ", ".join(peer.name for peer in look.group.peers)
+            yield Refused(
+                tr(
+                    "{name}: {service} is of another group there: {others}",
+                    name=name,
+                    service=service,
+                    others=others,
+                ),
+                f"ssh {name} sudo vllm-install uninstall {service} --this-host-only",
+            )
+        off = look.clock - time.time()
+        if abs(off) > CLOCKS_DIFFER:
+            yield Refused(
+                tr(
+                    "{name}: its clock is {seconds:+.0f} s off, and keys expire by it",
+                    name=name,
+                    seconds=off,
+                ),
+                f"ssh {name} sudo timedatectl set-ntp true",
+            )
+
+
+def check_same(seen: Mapping[str, Look]) -> None:
+    """That all serve the same by the same."""
+    for what in ("model", "engine"):
+        found = {name: getattr(look, what) for name, look in seen.items()}
+        if len(set(found.values())) > 1:
+            shown = ", ".join(f"{name}: {one_line(value)}" for name, value in found.items())
+            raise Refused(
+                tr("the hosts would not serve the same: {what} is {shown}", what=what, shown=shown),
+                tr("name the version (VLLM_VERSION, MODEL_REVISION) and the Python (PYTHON) that all of them have"),
+            )

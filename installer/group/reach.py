@@ -1,0 +1,239 @@
+"""The near end: a connection to each host of a group, asked one after the other or all at once.
+
+What a host says is another's text: lines of bounded length, checked for their form, shown on lines that bear its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, Protocol
+
+from installer.base.errors import Exit, InstallError, Interrupted, Refused
+from installer.base.host import ENDS_WITHIN, Host
+from installer.base.language import choose, tr
+from installer.base.report import Report
+from installer.group import carry, ssh
+from installer.group.session import BEATS_EVERY, READY
+from installer.runtime.vllm_text import one_line
+from installer.spec.group import Peer
+from installer.units.soaking import environment_of_tool
+
+LONGEST = 1 << 22  # bytes of a line
+GREETINGS = 50  # lines that a login shell may say before us
+
+
+class Lost(ssh.Unreachable):
+    """The connection ended before the answer."""
+
+
+class Far(Protocol):
+    """A host that can be asked. Raises Lost where it is gone, and what it refuses as an error of its own."""
+
+    name: str
+
+    def ask(self, do: str, **given: Any) -> Any: ...
+
+    def stop(self) -> None:
+        """End what it does now; the answer says how that ended."""
+
+
+class Connection:
+    """To a session there, over ssh or, on this host itself, through a pipe."""
+
+    def __init__(self, name: str, service: str, process: subprocess.Popen[bytes], report: Report) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.name, self._service, self._report = name, service, report
+        self._goes, self._comes = process.stdin, process.stdout
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._complaints: list[str] = []
+        threading.Thread(target=self._hear, args=(process.stderr,), daemon=True).start()
+
+    def open(self, language: str, *, here: bool) -> None:
+        """Bring the tool there if it is not, and see that it answers."""
+        if not here:
+            self._write(carry.greeting(language))
+            word, _, told = self._line_of((carry.HAVE, carry.WANT, carry.NO_PYTHON)).partition(" ")
+            if word == carry.NO_PYTHON:
+                why = tr("{name}: it has no Python of 3.10 or newer", name=self.name)
+                raise Refused(why, f"ssh {self.name} sudo apt install python3")
+            if word == carry.WANT:
+                carry.check_arch(self.name, told)
+                self._report.note(tr("{name}: bringing the tool there", name=self.name))
+                self._write(carry.parcel())
+        if json.loads(self._line_of(("{",))).get("ready") != READY:
+            raise self._lost()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _line_of(self, beginnings: tuple[str, ...]) -> str:
+        """The first line of ours; a login shell may have said something before it."""
+        for _ in range(GREETINGS):
+            line = self._read()
+            if line.startswith(beginnings):
+                return line
+        raise self._lost()
+
+    def ask(self, do: str, **given: Any) -> Any:
+        self._write(json.dumps({"do": do, "service": self._service, **given}).encode() + b"\n")
+        while True:
+            try:
+                said = json.loads(self._read())
+                if "note" in said:
+                    self._report.note(f"{self.name}: {one_line(str(said['note']))}")
+                elif "error" in said:
+                    raise refused(self.name, said["error"])
+                else:
+                    return said["answer"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                why = tr("{name}: it says what nobody understands", name=self.name)
+                raise Lost(why, f"ssh {self.name} true") from None
+
+    def stop(self) -> None:
+        with contextlib.suppress(Lost):
+            self._write(b'{"do": "stop"}\n')
+
+    def close(self) -> None:
+        """What it still undoes is waited for, and not for ever."""
+        with contextlib.suppress(OSError), self._writing:
+            self._goes.close()
+        self._ended.wait(ENDS_WITHIN)
+
+    def _read(self) -> str:
+        line = self._comes.readline(LONGEST)
+        if not line.endswith(b"\n"):
+            raise self._lost()
+        return line.decode(errors="replace").rstrip("\n")
+
+    def _write(self, data: bytes) -> None:
+        try:
+            with self._writing:
+                self._goes.write(data)
+                self._goes.flush()
+        except (OSError, ValueError):
+            raise self._lost() from None
+
+    def _lost(self) -> Lost:
+        self._ended.wait(1.0)  # until all that it complained of is here
+        why = ssh.explain(self.name, "\n".join(self._complaints), tr("the connection ended"))
+        return Lost(why.message, why.hint)
+
+    def _hear(self, pipe: IO[bytes]) -> None:
+        for line in pipe:
+            self._complaints.append(line[:2000].decode(errors="replace"))
+            del self._complaints[:-20]
+        self._ended.set()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEATS_EVERY):
+            with contextlib.suppress(Lost):
+                self._write(b"\n")
+
+
+def refused(name: str, error: Mapping[str, Any]) -> InstallError:
+    """What a host refused, on lines that bear its name."""
+    lines = [one_line(line) for line in str(error["message"]).splitlines()[:30]]
+    text = "\n".join(tr("{what}: {why}", what=name, why=line) for line in lines)
+    code = int(error["code"])
+    hint = one_line(str(error["hint"]))
+    hint = tr("on {name}: {hint}", name=name, hint=hint) if hint else ""
+    return InstallError(text, hint, Exit(code) if code in list(Exit) else Exit.BUG)
+
+
+class Team:
+    """The hosts that answer, and why the others do not."""
+
+    def __init__(self, far: Iterable[Far], lost: Mapping[str, InstallError] | None = None) -> None:
+        self.far = {each.name: each for each in far}
+        self.lost = dict(lost or {})
+
+    def one(self, name: str, do: str, **given: Any) -> Any:
+        return self.each(do, [name], **given)[name]
+
+    def _ask(self, name: str, do: str, given: Mapping[str, Any]) -> Any:
+        """One that is lost meanwhile is asked no more."""
+        try:
+            if name in self.lost:
+                raise self.lost[name]
+            return self.far[name].ask(do, **given)
+        except Lost as gone:
+            self.lost[name] = gone
+            return gone
+        except InstallError as error:
+            return error
+
+    def try_each(self, do: str, names: Iterable[str] | None = None, **given: Any) -> dict[str, Any]:
+        return self.try_each_of(do, dict.fromkeys(self.far if names is None else names, given))
+
+    def try_each_of(self, do: str, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The answers of all, asked at the same time; what went wrong stands in the place of an answer.
+
+        Ctrl-C ends what they do, and they are waited for: each has undone it then.
+        """
+        with ThreadPoolExecutor(max(1, len(asked))) as pool:
+            futures = {name: pool.submit(self._ask, name, do, given) for name, given in asked.items()}
+            try:
+                return {name: future.result() for name, future in futures.items()}
+            except Interrupted:
+                for name in self.far.keys() & asked.keys():
+                    self.far[name].stop()
+                raise
+
+    def each(self, do: str, names: Iterable[str] | None = None, **given: Any) -> dict[str, Any]:
+        """The answers of all, or all that went wrong at once."""
+        found = self.try_each(do, names, **given)
+        raise_all(error for error in found.values() if isinstance(error, InstallError))
+        return found
+
+
+def raise_all(errors: Iterable[InstallError]) -> None:
+    """One error for all, with the command that helps behind each."""
+    found = list(errors)
+    if not found:
+        return
+    if len(found) == 1:
+        raise found[0]
+    codes = {error.exit_code for error in found}
+    helped = [tr("{message} (help: {hint})", message=e.message, hint=e.hint) if e.hint else e.message for e in found]
+    raise InstallError("\n".join(helped), "", codes.pop() if len(codes) == 1 else Exit.REFUSED)
+
+
+@contextmanager
+def reached(peers: Iterable[Peer], service: str, host: Host, report: Report) -> Iterator[Team]:
+    """Connections to all of them for the length of a block, made at the same time."""
+    language = choose(sys.argv, os.environ)
+    with ExitStack() as held:
+
+        def begun(peer: Peer) -> tuple[Connection, bool]:
+            """In this thread, which lives as long as the block: with the one that began it a process would end."""
+            here = peer.machine == ssh.machine_id(host) if peer.machine else ssh.is_here(peer.name, host)
+            argv = carry.local_command() if here else ssh.command(peer.name, carry.remote_command())
+            env = {**environment_of_tool(), "LANGUAGE": language} if here else ssh.environment()
+            process = held.enter_context(host.conversing(*argv, env=env))
+            connection = Connection(peer.name, service, process, report)
+            held.callback(connection.close)
+            return connection, here
+
+        def opened(connection: Connection, here: bool) -> InstallError | None:
+            try:
+                connection.open(language, here=here)
+            except InstallError as error:
+                return error
+            return None
+
+        connections = [begun(peer) for peer in peers]
+        pool = ThreadPoolExecutor(max(1, len(connections)))
+        try:
+            errors = list(pool.map(lambda each: opened(*each), connections))
+        finally:
+            pool.shutdown(wait=False)  # after Ctrl-C nobody waits for a host that says nothing
+        faults = {each.name: error for (each, _), error in zip(connections, errors, strict=True) if error}
+        yield Team((each for each, _ in connections if each.name not in faults), faults)

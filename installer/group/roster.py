@@ -1,0 +1,91 @@
+"""Which hosts a group has: one is taken out and back, and one is let go for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.base.language import tr
+from installer.base.report import Report
+from installer.group import facts
+from installer.group.change import Job, changing, check_all_there, run, settle
+from installer.group.member import Look
+from installer.group.reach import Team
+from installer.spec.group import Group, Peer, to_data
+
+
+@contextmanager
+def _settled(
+    group: Group, name: str, verb: str, service: str, host: Host, report: Report
+) -> Iterator[tuple[Team, Group, dict[str, Look]]]:
+    """All hosts that answer, with nothing half done; the one that is named need not be there."""
+    peers = [peer for peer in group.peers if not peer.out or peer.name == name]
+    with changing(peers, service, f"hosts {verb} {name}", host, report) as team:
+        now = settle(team, facts.looks(team), report)
+        if now is None:
+            raise Refused(
+                tr("the group is no more: what made it was cut off, and is undone"),
+                f"vllm-install deploy --service {service}",
+            )
+        yield team, now, facts.looks(team)
+
+
+def drain(group: Group, name: str, service: str, host: Host, report: Report) -> None:
+    with _settled(group, name, "drain", service, host, report) as (team, now, _):
+        if [peer.name for peer in now.serving] == [name]:
+            raise Refused(
+                tr("{name} is the last host that serves", name=name), f"vllm-install uninstall --service {service}"
+            )
+        _tell(team, _with(now, name, lambda peer: replace(peer, out=True)))
+        if name in team.lost:
+            report.warn(team.lost[name].message)
+        else:
+            team.one(name, "rest")
+
+
+def remove(group: Group, name: str, service: str, host: Host, report: Report) -> None:
+    with _settled(group, name, "remove", service, host, report) as (team, now, _):
+        if len(now.peers) == 1:
+            raise Refused(
+                tr("{name} is the last host that serves", name=name), f"vllm-install uninstall --service {service}"
+            )
+        left = replace(now, epoch=now.epoch + 1, peers=tuple(peer for peer in now.peers if peer.name != name))
+        _tell(team, left, without=name)
+        if name in team.lost:
+            report.warn(team.lost[name].message)
+        else:
+            team.one(name, "end", of=now.id, group=None)
+
+
+def join(group: Group, name: str, service: str, host: Host, report: Report) -> None:
+    with _settled(group, name, "join", service, host, report) as (team, now, seen):
+        back = _with(now, name, lambda peer: Peer(name, seen[name].machine if name in seen else peer.machine))
+        check_all_there(team, back)
+        facts.check(team, seen, service, now.id, report)
+        example = next(peer.name for peer in now.serving if peer.name != name)
+        wishes = team.one(example, "wishes")
+        held = tuple(word for key in seen[example].keys for word in ("--held-key", key))
+        words = ("deploy", "--service", service, "--this-host-only", *(() if seen[name].keys else held))
+        alone = replace(back, peers=tuple(replace(peer, out=peer.name != name) for peer in back.peers))
+        job = Job(f"hosts join {name}", words, environment=wishes, stages=True)
+        run(team, alone, job, report)
+        team.one(name, "take_keys", held=list(seen[example].keys))
+        _tell(team, replace(back, epoch=back.epoch + 1))
+        facts.check_same({each: look for each, look in facts.looks(team).items() if each in (name, example)})
+
+
+def _with(group: Group, name: str, change: Callable[[Peer], Peer]) -> Group:
+    peers = tuple(change(peer) if peer.name == name else peer for peer in group.peers)
+    return replace(group, epoch=group.epoch + 1, peers=peers)
+
+
+def _tell(team: Team, group: Group, without: str = "") -> None:
+    team.each(
+        "end",
+        [name for name in team.far if name not in team.lost and name != without],
+        of=group.id,
+        group=to_data(group),
+    )

@@ -1,0 +1,107 @@
+"""Two machines with a network between them, each with a real sshd: what is typed on one is done on both, or on none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.boot.hosts import SUDOERS, hosts
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.network import Network
+from tests.kit.boot.snapshot import difference, snapshot
+from tests.kit.life import chat, cli, serves, standin, until
+
+RECORD = "/var/lib/vllm-install/qwen3vl/group.json"
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[tuple[Network, list[Machine]]]:
+    with hosts(2) as (network, machines):
+        yield network, machines
+
+
+def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
+    two: tuple[Network, list[Machine]], standin_wheels: Path
+) -> None:
+    (network, (one, other)), options = two, standin(standin_wheels)
+    before = [snapshot(machine.root) for machine in (one, other)]
+
+    # Refused before anything is touched, all of it at once
+    refused = cli(one, "deploy", "--hosts", "gpu1,gpu2,nobody", *options, code=3)
+    assert "nobody: nobody knows a host of that name" in refused.err
+    other.shell("mv /root/.ssh/known_hosts /root/kept")
+    assert "gpu1: its host key is not known here" in cli(other, "deploy", "--hosts", "gpu1,gpu2", code=3).err
+    other.shell("mv /root/kept /root/.ssh/known_hosts")
+    other.write("/etc/sudoers", SUDOERS.replace("NOPASSWD: ", ""), 0o440)
+    assert "gpu2: sudo wants a password there" in cli(one, "deploy", "--hosts", "gpu1,gpu2", code=3).err
+    other.write("/etc/sudoers", SUDOERS, 0o440)
+    assert not one.at(RECORD).exists()
+
+    # One command, two services with one key
+    key = cli(one, "deploy", "--hosts", "gpu1,gpu2", *options).key
+    for machine in (one, other):
+        serves(machine, key)
+        assert key not in machine.journal()
+    assert [host["state"] for host in cli(other, "hosts", "--json").json["hosts"]] == ["serves", "serves"]
+
+    # Changed from the other one, and a key rotated on both
+    cli(other, "set", "PORT=8001")
+    new = cli(one, "set-apikey").key
+    for machine in (one, other):
+        serves(machine, new, 8001)
+        assert chat(machine, key, 8001).status == 401
+
+    # The second host fails its proof: both go back
+    settings = [machine.at("/etc/vllm-install/qwen3vl.env").read_text() for machine in (one, other)]
+    failed = cli(one, "set", f"LISTEN_HOST={network.address(1)}", code=6)
+    assert "gpu2: the successor of qwen3vl.service did not come up" in failed.err
+    assert "all hosts are as they were" in failed.err
+    assert [machine.at("/etc/vllm-install/qwen3vl.env").read_text() for machine in (one, other)] == settings
+    for machine in (one, other):
+        serves(machine, new, 8001)
+
+    # Whoever changes both is killed when the first has it: the other one's next command undoes it
+    killed_when(one, "gpu2: set PORT=8002", "set", "PORT=8002")
+    until("gpu2 has undone its own part", lambda: not running(other), other)
+    assert "set PORT=8002 was cut off" in cli(other, "hosts", code=8).out
+    assert "set PORT=8002 was cut off; undoing it on all hosts first" in cli(other, "set-context", "2048").err
+    for machine in (one, other):
+        serves(machine, new, 8001)
+
+    # One loses power: a finding, and no change until it is taken out
+    other.cut_power()
+    found = cli(one, "doctor", "--json", code=8).json["findings"]
+    assert [finding["id"] for finding in found if finding["id"].startswith("host")] == ["host-lost"]
+    assert "gpu2: it cannot be reached" in cli(one, "set-context", "1024", code=3).err
+    cli(one, "hosts", "drain", "gpu2")
+    cli(one, "set-context", "1024")
+    other.boot()
+    cli(one, "hosts", "join", "gpu2")
+    assert cli(other, "status", "--json").json["context"] == 1024
+    serves(other, new, 8001)
+
+    # Nothing is left on either
+    cli(other, "uninstall", "--yes", "--purge")
+    for machine, then in zip((one, other), before, strict=True):
+        left = [line for line in difference(then, snapshot(machine.root)) if "/etc/sysusers.d" not in line]
+        assert [line for line in left if "vllm" in line] == []
+
+
+def killed_when(machine: Machine, said: str, *words: str) -> None:
+    """SIGKILL for a command, and for what leads it to other hosts, when it says so."""
+    process = machine.start(sys.executable, "-m", "installer", *words)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if said in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def running(machine: Machine) -> bool:
+    return machine.run("pgrep", "-f", "installer.*hosts --session", check=False).returncode == 0

@@ -1,0 +1,206 @@
+"""A change of several hosts, cut off at every request on every host: afterwards all have it, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from installer.base.errors import Exit, InstallError
+from installer.base.host import Host
+from installer.flow.prove import NotProved
+from installer.group import carry
+from installer.group.reach import Lost
+from installer.spec.group import load_group
+from installer.spec.records import load_state
+from installer.units.keyring import unit_keys
+from tests.flow import test_deploy, test_transaction
+from tests.flow.test_transaction import LAYOUT, Proofs
+from tests.group.world import NAMES, Killed, World
+
+host, proofs, seen = test_transaction.host, test_transaction.proofs, test_deploy.seen
+ONE, TWO = NAMES
+MOMENTS = ("before", "after")
+
+
+@pytest.fixture
+def worlds(host: Host, proofs: Proofs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
+    """Any number of them, each with two bare hosts."""
+    monkeypatch.setattr(carry, "digest", lambda: "the-same")
+    monkeypatch.setattr(carry, "take_away", lambda host: None)
+    numbers = count(1)
+    return lambda: World(tmp_path / f"world{next(numbers)}", host.root)
+
+
+@pytest.fixture
+def world(worlds: Callable[[], World]) -> World:
+    return worlds()
+
+
+def requests(world: World, act: Callable[[World], object]) -> list[tuple[str, str]]:
+    """Who is asked what by it, in an order that is the same every time for each host."""
+    asked: list[tuple[str, str]] = []
+
+    def cut(name: str, do: str, done: bool) -> None:
+        if not done:
+            asked.append((name, do))
+
+    world.cut = cut
+    act(world)
+    world.cut = lambda *_: None
+    return asked
+
+
+def cut_at(name: str, number: int, moment: str, fault: BaseException) -> Callable[[str, str, bool], None]:
+    """From its request of that number on, a host is lost; or whoever asks is no more."""
+    seen = {"before": 0, "after": 0}
+
+    def cut(asked: str, do: str, done: bool) -> None:
+        at = "after" if done else "before"
+        if asked == name:
+            seen[at] += 1
+        if (asked == name or isinstance(fault, Killed)) and seen[moment] > number:
+            raise fault
+
+    return cut
+
+
+def first(world: World) -> None:
+    world.deploy()
+
+
+def change(world: World) -> None:
+    world.set("PORT=8001")
+
+
+def points(asked: list[tuple[str, str]]) -> Iterator[tuple[str, int, str, str]]:
+    for name in NAMES:
+        for number, do in enumerate(do for each, do in asked if each == name):
+            for moment in MOMENTS:
+                yield name, number, moment, do
+
+
+@pytest.mark.parametrize(("act", "before", "after"), [(first, None, 8000), (change, 8000, 8001)], ids=["first", "set"])
+def test_whoever_makes_a_change_may_be_killed_at_any_request(
+    act: Callable[[World], None], before: int | None, after: int, worlds: Callable[[], World], capsys: object
+) -> None:
+    """What the next command finds, from whichever host, it completes or undoes on both."""
+    ended: dict[int | None, int] = {}
+    for name, number, moment, do in points(requests(ready(worlds(), act), act)):
+        world = ready(worlds(), act)
+        world.cut = cut_at(name, number, moment, Killed())
+        with pytest.raises(Killed):
+            act(world)
+        world.cut = lambda *_: None
+        world.settle()
+        world.check_settled()
+        assert world.port(ONE) in (before, after), (name, number, moment, do)
+        ended[world.port(ONE)] = ended.get(world.port(ONE), 0) + 1
+        world.deploy()  # and goes on as if nothing had been
+        world.check_settled()
+    print(f"killed at {sum(ended.values())} points: {ended}")
+    assert set(ended) == {before, after}
+
+
+@pytest.mark.parametrize(("act", "before", "after"), [(first, None, 8000), (change, 8000, 8001)], ids=["first", "set"])
+def test_a_host_may_vanish_at_any_request(
+    act: Callable[[World], None], before: int | None, after: int, worlds: Callable[[], World]
+) -> None:
+    """The others go back; it follows with the first command after it is back, from whichever host."""
+    ended: dict[int | None, int] = {}
+    for name, number, moment, do in points(requests(ready(worlds(), act), act)):
+        world = ready(worlds(), act)
+        world.cut = cut_at(name, number, moment, Lost(f"{name}: gone"))
+        where = (name, number, moment, do)
+        assert name in said(lambda world=world: act(world), name), where
+        world.cut = lambda *_: None
+        other = TWO if name == ONE else ONE
+        uncertain = f"only {name} can tell"
+        assert uncertain in said(lambda world=world, name=name: world.settle(name), uncertain), (
+            where
+        )  # while it is away
+        assert world.port(other) in (before, after), where
+        world.settle()
+        world.check_settled()
+        ended[world.port(ONE)] = ended.get(world.port(ONE), 0) + 1
+    print(f"vanished at {sum(ended.values())} points: {ended}")
+    assert before in ended
+
+
+def said(act: Callable[[], object], otherwise: str) -> str:
+    """By the error, or what it would have said."""
+    try:
+        act()
+    except InstallError as error:
+        return error.message
+    return otherwise
+
+
+def ready(world: World, act: Callable[[World], None]) -> World:
+    if act is change:
+        world.deploy()
+    return world
+
+
+# One host fails
+
+
+def test_a_host_that_fails_its_proof_takes_the_change_back_on_all(world: World) -> None:
+    world.deploy()
+    states = [load_state(world.hosts[name], LAYOUT) for name in NAMES]
+    world.fault[TWO] = NotProved("it answers nonsense")
+    with pytest.raises(InstallError, match="gpu2: it answers nonsense") as caught:
+        world.set("PORT=8001")
+    assert caught.value.exit_code == Exit.NOT_PROVED
+    assert "all hosts are as they were" in caught.value.message
+    world.check_settled()
+    now = [load_state(world.hosts[name], LAYOUT) for name in NAMES]
+    assert [(s.proved, s.previous) for s in now if s] == [(s.proved, s.previous) for s in states if s]
+    assert world.ports() == [8000, 8000]
+
+
+def test_a_first_deploy_that_fails_on_one_host_leaves_no_service_and_no_group(world: World) -> None:
+    world.fault[TWO] = NotProved("it answers nonsense")
+    with pytest.raises(InstallError, match="it answers nonsense"):
+        world.deploy()
+    assert [load_state(host, LAYOUT) for host in world.hosts.values()] == [None, None]
+    assert [load_group(host, LAYOUT) for host in world.hosts.values()] == [None, None]
+
+
+def test_a_power_cut_in_the_middle_of_a_hosts_own_change_is_undone_with_the_rest(world: World) -> None:
+    world.deploy()
+    world.fault[TWO] = Killed()
+    with pytest.raises(Killed):
+        world.set("PORT=8001")
+    assert world.port(ONE) == 8001, "the first host had it already"
+    world.settle()
+    world.check_settled()
+    assert world.ports() == [8000, 8000]
+
+
+def test_a_host_that_cannot_be_put_back_is_tried_again_by_the_next_command(world: World) -> None:
+    world.deploy()
+    world.fault[TWO] = NotProved("it answers nonsense")
+
+    def cut(name: str, do: str, done: bool) -> None:
+        if (name, do, done) == (ONE, "undo", False):
+            raise InstallError("gpu1: the disk is full")
+
+    world.cut = cut
+    with pytest.raises(InstallError, match="could not be put back: gpu1: the disk is full") as caught:
+        world.set("PORT=8001")
+    assert caught.value.exit_code == Exit.NOT_RESTORED
+    assert world.ports() == [8001, 8000]
+    world.cut = lambda *_: None
+    world.settle()
+    world.check_settled()
+    assert world.ports() == [8000, 8000]
+
+
+def test_every_host_has_the_same_key_and_none_of_them_was_sent_it(world: World) -> None:
+    world.deploy()
+    first, second = ([key for key in unit_keys(host, LAYOUT) if key.name == "default"] for host in world.hosts.values())
+    assert first == second
+    assert len(first) == 1

@@ -1,0 +1,173 @@
+"""What keeps hosts from being a group: all of it is said at once, with the command that helps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from installer.base.errors import Exit, InstallError, Refused
+from installer.base.report import Report
+from installer.group import carry, facts, ssh
+from installer.group.change import Job, run
+from installer.group.member import LEADS_ASTRAY, Look, look_of
+from installer.group.reach import Team, raise_all, refused
+from installer.spec.group import Group, Peer
+from tests.group.world import Told
+
+HEALTHY = Look("a" * 32, "x86_64", "the-same", time.time())
+OTHERS = Group("another", (Peer("gpu1"), Peer("gpu9")))
+
+
+class Answering:
+    """A host that answers this, whatever it is asked."""
+
+    def __init__(self, name: str, answers: Mapping[str, Any] | None = None) -> None:
+        self.name, self.answers = name, answers or {}
+
+    def ask(self, do: str, **given: Any) -> Any:
+        return self.answers.get(do, {})
+
+    def stop(self) -> None: ...
+
+
+def check(seen: Mapping[str, Look], team: Team | None = None, said: list[str] | None = None) -> None:
+    seen = {name: replace(look, clock=look.clock + time.time() - HEALTHY.clock) for name, look in seen.items()}
+    facts.check(team or Team(map(Answering, seen)), seen, "qwen3vl", "mine", Told([] if said is None else said))
+
+
+def test_two_healthy_hosts_are_a_group() -> None:
+    check({"gpu1": HEALTHY, "gpu2": replace(HEALTHY, machine="b" * 32)})
+
+
+def test_all_that_stands_against_it_is_said_at_once() -> None:
+    seen = {
+        "gpu1": HEALTHY,
+        "alias": HEALTHY,
+        "gpu3": replace(HEALTHY, machine="c" * 32, group=OTHERS),
+        "gpu4": replace(HEALTHY, machine="d" * 32, clock=HEALTHY.clock + 3600),
+        "gpu5": replace(HEALTHY, machine=""),
+        "gpu6": replace(HEALTHY, machine="e" * 32, damage="state.json cannot be read"),
+    }
+    team = Team(map(Answering, seen), {"gpu7": ssh.Unreachable("gpu7: it cannot be reached", "ssh gpu7 true")})
+    with pytest.raises(InstallError) as caught:
+        check(seen, team)
+    lines = caught.value.message.splitlines()
+    assert [line.split(" (help")[0] for line in lines] == [
+        "gpu7: it cannot be reached",
+        "alias and gpu1 are the same host",
+        "gpu3: qwen3vl is of another group there: gpu1, gpu9",
+        "gpu4: its clock is +3600 s off, and keys expire by it",
+        "gpu5: it has no machine-id",
+        "gpu6: state.json cannot be read",
+    ]
+    assert "(help: ssh gpu3 sudo vllm-install uninstall qwen3vl --this-host-only)" in lines[2]
+    assert caught.value.exit_code == Exit.REFUSED
+
+
+def test_a_name_that_leads_elsewhere_on_another_host_is_refused() -> None:
+    seen = {"gpu1": HEALTHY, "gpu2": replace(HEALTHY, machine="b" * 32)}
+    team = Team([Answering("gpu1"), Answering("gpu2", {"reach": {"gpu1": LEADS_ASTRAY}})])
+    with pytest.raises(Refused, match="on gpu2 the name gpu1 leads to another host") as caught:
+        check(seen, team)
+    assert "127.0.1.1" in caught.value.hint
+
+
+def test_a_host_that_cannot_lead_a_change_is_no_reason_to_refuse() -> None:
+    seen = {"gpu1": HEALTHY, "gpu2": replace(HEALTHY, machine="b" * 32)}
+    said: list[str] = []
+    check(seen, Team([Answering("gpu1"), Answering("gpu2", {"reach": {"gpu1": "ssh is refused\x1b[2J\nthere"}})]), said)
+    assert said == [
+        "from gpu2 no change of all hosts can be made, for it does not reach gpu1: ssh is refused\\x1b[2J there"
+    ]
+
+
+def test_hosts_that_would_serve_different_things_are_refused() -> None:
+    same = {"gpu1": replace(HEALTHY, model="m@1", engine="e"), "gpu2": replace(HEALTHY, model="m@1", engine="e")}
+    facts.check_same(same)
+    with pytest.raises(Refused, match="model is gpu1: m@1, gpu2: m@2"):
+        facts.check_same({**same, "gpu2": replace(HEALTHY, model="m@2", engine="e")})
+    with pytest.raises(Refused, match="engine is"):
+        facts.check_same({**same, "gpu2": replace(HEALTHY, model="m@1", engine="f")})
+
+
+@pytest.mark.parametrize("answer", [None, [], "x", {"group": 7}, {"machine": "a"}, {"group": {"id": 1}}])
+def test_what_a_host_says_of_itself_is_checked(answer: object) -> None:
+    team = Team([Answering("gpu1", {"look": answer})])
+    assert facts.looks(team) == {}
+    assert "gpu1: it says what nobody understands" in str(team.lost["gpu1"])
+
+
+def test_a_look_of_a_newer_tool_is_understood() -> None:
+    assert look_of({"machine": "a", "arch": "b", "tool": "c", "clock": 1.0, "colour": "red"}) == Look(
+        "a", "b", "c", 1.0
+    )
+
+
+def test_what_a_host_refuses_stands_on_lines_that_bear_its_name() -> None:
+    text = "one\x1b[31m\n  error: two\r\nthree"
+    error = refused("gpu2", {"message": text, "hint": "journalctl\n-u x", "code": 6})
+    assert error.message == "gpu2: one\\x1b[31m\ngpu2: error: two\ngpu2: three"
+    assert error.hint == "on gpu2: journalctl -u x"
+    assert error.exit_code == Exit.NOT_PROVED
+    assert refused("gpu2", {"message": "x", "hint": "", "code": 250}).exit_code == Exit.BUG
+
+
+def test_errors_of_several_hosts_keep_an_exit_code_that_they_share() -> None:
+    errors = [InstallError("gpu1: x", "do", Exit.ENGINE), InstallError("gpu2: y", "", Exit.ENGINE)]
+    with pytest.raises(InstallError, match=r"gpu1: x \(help: do\)\ngpu2: y") as caught:
+        raise_all(errors)
+    assert caught.value.exit_code == Exit.ENGINE
+    raise_all([])
+
+
+def test_another_architecture_is_said_before_anything_is_sent() -> None:
+    carry.check_arch("gpu1", ssh.os.uname().machine)
+    with pytest.raises(Refused, match=r"gpu1: its processor is another \(riscv64\)"):
+        carry.check_arch("gpu1", "riscv64")
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning", "hint"),
+    [
+        (
+            "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.",
+            "another one",
+            "-R gpu1",
+        ),
+        ("Host key verification failed.", "not known here", "ssh gpu1 once"),
+        ("No ED25519 host key is known for gpu1 and you have requested strict checking.", "not known", "ssh gpu1 once"),
+        ("root@gpu1: Permission denied (publickey).", "ssh is refused there", "ssh-copy-id gpu1"),
+        ("ssh: Could not resolve hostname gpu1: Name or service not known", "nobody knows", "getent hosts gpu1"),
+        ("sudo: a password is required", "sudo wants a password", "NOPASSWD"),
+        ("ssh: connect to host gpu1 port 22: Connection refused", "cannot be reached", "ssh gpu1 true"),
+        ("ssh: connect to host gpu1 port 22: Connection timed out", "cannot be reached", "ssh gpu1 true"),
+        ("Timeout, server gpu1 not responding.", "cannot be reached", "ssh gpu1 true"),
+        ("sh: 1: sudo: not found", "no sudo", "as root"),
+        ("what\x1b[2J ever", r"what\x1b[2J ever", "ssh gpu1 true"),
+        ("", "the connection ended", "ssh gpu1 true"),
+    ],
+)
+def test_what_ssh_says_is_explained_with_the_command_that_helps(said: str, meaning: str, hint: str) -> None:
+    error = ssh.explain("gpu1", said, "the connection ended")
+    assert meaning in error.message
+    assert error.message.startswith("gpu1: ")
+    assert hint in error.hint
+
+
+def test_nothing_that_is_typed_becomes_an_option_of_ssh() -> None:
+    words = ssh.command("gpu1", "true")
+    assert words[-3:] == ["--", "gpu1", "true"]
+    assert "StrictHostKeyChecking=yes" in words
+    assert "BatchMode=yes" in words
+
+
+def test_a_verb_that_fails_on_one_host_is_undone_on_all() -> None:
+    group = Group("mine", (Peer("gpu1"), Peer("gpu2")))
+    ran = {"code": 0, "out": "{}", "message": "", "hint": ""}
+    failed = Answering("gpu2", {"run": ran, "switch": {**ran, "code": 4}})
+    with pytest.raises(InstallError, match="gpu2: it ended with exit status 4; all hosts are as they were"):
+        run(Team([Answering("gpu1", {"run": ran, "switch": ran}), failed]), group, Job("set", ("set",)), Report())

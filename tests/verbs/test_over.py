@@ -1,0 +1,81 @@
+"""What is typed on one host, as every host of the group is given it: word by word, and no key among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from installer.base.errors import UsageError
+from installer.cli import cli
+from installer.spec.group import Group, Peer
+from installer.verbs import over
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The words for each host, of a service that is of a group; nothing is done with them."""
+    found: list[tuple[str, ...]] = []
+    group = Group("mine", (Peer("gpu1"), Peer("gpu2")))
+    monkeypatch.setattr("installer.group.change.group_of", lambda host, service: group)
+    monkeypatch.setattr(over, "_over", lambda call, *_: found.append(call.words))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("set-context 32k", "set-context --service qwen3vl --this-host-only -- 32k"),
+        ("set-context -q --json 32k", "set-context --service qwen3vl --this-host-only -- 32k"),
+        ("set PORT=8001 A=;reboot", "set --service qwen3vl --this-host-only -- PORT=8001 A=;reboot"),
+        ("set coder PORT=8001", "set --service coder --this-host-only -- coder PORT=8001"),
+        ("set PORT=1 -- --seed 1", "set --service qwen3vl --this-host-only -- PORT=1 --seed 1"),
+        ("set --port 8001", "set --service qwen3vl --this-host-only --port 8001"),
+        ("upgrade --vllm-version=0.32.0 coder", "upgrade --service coder --this-host-only --vllm-version 0.32.0"),
+        ("upgrade --revision -", "upgrade --service qwen3vl --this-host-only --revision -"),
+        ("rollback", "rollback --service qwen3vl --this-host-only"),
+        ("deploy --hosts gpu1,gpu2 --offline", "deploy --service qwen3vl --this-host-only --offline"),
+        ("deploy --online --modelscope", "deploy --service qwen3vl --this-host-only --online --modelscope"),
+        ("deploy --api-key-file /x -- --seed 1", "deploy --service qwen3vl --this-host-only -- --seed 1"),
+        ("uninstall --purge -y", "uninstall --service qwen3vl --this-host-only --purge"),
+        ("keys coder revoke team-a", "keys revoke --service coder --this-host-only -- team-a"),
+        ("keys limit a --requests 6/min", "keys limit --service qwen3vl --this-host-only --requests 6/min -- a"),
+        ("set-apikey --name a sk-secret", "set-apikey --service qwen3vl --this-host-only --name a"),
+    ],
+)
+def test_what_is_typed_reaches_every_host_word_by_word(
+    typed: str, words: str, calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.main(typed.split(), prog_name="vllm-install", standalone_mode=False)
+    assert [" ".join(found) for found in calls] == [words]
+
+
+def test_those_words_are_understood_there(calls: list[tuple[str, ...]]) -> None:
+    for typed in (
+        ["set", "SERVED_MODEL_NAME=a b", "X=$(id)"],
+        ["deploy", "--served-model-name", "-x y", "--", "--seed", "1"],
+    ):
+        cli.main(typed, prog_name="vllm-install", standalone_mode=False)
+    first, second = calls
+    assert _params("set", first[1:])["assignments"] == ("SERVED_MODEL_NAME=a b", "X=$(id)")
+    assert _params("deploy", second[1:])["served_model_name"] == "-x y"
+    assert _params("deploy", second[1:])["vllm_args"] == ("--seed", "1")
+
+
+def _params(verb: str, words: tuple[str, ...]) -> dict[str, Any]:
+    return cli.commands[verb].make_context(verb, list(words)).params
+
+
+def test_on_this_host_only_nothing_goes_anywhere(calls: list[tuple[str, ...]], tmp_path: Path) -> None:
+    with pytest.raises((click.UsageError, UsageError)):
+        cli.main(["set", "--this-host-only"], prog_name="vllm-install", standalone_mode=False)
+    assert calls == []
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=id", "gpu1,localhost", "gpu1;id", ""])
+def test_a_name_that_is_no_hosts_is_refused_before_anything_is_reached(name: str, calls: list[tuple[str, ...]]) -> None:
+    with pytest.raises(UsageError, match="--hosts: "):
+        cli.main(["deploy", f"--hosts={name}"], prog_name="vllm-install", standalone_mode=False)
+    assert calls == []
