@@ -14,7 +14,7 @@ from tests.kit.boot.hosts import SUDOERS, hosts
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.network import Network
 from tests.kit.boot.snapshot import difference, snapshot
-from tests.kit.life import chat, cli, serves, standin, until
+from tests.kit.life import chat, cli, is_up, serves, standin, until
 
 RECORD = "/var/lib/vllm-install/qwen3vl/group.json"
 
@@ -83,6 +83,13 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     other.boot()
     cli(one, "hosts", "join", "gpu2")
     assert cli(other, "status", "--json").json["context"] == 1024
+    serves(other, new, 8001)
+
+    # One is taken out in order, and comes back
+    cli(other, "hosts", "drain", "gpu2")
+    assert not is_up(other)
+    serves(one, new, 8001)
+    cli(other, "hosts", "join", "gpu2")
     serves(other, new, 8001)
 
     # Nothing is left on either

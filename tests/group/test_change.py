@@ -26,17 +26,18 @@ MOMENTS = ("before", "after")
 
 
 @pytest.fixture
-def worlds(host: Host, proofs: Proofs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
-    """Any number of them, each with two bare hosts."""
+def world(host: Host, proofs: Proofs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Two bare hosts."""
     monkeypatch.setattr(carry, "digest", lambda: "the-same")
     monkeypatch.setattr(carry, "take_away", lambda host: None)
-    numbers = count(1)
-    return lambda: World(tmp_path / f"world{next(numbers)}", host.root)
+    return World.of_bare(tmp_path / "world", host.root)
 
 
 @pytest.fixture
-def world(worlds: Callable[[], World]) -> World:
-    return worlds()
+def copies(world: World, tmp_path: Path) -> Callable[[], World]:
+    """Any number of worlds as that one is."""
+    numbers = count(1)
+    return lambda: world.copy(tmp_path / f"copy{next(numbers)}")
 
 
 def requests(world: World, act: Callable[[World], object]) -> list[tuple[str, str]]:
@@ -84,19 +85,25 @@ def points(asked: list[tuple[str, str]]) -> Iterator[tuple[str, int, str, str]]:
 
 @pytest.mark.parametrize(("act", "before", "after"), [(first, None, 8000), (change, 8000, 8001)], ids=["first", "set"])
 def test_whoever_makes_a_change_may_be_killed_at_any_request(
-    act: Callable[[World], None], before: int | None, after: int, worlds: Callable[[], World], capsys: object
+    act: Callable[[World], None], before: int | None, after: int, world: World, copies: Callable[[], World]
 ) -> None:
     """What the next command finds, from whichever host, it completes or undoes on both."""
     ended: dict[int | None, int] = {}
-    for name, number, moment, do in points(requests(ready(worlds(), act), act)):
-        world = ready(worlds(), act)
+    if before:
+        world.deploy()
+    for name, number, moment, do in points(requests(copies(), act)):
+        world, where = copies(), (name, number, moment, do)
         world.cut = cut_at(name, number, moment, Killed())
         with pytest.raises(Killed):
             act(world)
         world.cut = lambda *_: None
+        uncertain = f"only {name} can tell"
+        assert uncertain in said(lambda world=world, name=name: world.settle(name), uncertain), (
+            where
+        )  # it is away first
         world.settle()
         world.check_settled()
-        assert world.port(ONE) in (before, after), (name, number, moment, do)
+        assert world.port(ONE) == (after if world.switched == {*NAMES} else before), where
         ended[world.port(ONE)] = ended.get(world.port(ONE), 0) + 1
         world.deploy()  # and goes on as if nothing had been
         world.check_settled()
@@ -106,12 +113,14 @@ def test_whoever_makes_a_change_may_be_killed_at_any_request(
 
 @pytest.mark.parametrize(("act", "before", "after"), [(first, None, 8000), (change, 8000, 8001)], ids=["first", "set"])
 def test_a_host_may_vanish_at_any_request(
-    act: Callable[[World], None], before: int | None, after: int, worlds: Callable[[], World]
+    act: Callable[[World], None], before: int | None, after: int, world: World, copies: Callable[[], World]
 ) -> None:
     """The others go back; it follows with the first command after it is back, from whichever host."""
     ended: dict[int | None, int] = {}
-    for name, number, moment, do in points(requests(ready(worlds(), act), act)):
-        world = ready(worlds(), act)
+    if before:
+        world.deploy()
+    for name, number, moment, do in points(requests(copies(), act)):
+        world = copies()
         world.cut = cut_at(name, number, moment, Lost(f"{name}: gone"))
         where = (name, number, moment, do)
         assert name in said(lambda world=world: act(world), name), where
@@ -138,18 +147,13 @@ def said(act: Callable[[], object], otherwise: str) -> str:
     return otherwise
 
 
-def ready(world: World, act: Callable[[World], None]) -> World:
-    if act is change:
-        world.deploy()
-    return world
-
-
 # One host fails
 
 
 def test_a_host_that_fails_its_proof_takes_the_change_back_on_all(world: World) -> None:
     world.deploy()
     states = [load_state(world.hosts[name], LAYOUT) for name in NAMES]
+    texts = [host.read(LAYOUT.settings_file) for host in world.hosts.values()]
     world.fault[TWO] = NotProved("it answers nonsense")
     with pytest.raises(InstallError, match="gpu2: it answers nonsense") as caught:
         world.set("PORT=8001")
@@ -159,6 +163,7 @@ def test_a_host_that_fails_its_proof_takes_the_change_back_on_all(world: World) 
     now = [load_state(world.hosts[name], LAYOUT) for name in NAMES]
     assert [(s.proved, s.previous) for s in now if s] == [(s.proved, s.previous) for s in states if s]
     assert world.ports() == [8000, 8000]
+    assert [host.read(LAYOUT.settings_file) for host in world.hosts.values()] == texts
 
 
 def test_a_first_deploy_that_fails_on_one_host_leaves_no_service_and_no_group(world: World) -> None:
@@ -197,6 +202,19 @@ def test_a_host_that_cannot_be_put_back_is_tried_again_by_the_next_command(world
     world.settle()
     world.check_settled()
     assert world.ports() == [8000, 8000]
+
+
+def test_a_key_that_one_host_does_not_take_is_taken_back_on_all(world: World) -> None:
+    world.deploy()
+    before = [unit_keys(host, LAYOUT) for host in world.hosts.values()]
+    world.set_apikey("sk-another-0123456789abcdefghijklmnop")
+    now = [unit_keys(host, LAYOUT) for host in world.hosts.values()]
+    assert now[0][0] == now[1][0] != before[0][0]
+    world.fault[TWO] = NotProved("it did not take the new keys")
+    with pytest.raises(InstallError, match="gpu2: it did not take the new keys; all hosts are as they were"):
+        world.set_apikey("sk-a-third-one-0123456789abcdefghijk")
+    assert [unit_keys(host, LAYOUT) for host in world.hosts.values()] == now
+    world.check_settled()
 
 
 def test_every_host_has_the_same_key_and_none_of_them_was_sent_it(world: World) -> None:

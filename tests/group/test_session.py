@@ -124,6 +124,8 @@ def test_what_runs_undoes_itself_when_whoever_asked(how: str, host: Host, monkey
         assert runs.wait(20)
         if how == "ends":
             return
+        if how == "says nothing":
+            assert undone.wait(20)
         if how == "stops it":
             to.say(do="stop")
         assert "interrupted by SIGTERM" in heard()["error"]["message"]

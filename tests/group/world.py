@@ -36,15 +36,25 @@ class Killed(BaseException):
 class World:
     """`cut` is told each request before it is carried out (False) and after (True), and may raise Lost or Killed."""
 
-    def __init__(self, root: Path, bare: Path) -> None:
-        self.hosts: dict[str, Host] = {}
-        for name in NAMES:
-            shutil.copytree(bare, root / name, symlinks=True)
-            self.hosts[name] = Host(root / name)
-            self.hosts[name].write(Path("/etc/machine-id"), f"{name}\n")
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.hosts = {name: Host(root / name) for name in NAMES}
         self.cut: Callable[[str, str, bool], None] = lambda *_: None
         self.fault: dict[str, BaseException] = {}  # what the verb of a host ends with, once
         self.said: list[str] = []
+        self.switched: set[str] = set()  # hosts that have the change, whether or not anybody heard it
+
+    @classmethod
+    def of_bare(cls, root: Path, bare: Path) -> World:
+        """Two copies of one host."""
+        for name in NAMES:
+            shutil.copytree(bare, root / name, symlinks=True)
+            Host(root / name).write(Path("/etc/machine-id"), f"{name}\n")
+        return cls(root)
+
+    def copy(self, root: Path) -> World:
+        shutil.copytree(self.root, root, symlinks=True)
+        return World(root)
 
     def team(self, *away: str) -> Team:
         lost = {name: Lost(f"{name}: it is away") for name in away}
@@ -66,6 +76,9 @@ class World:
     def deploy(self) -> Group:
         more = dict.fromkeys(NAMES, ("--held-key", KEY))
         return self.run(Job("deploy", ("deploy",), more=more, stages=True))
+
+    def set_apikey(self, key: str) -> Group:
+        return self.run(Job("set-apikey default", ("set-apikey",), text=key, looks=False, of_keys=True))
 
     def set(self, *assignments: str) -> Group:
         return self.run(Job(" ".join(("set", *assignments)), ("set", "--", *assignments), stages=True))
@@ -105,6 +118,8 @@ class Wire:
     def ask(self, do: str, **given: Any) -> Any:
         self.world.cut(self.name, do, False)
         answer = json.loads(json.dumps(self.member.answer({"do": do, **json.loads(json.dumps(given))})))
+        if do == "switch" and answer["code"] == 0:
+            self.world.switched.add(self.name)
         self.world.cut(self.name, do, True)
         return answer
 
@@ -117,6 +132,8 @@ def run(host: Host, words: Sequence[str], text: str, fault: BaseException | None
 
     try:
         serving = prove.serving
+        if fault and words[0] == "set-apikey":
+            raise fault
         if fault:
 
             def failing(*_: object) -> None:
