@@ -12,7 +12,7 @@ from installer.base.report import Report
 from installer.flow import ownership
 from installer.flow.wanted import Wanted
 from installer.spec.calibration import Calibration
-from installer.spec.records import owned_on
+from installer.spec.records import owned_on, readable_state, services
 from installer.spec.soak import BY_HAND, Soak
 from installer.spec.state import State, event, text_digest
 from installer.spec.target import Target
@@ -42,11 +42,18 @@ def claim(
         for shared in render.shared_units().keys() & owned_on(host).keys():
             owned.setdefault(str(shared), (text_digest(host.read(shared) or ""),))
         return dataclasses.replace(
-            now, owned=owned, owns_user=now.owns_user or not has_user(host, layout.user), key_shown=key_shown,
-            pending=verb, pending_model=str(want.target.model.path), pending_engine=want.target.engine.id,
+            now, owned=owned, owns_user=now.owns_user or not has_user(host, layout.user),
+            owns_sysusers=now.owns_sysusers or _is_sysusers_ours(host, layout), key_shown=key_shown, pending=verb,
+            pending_model=str(want.target.model.path), pending_engine=want.target.engine.id,
         )  # fmt: skip
 
     return keyring.update(known, claimed, host, layout, report)
+
+
+def _is_sysusers_ours(host: Host, layout: Layout) -> bool:
+    """Whether the directory is not there yet, or came with another service of ours."""
+    others = [readable_state(host, Layout(name)) for name in services(host)]
+    return not host.exists(layout.sysusers.parent) or any(other.owns_sysusers for other in others if other)
 
 
 def remember(
@@ -55,14 +62,17 @@ def remember(
 ) -> State:  # fmt: skip
     """The change is over: of each file only one text is ours, the one that is there; of the keys, those in the unit."""
     layout = Layout(target.settings.service)
+    rendered = render.render(target, layout)
 
     def over(now: State) -> State:
         kept = {path: digests for path, digests in now.owned.items() if not _is_retired(Path(path), host, layout)}
-        owned = {path: _ours_now(path, digests, host, layout) for path, digests in kept.items()}
+        # A file that is as it should be is ours, also where somebody else put it back and nothing was due.
+        made = {str(path): (fingerprint(file.text, path, layout),) for path, file in rendered.items()}
+        owned = {path: _ours_now(path, (*old, *made.get(path, ())), host, layout) for path, old in kept.items()}
         history = (*now.history, event(now.pending or "deploy", outcome))
         proved = dataclasses.replace(target, keys=keyring.held_in_unit(host, layout) or target.keys)
         if now.former and now.former.ejected:  # it is ours again, with all that it had when it was let go
-            left = {layout.sysusers: render.render(target, layout)[layout.sysusers].text, **render.shared_units()}
+            left = {layout.sysusers: rendered[layout.sysusers].text, **render.shared_units()}
             owned |= {str(path): (text_digest(text),) for path, text in left.items() if host.read(path) == text}
             now = dataclasses.replace(now, former=None, owns_user=True)
         previous, watched = now.previous, soak or now.soak

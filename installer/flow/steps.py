@@ -166,6 +166,8 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     yield Remove(layout.state_dir)
     if is_last and host.exists(authority.AUTHORITY):
         yield Remove(authority.AUTHORITY)
+    if state.owns_sysusers:
+        yield Remove(layout.sysusers.parent, only_if_empty=True)
     for directory in (layout.settings_file.parent, STATES, USAGE, layout.hub.parent, layout.opt):
         yield Remove(directory, only_if_empty=True)
 

@@ -6,6 +6,7 @@ mount or websocket is reached around it. Stdlib only, because it runs on the eng
 
 from __future__ import annotations
 
+import asyncio
 import calendar
 import json
 import logging
@@ -16,18 +17,20 @@ import time
 from collections.abc import Awaitable
 from hashlib import sha256
 from posixpath import normpath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from installer.runtime.vllm_connections import Connections
     from installer.runtime.vllm_drain import App, Drain, Receive, Scope, Send, leaving
     from installer.runtime.vllm_limits import Refusal
     from installer.runtime.vllm_meter import ENGINE_DEAD, Meter, words_of
+    from installer.runtime.vllm_systemd import seconds
 else:
     from vllm_connections import Connections
     from vllm_drain import App, Drain, Receive, Scope, Send, leaving
     from vllm_limits import Refusal
     from vllm_meter import ENGINE_DEAD, Meter, words_of
+    from vllm_systemd import seconds
 
 OPEN, METRICS, INFERENCE, ADMIN = range(4)
 ROLES = {"metrics": METRICS, "inference": INFERENCE, "admin": ADMIN}
@@ -195,6 +198,7 @@ class Guard:
         self.app = app
         self.keys = Keys(os.path.join(os.environ["RUNTIME_DIRECTORY"].partition(":")[0], "keys"))
         self.refusals, self.meter = Refusals(), self.metering()
+        self.patience = seconds("HEAR_OUT")  # with bodies of those who show no key; 0 without a gateway
         self.drain: Drain | None = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -209,7 +213,7 @@ class Guard:
         if needed is None:
             needed = self.level(scope["path"], root or "")
         if needed == OPEN and kind == "http":
-            return self.app(scope, receive, send)
+            return self._without_key(self.app, scope, receive, send)
         token = presented(scope["headers"])
         key = self.keys.find(token) if token else None
         if key is not None and key.level >= needed and not self.keys.is_expired(key):
@@ -219,8 +223,13 @@ class Guard:
                 return self.meter.expose(self.app, scope, receive, send)
             return self.app(scope, receive, send)
         if kind == "http" and is_preflight(scope):
-            return self.app(scope, receive, send)
-        return self._refuse(scope, send, bool(token), key)
+            return self._without_key(self.app, scope, receive, send)
+        return self._without_key(self._refusal(scope, bool(token), key), scope, receive, send)
+
+    def _without_key(self, app: App, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if self.patience and scope["type"] == "http" and has_body(scope):
+            return hear_out(app, self.patience, scope, receive, send)
+        return app(scope, receive, send)
 
     async def _count(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         admitted = self.meter.admit(name)
@@ -236,7 +245,7 @@ class Guard:
         """Put before the application only now: a request costs nothing more until then."""
         self.app = leaving(self.app)
 
-    def _refuse(self, scope: Scope, send: Send, tried: bool, key: Key | None) -> Awaitable[None]:
+    def _refusal(self, scope: Scope, tried: bool, key: Key | None) -> App:
         if key is None:
             status, why = 401, "an unknown key" if tried else "no key"
         elif self.keys.is_expired(key):
@@ -245,7 +254,7 @@ class Guard:
             status, why = 403, f"the key {key.name}, whose role does not allow it"
         if scope["path"] != SELF_CHECK:
             self.refusals.note(scope, why)
-        return refuse(scope, send, status, *words_of_refusal(status))
+        return lambda scope, receive, send: refuse(scope, send, status, *words_of_refusal(status))
 
 
 def presented(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -301,6 +310,40 @@ def refuse(scope: Scope, send: Send, status: int, body: bytes, headers: list[tup
 async def answer(send: Send, status: int, kind: str, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     await send({"type": f"{kind}.start", "status": status, "headers": headers})
     await send({"type": f"{kind}.body", "body": body})
+
+
+# Behind a gateway, who shows no key is answered when the request is over: after an answer that comes before, HAProxy
+# reads on for as long as a byte comes now and then. What does not end in time it closes (408, in its configuration).
+LONGEST = 64 << 20  # bytes that are read for an answer that does not depend on them
+
+
+def has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+async def hear_out(app: App, patience: float, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await asyncio.wait_for(to_its_end(receive), patience)
+    except (asyncio.TimeoutError, ValueError):  # TimeoutError itself is another one before Python 3.11
+        await answer(send, 408, "http.response", b"", [(b"content-length", b"0"), (b"connection", b"close")])
+    else:
+        await app(scope, over, send)
+
+
+async def to_its_end(receive: Receive) -> None:
+    size, message = 0, dict[str, Any](more_body=True)
+    while message.get("more_body"):
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > LONGEST:
+            raise ValueError("nobody means so much")
+
+
+async def over() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 # vLLM's handlers and format serve its child loggers, too.

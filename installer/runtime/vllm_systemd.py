@@ -24,7 +24,7 @@ else:
 
 JOURNAL = "/run/systemd/journal/stdout"
 # What the unit may say in its environment, and what holds where it does not, or makes no sense: in seconds.
-USUAL = {"DRAIN": 30.0, "START_PATIENCE_SEC": 300.0, "SILENCE_SEC": 90.0}
+USUAL = {"DRAIN": 30.0, "HEAR_OUT": 0.0, "START_PATIENCE_SEC": 300.0, "SILENCE_SEC": 90.0}
 
 
 def seconds(variable: str) -> float:

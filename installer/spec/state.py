@@ -42,6 +42,7 @@ class State:
     # path -> digests of what we wrote there; more than one while a change is under way
     owned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     owns_user: bool = False
+    owns_sysusers: bool = False  # the directory of its user's entry, which the system did not have
     proved: Target | None = None
     previous: Target | None = None  # the generation before, to which rollback returns
     calibration: Calibration | None = None  # what vLLM measured when `proved` was proved

@@ -432,6 +432,16 @@ def test_a_drop_in_is_neither_seen_nor_touched(host: Host, want: Wanted) -> None
 # Taking everything away
 
 
+@pytest.fixture(params=["with theirs", "empty", "missing"])
+def accounts(host: Host, request: pytest.FixtureRequest) -> None:
+    """The directory of the entries of users, which not every system has."""
+    if request.param != "with theirs":
+        host.remove(LAYOUT.sysusers.parent)
+    if request.param == "empty":
+        host.make_dir(LAYOUT.sysusers.parent)
+
+
+@pytest.mark.usefixtures("accounts")
 def test_removal_leaves_the_host_as_it_was(host: Host, want: Wanted) -> None:
     before = tree(host)
     state = recorded(want, plan(want, host), host)
@@ -459,7 +469,7 @@ def test_a_unit_that_is_shared_is_stopped_when_the_last_service_goes(host: Host)
     state = recorded(want, [Write(path, text) for path, text in shared_units().items()], host)
     changes = list(removal(LAYOUT, state, host, weights=True, engine=True))
     stopped = [change.argv for change in changes if isinstance(change, Run) and "stop" in change.argv]
-    assert stopped == [("systemctl", "stop", "vllm-nvidia-nodes.service")], "a slice would end what is in it"
+    assert stopped == [("systemctl", "stop", "vllm-nvidia-nodes.service")], "the slice goes by itself, when it is empty"
 
 
 def test_weights_and_engine_stay_unless_asked_for(host: Host, want: Wanted) -> None:
@@ -477,6 +487,7 @@ def test_an_account_that_was_there_before_stays(host: Host, want: Wanted) -> Non
     assert host.read(Path("/etc/passwd")) == USER
 
 
+@pytest.mark.usefixtures("accounts")
 def test_two_services_share_what_they_share_until_the_last_goes(host: Host, want: Wanted) -> None:
     before = tree(host)
     first = recorded(want, plan(want, host), host)

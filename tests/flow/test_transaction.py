@@ -19,7 +19,7 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.locks import Busy
 from installer.base.report import Described, Report
-from installer.flow import converge, deploy, eject, fit, prove, roll, rotate, steps, transaction
+from installer.flow import converge, deploy, eject, fit, ownership, prove, roll, rotate, steps, transaction
 from installer.flow import running as processes
 from installer.flow.converge import Convergence, settled
 from installer.flow.prove import NotProved, Silent, Start
@@ -436,6 +436,19 @@ def test_a_file_that_was_edited_meanwhile_does_not_become_ours(host: Host, want:
     host.write(LAYOUT.sysusers, "by hand")
     change.remember()
     assert record(host).owned[str(LAYOUT.sysusers)] == before[str(LAYOUT.sysusers)]
+
+
+def test_a_unit_that_somebody_put_back_is_ours_once_it_is_what_was_wanted(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    """A copy from before a change, and then the change is taken back: nothing has to be written."""
+    deployed(want, host)
+    copy = host.read(LAYOUT.unit) or ""
+    attempt(with_settings(want, port=8001), host).run()
+    host.write(LAYOUT.unit, copy)
+    attempt(want, host).run()
+    again = steps.plan(with_settings(want, port=8002), host)
+    assert list(ownership.objections(again, host, LAYOUT, record(host), discard_edits=False)) == []
 
 
 def test_a_service_that_is_adopted_again_is_ours_with_all_that_it_had(host: Host, want: Wanted, proofs: Proofs) -> None:

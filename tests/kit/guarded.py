@@ -56,7 +56,7 @@ def guarded() -> Iterator[Guarded]:
         process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port), "--lifespan", "off",
              "--interface", "asgi3"],
-            cwd=home, env={**os.environ, "RUNTIME_DIRECTORY": folder}, stdout=subprocess.DEVNULL,
+            cwd=home, env={**os.environ, "RUNTIME_DIRECTORY": folder, "HEAR_OUT": "0.5"}, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:

@@ -166,6 +166,8 @@ def is_gone(machine: Machine, before: dict[str, str], services: Iterable[str] = 
         shown = machine.shell(f"systemctl list-units --all --plain --no-legend '{service}*'; ls -d /run/{service} || :")
         assert shown.stdout == "", shown.stdout
         assert machine.run("getent", "passwd", f"vllm-{service}", check=False).returncode == 2
+    if not machine.at("/etc/systemd/system/vllm.slice").exists():
+        assert machine.run("systemctl", "is-active", "vllm.slice", check=False).stdout == "inactive\n"
     assert machine.run("systemctl", "--failed", "--plain", "--no-legend").stdout == ""
     assert "VLLM::" not in machine.run("ps", "ax", "-o", "args").stdout
 

@@ -14,7 +14,7 @@ import pytest
 from installer.spec.settings import Settings
 from tests.kit.gateway import HAPROXY, Gateway, gateway
 from tests.kit.guarded import KEY, OPEN, Guarded, guarded
-from tests.runtime.test_gateway import are_up, eventually
+from tests.runtime.test_gateway import are_up, eventually, is_closed
 from tests.runtime.test_guard import TRICKS
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
@@ -150,6 +150,34 @@ def test_nor_in_one_of_http_2(pair: Pair, more: list[tuple[str, str]], body: byt
     before = pair.has_reached()
     h2(pair, [(":method", "POST"), (":path", "/health"), *more], body)
     assert pair.has_reached() - before <= set(OPEN)
+
+
+UNENDED = {
+    "a length": b"Content-Length: 100000000\r\n\r\n" + b"x" * 60000,
+    "chunks": b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n" + b"x" * 60000,
+}
+PREFLIGHT = b"Origin: http://h\r\nAccess-Control-Request-Method: POST\r\n"
+
+
+@pytest.mark.parametrize("body", UNENDED)
+@pytest.mark.parametrize(
+    "head", [b"POST /v1/models HTTP/1.1\r\n", b"POST /health HTTP/1.1\r\n", b"OPTIONS /v1/x HTTP/1.1\r\n" + PREFLIGHT]
+)
+def test_who_shows_no_key_and_does_not_come_to_an_end_is_left(pair: Pair, head: bytes, body: str) -> None:
+    """Beyond what the gateway holds back the guard waits; once answered, such a client would stay for ever."""
+    before = pair.has_reached()
+    with socket.create_connection(("127.0.0.1", pair.gateway.port), timeout=0.05) as client:
+        client.sendall(head + b"Host: h\r\n" + UNENDED[body])
+        eventually(lambda: is_closed(client, trickles=True))
+    assert pair.has_reached() == before
+
+
+def test_who_comes_to_an_end_with_a_wrong_key_is_told(pair: Pair) -> None:
+    body = b"x" * 3_000_000
+    wrong = (b"Authorization: Bearer wrong", b"Content-Length: %d" % len(body))
+    answer = pair.ask(get(b"/v1/models", *wrong, method=b"POST") + body)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"Incorrect or missing API key." in answer
 
 
 # HTTP/2 by hand, because no library would send what an enemy sends

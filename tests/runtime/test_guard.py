@@ -383,6 +383,57 @@ def test_the_applications_own_coroutine_is_returned(server: Server) -> None:
     assert result[3] is send
 
 
+# Behind a gateway
+
+
+@pytest.fixture
+def behind(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("HEAR_OUT", "0.1")
+    server.guard = server.module.Guard(server.application)
+    return server
+
+
+def pieces(*texts: bytes, ends: bool = True) -> Iterator[dict[str, Any]]:
+    for number, text in enumerate(texts, 1):
+        yield {"type": "http.request", "body": text, "more_body": not ends or number < len(texts)}
+
+
+def answered(server: Server, body: Iterator[dict[str, Any]], path: str = "/v1/models", length: bytes = b"9") -> int:
+    sent = list[dict[str, Any]]()
+
+    async def receive() -> dict[str, Any]:
+        return next(body, None) or await asyncio.get_running_loop().create_future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", length)]
+    scope = {"type": "http", "path": path, "method": "POST", "client": ("192.0.2.7", 1), "headers": headers}
+    asyncio.run(_await(server.guard(scope, receive, send)))
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/models", 401), ("/health", 200)])
+def test_who_shows_no_key_is_answered_when_the_request_is_over(behind: Server, path: str, status: int) -> None:
+    body = pieces(b"one", b"two", b"three")
+    assert answered(behind, body, path) == status
+    assert next(body, None) is None, "it was read"
+    assert answered(behind, iter([{"type": "http.disconnect"}]), path) == status
+    assert answered(behind, iter([]), path, length=b"0") == status
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+def test_and_who_does_not_come_to_an_end_is_cut_off(behind: Server, path: str) -> None:
+    reached = len(behind.reached)
+    assert answered(behind, pieces(b"one", ends=False), path) == 408
+    assert answered(behind, pieces(*[b"x" * (1 << 20)] * 65), path) == 408, "nor who sends without measure"
+    assert len(behind.reached) == reached
+
+
+def test_without_a_gateway_no_connection_is_kept_for_that(server: Server) -> None:
+    assert server.ask("/v1/models", ("Content-Length", "9"), method="POST")[0]["status"] == 401
+
+
 # The journal
 
 

@@ -91,7 +91,7 @@ FORMS = {
     "0.1.0": SINGLE,
     "replicas": SERVING,
     "families": SERVING,
-    "adapters": written(),
+    "adapters": dataclasses.replace(written(), owns_sysusers=True),
 }
 
 

@@ -13,10 +13,11 @@ from installer.base.changes import Remove, Run, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.flow.eject import plain_unit
+from installer.monitor import logs, place
 from installer.spec.records import ejected
 from installer.spec.settings import Settings
 from installer.spec.target import Target
-from installer.units import alarm
+from installer.units import alarm, soaking
 from installer.units.render import generation, render, runtime_dir, unit
 from installer.units.syntax import exec_line
 from tests.kit.samples import TEXTS
@@ -74,6 +75,14 @@ def test_systemd_has_nothing_to_say_about_them(distribution: Path) -> None:
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
     assert exposure(distribution, SEND.name) < 2.5, "it talks to the network, and runs a command of the admin's"
     assert exposure(distribution, LOOK.name) < 6, "root, which looks at everything"
+
+
+def test_without_the_tool_nobody_looks_and_nothing_fails() -> None:
+    """Its package may be gone while the service runs on."""
+    soak = next(each for each in soaking.beginning(LAYOUT, 600) if isinstance(each, Write)).text
+    figures = place.texts(place.Wish())[place.SERVICE]
+    for text in (alarm.texts(telling(), LAYOUT, RUNTIME)[LOOK], soak, figures, logs.unit()):
+        assert f"\nConditionPathExists={exec_line(text)[0]}\n" in text
 
 
 def test_a_failure_begins_a_look_and_nothing_is_started_anew_for_it() -> None:

@@ -72,7 +72,7 @@ def test_a_replica_has_its_own_gpus_port_and_places_and_answers_at_once_while_it
     lines = unit(made, LAYOUT, 2).splitlines()
     for line in (
         "PartOf=qwen3vl.service", "RuntimeDirectory=qwen3vl@2", "SyslogIdentifier=qwen3vl@2", "CacheDirectory=qwen3vl",
-        "Environment=CUDA_VISIBLE_DEVICES=GPU-2", "BindPaths=-/dev/nvidia1", "Environment=HOLD=5 DRAIN=30",
+        "Environment=CUDA_VISIBLE_DEVICES=GPU-2", "BindPaths=-/dev/nvidia1", "Environment=HOLD=5 DRAIN=30 HEAR_OUT=30",
         "User=vllm-qwen3vl", "Description=vLLM serving Qwen/Qwen3-VL-8B-Instruct, replica 2",
     ):  # fmt: skip
         assert line in lines

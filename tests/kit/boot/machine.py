@@ -272,7 +272,7 @@ def _escape(path: Path) -> str:
 def _lay_out(root: Path) -> None:
     """A root directory that systemd takes for an installed system: /usr comes by a mount, /etc is nearly empty."""
     # nspawn looks for os-release before it mounts anything; a persistent journal can be read from outside.
-    for directory in ("etc/systemd/system", "etc/sysusers.d", "root", "opt", "usr/lib", "var/log/journal"):
+    for directory in ("etc/systemd/system", "root", "opt", "usr/lib", "var/log/journal"):
         (root / directory).mkdir(parents=True)
     shutil.copy("/usr/lib/os-release", root / "usr/lib/os-release")
     for name in TOP_LINKS:
@@ -287,7 +287,7 @@ def _lay_out(root: Path) -> None:
 def _copy_system(system: Path, root: Path) -> None:
     """It reaches package indexes as this host does."""
     copy(system, root)
-    for directory in ("etc/ssl/certs", "etc/sysusers.d", "var/log/journal"):
+    for directory in ("etc/ssl/certs", "var/log/journal"):
         (root / directory).mkdir(parents=True, exist_ok=True)
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     _copy(Path("/etc"), ("pip.conf", "ssl/certs/ca-certificates.crt"), root / "etc")
