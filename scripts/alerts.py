@@ -29,10 +29,12 @@ SEEN = """
 
 A test boots a host with the stand-in engine, plants each fault, and waits for the alert to come through Prometheus and
 Alertmanager to a webhook; then it asks `doctor`. Its spans are 40 times shorter than those above, and Prometheus looks
-each second: the seconds are those of that test, once, and no promise. Where no finding is named the row itself was
-planted, as the machine has no GPU, no certificate and no replicas; what `doctor` says of those has tests of its own.
+each second: the seconds are those of that test, once, and no promise. No machine there has a GPU: a library in the
+place of NVIDIA's says what one would say, and a line of the driver's is written into the kernel's journal; from there
+on all of it is real, from the collector to the webhook. The faults of replicas, certificate and GPUs come several at a
+time.
 
-| alert | planted | seconds to the webhook | `doctor` says first |
+| alert | planted | seconds to the webhook | `doctor` says |
 |---|---|---|---|
 """
 

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ import pytest
 
 from installer.monitor.rules import alerts
 from scripts.alerts import FIRED
-from tests.kit.alerting import HOME, PLANTED, Watch
+from tests.kit import nvml
+from tests.kit.alerting import HOME, Watch
 from tests.kit.boot.machine import Machine
-from tests.kit.life import SERVICE, chat, cli, is_up, main_pid, processes, standin, until
+from tests.kit.boot.surroundings import REPO
+from tests.kit.certificates import certificate
+from tests.kit.gpu_host import MISMATCH, A, B, gpu, has, kernel_says, load_driver, tools
+from tests.kit.life import MODEL, SERVICE, chat, cli, is_up, main_pid, processes, standin, until
+from tests.kit.standin.wheel import build_wheel
 
 pytestmark = [
     pytest.mark.root, pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed"),
@@ -26,6 +32,7 @@ pytestmark = [
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 CACHE = f"/var/cache/{SERVICE}"
 RESTART = f"systemctl daemon-reload; systemctl reset-failed {SERVICE} || :; systemctl restart --no-block {SERVICE}"
+OTHER = "other"
 KEY = "sk-" + secrets.token_hex(24)
 
 
@@ -49,22 +56,10 @@ class Fault:
     command: tuple[str, ...] = ()  # of vllm-install, before it; and what takes it back
     undo: tuple[str, ...] = ()
     asks: bool = False  # whether clients ask meanwhile
+    code: int = 0  # of the command
+    seen: str = ""  # what Prometheus has to have read of it before the rest comes
 
 
-GPU = 'gpu="0",uuid="GPU-1"'
-ECC = f'vllm_install_gpu_ecc_errors_total{{{GPU},kind="uncorrected"}}'
-# Faults that no machine here has: the row that its collector would write.
-ROWS = {
-    "VllmGpuLost": 'gpu_lost{service="other",uuid="GPU-1"} 1',
-    "VllmGpuXid": f'gpu_xid_total{{{GPU},xid="79"}} 1',
-    "VllmGpuEcc": f"{ECC.removeprefix('vllm_install_')} 4",
-    "VllmCertificateExpires": 'certificate_expires_timestamp_seconds{service="other"} 1',
-    "VllmFallback": 'fallback{service="other"} 1',
-    "VllmReplicaDown": 'members{service="other"} 2\nvllm_install_members_up{service="other"} 1',
-    "VllmGpuHot": f'gpu_throttled{{{GPU},reason="hardware_thermal"}} 1',
-    "VllmGpuPowerCapped": f'gpu_throttled{{{GPU},reason="power_brake"}} 1',
-    "VllmGpusUnreadable": "gpus_readable 0",
-}
 FAULTS = [
     Fault("VllmNotServing", f"systemctl stop {SERVICE}", "service-stopped"),
     Fault("VllmHung", says("hang running=4"), "engine-hung"),
@@ -82,6 +77,10 @@ FAULTS = [
           "head -c 395M /dev/zero >/var/lib/vllm-usage/filler", "disk-low"),
     Fault("VllmScrapeFails", f"echo another-key-0123456789abcdefghij >{HOME}/key; mkdir -p /etc/vllm-install/monitor; "
           f"cp {HOME}/key /etc/vllm-install/monitor/key", "monitor-key-refused"),
+    Fault("VllmChangeUndone", ":", "change-undone", ("set", "VLLM_ARGS=--additional-config last-words"), code=6),
+    Fault("VllmNotifyFails", f"{sys.executable} -m installer alarm --test || :", "notify-failed",
+          ("set", "NOTIFY_COMMAND=/bin/false"), ("set", "NOTIFY_COMMAND="), seen="vllm_install_notify_failures_total"),
+    Fault("VllmFiguresMissing", f"sed -i 's/default=sha256:[0-9a-f]*/default=sha256:none/' {UNIT}", "key-malformed"),
     Fault("VllmRestarting", f"for n in 1 2 3; do until systemctl is-active -q {SERVICE}; do sleep 0.2; done; "
           f"systemctl kill --signal=KILL {SERVICE}; sleep 2; done", "restarted-by-itself"),
     Fault("VllmStartSlow", f"mkdir -p {UNIT}.d; printf '[Service]\\nTimeoutStartSec=25\\n' >{UNIT}.d/fault.conf; "
@@ -89,10 +88,11 @@ FAULTS = [
     Fault("VllmFiguresStale", "systemctl stop watch-collect; mkdir -p /etc/vllm-install/monitor; "
           "rm /var/lib/prometheus/node-exporter/vllm-install.prom", "figures-stale"),
 ]  # fmt: skip
+BEFORE = f"mkdir -p /root/before; cp -a --parents {UNIT} /root/before"
 CLEAR = f"""
     systemctl stop fault 2>/dev/null || :
     umount /var/lib/vllm-usage 2>/dev/null || :
-    rm -rf {CACHE}/standin {PLANTED} {UNIT}.d /etc/vllm-install/monitor
+    rm -rf {CACHE}/standin {UNIT}.d /etc/vllm-install/monitor
     cp -a /root/before/. /
     echo {KEY} >{HOME}/key
     systemctl daemon-reload
@@ -101,11 +101,12 @@ CLEAR = f"""
 
 
 @pytest.fixture(scope="module")
-def watch(standin_wheels: Path) -> Iterator[Watch]:
-    with Machine() as machine:
+def watch(standin_wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    with Machine(binds=tools(tmp_path_factory.mktemp("tools"))) as machine:
+        has(machine, {A: 1, B: 0})
         key = cli(machine, "deploy", *standin(standin_wheels)).key
         cli(machine, "set-apikey", "--name", "monitor", "--role", "metrics", "-", stdin=KEY)
-        machine.shell(f"mkdir /root/before; cp -a --parents {UNIT} /root/before")
+        machine.shell(BEFORE)
         found = Watch.start(machine, KEY)
         found.client = key
         yield found
@@ -119,8 +120,10 @@ SEEN: dict[str, dict[str, object]] = {}
 def plant(watch: Watch, fault: Fault) -> None:
     machine = watch.machine
     if fault.command:
-        cli(machine, *fault.command)
-    machine.shell(fault.arrange)
+        cli(machine, *fault.command, code=fault.code)
+    if fault.seen:
+        until("it is read", lambda: watch.query(fault.seen), machine)
+    machine.shell(f"cd {REPO}; {fault.arrange}")
 
 
 def first_finding(machine: Machine) -> str:
@@ -158,6 +161,7 @@ def clear(watch: Watch, fault: Fault, pid: int) -> None:
     machine.shell(CLEAR)
     if fault.undo:
         cli(machine, *fault.undo)
+        machine.shell(BEFORE)
     if fault.alert == "VllmFiguresStale":
         watch.collect()
     if fault.asks or fault.alert in ("VllmHung", "VllmRestarting") or main_pid(machine) != pid:
@@ -165,25 +169,75 @@ def clear(watch: Watch, fault: Fault, pid: int) -> None:
     until("it serves again", lambda: is_up(machine), machine)
 
 
-def test_what_no_machine_here_has_and_a_watcher_that_is_stopped(watch: Watch) -> None:
+# Of another service: two replicas on a GPU each, HTTPS, and an endpoint that answers in its place. In three turns.
+SOON = {
+    "VllmCertificateExpires": "tls", "VllmReplicaDown": "service-stopped", "VllmGpuHot": "gpu-hot",
+    "VllmGpuPowerCapped": "gpu-power-capped", "VllmGpuEcc": "gpu-remap-pending",
+}  # fmt: skip
+LOST = {"VllmGpuLost": "gpu-off-bus", "VllmGpuXid": "gpu-stuck", "VllmFallback": "service-stopped"}
+BLIND = {"VllmGpusUnreadable": "driver-mismatch"}
+STUCK = (
+    "NVRM: Xid (PCI:0000:16:00): 109, pid=7, name=python3, Ch 00000008, errorString CTX SWITCH TIMEOUT, Info 0x58005"
+)
+
+
+def deploy_other(machine: Machine, wheels: Path) -> Path:
+    """What its GPUs say of themselves is what is laid where the path leads that this gives."""
+    folder = wheels.with_name("standin-cuda")
+    build_wheel(folder, name="vllm")
+    library = load_driver(machine)
+    certificate(machine.at("/etc/tls"), "localhost", "127.0.0.1")
+    machine.write("/etc/tls/other.key", "sk-theirs\n", 0o600)
+    gateway = ("--tls-cert", "/etc/tls/tls.pem", "--tls-key", "/etc/tls/tls.key", "--fallback-key-file")
+    fallback = ("/etc/tls/other.key", "--fallback-url", "http://127.0.0.1:9998/v1")
+    engines = ("--model", MODEL, "--find-links", str(folder), "--offline", "--replicas", "2", "--port", "8001")
+    cli(machine, "deploy", "--service", OTHER, *engines, *gateway, *fallback)
+    return library
+
+
+def come(watch: Watch, expected: dict[str, str], began: float) -> None:
+    """Each of them, and doctor has what explains it."""
+    seconds = {alert: round(watch.fired(alert, began)) for alert in expected}
+    said = watch.machine.cli("doctor", "--service", OTHER, "--json", check=False).stdout
+    found = [finding["id"] for finding in json.loads(said)["findings"]]
+    assert [name for name in expected.values() if name not in found] == [], found
+    SEEN.update({alert: {"seconds": seconds[alert], "doctor": name} for alert, name in expected.items()})
+
+
+def test_replicas_and_gpus_that_fail_and_a_watcher_that_is_stopped(watch: Watch, standin_wheels: Path) -> None:
     machine, pid = watch.machine, main_pid(watch.machine)
-    for alert in (*ROWS, "VllmWatcherSilent"):
-        watch.mark(alert)
-    machine.write(PLANTED, f"{ECC} 3\n")
-    until("it is read", lambda: watch.query(ECC), machine)
-    began = time.monotonic()
-    machine.write(PLANTED, "".join(f"vllm_install_{row}\n" for row in ROWS.values()))
     watcher = next(pid for pid, line in processes(machine).items() if "vllm_watcher.py" in line)
+    library = deploy_other(machine, standin_wheels)
+    until("its figures are read", lambda: watch.query('vllm_install_gpu_xid_total{gpu="0",xid="109"} == 0'), machine)
+    for alert in (*SOON, *LOST, *BLIND, "VllmWatcherSilent"):
+        watch.mark(alert)
     machine.shell(f"kill -STOP {watcher}")
-    for alert in ROWS:
-        SEEN[alert] = {"seconds": round(watch.fired(alert, began)), "doctor": ""}
-    seconds = watch.fired("VllmWatcherSilent", began)
+    stopped = began = time.monotonic()
+    certificate(machine.at("/etc/tls"), "localhost", "127.0.0.1", days=9)
+    braked = gpu(B, throttled=0x80, ecc_uncorrected=4, remapped_pending=1)
+    nvml.say(library, [gpu(A, throttled=0x40, temperature=95), braked])
+    # In this order: a reload reaches the replicas, too, and who is stopped in the midst of one has failed.
+    machine.shell(f"systemctl stop {OTHER}@2; systemctl reload {OTHER}")
+    come(watch, SOON, began)
+    began = time.monotonic()
+    nvml.say(library, [gpu(A), gpu(B, handle=15)])
+    kernel_says(machine, STUCK)
+    machine.shell(f"systemctl stop {OTHER}@1")
+    come(watch, LOST, began)
+    seconds = watch.fired("VllmWatcherSilent", stopped)
     assert first_finding(machine) == "watcher-silent"
     SEEN["VllmWatcherSilent"] = {"seconds": round(seconds), "doctor": "watcher-silent"}
     assert main_pid(machine) == pid
+    nvml.say(library, [gpu(A), gpu(B)])
+    watch.mark("VllmGpusUnreadable")  # one that was lost could not be read either
+    began = time.monotonic()
+    nvml.say(library, [gpu(A), gpu(B)], init=18)
+    machine.write(MISMATCH, "")
+    come(watch, BLIND, began)
 
 
 def test_every_alert_was_fired() -> None:
-    assert {*ROWS, *(fault.alert for fault in FAULTS), "VllmWatcherSilent"} == {alert.name for alert in alerts()}
-    named = {alert.name: alert.doctor for alert in alerts()}
-    assert [fault for fault in FAULTS if fault.finding not in named[fault.alert]] == []
+    planted = {**{fault.alert: fault.finding for fault in FAULTS}, **SOON, **LOST, **BLIND}
+    planted["VllmWatcherSilent"] = "watcher-silent"
+    assert set(planted) == {alert.name for alert in alerts()}
+    assert [alert.name for alert in alerts() if planted[alert.name] not in alert.doctor] == []

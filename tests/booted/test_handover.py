@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -35,6 +36,7 @@ DROP_IN = f"{UNIT}.d/override.conf"
 
 IN_FLIGHT = ("500", "RemoteDisconnected", "ConnectionResetError", "IncompleteRead", "BrokenPipeError")
 
+WORDS = 20
 RESTARTS = int(os.environ.get("RESTARTS", "6"))  # one more than the unit's start limit; 20 by hand
 # Asks again and again, several at once, each time on a new connection; tells at the end of its input what came back.
 LOAD = """
@@ -146,6 +148,25 @@ def test_many_restarts_in_a_row_cost_nobody_anything(machine: Machine, key: str)
     seen = running.result
     print(f"asked {seen.asked}, failed {seen.failures}, longest wait {seen.longest_wait:.1f} s")
     assert seen.failures == {}, machine.evidence()
+
+
+def test_an_answer_that_has_begun_comes_to_its_end_over_a_restart(machine: Machine, key: str) -> None:
+    """Word by word on its old connection, while others wait for the next engine."""
+    machine.write(FAULTS, "token-seconds=0.2")
+    connection = http.client.HTTPConnection("127.0.0.1", 8000)
+    connection.sock = machine.connect(8000)
+    body = json.dumps({"model": "builtin:tiny", "prompt": "Hi", "max_tokens": WORDS, "stream": True})
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/completions", body, headers)
+    answer = connection.getresponse()
+    began = answer.readline()
+    restarting = machine.start("systemctl", "restart", SERVICE)
+    until("it is stopping", lambda: unit(machine, "SubState")["SubState"].startswith("stop"), machine)
+    machine.at(FAULTS).unlink()
+    with asked(machine, key):
+        said = began + answer.read()
+    assert (said.count(b'"text"'), said.endswith(b"data: [DONE]\n\n")) == (WORDS, True), said
+    assert restarting.wait(60) == 0
 
 
 def test_a_stop_refuses_everybody_at_once(machine: Machine, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -85,6 +86,15 @@ def test_prometheus_sees_every_service_with_a_key_that_it_alone_may_read(host: H
     assert (found["scraped"], found["alerted"], found["collects"]) == (True, True, True)
     assert (found["lines"], found["targets"]) == ("", ["127.0.0.1:8000"])
     serves(machine, host.key)
+
+
+def test_the_rules_as_they_ship_fire_on_what_the_timer_collects(host: Host) -> None:
+    machine, unit = host.machine, host.machine.at("/etc/systemd/system/qwen3vl.service")
+    text, soon = unit.read_text(), machine.shell("date -ud +1hour +%FT%TZ").stdout.strip()
+    unit.write_text(re.sub(r"default=sha256:\w+", rf"\g<0>@{soon}", text))
+    firing = 'ALERTS{alertname="VllmKeyExpires",alertstate="firing",service="qwen3vl",key="default"}'
+    until("it fires", lambda: series(machine, firing), machine)
+    unit.write_text(text)
 
 
 def test_a_new_service_appears_by_itself_and_leaves_when_it_is_uninstalled(host: Host) -> None:

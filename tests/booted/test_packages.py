@@ -39,10 +39,10 @@ NEXT = "0.9.0"
 HOME = "usr/lib/vllm-install"
 SITE = f"{HOME}/lib/python3/site-packages"
 STANDIN = "/srv/standin"
-# What apt remembers, and the tool of `make install` with its sources.
+# What apt remembers, the tool of `make install` with its sources, and what somebody was told of.
 BESIDE = (
     "var/lib/apt", "var/lib/dpkg", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "opt/vllm-install/tool",
-    "srv",
+    "srv", "var/lib/vllm-install/qwen3vl/told.json",
 )  # fmt: skip
 
 

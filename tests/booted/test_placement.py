@@ -1,13 +1,8 @@
-"""Two services on a host with two GPUs, under a real systemd: each on its own, by uuid, and no other let in.
-
-The GPUs are those of an nvidia-smi of ours, which says that a GPU is held by the engine that was started for it.
-"""
+"""Two services on a host with two GPUs, under a real systemd: each on its own, by uuid, and no other let in."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,45 +11,14 @@ import pytest
 from tests.kit import nvml
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
+from tests.kit.gpu_host import HOST, A, B, gpu, has, load_driver, tools
 from tests.kit.life import Outcome, cli, is_gone, main_pid, serves
-from tests.kit.nvml import h200
 from tests.kit.standin.wheel import build_wheel
-
-A, B = "GPU-aaaaaaaa-0000-1111-2222-333333333333", "GPU-bbbbbbbb-0000-1111-2222-333333333333"
-HOST = "/var/lib/gpus.json"
-NVIDIA_SMI = f"""#!{sys.executable}
-import glob, json, os, sys
-gpus = json.load(open({HOST!r}))
-held = {{}}
-for path in glob.glob("/proc/[0-9]*/environ"):
-    try:
-        words = open(path.replace("environ", "cmdline")).read()
-        variables = dict(pair.partition("=")[::2] for pair in open(path).read().split("\\0"))
-    except OSError:
-        continue
-    if words.startswith("VLLM::EngineCore"):
-        held.setdefault(variables.get("CUDA_VISIBLE_DEVICES", gpus[0]["uuid"]), path.split("/")[2])
-for gpu in gpus:
-    used = 120000 if gpu["uuid"] in held else 0
-    row = {{"driver_version": "580.159.04", "compute_cap": "9.0", "memory.total": 143771, "memory.used": used,
-           "index": gpu["index"], "uuid": gpu["uuid"], "name": "NVIDIA H200", "utilization.gpu": 0,
-           "pci.bus_id": gpu["pci"], "mig.mode.current": "Disabled"}}
-    apps = {{"pid": held.get(gpu["uuid"]), "used_memory": used, "process_name": "VLLM", "gpu_uuid": gpu["uuid"]}}
-    for argument in sys.argv[1:]:
-        option, _, names = argument.partition("=")
-        if option == "--query-gpu":
-            print(", ".join(str(row[name]) for name in names.split(",")))
-        if option == "--query-compute-apps" and used:
-            print(", ".join(str(apps[name]) for name in names.split(",")))
-"""
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    tools = tmp_path_factory.mktemp("tools")
-    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
-    (tools / "nvidia-smi").chmod(0o755)
-    with Machine(binds={tools: Path("/usr/local/sbin")}) as machine:
+    with Machine(binds=tools(tmp_path_factory.mktemp("tools"))) as machine:
         yield machine
 
 
@@ -76,18 +40,6 @@ def _nothing_stays(machine: Machine) -> Iterator[None]:
         cli(machine, "uninstall", "--service", service, "--purge", "--yes")
     machine.at(HOST).unlink()
     is_gone(machine, before, services)
-
-
-def has(machine: Machine, minors: dict[str, int]) -> None:
-    """The host has these GPUs now, with these numbers of their device nodes."""
-    gpus = [{"uuid": uuid, "index": index, "pci": f"00000000:{16 + index}:00.0"} for index, uuid in enumerate(minors)]
-    machine.write(HOST, json.dumps(gpus))
-    machine.shell("if mountpoint -q /proc/driver; then umount /proc/driver; fi; mount -t tmpfs none /proc/driver")
-    machine.shell("touch /dev/nvidia0 /dev/nvidia1")
-    for gpu in gpus:
-        folder = f"/proc/driver/nvidia/gpus/{str(gpu['pci'])[4:]}"
-        line = f"Device Minor: \t {minors[str(gpu['uuid'])]}"
-        machine.shell(f"mkdir -p {folder} && echo '{line}' > {folder}/information")
 
 
 def visible(machine: Machine, service: str) -> tuple[str, list[str]]:
@@ -173,19 +125,11 @@ def test_a_drop_in_that_chooses_gpus_is_seen_and_wins(machine: Machine, options:
     machine.at(drop_in).unlink()
 
 
-LIBRARY = "/var/lib/nvml/usr/lib"
-
-
 @pytest.fixture
 def driver(machine: Machine) -> Iterator[Path]:
-    """NVIDIA's library in the machine, as a stand-in, and found by everybody."""
-    root, cache = machine.at("/var/lib/nvml"), machine.at("/etc/ld.so.cache")
+    cache = machine.at("/etc/ld.so.cache")
     before = cache.read_bytes() if cache.exists() else None
-    nvml.install(root, [gpu(A), gpu(B)])
-    machine.write("/etc/ld.so.conf.d/nvml.conf", f"{LIBRARY}\n")
-    machine.shell("ldconfig && mkdir -p /proc/driver/nvidia")
-    machine.write("/root/version", nvml.DRIVER)
-    machine.shell("cp /root/version /proc/driver/nvidia/version && touch /dev/nvidiactl /dev/nvidia-uvm")
+    root = load_driver(machine)
     yield root
     machine.shell("rm /proc/driver/nvidia/version /dev/nvidiactl /dev/nvidia-uvm")
     for path in ("/etc/ld.so.conf.d/nvml.conf", "/root/version"):
@@ -193,10 +137,6 @@ def driver(machine: Machine) -> Iterator[Path]:
     for folder in (root, machine.at("/var/cache/ldconfig")):
         shutil.rmtree(folder)
     cache.write_bytes(before) if before is not None else cache.unlink()
-
-
-def gpu(uuid: str, **state: object) -> dict[str, object]:
-    return h200([A, B].index(uuid), uuid=uuid, **state)
 
 
 def test_a_gpu_that_needs_a_reset_ends_the_start_with_the_reason_and_the_other_service_goes_on(

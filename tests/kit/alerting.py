@@ -17,7 +17,6 @@ from tests.kit.life import SERVICE, ask, until
 
 SCALE = 1 / 40
 HOME = "/root/watch"
-PLANTED = FIGURES.parent / "planted.prom"
 HOOK = f"""
 import http.server, pathlib
 class Hook(http.server.BaseHTTPRequestHandler):

@@ -103,11 +103,21 @@ CASES = {
         {f"{P}refused_total{K}": "0+10x40", f"{P}requests_total{K}": "0+500x40"},
         extra=({f"{P}refused_total{K}": "0+2x40", f"{P}requests_total{K}": "0+1x40"},),
     ),
+    "VllmChangeUndone": Case(
+        {f'{P}rolled_back_timestamp_seconds{{service="a"}}': "600x40"},
+        {f'{P}rolled_back_timestamp_seconds{{service="a"}}': "-2460x40"},
+    ),
+    "VllmNotifyFails": Case(
+        {f'{P}notify_failures_total{{service="a"}}': "7x5 8x40"}, {f'{P}notify_failures_total{{service="a"}}': "7x40"},
+    ),
     "VllmFallback": Case({f'{P}fallback{{service="a"}}': "1x40"}, {f'{P}fallback{{service="a"}}': "0x40"}),
     "VllmReplicaDown": Case(
         {f'{P}members{{service="a"}}': "2x40", f'{P}members_up{{service="a"}}': "1x40"},
         {f'{P}members{{service="a"}}': "2x40", f'{P}members_up{{service="a"}}': "2x18 1 2x20"},
         extra=({f'{P}members{{service="a"}}': "1x40", f'{P}members_up{{service="a"}}': "0x40"},),
+    ),
+    "VllmFiguresMissing": Case(
+        {f'{P}source_failed{{source="gpus"}}': "1x40"}, {f'{P}source_failed{{source="gpus"}}': "1x5 _x40"},
     ),
     "VllmDiskFull": Case(
         {f'{P}disk_free_bytes{{what="weights"}}': "1e9x40", f'{P}disk_size_bytes{{what="weights"}}': "1e12x40"},
@@ -159,6 +169,7 @@ BEGUN = {
     "VllmItlSlow": {**histogram("inter_token_latency", "0+60x15 900x24", "0+60x40"), **target("itl")},
     "VllmRefusals": {f"{P}refused_total{K}": "0x16 0+10x20", f"{P}requests_total{K}": "0+50x40"},
     "VllmFallback": {f'{P}fallback{{service="a"}}': "0x19 1x20"},
+    "VllmFiguresMissing": {f'{P}source_failed{{source="gpus"}}': "_x18 1x20"},
     "VllmReplicaDown": {f'{P}members{{service="a"}}': "2x40", f'{P}members_up{{service="a"}}': "2x19 1x20"},
     "VllmDiskFull": {
         f'{P}disk_free_bytes{{what="weights"}}': "2e9x19 1e9x20", f'{P}disk_size_bytes{{what="weights"}}': "1e12x40",
