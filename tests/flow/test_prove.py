@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from installer.base.changes import Handover, Restart
 from installer.base.errors import Exit
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
-from installer.flow.prove import NotProved, Server, Start
+from installer.flow.prove import NotProved, Server, Silent, Start
 from installer.units.api import Answer
 from installer.units.graph import handle
 from installer.units.holding import Holding
@@ -107,6 +110,19 @@ def test_what_a_client_relies_on_is_seen_to_hold(up: type[Scripted], question: s
     assert caught.value.exit_code == Exit.NOT_PROVED
 
 
+def test_it_serves_by_every_name_that_it_was_given(up: type[Scripted]) -> None:
+    want = with_settings(WANT, served_model_name=("qwen", "chat"))
+    names = (MODEL, "qwen", "chat")
+    for missing in names:
+        listed = [{"id": name, "max_model_len": 1024} for name in names if name != missing]
+        up.answers = {"models probe": Answer(200, json.dumps({"data": listed}).encode())}
+        with pytest.raises(NotProved, match="instead of"):
+            prove.serving(want, HOST, Report())
+    listed = [{"id": name, "max_model_len": 1024} for name in names]
+    up.answers = {"models probe": Answer(200, json.dumps({"data": listed}).encode())}
+    prove.serving(want, HOST, Report())
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -198,6 +214,42 @@ def why(host: Host, tmp_path: Path, *story: dict[str, str], start: Start = prove
     with pytest.raises(NotProved) as caught:
         follow(host, tmp_path, *story, start=start)
     return caught.value.message
+
+
+def test_a_stranger_in_its_place_gets_no_key_and_proves_nothing(host: Host) -> None:
+    asked: list[str | None] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        want = with_settings(WANT, host="127.0.0.1", port=server.server_port)
+        service = Server(want, handle(LAYOUT, want.target), host)
+        assert service.ask("GET", "/v1/models", None).status == 200
+        with pytest.raises(Silent, match=r"is held by .*, not by qwen3vl\.service") as caught:
+            service.ask("GET", "/v1/models", PROBE_KEY)
+        server.shutdown()
+    assert asked == [None]
+    assert caught.value.hint == "journalctl -u qwen3vl -n 200"
+
+
+def test_a_start_of_several_takes_the_place_of_all_their_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "invocation", lambda _, unit: f"run of {unit}")
+    monkeypatch.setattr(prove, "last_entry", lambda _, unit: f"end of {unit}")
+    start = prove.started_by([Restart("a", along=("a@1", "a@2")), Handover("b")], HOST, is_first=True)
+    assert start == Start(True, frozenset({"run of a", "run of a@1", "run of a@2"}), {"b": "end of b"})
+
+
+def test_a_journal_that_cannot_be_waited_for_is_read_all_the_same(host: Host, tmp_path: Path) -> None:
+    program = tmp_path / "bin/journalctl"
+    program.write_text(program.read_text().replace("#!/bin/sh\n", '#!/bin/sh\n[ "$1" != --sync ] || exit 1\n'))
+    assert REFUSED.format(run="new") in why(host, tmp_path, BEGINS, FAILED)
 
 
 def test_a_start_is_followed_to_its_end(host: Host, tmp_path: Path) -> None:
