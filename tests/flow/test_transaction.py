@@ -14,7 +14,7 @@ import pytest
 
 from installer.adoption import former
 from installer.base.changes import Change, Handover, Remove, Restart, Write
-from installer.base.errors import Exit, InstallError, Interrupted
+from installer.base.errors import Exit, InstallError, Interrupted, Refused
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.locks import Busy
@@ -225,6 +225,20 @@ def test_a_change_that_fails_leaves_the_service_as_it_was(host: Host, want: Want
     want_back, start = proofs.asked[-1]
     assert want_back.target.settings == want.target.settings, "what was put back is proved as well"
     assert not start.is_first
+
+
+def test_settings_that_only_the_admin_reads_stay_so_when_a_change_is_undone(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    deployed(want, host)
+    host.at(LAYOUT.settings_file).chmod(0o600)
+    change = attempt(with_settings(want, port=8001), host, "prove")
+    failure(change)
+    assert host.mode(LAYOUT.settings_file) == 0o600
+    host.remove(LAYOUT.settings_file)
+    change = attempt(with_settings(want, port=8001), host, "prove")
+    failure(change)
+    assert host.mode(LAYOUT.settings_file) == 0o644
 
 
 def test_a_change_that_only_moves_the_context_says_where_it_is_back_at(
@@ -866,6 +880,28 @@ def test_a_key_that_nobody_was_shown_is_not_in_force(host: Host, running: Answer
     assert DEFAULT_KEY not in str(record(host))
 
 
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_unit_that_only_root_reads_stays_so_whatever_becomes_of_its_keys(
+    host: Host, running: Answers, is_taken: bool
+) -> None:
+    """It may hold a key as it is."""
+    host.at(LAYOUT.unit).chmod(0o600)
+    running(None if is_taken else NotProved("no"))
+    with nullcontext() if is_taken else pytest.raises(InstallError):
+        set_key(host, "sk-guest", "guest")
+    assert (digest("sk-guest") in held(host)) is is_taken
+    assert host.mode(LAYOUT.unit) == 0o600
+
+
+def test_the_keys_of_a_masked_unit_cannot_be_changed(host: Host, running: Answers) -> None:
+    host.remove(LAYOUT.unit)
+    host.at(LAYOUT.unit).symlink_to("/dev/null")
+    with pytest.raises(Refused, match=r"qwen3vl\.service is masked") as caught:
+        set_key(host, "sk-guest", "guest")
+    assert caught.value.hint == "systemctl unmask qwen3vl && vllm-install deploy --service qwen3vl"
+    assert record(host).rekeying is None
+
+
 # Letting a service go
 
 
@@ -916,6 +952,14 @@ def test_a_settings_file_that_the_admin_wrote_stays_when_a_service_is_let_go(
         save_state(host, LAYOUT, dataclasses.replace(record(host), owned=owned))
     eject.eject("qwen3vl", host, REPORT)
     assert host.exists(LAYOUT.settings_file) != ours
+
+
+def test_a_unit_that_only_root_reads_is_let_go_as_one(host: Host, want: Wanted, proofs: Proofs) -> None:
+    deployed(want, host)
+    host.at(LAYOUT.unit).chmod(0o600)
+    eject.eject("qwen3vl", host, REPORT)
+    assert host.mode(LAYOUT.unit) == 0o600
+    assert host.mode(LAYOUT.ejected_probe_key) == 0o600
 
 
 def test_what_stands_behind_a_gateway_is_not_let_go(host: Host, proofs: Proofs) -> None:
