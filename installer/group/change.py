@@ -71,6 +71,7 @@ def settle(team: Team, seen: Mapping[str, Look], report: Report) -> Group | None
     records = {name: look.group for name, look in seen.items() if look.group}
     if not records:
         return None
+    _check_one_group(records)
     newest = max(records.values(), key=lambda group: (group.epoch, group.change is None))
     begun = {name: group.change for name, group in records.items() if group.change}
     if not begun:
@@ -87,6 +88,16 @@ def settle(team: Team, seen: Mapping[str, Look], report: Report) -> Group | None
         raise _uncertain(team, what)
     report.warn(tr("{what} was cut off; undoing it on all hosts first", what=what))
     return take_back(team, list(seen), newest)
+
+
+def _check_one_group(records: Mapping[str, Group]) -> None:
+    """Before anything is settled: what another group has half done is not ours to undo."""
+    first, *others = records
+    if stranger := next((name for name in others if records[name].id != records[first].id), None):
+        raise Refused(
+            tr("{first} and {other} are of different groups of hosts", first=first, other=stranger),
+            tr("vllm-install hosts, on each of them, says who is of which; hosts remove lets one go"),
+        )
 
 
 def _led(team: Team, begun: Mapping[str, Joint], newest: Group, report: Report) -> Group:

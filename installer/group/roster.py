@@ -28,7 +28,7 @@ def _settled(
         if now is None:
             raise Refused(
                 tr("the group is no more: what made it was cut off, and is undone"),
-                f"vllm-install deploy --service {service}",
+                f"vllm-install deploy --service {service} --hosts {','.join(peer.name for peer in group.peers)}",
             )
         yield team, now, facts.looks(team)
 

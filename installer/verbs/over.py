@@ -133,11 +133,6 @@ def _over(call: _Call, names: Sequence[str], group: Group | None, host: Host) ->
     if call.context.params.get("soak"):
         raise UsageError(tr("--soak watches one host, and would take back a change on it alone"), tr("leave it out"))
     known = {peer.name: peer for peer in group.peers} if group else {}
-    if missing := known.keys() - set(names) if names else set():
-        raise UsageError(
-            tr("{name} is of this group and not named", name=min(missing)),
-            f"vllm-install hosts remove {min(missing)} --service {call.service}",
-        )
     peers = [known.get(name, Peer(name)) for name in names] or [peer for peer in known.values() if not peer.out]
     report = call.report
     with changing(peers, call.service, call.verb, host, report) as team:
@@ -147,10 +142,15 @@ def _over(call: _Call, names: Sequence[str], group: Group | None, host: Host) ->
         if settled is None and not names:
             raise Refused(
                 tr("the group is no more: what made it was cut off, and is undone"),
-                f"vllm-install deploy --service {call.service}",
+                f"vllm-install deploy --service {call.service} --hosts {','.join(known)}",
             )
-        now = settled or group or Group(_new_id(), ())
+        now = settled or Group(_new_id(), ())
         now = replace(now, peers=_peers(now, peers, seen))
+        if missing := [peer.name for peer in now.serving if peer.name not in {*team.far, *team.lost}]:
+            raise UsageError(
+                tr("{name} is of this group and not named", name=missing[0]),
+                f"vllm-install hosts remove {missing[0]} --service {call.service}",
+            )
         VERBS[call.verb](call, now, team, seen)
 
 

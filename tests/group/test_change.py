@@ -13,7 +13,7 @@ from installer.base.host import Host
 from installer.flow.prove import NotProved
 from installer.group import carry
 from installer.group.reach import Lost
-from installer.spec.group import load_group
+from installer.spec.group import Group, Joint, Peer, load_group, save_group
 from installer.spec.records import load_state
 from installer.units.keyring import unit_keys
 from tests.flow import test_deploy, test_transaction
@@ -215,6 +215,15 @@ def test_a_key_that_one_host_does_not_take_is_taken_back_on_all(world: World) ->
         world.set_apikey("sk-a-third-one-0123456789abcdefghijk")
     assert [unit_keys(host, LAYOUT) for host in world.hosts.values()] == now
     world.check_settled()
+
+
+def test_what_another_group_has_half_done_is_not_touched(world: World) -> None:
+    world.deploy()
+    other = Group("another", (Peer(TWO), Peer("gpu9")), epoch=7, change=Joint("c", "set PORT=9"))
+    save_group(world.hosts[TWO], LAYOUT, other)
+    with pytest.raises(InstallError, match="gpu1 and gpu2 are of different groups"):
+        world.settle()
+    assert load_group(world.hosts[TWO], LAYOUT) == other
 
 
 def test_every_host_has_the_same_key_and_none_of_them_was_sent_it(world: World) -> None:
