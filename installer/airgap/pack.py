@@ -46,7 +46,7 @@ from installer.forms.venv import engines
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.model import Model
-from installer.spec.settings import Settings
+from installer.spec.settings import PODMAN, Settings
 from installer.weights import models
 
 READ = 1 << 20
@@ -76,6 +76,11 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
         raise Refused(
             tr("a bundle holds vLLM; there is none of {engine} yet", engine=label(settings)),
             tr("make it with ENGINE_FAMILY={family}", family=Settings.engine_family),
+        )
+    if settings.runtime == PODMAN:
+        raise Refused(
+            tr("a bundle holds packages; it carries no image yet"),
+            tr("make it with RUNTIME=venv; take an image along with podman save, and deploy with --image FILE"),
         )
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)

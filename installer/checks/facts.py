@@ -5,6 +5,7 @@ Everything is read below the host's root, so that a temporary tree can stand for
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -15,8 +16,9 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.checks import gateway, ports
 from installer.checks.gpus.vendors import MODULES
-from installer.spec.facts import Disk, Facts, Interpreter, Nvcc
-from installer.spec.settings import Settings
+from installer.forms.podman import images
+from installer.spec.facts import Disk, Facts, Interpreter, Nvcc, Podman
+from installer.spec.settings import PODMAN, Settings
 from installer.units.gateway import needs_gateway
 from installer.units.processes import listener
 
@@ -35,7 +37,8 @@ print(sys.base_prefix)
 def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
     cpu, flags = _cpu(host)
     memory = _meminfo(host)
-    places = (layout.opt, layout.hub.parent, layout.settings_file.parent.parent, layout.state_dir.parent.parent)
+    containers = (images.STORAGE,) if settings.runtime == PODMAN else ()
+    own = (layout.opt, layout.hub.parent, layout.settings_file.parent.parent, layout.state_dir.parent.parent)
     state = host.output("systemctl", "show", "--property=ActiveState", "--value", layout.unit_name).strip()
     found = [module.find(host) for module in MODULES.values()]
     return Facts(
@@ -60,12 +63,25 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         port_kept_for=ports.kept_for(host, settings.host, settings.port, layout),
         service_runs=state not in ("", "inactive", "failed"),
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
-        disks={target: probe_disk(host, target) for target in places},
+        disks={target: probe_disk(host, target) for target in (*own, *containers)},
         libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
         cxx_version=_cxx_version(host) if settings.cuda_toolkit in ("wheels", "host") else 0,
         nvcc=_nvcc(host) if settings.cuda_toolkit == "host" else None,
         gateway=gateway.look(host, settings) if needs_gateway(settings) else None,
+        podman=_podman(host) if settings.runtime == PODMAN else None,
     )
+
+
+def _podman(host: Host) -> Podman | None:
+    found = re.search(r"(\d+)\.(\d+)", host.output("podman", "--version"))
+    if found is None:
+        return None
+    said = host.output("podman", "info", "--format", "json")
+    try:
+        devices = json.loads(said)["host"]["cdiDevices"]
+    except (ValueError, KeyError, TypeError):
+        devices = []
+    return Podman((int(found[1]), int(found[2])), frozenset(map(str, devices or ())))
 
 
 def _library_directories(host: Host) -> list[Path]:

@@ -17,11 +17,12 @@ from installer.checks.gateway import check_gateway
 from installer.checks.packages import APT, install_command, packages_of
 from installer.checks.placement import WHOLE, find, usable_gpus
 from installer.checks.preflight_gpus import check_gpus
+from installer.checks.preflight_podman import check_podman
 from installer.checks.preflight_toolkit import check_toolkit
 from installer.families.known import family_of
 from installer.spec.facts import Disk, Facts, Interpreter
 from installer.spec.problem import Problem as Problem
-from installer.spec.settings import Settings
+from installer.spec.settings import PODMAN, Settings
 from installer.spec.values import AUTO
 from installer.spec.vendors import AMD, NVIDIA, VENDORS
 
@@ -32,15 +33,16 @@ PREFERRED_PYTHONS = (12, 13, 11, 14, 10)
 
 def problems(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
     """Every problem that can be told before anything is downloaded; an empty list is a healthy host."""
-    kind = choose_engine(settings, facts)
+    kind, is_boxed = choose_engine(settings, facts), settings.runtime == PODMAN
     return [
         *_check_privilege(facts),
         *_check_systemd(facts),
-        *_check_machine(settings, facts, kind),
+        *(check_podman(facts, kind) if is_boxed else _check_builds(settings, facts, kind)),
+        *_check_processor(facts, kind),
         *_check_replicas(settings, facts, kind),
         *check_gpus(settings, facts, kind, layout),
-        *check_toolkit(settings, facts, kind),
-        *_check_python(settings, facts, kind),
+        *(() if is_boxed else check_toolkit(settings, facts, kind)),
+        *(() if is_boxed else _check_python(settings, facts, kind)),
         *_check_port(settings, facts, layout),
         *_check_disks(facts, layout),
         *check_gateway(settings, facts),
@@ -73,6 +75,8 @@ def choose_engine(settings: Settings, facts: Facts) -> str:
 
 def choose_interpreter(settings: Settings, facts: Facts, kind: str) -> Interpreter | None:
     """The Python for the engine: the one asked for, or the best that has wheels and can be reached."""
+    if settings.runtime == PODMAN:  # it starts the container, and the engine has the image's own
+        return next(iter(_candidates(settings, facts)), None)
     usable = [found for found in _candidates(settings, facts) if not _why_rejected(found, settings, kind)]
     return min(usable, key=lambda i: (not i.headers, PREFERRED_PYTHONS.index(i.version[1])), default=None)
 
@@ -148,7 +152,7 @@ def _check_systemd(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_machine(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
+def _check_builds(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
     family = family_of(settings)
     builds = family.packages.glibc.get(kind, {})
     if facts.arch not in builds:
@@ -168,6 +172,9 @@ def _check_machine(settings: Settings, facts: Facts, kind: str) -> Iterator[Prob
             tr("this host has {found}, and the wheels of the {kind} engine would not load", found=found, kind=kind),
             tr("upgrade the distribution (Debian 12, Ubuntu 22.04 and RHEL 9 are new enough)"),
         )
+
+
+def _check_processor(facts: Facts, kind: str) -> Iterator[Problem]:
     if kind == "cpu" and facts.arch == "x86_64" and "avx2" not in facts.cpu_flags:
         yield Problem(
             tr("the processor has no AVX2"),

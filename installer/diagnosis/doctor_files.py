@@ -10,11 +10,13 @@ from pathlib import Path
 from installer.base.language import tr
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.scene import Scene
+from installer.forms.podman import images
 from installer.forms.venv import python_of
 from installer.forms.venv.engines import MARKER, is_complete
 from installer.model.checkpoint import Damage, check_access, check_directory, obstacles
 from installer.runtime.vllm_text import one_line
 from installer.spec import keys
+from installer.spec.engine import Engine
 from installer.spec.model import Model
 from installer.spec.state import Event
 from installer.units.render import RUNTIME_FILES, content_digest, runtime_dir
@@ -62,7 +64,10 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
     state, host, layout = scene.state, scene.host, scene.layout
     if not state or not state.proved:
         return
-    home = layout.engines / state.proved.engine.id
+    engine, home = state.proved.engine, layout.engines / state.proved.engine.id
+    if engine.image:
+        yield from _image(scene, engine)
+        return
     python = python_of(home)
     if not is_complete(host, layout, state.proved.engine.id):
         what = python if not host.at(python).exists() else home / MARKER
@@ -74,10 +79,20 @@ def check_engine(scene: Scene) -> Iterator[Finding]:
     yield from _closed(scene, Path(host.at(python).resolve()) if host.root == Path("/") else python)
 
 
+def _image(scene: Scene, engine: Engine) -> Iterator[Finding]:
+    """Only root sees root's images."""
+    if scene.is_root and not images.is_complete(engine, scene.host, scene.layout):
+        cause = tr("the engine's image is gone")
+        yield Finding(
+            "engine-missing", cause, tr("podman has no image {id}", id=engine.image.removeprefix("sha256:")[:12]),
+            (scene.deploy,),
+        )  # fmt: skip
+
+
 def check_runtime(scene: Scene) -> Iterator[Finding]:
     """The files that vLLM runs with lie in a directory that is named by their content; an earlier tool has fewer."""
     proved = scene.state.proved if scene.state else None
-    if proved is None or not is_complete(scene.host, scene.layout, proved.engine.id):
+    if proved is None or not (proved.engine.image or is_complete(scene.host, scene.layout, proved.engine.id)):
         return
     launcher = Path(scene.command[1]) if len(scene.command) > 1 else Path("/")
     if scene.layout.runtimes not in launcher.parents:

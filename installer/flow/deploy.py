@@ -22,6 +22,7 @@ from installer.flow.resolve import Request, Resolved, resolve
 from installer.flow.transaction import apply, changing
 from installer.flow.wanted import Wanted
 from installer.flow.watched import Watched
+from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.memory.capacity import Estimate
 from installer.spec.keys import Key
@@ -219,4 +220,6 @@ def space_needed(changes: list[Change], layout: Layout) -> dict[Path, int]:
             needs[layout.hub] = change.model.bytes_missing
         elif isinstance(change, engines.InstallEngine):
             needs[layout.engines] = change.bytes_needed
+        elif isinstance(change, images.BringImage):
+            needs[images.STORAGE] = change.bytes_needed
     return needs

@@ -20,6 +20,7 @@ from installer.families.known import family_of
 from installer.flow import adapters, advice
 from installer.flow.local import check_local
 from installer.flow.wanted import Wanted
+from installer.forms.podman import images
 from installer.forms.venv import engines, toolkit
 from installer.model import formats, profiles, trust
 from installer.model.model_about import About
@@ -30,11 +31,12 @@ from installer.spec.facts import Facts, Gpu, Interpreter, Process
 from installer.spec.former import Former
 from installer.spec.model import Model
 from installer.spec.profile import Profile
-from installer.spec.settings import Settings
+from installer.spec.settings import PODMAN, Settings
 from installer.spec.state import State
 from installer.spec.target import Replica, Target
 from installer.spec.toolkit import Toolkit
 from installer.spec.values import AUTO
+from installer.spec.vendors import AMD
 from installer.units import monitoring
 from installer.units.gateway import needs_gateway
 from installer.units.graph import handle
@@ -88,6 +90,7 @@ def resolve(
     settings = with_port(request.settings, state, host)
     profiles.check_names(settings)
     family_of(settings).check_words(settings, report.warn)
+    _check_form(request, settings, throwaway=throwaway)
     _check_useful(settings)
     layout = Layout(settings.service)
     seen = _look(request, settings, host, layout)
@@ -140,6 +143,26 @@ def _check_useful(settings: Settings) -> None:
                 tokens=tokens,
             ),
             tr("ask for {least} at least; nothing was changed", least=USEFUL_CONTEXT),
+        )
+
+
+def _check_form(request: Request, settings: Settings, *, throwaway: bool) -> None:
+    """A container is one engine of vLLM at a port of its own: the rest is said, and not half done."""
+    if settings.runtime != PODMAN:
+        return
+    cannot = {
+        tr("replicas, TLS and a fallback, which need the gateway"): needs_gateway(settings),
+        tr("SGLang (ENGINE_FAMILY)"): settings.engine_family != Settings.engine_family,
+        tr("GPUs of AMD (ENGINE=rocm)"): settings.engine == AMD.kind,
+        tr("a compiler chosen by CUDA_TOOLKIT"): settings.cuda_toolkit != Settings.cuda_toolkit,
+        tr("the packages of a bundle"): request.bundle is not None,
+        tr("a key in clear in the unit"): request.keys.plain,
+        tr("a throwaway server"): throwaway,
+    }
+    if asked := [what for what, is_asked in cannot.items() if is_asked]:
+        raise UsageError(
+            tr("RUNTIME=podman cannot have {what}", what=tr("; ").join(asked)),
+            tr("leave that out, or choose RUNTIME=venv"),
         )
 
 
@@ -215,6 +238,8 @@ def _model(request: Request, settings: Settings, state: State, host: Host, repor
 def _engine(
     request: Request, settings: Settings, kind: str, python: Interpreter, state: State, host: Host, report: Report
 ) -> Engine:
+    if settings.runtime == PODMAN:
+        return images.resolve(settings, kind, python.path, host)
     if request.bundle:
         return bundled.engine(request.bundle, settings, python, host)
     proved = state.proved.engine if state.proved else None
@@ -235,6 +260,9 @@ def _toolkit(
     host: Host,
     report: Report,
 ) -> Toolkit | None:
+    if engine.image:  # what it compiles with, it brings
+        return None
+
     def is_mla() -> bool:
         return Config.of(of_model(model, host, settings, report, caches).config).is_mla
 

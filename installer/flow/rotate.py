@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 from installer.base.changes import Write
 from installer.base.errors import Refused
@@ -33,6 +32,7 @@ from installer.units import alarm, keyring, render
 from installer.units.graph import Member, handle, members
 from installer.units.holding import holding
 from installer.units.keyring import PutInForce, unit_keys
+from installer.units.processes import of_unit, read
 from installer.units.systemd import unit_properties
 
 TAKES_UP = (
@@ -175,7 +175,8 @@ class _Rekeying(Transaction):
         if not pid or active not in ("active", "reloading", "activating"):
             return STARTS if active == "activating" else STOPPED
         # A launcher that was started before the unit was written still has the old keys to put there.
-        launching = "vllm_launcher.py" in (self.host.read(Path(f"/proc/{pid}/cmdline")) or "")
+        processes = {pid, *of_unit(self.host, unit.name)}
+        launching = any(_is_launcher(self.host, each) for each in processes)
         if launching or keyring.live_keys(self.host, unit.run_dir) != keyring.in_force(self.wanted):
             return None
         return STARTS if active == "activating" or holding(self.host, unit) else SERVES
@@ -269,3 +270,9 @@ def _held(host: Host, layout: Layout) -> tuple[dict[Member, str], tuple[Key, ...
 
 def _from_now(span: timedelta) -> str:
     return keys.stamp(datetime.now(timezone.utc) + span)
+
+
+def _is_launcher(host: Host, pid: int) -> bool:
+    """Not podman, which has the launcher's name among its words for as long as the container runs."""
+    words = read(host, pid, "cmdline").split("\0")
+    return len(words) > 2 and words[1].endswith("/vllm_launcher.py") and words[2] == "launch"

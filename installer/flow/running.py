@@ -53,8 +53,8 @@ def _due(member: Member, want: Wanted, host: Host, process: MainProcess | None) 
         return Restart(member.name)
     can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
     if process.digest != process_digest(want.target, want.layout, member.number):
-        can_wait = can_take and want.target.settings.hold > 0 and hands_over(host, member)
-        return Handover(member.name) if can_wait else Restart(member.name)
+        can_wait = can_take and want.target.settings.hold > 0 and not want.target.engine.image
+        return Handover(member.name) if can_wait and hands_over(host, member) else Restart(member.name)
     if process.keys != keys:
         return TakeKeys(want.layout) if can_take else Restart(member.name)
     if _is_unread(member, want, host):

@@ -14,6 +14,7 @@ from installer.base.layout import STATES, USAGE, Layout
 from installer.base.report import Report
 from installer.flow.running import running
 from installer.flow.wanted import Wanted
+from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.forms.venv.toolkit import CompileKernels
 from installer.spec.records import ejected, readable_states, services
@@ -29,7 +30,10 @@ from installer.weights import inventory, models
 
 
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
-    if not engines.is_complete(host, want.layout, want.target.engine.id):
+    if want.target.engine.image:
+        if not images.is_complete(want.target.engine, host, want.layout):
+            yield images.bring(want.target.engine, want.target.settings, want.layout, host)
+    elif not engines.is_complete(host, want.layout, want.target.engine.id):
         yield engines.InstallEngine(want.target.engine, want.target.settings, want.layout, want.bundle)
 
 
@@ -234,6 +238,7 @@ class RemoveUnused(Remove):
         else:
             unused = set() if others or ejected(host) else {self.path}
         if self.path in unused:
+            images.let_go(self.path, host)
             super().apply(host, report)
 
 
@@ -246,13 +251,15 @@ def unused_programs(layout: Layout, services: list[Layout], host: Host, *, witho
     if states is None:
         return
     texts = [host.read(each.path) or "" for of in services for each in (handle(of), *on_disk(host, of))]
-    used = {Path(word) for text in (*texts, *ejected(host).values()) for word in exec_line(text)[:2]}
+    texts += ejected(host).values()
+    used = {Path(word) for text in texts for word in exec_line(text)[:2]}
     for state in states:
         used |= {layout.engines / engine / "any" for engine in state.engines}
         used |= {runtime_dir(layout) / "any"} if state.pending else set()
     for parent in (layout.engines, layout.runtimes):
         for path in host.children(parent):
-            if not any(path in program.parents for program in used):
+            in_image = any(f"sha256:{path.name}" in text for text in texts)
+            if not in_image and not any(path in program.parents for program in used):
                 yield RemoveUnused(path, without=without)
 
 

@@ -14,6 +14,7 @@ from installer.base.language import english
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import steps
+from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.model import builtin
 from installer.units import alarm, render
@@ -77,7 +78,7 @@ def apply(changes: Iterable[Change], host: Host, report: Report) -> None:
 
 def _alone(change: Change, host: Host, report: Report) -> AbstractContextManager[None]:
     """What services share is changed by one at a time; an engine, which takes minutes, has a lock of its own."""
-    if isinstance(change, engines.InstallEngine):
+    if isinstance(change, engines.InstallEngine | images.BringImage):
         return shared(english(change.describe()), host, report, ANY.engines_lock)
     if isinstance(change, inventory.RemoveModel | builtin.MakeBuiltin | steps.RemoveUnused) or (
         isinstance(change, Write) and (ANY.opt in change.path.parents or change.path in render.shared_units())

@@ -79,4 +79,5 @@ def end_as(status: int) -> NoReturn:
         with contextlib.suppress(OSError):
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+        os._exit(128 + number)  # the first process of a container is ended by no signal of its own
     os._exit(os.WEXITSTATUS(status))

@@ -20,6 +20,7 @@ class Engine:
     request: str
     torch_backend: str = ""
     family: str = Settings.engine_family
+    image: str = ""  # the ID of a container image; without one its packages lie in a virtual environment
 
     @property
     def packages(self) -> list[str]:

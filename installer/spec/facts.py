@@ -98,6 +98,14 @@ class Gateway:
 
 
 @dataclass(frozen=True)
+class Podman:
+    """What runs containers here."""
+
+    version: tuple[int, int]
+    devices: frozenset[str] = frozenset()  # by the names of the Container Device Interface
+
+
+@dataclass(frozen=True)
 class Facts:
     arch: str
     cpu: str
@@ -126,6 +134,7 @@ class Facts:
     cxx_version: int = 0  # of g++, where it matters
     nvcc: Nvcc | None = None  # looked for where it was asked for
     gateway: Gateway | None = None
+    podman: Podman | None = None  # looked for where it was asked for
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from installer.runtime.vllm_words import SGLANG
 from installer.spec import values
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
+PODMAN = "podman"  # RUNTIME=, where not a virtual environment
 SET_CONTEXT = "set-context"  # the verb whose word is a setting's value
 # The cache directory that holds everybody's weights, the throwaway servers' units, and the unit that makes GPU nodes.
 RESERVED = re.compile(r"vllm-install(-.*)?|vllm-nvidia-nodes")
@@ -203,6 +204,13 @@ class Settings:
         "NAME", brief="Reads reasoning: auto, none or a name", flags=("--reasoning-parser",), unsaid="none")
     engine_family: str = setting(
         "vllm", values.one_of("vllm", "sglang"), "Which engine serves: vllm, or sglang.", "ENGINE_FAMILY", "NAME")
+    runtime: str = setting(
+        "venv", values.one_of("venv", PODMAN),
+        "What the engine runs in: venv, Python packages of its own, or podman, a container.", "RUNTIME", "FORM",
+        brief="What the engine runs in: venv or podman")
+    image: str | None = setting(
+        None, values.image, "Image for RUNTIME=podman: one that is here, or a file made by podman save.", "IMAGE",
+        "REF", brief="Image of the container, or file made by podman save")
     engine: str = setting(
         "auto", values.one_of("auto", "cuda", "cpu", "rocm"), "Which build of vLLM: auto, cuda, cpu or rocm.", "ENGINE",
         "KIND", brief="Build of vLLM: auto, cuda, cpu or rocm")

@@ -20,6 +20,9 @@ LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few lett
 AUTO = ("auto",)
 AUTO_MODEL = "auto"  # the largest that fits the host
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
+IMAGE = re.compile(
+    r"[a-z0-9][a-z0-9._-]*(:[0-9]{1,5})?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?", re.ASCII
+)
 GPU = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|[0-9]{1,3}|(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[\w.~-]+)*", re.ASCII)
 HOST_NAME = re.compile(r"(?!.{254})[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
@@ -247,6 +250,16 @@ def sources(value: str) -> tuple[str, ...]:
 
 def place(value: str) -> str | None:
     return url(value) if "://" in value else _possible(text(value)) or None
+
+
+def image(value: str) -> str | None:
+    """A container image by its name, its digest or its ID, or by the file that it lies in."""
+    value = text(value)
+    if value.startswith(("/", "./", "../")):
+        return _possible(os.path.abspath(value))  # noqa: PTH100 resolve() would follow links; it must stay a full path
+    if value and not IMAGE.fullmatch(value):
+        raise ValueError(tr("expected an image, such as docker.io/vllm/vllm-openai:v0.32.0, or a file"))
+    return value or None
 
 
 URLS = (url, endpoint, webhook, sources, place)

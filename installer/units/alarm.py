@@ -12,7 +12,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import SENDER, Layout
 from installer.base.templates import template
-from installer.forms.venv import python_of
+from installer.forms.interpreter import interpreter
 from installer.spec.target import Target
 from installer.units.graph import UNITS
 from installer.units.soaking import check_tool, environment_of_tool
@@ -41,7 +41,7 @@ def paths(layout: Layout) -> tuple[Path, ...]:
 def texts(target: Target, layout: Layout, runtime: Path) -> dict[Path, str]:
     """Nothing that anybody typed stands in them: whom to tell is looked up in the settings each time."""
     look = [sys.executable, "-m", "installer", "alarm", "--service", layout.service, "--look"]
-    send = [str(python_of(layout.engines / target.engine.id)), "-EsS", str(runtime / "vllm_notify.py")]
+    send = [str(interpreter(target.engine, layout)), "-EsS", str(runtime / "vllm_notify.py")]
     words = {"version": __version__, "layout": layout, "every": EVERY}
     looks, timer, sends = paths(layout)
     return {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.spec.facts import Process
-from installer.units.processes import SYSTEMD, as_address, handles, listening, owner, pids, read
+from installer.units.processes import SYSTEMD, as_address, handles, listening, of_unit, owner
 
 DYNAMIC = range(61184, 65520)  # uids that systemd gives to units with DynamicUser=, and nobody else
 
@@ -55,22 +54,13 @@ class Custody:
             wanted = {os.geteuid()} if not self.unit else self._uids()
             strange = {name: uid for name, uid in named.items() if uid not in wanted}
         else:
-            held = {handle for pid in self._pids() for handle in handles(self.host, pid)}
+            held = {handle for pid in of_unit(self.host, self.unit) for handle in handles(self.host, pid)}
             strange = {name: uid for name, uid in named.items() if name not in held and not self._is_kept(name, uid)}
         return owner(self.host, strange) if strange else None
 
     def _is_kept(self, name: str, uid: int) -> bool:
         """By systemd, while the unit has no process that could hold it: its user made it, and nobody else has it."""
         return uid in self._uids() and owner(self.host, {name: uid}).pid == SYSTEMD
-
-    def _pids(self) -> Iterator[int]:
-        """The unit's processes, by the control group that systemd keeps them in."""
-        shown = self.host.run("systemctl", "show", self.unit, "--property=ControlGroup", "--value", check=False)
-        group = shown.stdout.strip()
-        for pid in pids(self.host) if group else ():
-            places = [line.split(":", 2)[-1] for line in read(self.host, pid, "cgroup").splitlines()]
-            if any(place == group or place.startswith(f"{group}/") for place in places):
-                yield pid
 
     def _uids(self) -> set[int]:
         """The user's, and the one that systemd made up for a unit such as a gateway, for as long as that runs."""

@@ -98,6 +98,15 @@ def pids(host: Host) -> list[int]:
     return sorted(int(path.name) for path in host.children(Path("/proc")) if path.name.isdigit())
 
 
+def of_unit(host: Host, unit: str) -> Iterator[int]:
+    """A unit's processes, by the control group that systemd keeps them in."""
+    group = host.run("systemctl", "show", unit, "--property=ControlGroup", "--value", check=False).stdout.strip()
+    for pid in pids(host) if group else ():
+        places = [line.split(":", 2)[-1] for line in read(host, pid, "cgroup").splitlines()]
+        if any(place == group or place.startswith(f"{group}/") for place in places):
+            yield pid
+
+
 def handles(host: Host, pid: int) -> Iterator[str]:
     """What a process has open. It may end meanwhile, open and close files, or be another user's."""
     with suppress(OSError):

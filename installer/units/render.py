@@ -13,7 +13,8 @@ from installer.base.assets import RUNTIME, asset_dir
 from installer.base.layout import Layout
 from installer.base.templates import template
 from installer.families.known import family_of
-from installer.forms.venv import python_of
+from installer.forms.interpreter import interpreter
+from installer.forms.podman import words as container
 from installer.spec.keys import Key
 from installer.spec.state import text_digest
 from installer.spec.target import Target
@@ -32,7 +33,7 @@ RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an e
     "vllm_usage.py", "vllm_limits.py", "vllm_count.py", "vllm_queue.py", "vllm_meter.py",
     "vllm_gpus.py", "vllm_notify.py", "vllm_seen.py", "vllm_words.py", "sglang_serve.py", "sglang_flags.json",
     "vllm_command.py", "vllm_callers.py", "vllm_supervision.py", "vllm_main.py", "vllm_successor.py", "vllm_port.py",
-    "vllm_usage_file.py", "vllm_usage_slots.py", "vllm_usage_record.py", "vllm_usage_table.py",
+    "vllm_usage_file.py", "vllm_usage_slots.py", "vllm_usage_record.py", "vllm_usage_table.py", "vllm_container.py",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
@@ -124,9 +125,11 @@ def _member(target: Target, layout: Layout, number: int) -> Member:
 def _unit(whole: Target, member: Member, digest: str) -> str:
     target, layout = whole.of(member.number), member.layout
     settings, model, listens = target.settings, target.model, whole.settings.host
-    launcher = str(runtime_dir(layout) / "vllm_launcher.py")
+    runtime, boxed = runtime_dir(layout), bool(target.engine.image)
+    launcher = str(runtime / "vllm_launcher.py")
     family, engine = family_of(settings), layout.engines / target.engine.id
-    python = str(python_of(engine))
+    python = str(interpreter(target.engine, layout))
+    starter = str(runtime / container.STARTER) if boxed else launcher
     environment = {DIGEST_VARIABLE: digest, "HOME": str(layout.cache_dir), **_visible(target)}
     environment |= family.environment(target, engine)
     if target.engine.kind == "cpu" and len(whole.replicas) > 1:
@@ -141,9 +144,10 @@ def _unit(whole: Target, member: Member, digest: str) -> str:
         title=family_of(settings).title,
         kind=target.engine.kind,
         model_id=model.id,
-        exec_start=[python, launcher, "launch", *_key_words(target.keys), "--", *words],
+        exec_start=[python, starter, "launch", *_key_words(target.keys), "--", *words],
         exec_check=[python, launcher, "check", "--", words[0], "--host", settings.host, "--port", str(settings.port)],
-        exec_reload=[python, launcher, "reload", *_key_words(target.keys), "--", *words],
+        exec_reload=[python, starter, "reload", *_key_words(target.keys), *([] if boxed else ["--", *words])],
+        container=container.run_words(target, layout, member.stem, runtime) if boxed else None,
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
         local_only=listens == "localhost" or listens == "::1" or listens.startswith("127."),

@@ -431,7 +431,7 @@ CANDIDATES = (
 
 
 # Of these it is the target that says what became of them, and another engine than vLLM is refused.
-RESOLVED = {"tool_call_parser", "reasoning_parser", "revision", "trust_remote_code", "engine_family"}
+RESOLVED = {"tool_call_parser", "reasoning_parser", "revision", "trust_remote_code", "engine_family", "runtime"}
 
 
 def another_value(name: str) -> str:

@@ -13,7 +13,7 @@ from installer.base.errors import Exit
 from installer.base.layout import Layout
 from installer.checks import preflight
 from installer.checks.preflight import Problem
-from installer.spec.facts import Disk, Facts, Gpu, Interpreter, NoDriver, Nvcc, Process
+from installer.spec.facts import Disk, Facts, Gpu, Interpreter, NoDriver, Nvcc, Podman, Process
 from installer.spec.settings import Settings
 
 LAYOUT = Layout("qwen3vl")
@@ -470,3 +470,52 @@ def test_enough_space_is_exactly_enough(opt: int, cache: int, opt_free: int, cac
     else:
         expected = int(with_room(opt) > opt_free) + int(with_room(cache) > cache_free)
     assert len(problems) == expected
+
+
+# Containers
+
+
+IN_A_CONTAINER = Settings(runtime="podman")
+BARE = replace(HEALTHY, podman=Podman((5, 4)), c_compiler=None, cxx_compiler=None, glibc=(2, 28), libnuma=False)
+
+
+def test_a_container_needs_no_compiler_and_no_python_of_a_certain_version() -> None:
+    old = (python("/usr/bin/python3.9", 3, 9, 2, headers=False),)
+    assert preflight.problems(IN_A_CONTAINER, replace(BARE, interpreters=old), LAYOUT) == []
+    assert preflight.choose_interpreter(IN_A_CONTAINER, replace(BARE, interpreters=old), "cpu") == old[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            replace(BARE, podman=None),
+            "no podman was found: with RUNTIME=podman it runs the engine's container -> sudo apt-get install -y podman",
+        ),
+        (
+            replace(BARE, podman=Podman((4, 3))),
+            "podman 4.3 is too old: version 4.4 or newer is needed -> upgrade the distribution (Debian 13, "
+            "Ubuntu 24.04 and RHEL 9 are new enough), or choose RUNTIME=venv",
+        ),
+        (
+            replace(BARE, interpreters=()),
+            "no Python was found: it starts the container -> sudo apt-get install -y python3",
+        ),
+        (
+            replace(BARE, gpus=(H200,)),
+            "podman knows no GPU: containers are given NVIDIA GPUs by the Container Device Interface -> "
+            "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+        ),
+        (
+            replace(BARE, gpus=(MI300,)),
+            "RUNTIME=podman has no way to give a container AMD's GPUs: none was tried -> choose RUNTIME=venv",
+        ),
+    ],
+)
+def test_what_a_container_lacks_is_said_with_what_helps(facts: Facts, said: str) -> None:
+    assert [shown(problem) for problem in preflight.problems(IN_A_CONTAINER, facts, LAYOUT)] == [said]
+
+
+def test_gpus_that_podman_knows_are_enough() -> None:
+    known = Podman((5, 4), frozenset({"nvidia.com/gpu=all", "nvidia.com/gpu=GPU-1"}))
+    assert preflight.problems(IN_A_CONTAINER, replace(BARE, gpus=(H200,), podman=known), LAYOUT) == []

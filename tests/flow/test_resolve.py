@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from installer.base.errors import Refused
+from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
-from installer.flow.resolve import _check_senses
+from installer.flow.resolve import KeyChoice, Request, _check_form, _check_senses
 from installer.spec.model import Model, ModelFile
+from installer.spec.settings import Settings
 
 SEEING = Model("org/seeing", Path("/hub/seeing"), "c" * 40, "hub", (ModelFile("preprocessor_config.json", 1, "d"),))
 READING = Model("org/reading", Path("/hub/reading"), "c" * 40, "hub", (ModelFile("config.json", 1, "d"),))
@@ -27,3 +29,29 @@ def test_a_model_that_sees_is_recognised_on_disk_as_well(tmp_path: Path) -> None
     host.write(READING.path / "preprocessor_config.json", "{}")
     with pytest.raises(Refused):
         _check_senses(READING, "cpu", host)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"replicas": 2}, "replicas, TLS and a fallback"),
+        ({"tls": "self"}, "replicas, TLS and a fallback"),
+        ({"engine_family": "sglang"}, "SGLang"),
+        ({"engine": "rocm"}, "GPUs of AMD"),
+        ({"cuda_toolkit": "host"}, "a compiler chosen by CUDA_TOOLKIT"),
+    ],
+)
+def test_what_a_container_cannot_do_is_said_before_anything_is_looked_at(asked: dict[str, Any], named: str) -> None:
+    asking = Request("deploy", Settings(runtime="podman", **asked))
+    with pytest.raises(UsageError, match=f"^RUNTIME=podman cannot have {named}"):
+        _check_form(asking, asking.settings, throwaway=False)
+    _check_form(Request("deploy", Settings(**asked)), Settings(**asked), throwaway=False)
+
+
+def test_a_container_is_for_a_service_without_a_key_in_clear() -> None:
+    settings = Settings(runtime="podman")
+    with pytest.raises(UsageError, match="a key in clear in the unit"):
+        _check_form(Request("deploy", settings, KeyChoice(plain=True)), settings, throwaway=False)
+    with pytest.raises(UsageError, match="a throwaway server"):
+        _check_form(Request("test", settings), settings, throwaway=True)
+    _check_form(Request("deploy", settings), settings, throwaway=False)

@@ -28,10 +28,10 @@ from installer.spec.state import State
 from installer.spec.values import BUILTIN
 from installer.units.graph import handle
 from installer.units.keyring import TakeKeys, WriteUnit
-from installer.units.render import process_digest, render, runtime_dir, shared_units
+from installer.units.render import process_digest, render, runtime_dir, shared_units, unit
 from installer.units.systemd import MainProcess
 from installer.weights.models import Download
-from tests.kit.targets import KEYS, PROBE_KEY, replicated, wanted, with_settings
+from tests.kit.targets import KEYS, PROBE_KEY, boxed, replicated, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
 USER = f"{LAYOUT.user}:x:990:990::/:/usr/sbin/nologin\n"
@@ -230,6 +230,7 @@ def test_a_service_that_takes_a_units_place_is_enabled_and_started_anew(host: Ho
         ({"digest": "of another unit"}, [Restart]),
         ({"digest": "of another unit", "hands_over": True}, [Handover]),
         ({"digest": "of another unit", "hands_over": True, "hold": 0}, [Restart]),
+        ({"digest": "of another unit", "hands_over": True, "image": "sha256:1"}, [Restart]),
         ({"digest": "of another unit", "hands_over": True, "is_up": False}, [Restart]),
         ({"digest": "of another unit", "hands_over": True, "former": FORMER}, [Restart]),
         ({"digest": "of another unit", "hands_over": True, "keys": frozenset()}, [Restart]),
@@ -256,7 +257,9 @@ def test_a_restart_is_due_only_where_nothing_less_does(
         "pid": 1, "digest": process_digest(want.target, LAYOUT), "is_up": True,
         "keys": frozenset((key.name, key.digest) for key in keys), **(process or {}),
     }  # fmt: skip
-    want = dataclasses.replace(want, former=found.pop("former", None))
+    engine = dataclasses.replace(want.target.engine, image=found.pop("image", ""))
+    target = dataclasses.replace(want.target, engine=engine)
+    want = dataclasses.replace(want, target=target, former=found.pop("former", None))
     hands_over = found.pop("hands_over", False)
     monkeypatch.setattr(running, "hands_over", lambda *_: hands_over)
     monkeypatch.setattr(running, "running_process", lambda *_: None if process is None else MainProcess(**found))
@@ -572,3 +575,13 @@ def test_the_runtime_that_a_cut_off_change_works_towards_is_in_use(
     save_state(host, LAYOUT, State("qwen3vl", pending=pending))
     unused = [change.path for change in steps.unused_programs(LAYOUT, [LAYOUT], host)]
     assert unused == ([] if pending else [runtime_dir(LAYOUT)])
+
+
+def test_an_image_is_in_use_for_as_long_as_a_unit_starts_it(host: Host, want: Wanted) -> None:
+    """Also one that nobody has a record of any more: it was let go."""
+    path = LAYOUT.engines / "1f1f1f1f1f1f1f1f"
+    host.write(path / ".complete", "{}")
+    assert [change.path for change in steps.unused_programs(LAYOUT, [], host)] == [path]
+    made = boxed("cpu", want.target.settings)
+    host.write(LAYOUT.unit.with_name("let-go.service"), unit(made, LAYOUT))
+    assert path not in [change.path for change in steps.unused_programs(LAYOUT, [], host)]

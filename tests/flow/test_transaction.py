@@ -812,6 +812,19 @@ def test_while_a_launcher_starts_its_keys_are_not_trusted(
         set_key(host, "sk-guest", "guest")
 
 
+@pytest.mark.parametrize(("pid", "is_trusted"), [(1, True), (7, False)])
+def test_a_launcher_in_a_container_is_waited_for_and_podman_is_none(
+    host: Host, running: Answers, monkeypatch: pytest.MonkeyPatch, pid: int, is_trusted: bool
+) -> None:
+    """Podman has the launcher's name among its words for as long as the container runs."""
+    host.write(Path("/proc/1/cmdline"), "podman\0run\0sha256:1\0/opt/vllm_launcher.py\0launch")
+    host.write(Path("/proc/7/cmdline"), "python3\0/opt/vllm_launcher.py\0launch")
+    monkeypatch.setattr(rotate, "of_unit", lambda *_: [pid])
+    monkeypatch.setattr(rotate, "TAKES_UP", 0)
+    with nullcontext() if is_trusted else pytest.raises(InstallError, match="did not take the new keys"):
+        set_key(host, "sk-guest", "guest")
+
+
 @pytest.mark.parametrize("held_when_asked", [False, True])
 def test_a_service_that_holds_its_callers_is_not_asked(
     host: Host, running: Answers, monkeypatch: pytest.MonkeyPatch, held_when_asked: bool

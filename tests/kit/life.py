@@ -123,7 +123,7 @@ def processes(machine: Machine, service: str = SERVICE) -> dict[int, str]:
     """pid -> command line of every process of the service, as numbered in the machine."""
     script = f"""
     group=$(systemctl show {service} --property=ControlGroup --value)
-    for pid in $(cat /sys/fs/cgroup"$group"/cgroup.procs 2>/dev/null); do
+    for pid in $(find /sys/fs/cgroup"$group" -name cgroup.procs -exec cat {{}} + 2>/dev/null); do
         echo "$pid $(tr '\\0' ' ' 2>/dev/null </proc/"$pid"/cmdline || true)"
     done"""
     lines = machine.shell(script).stdout.splitlines()

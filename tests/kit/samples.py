@@ -57,6 +57,8 @@ VALUES = {
     "hf_endpoint": TEXTS.map(lambda t: f"http://hub.example:8080/{t}"),
     "offline": st.sampled_from(["yes", "no", "1", "0", "true", "off"]),
     "allowed_media_domains": st.lists(st.from_regex(r"[a-z0-9][a-z0-9.-]{0,9}", fullmatch=True)).map(shlex.join),
+    "runtime": st.sampled_from(["venv", "podman"]),
+    "image": st.sampled_from(["docker.io/vllm/vllm-openai:v0.32.0", "localhost:5000/a", "/srv/vllm.tar"]),
     "engine_family": st.sampled_from(["vllm", "sglang"]),
     "sglang_version": st.sampled_from(["0.5.17", "0.5.23"]),
     "sglang_args": st.just("--chunked-prefill-size 512"),

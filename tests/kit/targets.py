@@ -12,7 +12,7 @@ from installer.spec.engine import Engine
 from installer.spec.keys import Key, digest
 from installer.spec.model import Model
 from installer.spec.profile import Profile
-from installer.spec.settings import Settings
+from installer.spec.settings import PODMAN, Settings
 from installer.spec.target import Adapter, Placed, Replica, Target
 from installer.spec.toolkit import Toolkit
 from installer.spec.values import BUILTIN
@@ -44,6 +44,13 @@ def target(
         toolkit=Toolkit() if kind == "cuda" else None,
         adapters=tuple(Adapter(_model(settings.of_adapter(given), None), 16) for given in settings.lora),
     )
+
+
+def boxed(kind: str, settings: Settings, *gpus: Placed) -> Target:
+    """The same in a container."""
+    made = target(dataclasses.replace(settings, runtime=PODMAN), kind=kind)
+    engine = dataclasses.replace(made.engine, lock="", image=f"sha256:{'1f' * 32}")
+    return dataclasses.replace(made, engine=engine, toolkit=None, gpus=gpus)
 
 
 def _model(settings: Settings, path: Path | None) -> Model:

@@ -125,7 +125,7 @@ def test_names_of_vendors_and_their_engines_are_data_in_one_place() -> None:
         "families/",
         "checks/preflight.py",
         "model/formats.py",
-        "forms/venv/",
+        "forms/",
     )
     found = {
         (name, node.value)

@@ -39,6 +39,7 @@ def written() -> State:
     )  # fmt: skip
     known: dict[str, Any] = {"profile": QWEN3_VL, "toolkit": Toolkit("none", "/nonexistent")}
     before = dataclasses.replace(target(settings), **known)
+    before = dataclasses.replace(before, engine=dataclasses.replace(before.engine, image=f"sha256:{'0' * 64}"))
     gpus = (Placed("GPU-2", "NVIDIA H200", "/dev/nvidia0"),)
     on_a_gpu: dict[str, Any] = {"gpus": gpus, "replicas": (Replica(1, 20001, gpus), Replica(2, 20002)),
                                 "adapters": (Adapter(SQL, 16),)}  # fmt: skip
@@ -79,7 +80,18 @@ def without_adapters(state: State) -> State:
     return dataclasses.replace(state, proved=dataclasses.replace(state.proved, settings=settings, adapters=()))
 
 
-SERVING = without_adapters(written())
+def less_of_engine(state: State, **of_engines: Any) -> State:
+    assert state.proved
+    assert state.previous
+    targets = (state.proved, state.previous)
+    proved, previous = (
+        dataclasses.replace(target, engine=dataclasses.replace(target.engine, **of_engines)) for target in targets
+    )
+    return dataclasses.replace(state, proved=proved, previous=previous)
+
+
+PACKAGES = less_of_engine(written(), image="")
+SERVING = without_adapters(PACKAGES)
 SINGLE = less(SERVING, replicas=())
 BEFORE = dataclasses.replace(SINGLE, soak=None)
 UNKNOWN: dict[str, Any] = {"pending_model": None, "pending_engine": None, "rekeying": None, "former": None}
@@ -91,7 +103,8 @@ FORMS = {
     "0.1.0": SINGLE,
     "replicas": SERVING,
     "families": SERVING,
-    "adapters": dataclasses.replace(written(), owns_sysusers=True),
+    "adapters": dataclasses.replace(PACKAGES, owns_sysusers=True),
+    "forms": dataclasses.replace(written(), owns_sysusers=True),
 }
 
 
@@ -101,12 +114,12 @@ def test_each_fixture_is_looked_at() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
-    version = {"replicas": 2, "families": 3, "adapters": 4}.get(form, 1)
+    version = {"replicas": 2, "families": 3, "adapters": 4, "forms": 5}.get(form, 1)
     assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (version, FORMS[form])
 
 
 def test_the_form_of_today_is_written_as_it_was() -> None:
-    text = (STATES / "adapters.json").read_text()
+    text = (STATES / "forms.json").read_text()
     assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
 
 

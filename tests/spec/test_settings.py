@@ -233,6 +233,8 @@ GARBAGE = {
     "notify_command": ["tell", "./tell me", "/bin/tell 'half", "/bin/tell\nx"],
     "notify_url": ["alerts.example", "ftp://x", "file:///etc/passwd", "https://me:pass@x/hook", "https://x/a b", "x y"],
     "notify_form": ["xml", ""],
+    "runtime": ["", "docker", "Podman"],
+    "image": ["Upper/case", "a b", "-v", "x:y:z", "x@sha256:1", "a\nb"],
     "engine_family": ["", "vLLM", "other", "sglang\n"],
     "sglang_version": ["", "latest", "0.5", "0.5.16", "0.5.23;x"],
     "sglang_args": ["'unclosed", "--a\n--b", "--port 1", "--grpc-port 1", "--tokenizer-w=2"],

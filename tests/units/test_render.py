@@ -27,7 +27,7 @@ from installer.units.syntax import exec_line, quote_exec, split_exec
 from tests.kit.boot.surroundings import REPO
 from tests.kit.golden import golden
 from tests.kit.samples import TEXTS, any_settings
-from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, replicated, target
+from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, boxed, replicated, target
 
 LAYOUT = Layout("qwen3vl")
 KINDS = ("cuda", "cpu", "rocm")
@@ -53,6 +53,8 @@ CASES = {
     ),
     "cuda-two-gpus": placed("cuda", Placed("GPU-8932f937", "NVIDIA H200", "/dev/nvidia4"),
                             Placed("GPU-5d5ba0d6", "NVIDIA H200", "/dev/nvidia1")),
+    "podman-cpu": boxed("cpu", dataclasses.replace(BASE, model="builtin:tiny", host="::1")),
+    "podman-cuda": boxed("cuda", BASE, Placed("GPU-8932f937", "NVIDIA H200", "/dev/nvidia4")),
     "rocm-one-gpu": placed("rocm", Placed("GPU-00000000000000ff", "AMD gfx942", "/dev/dri/renderD129")),
 }  # fmt: skip
 
@@ -139,6 +141,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
                 *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words", "command"),
                 *("callers", "supervision", "main", "successor", "port"),
                 *("usage_file", "usage_slots", "usage_record", "usage_table"),
+                "container",
             )
         ),
         runtime / "vllm_flags.json",
@@ -163,9 +166,10 @@ def test_no_file_holds_a_key() -> None:
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the distribution's own units, which ours refer to, and its shell."""
+    """A root with the distribution's own units, which ours refer to, and the programs that they start."""
     root = tmp_path_factory.mktemp("root")
-    Host(root).write(Path("/bin/sh"), "", 0o755)
+    for program in ("/bin/sh", "/usr/bin/python3.11", "/usr/bin/podman"):
+        Host(root).write(Path(program), "", 0o755)
     shutil.copytree(SYSTEM_UNITS, root / "usr/lib/systemd/system", symlinks=True)
     return root
 

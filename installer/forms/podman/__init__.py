@@ -1,0 +1,1 @@
+"""An engine as a container image, run by podman."""

@@ -1,0 +1,243 @@
+"""An engine as an image: which one is meant, that it is the one that is here, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from installer.base.errors import CommandFailed, Exit, InstallError, Refused
+from installer.base.host import Completed, Host
+from installer.base.language import tr
+from installer.base.layout import Layout
+from installer.base.report import Report
+from installer.families.known import family_named, family_of
+from installer.runtime.vllm_text import one_line
+from installer.spec.engine import Engine
+from installer.spec.settings import Settings
+from installer.spec.vendors import image_of
+
+PODMAN = Path("/usr/bin/podman")
+STORAGE = Path("/var/lib/containers")
+OURS = "localhost/vllm-install"  # the name under which an image is kept for as long as a service needs it
+MARKER = ".complete"
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+ID = re.compile(r"[0-9a-f]{64}")
+LARGEST = 1 << 22  # bytes of an image's description in an archive
+ABOUT = Path(__file__).with_name("image_check.py")
+# As little as its own description of itself needs.
+HARMLESS = (
+    "--rm", "--pull=never", "--network=none", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
+    "--pids-limit=-1", "--user=65534:65534", "--entrypoint=python3",
+)  # fmt: skip
+
+
+class ImageFailed(InstallError):
+    """The image cannot be had, or is not what it should be."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, Exit.ENGINE)
+
+
+@dataclass(frozen=True)
+class Image:
+    id: str
+    machine: str
+    names: tuple[str, ...] = ()
+
+
+def resolve(settings: Settings, kind: str, python: Path, host: Host) -> Engine:
+    """The image that is meant, as it is now: whatever becomes of its name, the service keeps this one."""
+    reference = meant(settings, kind)
+    image = find(reference, host)
+    if image is None and reference.startswith("/"):
+        raise Refused(
+            tr("{path} holds no image that can be read", path=reference),
+            tr("make the file with: podman save --output FILE NAME"),
+        )
+    if image is None:
+        raise Refused(tr("the image {image} is not on this host", image=reference), f"sudo podman pull {reference}")
+    if image.machine != os.uname().machine:
+        raise Refused(
+            tr("{image} is for {other}, and this host is {machine}", image=reference, other=image.machine,
+               machine=os.uname().machine),
+            tr("name one for this host: --image REF"),
+        )  # fmt: skip
+    version = family_of(settings).version(settings)
+    request = hashlib.sha256(json.dumps([reference, version]).encode()).hexdigest()
+    return Engine(
+        image.id[:16], kind, version, python, "", request, family=settings.engine_family, image=f"sha256:{image.id}"
+    )
+
+
+def meant(settings: Settings, kind: str) -> str:
+    return settings.image or image_of(kind, settings.vllm_version)
+
+
+def find(reference: str, host: Host) -> Image | None:
+    if reference.startswith("/"):
+        return _in_archive(host.at(Path(reference)))
+    form = '{"id": "{{.Id}}", "machine": "{{.Architecture}}"}'
+    try:
+        return _image(json.loads(host.output("podman", "image", "inspect", "--format", form, reference)))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _image(found: Any, names: tuple[str, ...] = ()) -> Image | None:
+    machine = str(found["machine"])
+    return Image(found["id"], MACHINES.get(machine, one_line(machine)), names) if ID.fullmatch(found["id"]) else None
+
+
+def _in_archive(path: Path) -> Image | None:
+    """What `podman save` wrote says which image it is, before it is loaded."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            (about,) = json.loads(_member(archive, "manifest.json"))
+            config = _member(archive, about["Config"])
+            found = {"id": hashlib.sha256(config).hexdigest(), "machine": json.loads(config)["architecture"]}
+            return _image(found, tuple(map(str, about.get("RepoTags") or ())))
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise KeyError(name)
+    with file:
+        return file.read(LARGEST)
+
+
+# On the host
+
+
+def is_complete(engine: Engine, host: Host, layout: Layout) -> bool:
+    """Checked to the end, and still here under our name."""
+    kept = find(_kept_as(engine.id), host) if host.exists(layout.engines / engine.id / MARKER) else None
+    return kept is not None and f"sha256:{kept.id}" == engine.image
+
+
+def let_go(path: Path, host: Host) -> None:
+    """Take our name from the image of an engine that is removed; it goes where nobody has another for it."""
+    if find(_kept_as(path.name), host):
+        _podman(host, "rmi", _kept_as(path.name), check=False)
+
+
+def _podman(host: Host, *words: str | Path, check: bool = True) -> Completed:
+    return host.run(host.at(PODMAN), *words, check=check)
+
+
+def _kept_as(engine_id: str) -> str:
+    return f"{OURS}:{engine_id}"
+
+
+@dataclass(frozen=True)
+class BringImage:
+    """Load the image where it lies in a file, see what is in it, and keep it under a name of ours."""
+
+    engine: Engine
+    reference: str
+    layout: Layout
+    bytes_needed: int = 0
+
+    def describe(self) -> str:
+        what = tr("load {image}", image=self.reference) if self._is_file else tr("take {image}", image=self.reference)
+        return tr("{what}: image {id}, and see what is in it", what=what, id=self.engine.image[7:19])
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "kind": "image", "image": self.engine.image, "reference": self.reference, "bytes": self.bytes_needed,
+            "vllm": self.engine.vllm_version, "engine": self.engine.kind,
+        }  # fmt: skip
+
+    @property
+    def _is_file(self) -> bool:
+        return self.reference.startswith("/")
+
+    def apply(self, host: Host, report: Report) -> None:
+        engine = self.engine
+        if is_complete(engine, host, self.layout):
+            return  # another service's deploy was first
+        before = self._load(host) if self._is_file else ()
+        if find(engine.image, host) is None:
+            raise ImageFailed(
+                tr("{image} is another image now than {id}", image=self.reference, id=engine.image[7:19]),
+                tr("run the command again"),
+            )
+        _podman(host, "tag", engine.image, _kept_as(engine.id))
+        try:
+            for name in before:  # brought by the file, and nobody else's
+                _podman(host, "untag", engine.image, name, check=False)
+            self._check(host)
+        except BaseException:
+            let_go(self.layout.engines / engine.id, host)
+            raise
+        about = asdict(engine) | {"python": str(engine.python)}
+        host.write(self.layout.engines / engine.id / MARKER, json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+    def _load(self, host: Host) -> tuple[str, ...]:
+        """The names that came with it."""
+        image = find(self.reference, host)
+        new = tuple(name for name in image.names if find(name, host) is None) if image else ()
+        try:
+            _podman(host, "load", "--quiet", "--input", host.at(Path(self.reference)))
+        except CommandFailed as error:
+            full = "no space left" in error.output.lower()
+            raise ImageFailed(
+                tr("podman could not load {path}:\n{said}", path=self.reference, said=last_lines(error.output)),
+                tr("free some space below {path} and run the command again", path=STORAGE) if full else
+                tr("make the file anew with: podman save --output FILE NAME"),
+            ) from None  # fmt: skip
+        return new
+
+    def _check(self, host: Host) -> None:
+        """By what its packages say of themselves; that it serves, the service's proof sees."""
+        engine, family = self.engine, family_named(self.engine.family)
+        script = ABOUT.read_text()
+        done = _podman(host, "run", *HARMLESS, engine.image, "-I", "-c", script, family.name, check=False)
+        found = _said(done.stdout)
+        if found is None:
+            raise ImageFailed(
+                tr("{image} has no {engine} that its python3 finds:\n{said}", image=self.reference,
+                   engine=family.title, said=last_lines(done.stdout + done.stderr)),
+                tr("name an image of vLLM: --image {image}", image=image_of(engine.kind, engine.vllm_version)),
+            )  # fmt: skip
+        version, kind = found
+        if version != engine.vllm_version:
+            raise ImageFailed(
+                tr("{image} holds {engine} {version}, and {wanted} was asked for", image=self.reference,
+                   engine=family.title, version=version, wanted=engine.vllm_version),
+                tr("ask for what it holds (--vllm-version {version}), or name another image", version=version),
+            )  # fmt: skip
+        if kind != engine.kind:
+            raise ImageFailed(
+                tr("the image {image} is a build for {found}, and this service needs one for {kind}",
+                   image=self.reference, found=kind, kind=engine.kind),
+                tr("name another image, or choose with --engine"),
+            )  # fmt: skip
+
+
+def _said(text: str) -> tuple[str, str] | None:
+    """The version and the kind of build, from the last line that the image printed."""
+    try:
+        found = json.loads(text.strip().splitlines()[-1])
+        return one_line(str(found["version"])).partition("+")[0], one_line(str(found["kind"]))
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def last_lines(text: str) -> str:
+    return "\n".join(one_line(line) for line in text.strip().splitlines()[-6:])
+
+
+def bring(engine: Engine, settings: Settings, layout: Layout, host: Host) -> BringImage:
+    """What is loaded lies on the disk twice for a while."""
+    reference = meant(settings, engine.kind)
+    needed = 2 * host.at(Path(reference)).stat().st_size if reference.startswith("/") else 0
+    return BringImage(engine, reference, layout, needed)

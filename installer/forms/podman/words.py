@@ -1,0 +1,45 @@
+"""What `podman run` is told of a service: its sandbox, what it may see of the host, its GPUs, its image."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from installer.base.layout import Layout
+from installer.spec.target import Target
+from installer.spec.vendors import NVIDIA
+
+STARTER = "vllm_container.py"
+NOTIFY = "/run/systemd/notify"
+SANDBOX = (
+    "--rm", "--replace", "--pull=never", "--read-only", "--read-only-tmpfs=false",
+    "--tmpfs=/tmp:rw,exec,nosuid,nodev", "--cap-drop=all", "--security-opt=no-new-privileges",
+    "--network=host", "--shm-size=0", "--pids-limit=-1", "--ulimit=host", "--log-driver=passthrough",
+    # In the unit's own group, and not by conmon: that passes on no descriptors, and with them the callers who wait.
+    "--cgroups=split", "--sdnotify=ignore",
+)  # fmt: skip
+
+
+def run_words(target: Target, layout: Layout, name: str, runtime: Path) -> str:
+    """As PODMAN_RUN= has them: options, and the image by its ID last."""
+    writable = (Path(NOTIFY), Path("/run") / name, layout.cache_dir, layout.usage_dir)
+    credentials = Path(f"/run/credentials/{name}.service")
+    read_only = (runtime, layout.settings_file.parent, credentials, weights(target, layout))
+    return shlex.join([
+        f"--name={name}", *SANDBOX, f"--workdir={layout.cache_dir}",
+        *(f"--volume={path}:{path}" for path in writable), *(f"--volume={path}:{path}:ro" for path in read_only),
+        *_gpus(target), target.engine.image,
+    ])  # fmt: skip
+
+
+def weights(target: Target, layout: Layout) -> Path:
+    """What holds them: in the hub's cache they are links into another directory of the same model."""
+    path = target.model.path
+    return path.parents[1] if layout.hub in path.parents else path
+
+
+def _gpus(target: Target) -> Iterator[str]:
+    """By the names that the Container Device Interface has for them."""
+    if target.engine.kind == NVIDIA.kind:
+        yield from (f"--device={NVIDIA.resource}={uuid}" for uuid in [gpu.uuid for gpu in target.gpus] or ["all"])

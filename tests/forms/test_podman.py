@@ -1,0 +1,217 @@
+"""Images as engines: which one is meant, what keeps one from being taken, and what becomes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from installer.base.errors import Exit, Refused
+from installer.base.host import Host
+from installer.base.layout import Layout
+from installer.base.report import Lines
+from installer.forms.podman import images
+from installer.forms.podman.images import ImageFailed
+from installer.forms.podman.words import run_words, weights
+from installer.spec.engine import Engine
+from installer.spec.settings import Settings
+from installer.spec.target import Placed
+from tests.kit.targets import target
+
+LAYOUT = Layout("qwen3vl")
+PYTHON = Path("/usr/bin/python3")
+NAME = "localhost/vllm:1"
+SETTINGS = Settings(runtime="podman", image=NAME)
+HERE = next(name for name, machine in images.MACHINES.items() if machine == os.uname().machine)
+# Names are links to images; an image is a file with what it says of its machine and of its engine.
+PODMAN = """#!/bin/sh
+cd "$(dirname "$0")/../../store" && echo "$@" >>said
+ref() { printf %s "$1" | sed s,/,_,g; }
+for last; do :; done
+case "$1 $2" in
+"image inspect") file=$(readlink -f "$(ref "${last#sha256:}")") && [ -e "$file" ] || exit 1
+    echo "{\\"id\\": \\"$(basename "$file")\\", \\"machine\\": \\"$(sed -n 1p "$file")\\"}" ;;
+"tag "*) ln -sf "${2#sha256:}" "$(ref "$3")" ;;
+"untag "*) rm -f "$(ref "$3")" ;;
+"rmi "*) rm -f "$(ref "$2")" ;;
+"run "*) sed -n 2p "$(ls | grep -E '^[0-9a-f]{64}$')" ;;
+"load "*) [ ! -e full ] || { echo "write: no space left on device" >&2; exit 125; }
+    [ ! -e loads ] || cp "$(cat loads)" . ;;
+esac
+"""
+
+
+class Store:
+    """A host with podman's images."""
+
+    def __init__(self, root: Path) -> None:
+        self.host, self.root = Host(root), root / "store"
+        self.root.mkdir()
+        self.host.write(images.PODMAN, PODMAN, 0o755)
+
+    def add(self, image: str = "a" * 64, machine: str = HERE, version: str = "0.32.0+cpu", kind: str = "cpu") -> str:
+        about = json.dumps({"version": version, "kind": kind})
+        (self.root / image).write_text(f"{machine}\n{about}\n")
+        return image
+
+    def name(self, image: str, name: str = NAME) -> None:
+        (self.root / name.replace("/", "_")).symlink_to(image)
+
+    @property
+    def names(self) -> set[str]:
+        return {path.name for path in self.root.iterdir() if path.is_symlink()}
+
+    def archive(self, machine: str = HERE) -> tuple[Path, str]:
+        """A file as `podman save` writes it, and the image in it."""
+        config = json.dumps({"architecture": machine}).encode()
+        image = hashlib.sha256(config).hexdigest()
+        manifest = json.dumps([{"Config": f"{image}.json", "RepoTags": [NAME], "Layers": []}]).encode()
+        with tarfile.open(self.host.at(Path("/vllm.tar")), "w") as file:
+            for name, content in ((f"{image}.json", config), ("manifest.json", manifest)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+        return Path("/vllm.tar"), image
+
+    def resolved(self, settings: Settings = SETTINGS) -> Engine:
+        return images.resolve(settings, "cpu", PYTHON, self.host)
+
+    def bring(self, settings: Settings = SETTINGS) -> Engine:
+        engine = self.resolved(settings)
+        images.bring(engine, settings, LAYOUT, self.host).apply(self.host, Lines())
+        return engine
+
+
+@pytest.fixture
+def store(host: Host) -> Store:
+    return Store(host.root)
+
+
+def test_the_image_is_kept_by_its_id_whatever_becomes_of_its_name(store: Store) -> None:
+    store.name(store.add())
+    engine = store.bring()
+    assert engine.image == f"sha256:{'a' * 64}"
+    assert images.is_complete(engine, store.host, LAYOUT)
+    (store.root / NAME.replace("/", "_")).unlink()
+    store.name(store.add("b" * 64))
+    assert images.is_complete(engine, store.host, LAYOUT)
+    assert store.resolved().image != engine.image, "the name means another one now, which is a change"
+
+
+def test_one_that_is_gone_or_was_replaced_under_our_name_is_not_complete(store: Store) -> None:
+    store.name(store.add())
+    engine = store.bring()
+    kept = store.root / f"localhost_vllm-install:{engine.id}"
+    kept.unlink()
+    assert not images.is_complete(engine, store.host, LAYOUT)
+    kept.symlink_to(store.add("b" * 64))
+    assert not images.is_complete(engine, store.host, LAYOUT)
+
+
+def test_what_is_not_here_is_refused_with_the_command_that_gets_it(store: Store) -> None:
+    with pytest.raises(Refused) as caught:
+        store.resolved()
+    assert caught.value.hint == f"sudo podman pull {NAME}"
+    default = dataclasses.replace(SETTINGS, image=None)
+    with pytest.raises(Refused) as caught:
+        images.resolve(default, "cuda", PYTHON, store.host)
+    assert caught.value.hint == "sudo podman pull docker.io/vllm/vllm-openai:v0.32.0"
+
+
+def test_another_architecture_is_refused_before_anything_is_loaded(store: Store) -> None:
+    other = next(name for name in images.MACHINES if name != HERE)
+    store.name(store.add(machine=other))
+    with pytest.raises(Refused, match="and this host is"):
+        store.resolved()
+    path, _ = store.archive(machine="riscv64")
+    with pytest.raises(Refused, match="is for riscv64"):
+        store.resolved(dataclasses.replace(SETTINGS, image=str(path)))
+
+
+def test_a_file_says_which_image_it_holds_before_it_is_loaded_and_brings_no_name(store: Store) -> None:
+    path, image = store.archive()
+    settings = dataclasses.replace(SETTINGS, image=str(path))
+    assert store.resolved(settings).image == f"sha256:{image}"
+    loaded = store.host.root / image
+    loaded.write_text(f'{HERE}\n{{"version": "0.32.0", "kind": "cpu"}}\n')
+    (store.root / "loads").write_text(str(loaded))
+    engine = store.bring(settings)
+    assert store.names == {f"localhost_vllm-install:{engine.id}"}
+    assert "untag" in (store.root / "said").read_text()
+
+
+@pytest.mark.parametrize("text", [b"", b"no archive", bytes(10240)])
+def test_a_file_that_holds_no_image_is_refused(store: Store, text: bytes) -> None:
+    store.host.at(Path("/vllm.tar")).write_bytes(text)
+    with pytest.raises(Refused, match="holds no image"):
+        store.resolved(dataclasses.replace(SETTINGS, image="/vllm.tar"))
+
+
+def test_a_file_from_which_another_image_comes_is_not_taken(store: Store) -> None:
+    path, _ = store.archive()
+    with pytest.raises(ImageFailed, match="is another image now") as caught:
+        store.bring(dataclasses.replace(SETTINGS, image=str(path)))
+    assert caught.value.exit_code == Exit.ENGINE
+    assert store.names == set()
+
+
+def test_a_full_disk_is_said(store: Store) -> None:
+    path, _ = store.archive()
+    (store.root / "full").touch()
+    with pytest.raises(ImageFailed, match="no space left") as caught:
+        store.bring(dataclasses.replace(SETTINGS, image=str(path)))
+    assert "free some space below /var/lib/containers" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ({"version": "0.31.0"}, "holds vLLM 0.31.0, and 0.32.0 was asked for"),
+        ({"kind": "cuda"}, "is a build for cuda"),
+        ({"version": ""}, "holds vLLM , and"),
+    ],
+)
+def test_another_engine_inside_is_not_taken_and_leaves_no_name(store: Store, inside: dict[str, str], said: str) -> None:
+    store.name(store.add(**inside))
+    with pytest.raises(ImageFailed, match=said):
+        store.bring()
+    assert store.names == {NAME.replace("/", "_")}
+
+
+def test_no_engine_inside_is_said_with_what_it_printed(store: Store) -> None:
+    store.name(store.add())
+    (store.root / ("a" * 64)).write_text(f"{HERE}\nNo module \x1b[31mnamed\n")
+    with pytest.raises(ImageFailed, match="no vLLM that its python3 finds") as caught:
+        store.bring()
+    assert "\x1b" not in caught.value.message
+
+
+def test_who_needs_it_no_more_takes_only_the_own_name(store: Store) -> None:
+    store.name(store.add())
+    engine = store.bring()
+    images.let_go(LAYOUT.engines / engine.id, store.host)
+    assert store.names == {NAME.replace("/", "_")}
+    images.let_go(LAYOUT.engines / "of-another-form", store.host)
+
+
+def test_weights_in_the_cache_come_with_what_their_links_lead_to() -> None:
+    of_hub = target(SETTINGS)
+    assert weights(of_hub, LAYOUT) == of_hub.model.path.parents[1]
+    own = target(SETTINGS, path=Path("/srv/model"))
+    assert weights(own, LAYOUT) == Path("/srv/model")
+
+
+def test_gpus_are_given_by_name_and_no_others() -> None:
+    made = dataclasses.replace(target(SETTINGS), gpus=(Placed("GPU-1", "NVIDIA H200"), Placed("GPU-2", "NVIDIA H200")))
+    words = run_words(made, LAYOUT, "qwen3vl", Path("/r")).split()
+    assert [word for word in words if word.startswith("--device")] == [
+        "--device=nvidia.com/gpu=GPU-1", "--device=nvidia.com/gpu=GPU-2",
+    ]  # fmt: skip
+    assert "--device=nvidia.com/gpu=all" in run_words(target(SETTINGS), LAYOUT, "qwen3vl", Path("/r")).split()
+    assert "--device" not in run_words(target(SETTINGS, kind="cpu"), LAYOUT, "qwen3vl", Path("/r"))
