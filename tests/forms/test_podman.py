@@ -67,13 +67,14 @@ class Store:
     def names(self) -> set[str]:
         return {path.name for path in self.root.iterdir() if path.is_symlink()}
 
-    def archive(self, machine: str = HERE) -> tuple[Path, str]:
+    def archive(self, machine: str = HERE, called: str = "") -> tuple[Path, str]:
         """A file as `podman save` writes it, and the image in it."""
         config = json.dumps({"architecture": machine}).encode()
         image = hashlib.sha256(config).hexdigest()
-        manifest = json.dumps([{"Config": f"{image}.json", "RepoTags": [NAME], "Layers": []}]).encode()
+        called = called or image
+        manifest = json.dumps([{"Config": f"{called}.json", "RepoTags": [NAME], "Layers": []}]).encode()
         with tarfile.open(self.host.at(Path("/vllm.tar")), "w") as file:
-            for name, content in ((f"{image}.json", config), ("manifest.json", manifest)):
+            for name, content in ((f"{called}.json", config), ("manifest.json", manifest)):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 file.addfile(member, io.BytesIO(content))
@@ -144,6 +145,11 @@ def test_a_file_says_which_image_it_holds_before_it_is_loaded_and_brings_no_name
     engine = store.bring(settings)
     assert store.names == {f"localhost_vllm-install:{engine.id}"}
     assert "untag" in (store.root / "said").read_text()
+
+
+def test_a_file_is_not_believed_which_image_it_holds(store: Store) -> None:
+    path, image = store.archive(called="b" * 64)
+    assert store.resolved(dataclasses.replace(SETTINGS, image=str(path))).image == f"sha256:{image}"
 
 
 @pytest.mark.parametrize("text", [b"", b"no archive", bytes(10240)])
