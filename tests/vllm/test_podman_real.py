@@ -28,6 +28,7 @@ STORAGE = "/var/lib/containers"
 # An image of links and mount points. What fills it are this host's /usr and the engine at hand, which every container
 # of the machine is given by podman's own configuration: so nobody has to copy gigabytes into a layer.
 IMAGE = f"""
+umount /sys/kernel/debug /sys/kernel/tracing  # below a mount of its own, as nspawn makes it, they are in the way of crun
 mkdir -p /etc/containers /var/tmp/image /srv
 printf '[containers]\\nvolumes = ["/host-usr:/usr:ro", "/engine:/opt/engine:ro"]\\n' >/etc/containers/containers.conf
 cd /var/tmp/image

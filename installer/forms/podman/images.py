@@ -33,7 +33,7 @@ ABOUT = Path(__file__).with_name("image_check.py")
 # As little as its own description of itself needs.
 HARMLESS = (
     "--rm", "--pull=never", "--network=none", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
-    "--pids-limit=-1", "--user=65534:65534", "--entrypoint=python3",
+    "--pids-limit=0", "--user=65534:65534", "--entrypoint=python3",
 )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ NOTIFY = "/run/systemd/notify"
 SANDBOX = (
     "--rm", "--replace", "--pull=never", "--read-only", "--read-only-tmpfs=false",
     "--tmpfs=/tmp:rw,exec,nosuid,nodev", "--cap-drop=all", "--security-opt=no-new-privileges",
-    "--network=host", "--shm-size=0", "--pids-limit=-1", "--ulimit=host", "--log-driver=passthrough",
+    "--tmpfs=/dev/shm:rw,nosuid,nodev,noexec,size=16g", "--network=host", "--pids-limit=0", "--ulimit=host",
+    "--log-driver=passthrough",
     # In the unit's own group, and not by conmon: that passes on no descriptors, and with them the callers who wait.
     "--cgroups=split", "--sdnotify=ignore",
 )  # fmt: skip
