@@ -11,6 +11,12 @@ import pwd
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or __package__:
+    from installer.runtime.vllm_systemd import own_group
+else:
+    from vllm_systemd import own_group
 
 PODMAN = "/usr/bin/podman"
 # Where the image's own users are on this host, whose files nobody has there: but for the service's, who is itself.
@@ -27,6 +33,12 @@ def main(words: list[str], environment: Mapping[str, str]) -> None:
     command = reload(words, environment) if words[:1] == ["reload"] else run(words, environment)
     # Its home is the service's to write, and podman reads what lies in its own.
     os.execve(command[0], command, {**environment, "HOME": "/root"})
+
+
+def keep_group() -> None:
+    """systemd gives a group that is delegated to User=, and podman leaves what is not its own for a scope elsewhere:
+    the container would not belong to the unit, whose word systemd does not hear then, and whose stop ends nothing."""
+    os.chown(f"/sys/fs/cgroup{own_group()}", 0, 0)
 
 
 def run(words: list[str], environment: Mapping[str, str]) -> list[str]:
@@ -57,4 +69,5 @@ def launcher() -> str:
 
 
 if __name__ == "__main__":
+    keep_group()
     main(sys.argv[1:], os.environ)

@@ -14,13 +14,13 @@ if TYPE_CHECKING or __package__:
     from installer.runtime.vllm_callers import TICK
     from installer.runtime.vllm_processes import end_strangers, send
     from installer.runtime.vllm_supervision import Supervisor
-    from installer.runtime.vllm_systemd import notify, say, seconds, write
+    from installer.runtime.vllm_systemd import notify, own_unit, say, seconds, write
 else:
     import vllm_handover
     from vllm_callers import TICK
     from vllm_processes import end_strangers, send
     from vllm_supervision import Supervisor
-    from vllm_systemd import notify, say, seconds, write
+    from vllm_systemd import notify, own_unit, say, seconds, write
 
 PULSE = 5.0  # seconds from one word to the watchdog to the next
 SLACK = 10.0  # seconds beyond what was agreed on
@@ -88,6 +88,9 @@ class Main(Supervisor):
             end_strangers(self.launcher)
         if not self.engine:
             self.part(0)
+        elif not self.is_proved and not own_unit():
+            # vLLM ignores SIGTERM until it serves. In a container no watcher can ask systemd whether that is a stop.
+            send(self.engine, signal.SIGHUP)
 
     def give_way(self, keys: str) -> None:
         """Everybody gets the answer that is owed; who comes now waits for the next engine."""

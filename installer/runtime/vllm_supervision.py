@@ -121,6 +121,8 @@ class Supervisor:
     def spawn_engine(self, pipes: Mapping[str, int]) -> int:
         descriptors = {LISTENER: self.callers.listener.fileno(), **pipes}
         environment = {**self.task["environment"], **{name: str(number) for name, number in descriptors.items()}}
+        # podman's order is another at each start, and who changes the first variable loses the place for vLLM's names.
+        environment = dict(sorted(environment.items()))
         return self.spawn(self.task["command"], environment, list(descriptors.values()))
 
     def start_watcher(self) -> None:

@@ -18,10 +18,10 @@ from installer.base.layout import Layout
 from installer.base.report import Lines
 from installer.forms.podman import images
 from installer.forms.podman.images import ImageFailed
-from installer.forms.podman.words import run_words, weights
+from installer.forms.podman.words import run_words, weights_of
 from installer.spec.engine import Engine
 from installer.spec.settings import Settings
-from installer.spec.target import Placed
+from installer.spec.target import Adapter, Placed
 from tests.kit.targets import target
 
 LAYOUT = Layout("qwen3vl")
@@ -208,9 +208,16 @@ def test_who_needs_it_no_more_takes_only_the_own_name(store: Store) -> None:
 
 def test_weights_in_the_cache_come_with_what_their_links_lead_to() -> None:
     of_hub = target(SETTINGS)
-    assert weights(of_hub, LAYOUT) == of_hub.model.path.parents[1]
+    assert weights_of(of_hub.model, LAYOUT) == of_hub.model.path.parents[1]
     own = target(SETTINGS, path=Path("/srv/model"))
-    assert weights(own, LAYOUT) == Path("/srv/model")
+    assert weights_of(own.model, LAYOUT) == Path("/srv/model")
+
+
+def test_adapters_are_bound_in_as_the_model_is() -> None:
+    made = target(SETTINGS)
+    beside = Adapter(dataclasses.replace(made.model, id="sql", path=Path("/srv/sql")), 16)
+    words = run_words(dataclasses.replace(made, adapters=(beside,)), LAYOUT, "qwen3vl", Path("/r")).split()
+    assert "--volume=/srv/sql:/srv/sql:ro" in words
 
 
 def test_gpus_are_given_by_name_and_no_others() -> None:

@@ -6,7 +6,7 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,9 +159,12 @@ def until(what: str, condition: Callable[[], T], machine: Machine, seconds: floa
     raise AssertionError(f"not within {seconds:g} s: {what}\n{machine.evidence()}")
 
 
-def is_gone(machine: Machine, before: dict[str, str], services: Iterable[str] = (SERVICE,)) -> None:
+def is_gone(
+    machine: Machine, before: dict[str, str], services: Iterable[str] = (SERVICE,), *, beside: Collection[str] = ()
+) -> None:
     """Nothing is left of the services: no file, user, unit, failed state, process or runtime directory."""
-    assert difference(before, snapshot(machine.root)) == []
+    left = difference(before, snapshot(machine.root, beside))
+    assert left == [], left
     for service in services:
         shown = machine.shell(f"systemctl list-units --all --plain --no-legend '{service}*'; ls -d /run/{service} || :")
         assert shown.stdout == "", shown.stdout

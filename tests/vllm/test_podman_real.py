@@ -1,34 +1,42 @@
-"""A life in a container, on a booted Debian 13: the real vLLM in an image that was made here, run by podman."""
+"""The real vLLM in a container, on a Debian 13 that has podman and no Python packages: its whole life, in order.
+
+The image is built from nothing, without a network. What fills it are this host's /usr and the engine at hand, which
+every container of the machine is given by podman's own configuration: so nobody copies gigabytes into a layer.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.kit.boot.debian import NSPAWN, debian13
+from tests.kit.boot.debian import debian
 from tests.kit.boot.machine import STORE, Machine
 from tests.kit.boot.snapshot import snapshot
-from tests.kit.life import (
-    cli,
-    engine_pid,
-    is_gone,
-    is_up,
-    main_pid,
-    serves,
-    until,
-)
+from tests.kit.boot.surroundings import REPO
+from tests.kit.life import cli, engine_pid, is_gone, is_up, main_pid, serves, until
 from tests.kit.load import Plan, load
+from tests.vllm.test_try_real import passes
 
 FILE = "/srv/vllm.tar"
-BROKEN = "localhost/broken:1"
+OTHER, BROKEN = "localhost/vllm:2", "localhost/broken:1"
+UNIT = "/etc/systemd/system/qwen3vl.service"
+DROP_IN = "/run/systemd/system/qwen3vl.service.d"
 START = 240  # seconds
 STORAGE = "/var/lib/containers"
-# An image of links and mount points. What fills it are this host's /usr and the engine at hand, which every container
-# of the machine is given by podman's own configuration: so nobody has to copy gigabytes into a layer.
-IMAGE = f"""
-umount /sys/kernel/debug /sys/kernel/tracing  # below a mount of its own, as nspawn makes it, they are in the way of crun
+SITE = "/usr/local/lib/python3.13/dist-packages"
+PACKAGES = ("podman", "crun", "dbus", "procps", "python3")
+# What podman needs beyond a machine's usual rights: a fuse device is looked for, keyrings and BPF are used.
+RIGHTS = ("--capability=all", "--system-call-filter=@keyring bpf", "--bind=/dev/fuse")
+COMMAND = '#!/bin/sh\nexec python3 -m installer "$@"\n'
+IMAGES = f"""
+umount /sys/kernel/debug /sys/kernel/tracing  # as nspawn mounts them, they are in the way of crun
 mkdir -p /etc/containers /var/tmp/image /srv
 printf '[containers]\\nvolumes = ["/host-usr:/usr:ro", "/engine:/opt/engine:ro"]\\n' >/etc/containers/containers.conf
 cd /var/tmp/image
@@ -41,15 +49,30 @@ made() {{
 made - localhost/vllm:1
 podman save --quiet --output {FILE} localhost/vllm:1
 podman rmi --force localhost/vllm:1
+made --change 'ENV OTHER=1' - {OTHER}
 made --change 'ENV VLLM_CPU_KVCACHE_SPACE=much' - {BROKEN}
 """
 
 
+@contextlib.contextmanager
+def booted(cpu_engine: str) -> Iterator[Machine]:
+    """With this checkout, the packages that it needs for the Python that is there, and images."""
+    inside = (f"{STORE / 'engines' / cpu_engine}:/engine", "/usr:/host-usr:norbind", f"{REPO}:{REPO}:norbind")
+    binds = [f"--bind-ro={each}" for each in inside]
+    with Machine(
+        system=debian("trixie", "podman", "crun", "dbus", "procps", "python3"), nspawn=(*RIGHTS, *binds)
+    ) as machine:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        asked = ["--python-version", "3.13", "--requirement", REPO / "packages/requirements.txt"]
+        subprocess.run([*pip, "--target", machine.at(SITE), *asked], check=True)
+        machine.write("/usr/local/bin/vllm-install", COMMAND, 0o755)
+        machine.shell(IMAGES)
+        yield machine
+
+
 @pytest.fixture(scope="module")
 def machine(cpu_engine: str) -> Iterator[Machine]:
-    inside = (f"--bind-ro={STORE / 'engines' / cpu_engine}:/engine", "--bind-ro=/usr:/host-usr:norbind")
-    with Machine(system=debian13(), nspawn=(*NSPAWN, *inside)) as machine:
-        machine.shell(IMAGE)
+    with booted(cpu_engine) as machine:
         yield machine
 
 
@@ -70,45 +93,104 @@ def status_of(machine: Machine, pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def test_a_life_in_a_container(machine: Machine) -> None:
-    bare, images = snapshot(machine.root, [STORAGE]), kept(machine)
-    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--offline")
-    done = cli(machine, "deploy", "--runtime", "podman", "--image", FILE, *options, timeout=600)
-    serves(machine, done.key)
-    assert cli(machine, "deploy", "--json").changes == []
+def variables(machine: Machine) -> list[str]:
+    """Of the engine: by those of its image it is known which image serves."""
+    return machine.run("cat", f"/proc/{engine_pid(machine)}/environ").stdout.split("\0")
 
-    # nobody is root in there, and nobody can become it
+
+def only_keys_open(change: dict[str, Any]) -> dict[str, Any]:
+    """With the digests of keys as a plan shows them, which has not made any."""
+    text = re.sub(r"sha256:[0-9a-f]{64}( |$)", r"sha256:MADE-BY-DEPLOY\1", change.get("text", ""), flags=re.MULTILINE)
+    return {**change, "text": text} if change.get("path") == UNIT else change
+
+
+def is_back(machine: Machine, pid: int, key: str) -> None:
+    until("another", lambda: main_pid(machine) not in (0, pid) and is_up(machine), machine, START)
+    serves(machine, key)
+
+
+@pytest.fixture(scope="module")
+def before(machine: Machine) -> tuple[dict[str, str], list[list[str]]]:
+    """What is on the disk, and what podman has."""
+    return snapshot(machine.root, [STORAGE]), kept(machine)
+
+
+@pytest.fixture(scope="module")
+def key(machine: Machine, before: tuple[dict[str, str], list[list[str]]]) -> str:
+    """Of the service, which was planned and deployed from a file."""
+    model = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--offline")
+    options = ("--runtime", "podman", "--image", FILE, *model, "--hold", "600", "--json", "--", "--enforce-eager")
+    planned = cli(machine, "plan", *options).changes
+    done = cli(machine, "deploy", *options, timeout=600)
+    assert [only_keys_open(change) for change in done.changes] == planned
+    assert cli(machine, "deploy", "--json").changes == []
+    return done.key
+
+
+def test_nobody_in_the_container_is_root_or_can_become_it(machine: Machine, key: str) -> None:
+    serves(machine, key)
     user = machine.run("id", "-u", "vllm-qwen3vl").stdout.strip()
     inside = status_of(machine, engine_pid(machine))
     assert set(inside["Uid"].split()) == {user}
-    assert (inside["CapPrm"], inside["CapBnd"], inside["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
+    assert (inside["CapPrm"], inside["CapBnd"], inside["NoNewPrivs"], inside["Seccomp"]) == (
+        "0" * 16,
+        "0" * 16,
+        "1",
+        "2",
+    )
     mapped = machine.run("cat", f"/proc/{engine_pid(machine)}/uid_map").stdout.split()
     assert mapped[:2] == ["0", str(0x60000000)], "root of the image is nobody outside"
+    passes(cli(machine, "test", "--json").json)
+    cli(machine, "doctor")
 
-    with load(Plan(8000, done.key, rate=2, keep=1), machine.start) as running:
+
+def test_a_key_and_the_image_change_under_load_and_nobody_is_refused(machine: Machine, key: str) -> None:
+    plan = Plan(8000, key, rate=2, keep=1, patience=400, tokens=256)
+    with load(plan, lambda _, *words: machine.start("python3", *words)) as running:
         running.wait_for(4)
         first = main_pid(machine)
-        new = cli(machine, "set-apikey", "--keep-old", "10m").key
-        serves(machine, new)
+        serves(machine, cli(machine, "set-apikey", "--keep-old", "1h").key)
         assert main_pid(machine) == first
-        machine.run("systemctl", "restart", "qwen3vl", timeout=START)
-        assert main_pid(machine) != first
+        cli(machine, "set", f"IMAGE={OTHER}", timeout=600)
         running.wait_for(4)
-    print("restart under load", json.dumps(running.result.to_json()))
+    print("another image under load", json.dumps(running.result.to_json()))
     assert running.result.failures == {}
+    assert main_pid(machine) != first
+    assert "OTHER=1" in variables(machine)
 
-    second = main_pid(machine)
-    machine.run("kill", "-KILL", str(engine_pid(machine)))
-    until("another", lambda: main_pid(machine) not in (0, second) and is_up(machine), machine, START)
-    serves(machine, new)
 
-    third = main_pid(machine)
+def test_an_image_that_fails_is_undone_and_rollback_leads_back(machine: Machine, key: str) -> None:
+    pid = main_pid(machine)
     refused = cli(machine, "set", f"IMAGE={BROKEN}", code=6, timeout=600)
-    assert "invalid literal for int" in refused.err, refused.err
-    assert main_pid(machine) not in (0, third)
-    serves(machine, new)
+    assert re.search("did not come up .* validation error .* is back as it was", refused.err), refused.err
+    assert main_pid(machine) not in (0, pid)
+    serves(machine, key)
+    assert "OTHER=1" in variables(machine)
     assert cli(machine, "deploy", "--json").changes == []
 
+    cli(machine, "rollback", timeout=600)
+    serves(machine, key)
+    assert "OTHER=1" not in variables(machine)
+
+
+def test_what_is_stopped_or_taken_away_by_hand_comes_back(machine: Machine, key: str) -> None:
+    machine.shell(f"mkdir -p {DROP_IN}; printf '[Service]\\nWatchdogSec=40\\n' >{DROP_IN}/own.conf")
+    machine.run("systemctl", "daemon-reload")
+    pid = main_pid(machine)
+    machine.run("podman", "rm", "--force", "--time=0", "qwen3vl")
+    is_back(machine, pid, key)
+
+    pid = main_pid(machine)
+    machine.run("kill", "-STOP", str(engine_pid(machine)))
+    is_back(machine, pid, key)
+    journal = machine.journal("--unit=qwen3vl").rpartition("makes no progress")[2]
+    assert "most recent call first" in journal, "no stacks"
+
+
+def test_uninstalling_leaves_nothing_neither_on_the_disk_nor_with_podman(
+    machine: Machine, key: str, before: tuple[dict[str, str], list[list[str]]]
+) -> None:
+    disk, images = before
     cli(machine, "uninstall", "--yes", "--purge")
-    is_gone(machine, bare)
+    is_gone(machine, disk, beside=[STORAGE])
     assert kept(machine) == images

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from installer.base.layout import Layout
+from installer.spec.model import Model
 from installer.spec.target import Target
 from installer.spec.vendors import NVIDIA
 
@@ -26,7 +27,8 @@ def run_words(target: Target, layout: Layout, name: str, runtime: Path) -> str:
     """As PODMAN_RUN= has them: options, and the image by its ID last."""
     writable = (Path(NOTIFY), Path("/run") / name, layout.cache_dir, layout.usage_dir)
     credentials = Path(f"/run/credentials/{name}.service")
-    read_only = (runtime, layout.settings_file.parent, credentials, weights(target, layout))
+    weights = dict.fromkeys(weights_of(model, layout) for model in target.read)
+    read_only = (runtime, layout.settings_file.parent, credentials, *weights)
     return shlex.join([
         f"--name={name}", *SANDBOX, f"--workdir={layout.cache_dir}",
         *(f"--volume={path}:{path}" for path in writable), *(f"--volume={path}:{path}:ro" for path in read_only),
@@ -34,9 +36,9 @@ def run_words(target: Target, layout: Layout, name: str, runtime: Path) -> str:
     ])  # fmt: skip
 
 
-def weights(target: Target, layout: Layout) -> Path:
+def weights_of(model: Model, layout: Layout) -> Path:
     """What holds them: in the hub's cache they are links into another directory of the same model."""
-    path = target.model.path
+    path = model.path
     return path.parents[1] if layout.hub in path.parents else path
 
 

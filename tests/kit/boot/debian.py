@@ -1,4 +1,4 @@
-"""A Debian with nothing on it but what makes it boot; made once, kept in build/debian."""
+"""A Debian with nothing on it but what makes it boot, and what is asked for; made once, kept in build/debian."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF
 """
 
 
-def debian(suite: str) -> Path:
+def debian(suite: str, *packages: str) -> Path:
     """The root directory of that release, for copies of it."""
-    root = REPO / "build/debian" / suite
+    root = REPO / "build/debian" / "-".join((suite, *packages))
     if not root.exists():
-        part = root.with_name(f"{suite}.part")
+        part = root.with_name(f"{root.name}.part")
         subprocess.run(["rm", "-rf", part], check=True)
         part.parent.mkdir(parents=True, exist_ok=True)
-        made = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd", suite, str(part)]
-        subprocess.run(made, check=True, stdin=subprocess.DEVNULL)
+        made = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(('systemd', *packages))}"]
+        subprocess.run([*made, suite, str(part)], check=True, stdin=subprocess.DEVNULL)
         part.rename(root)
     return root
 
