@@ -20,7 +20,7 @@ from tests.kit.boot.debian import debian
 from tests.kit.boot.machine import STORE, Machine
 from tests.kit.boot.snapshot import snapshot
 from tests.kit.boot.surroundings import REPO
-from tests.kit.life import cli, engine_pid, is_gone, is_up, main_pid, serves, until
+from tests.kit.life import cli, engine_pid, is_gone, is_up, main_pid, serves, unit, until
 from tests.kit.load import Plan, load
 from tests.vllm.test_try_real import passes
 
@@ -185,6 +185,13 @@ def test_what_is_stopped_or_taken_away_by_hand_comes_back(machine: Machine, key:
     is_back(machine, pid, key)
     journal = machine.journal("--unit=qwen3vl").rpartition("makes no progress")[2]
     assert "most recent call first" in journal, "no stacks"
+
+
+def test_a_stop_ends_what_has_begun_to_start(machine: Machine, key: str) -> None:
+    machine.run("systemctl", "restart", "--no-block", "qwen3vl")
+    until("it starts", lambda: unit(machine, "StatusText")["StatusText"] == "starting the engine", machine, START)
+    machine.run("systemctl", "stop", "qwen3vl")
+    assert unit(machine, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
 
 
 def test_uninstalling_leaves_nothing_neither_on_the_disk_nor_with_podman(
