@@ -33,7 +33,12 @@ STORAGE = "/var/lib/containers"
 SITE = "/usr/local/lib/python3.13/dist-packages"
 PACKAGES = ("podman", "crun", "dbus", "procps", "python3")
 # What podman needs beyond a machine's usual rights: a fuse device is looked for, keyrings and BPF are used.
-RIGHTS = ("--capability=all", "--system-call-filter=@keyring bpf", "--bind=/dev/fuse")
+RIGHTS = (
+    "--capability=all",
+    "--drop-capability=CAP_SYS_MODULE",
+    "--system-call-filter=@keyring bpf",
+    "--bind=/dev/fuse",
+)
 COMMAND = '#!/bin/sh\nexec python3 -m installer "$@"\n'
 IMAGES = f"""
 umount /sys/kernel/debug /sys/kernel/tracing  # as nspawn mounts them, they are in the way of crun
