@@ -14,7 +14,7 @@ from installer.base.errors import InstallError
 from installer.base.host import ANSWERS_WITHIN, Host
 from installer.base.language import tr
 from installer.base.layout import Layout
-from installer.checks import gateway, ports
+from installer.checks import gateway, group, ports
 from installer.checks.gpus.vendors import MODULES
 from installer.forms.podman import images
 from installer.spec.facts import Disk, Facts, Interpreter, Nvcc, Podman
@@ -69,6 +69,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         nvcc=_nvcc(host) if settings.cuda_toolkit == "host" else None,
         gateway=gateway.look(host, settings) if needs_gateway(settings) else None,
         podman=_podman(host) if settings.runtime == PODMAN else None,
+        peers=group.look(host, settings) if settings.group_hosts else None,
     )
 
 

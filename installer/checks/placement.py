@@ -51,9 +51,14 @@ def usable_gpus(facts: Facts, kind: str) -> list[Gpu]:
     return sorted(found, key=lambda gpu: (gpu.capability or (0, 0), gpu.memory_total), reverse=True)
 
 
-def gpus_of_one(settings: Settings) -> int:
-    """What one engine takes."""
+def gpus_of_group(settings: Settings) -> int:
+    """What one engine takes on all of its hosts."""
     return settings.tensor_parallel_size * family_of(settings).gpus_a_rank(settings)
+
+
+def gpus_of_one(settings: Settings) -> int:
+    """What it takes here."""
+    return gpus_of_group(settings) // max(1, len(settings.group_hosts))
 
 
 def gpus_needed(settings: Settings) -> int:

@@ -14,6 +14,7 @@ from installer.base.layout import Layout
 from installer.base.report import size
 from installer.base.sizes import GIB
 from installer.checks.gateway import check_gateway
+from installer.checks.group import check_group
 from installer.checks.packages import APT, install_command, packages_of
 from installer.checks.placement import WHOLE, find, usable_gpus
 from installer.checks.preflight_gpus import check_gpus
@@ -46,6 +47,7 @@ def problems(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
         *_check_port(settings, facts, layout),
         *_check_disks(facts, layout),
         *check_gateway(settings, facts),
+        *check_group(settings, facts),
     ]
 
 

@@ -66,6 +66,9 @@ def check_state(scene: Scene) -> Iterator[Finding]:
     elif scene.active == "inactive" and scene.unit_text:
         if not (scene.whole and scene.whole.active == "inactive"):  # else with the whole
             yield Finding("service-stopped", tr("the service is stopped"), said, (f"sudo systemctl start {unit}",))
+    elif scene.standing and scene.standing.waits:
+        why = scene.standing.stage + (f"; {scene.standing.lost}" if scene.standing.lost else "")
+        yield Finding("group-broken", tr("the hosts of its group are not all there"), one_line(why), (look,))
     elif scene.holding:
         cause = tr("it does not serve yet: {callers}", callers=scene.holding.words)
         yield Finding("callers-wait", cause, said, (f"sudo vllm-install status {scene.service} --watch",), NOTE)
@@ -76,7 +79,7 @@ def check_state(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "service-changing", tr("the service is starting or stopping"), said, (f"systemctl status {unit}",), NOTE
         )
-    elif scene.active == "active" and not scene.is_gateway:
+    elif scene.active == "active" and not scene.is_gateway and scene.has_api:
         yield from _check_answer(scene)
 
 
@@ -177,7 +180,7 @@ def check_slowness(scene: Scene) -> Iterator[Finding]:
 
 def check_load(scene: Scene) -> Iterator[Finding]:
     """Requests that wait: for want of cache, or only because a limit says so."""
-    if not scene.serves or not scene.probe_key:
+    if not scene.serves or not scene.probe_key or not scene.has_api:
         return
     try:
         text = scene.api(5.0).ask("GET", "/metrics").body.decode(errors="replace")

@@ -14,6 +14,8 @@ from installer.base.layout import Layout
 from installer.base.locks import Holder
 from installer.checks import facts, preflight
 from installer.checks.tenants import with_tenants
+from installer.runtime.vllm_group import WAITING
+from installer.runtime.vllm_member import BROKEN, ENDED, STARTING
 from installer.spec import settings_file
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
@@ -25,6 +27,7 @@ from installer.units.api import Api, local_address
 from installer.units.custody import Custody
 from installer.units.gateway import certificate_of
 from installer.units.graph import Member, handle, members
+from installer.units.group import Standing, standing
 from installer.units.haproxy import GatewayState
 from installer.units.holding import Holding, holding
 from installer.units.syntax import exec_line
@@ -61,6 +64,10 @@ class Scene:
     def member(self) -> Member:
         target = self.state.proved if self.state else None
         return next((m for m in members(self.layout, target) if m.number == self.number), handle(self.layout, target))
+
+    @property
+    def has_api(self) -> bool:
+        return not (self.state and self.state.proved) or self.state.proved.has_api
 
     @property
     def is_gateway(self) -> bool:
@@ -165,8 +172,22 @@ class Scene:
     @property
     def serves(self) -> bool:
         """As far as systemd and the supervisor know; while it is handed over, the old engine serves."""
-        does = self.active in ("active", "reloading") and self.holding is None
+        does = self.active in ("active", "reloading") and self.holding is None and self.is_together
         return does and (not self.is_gateway or any(replica.serves for replica in self.replicas))
+
+    @cached_property
+    def standing(self) -> Standing | None:
+        """How its group does; None of a service of one host, and where we may not look."""
+        proved = self.state.proved if self.state else None
+        is_member = proved is not None and proved.place is not None and not self.is_gateway
+        return standing(self.host, self.member) if is_member and self.is_root else None
+
+    @property
+    def is_together(self) -> bool:
+        """Whether no other host is missing, as far as can be told."""
+        if self.standing is not None:
+            return not self.standing.stage
+        return not self.unit.get("StatusText", "").startswith((WAITING, BROKEN, STARTING, ENDED))
 
     @property
     def stage(self) -> str:

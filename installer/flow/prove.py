@@ -17,6 +17,8 @@ from installer.diagnosis.said import translated
 from installer.families.known import refusal_in, root_line_in
 from installer.flow.wanted import Wanted
 from installer.model.model_about import read_directory
+from installer.runtime.vllm_group import WAITING
+from installer.runtime.vllm_member import BROKEN, ENDED, STARTING
 from installer.spec.keys import generate
 from installer.spec.settings import Settings
 from installer.units.api import Answer, Api, NoAnswer, local_address
@@ -31,6 +33,7 @@ from installer.units.systemd import running_process, unit_properties
 POLL = 0.2
 ANSWER_WITHIN = 120.0
 KEYS_WITHIN = 10.0  # the guard answers this, while the engine is at its work
+OTHERS_WITHIN = 900.0  # seconds: all hosts of a group change at the same time
 HELD_FOR = 7200  # seconds that a start may take at most: the unit's TimeoutStartSec=
 FOLLOWED = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "ReloadResult", "Job", "InvocationID")
 # What is wrong with a service that answers these.
@@ -78,8 +81,10 @@ def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED
 def serves(want: Wanted, member: Member, host: Host, report: Report, start: Start) -> None:
     wait_until_ready(member, host, report, start)
     server = Server(want, member, host)
-    if member.name in start.since:
+    if member.name in start.since or not want.target.has_api:
         _check_process(server)
+    if not want.target.has_api:
+        return  # its head has answered
     _check_keys(server)
     _check_model(server)
     _check_answer(server)
@@ -93,14 +98,22 @@ def wait_until_ready(member: Member, host: Host, report: Report, start: Start = 
     """
     restarts: int | None = None
     said = run = ""
+    apart_since: float | None = None
     while True:
         now = unit_properties(host, member.name, *FOLLOWED)
         has_job, state = bool(now.get("Job")), now.get("ActiveState")
+        is_apart = now["StatusText"].startswith((WAITING, BROKEN))
+        apart_since = (apart_since or time.monotonic()) if is_apart else None
+        if apart_since and time.monotonic() - apart_since > OTHERS_WITHIN:
+            raise failure(member, host, tr("the other hosts have not come: {stage}", stage=now["StatusText"]), run)
         if not has_job and state == "active":
             _check_handed_over(member, now, host, start)
             held = holding(host, member)
-            if held is None:
+            if held is None and not is_apart and now["StatusText"] not in (STARTING, ENDED):
                 return
+            if held is None:
+                time.sleep(POLL)
+                continue
             if held.longest > HELD_FOR:
                 raise failure(member, host, tr("{unit} holds its callers and does not serve", unit=member.name), run)
         crashed = restarts is not None and int(now.get("NRestarts") or 0) > restarts
@@ -181,6 +194,8 @@ class Server:
 
 def keys_in_force(want: Wanted, host: Host, accepted: str | None, doors: Iterable[Member] | None = None) -> None:
     """At every door the service refuses whom it should, and takes the probe key and the key that was just set."""
+    if not want.target.has_api:
+        return
     for member in doors or units(want.layout, want.target):
         server = Server(want, member, host, KEYS_WITHIN)
         _check_keys(server)

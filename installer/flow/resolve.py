@@ -33,7 +33,7 @@ from installer.spec.model import Model
 from installer.spec.profile import Profile
 from installer.spec.settings import PODMAN, Settings
 from installer.spec.state import State
-from installer.spec.target import Replica, Target
+from installer.spec.target import Place, Replica, Target
 from installer.spec.toolkit import Toolkit
 from installer.spec.values import AUTO
 from installer.spec.vendors import AMD
@@ -124,8 +124,9 @@ def resolve(
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     compiler = _toolkit(settings, engine, model, seen, choice, request.caches, host, report)
-    replicas = _replicas(settings, choice, state, host, report)
-    target = Target(settings, engine, model, held, profile, choice.placed, compiler, replicas, beside)
+    place = Place(seen.peers.ranks[0], seen.peers.interface) if seen.peers else None
+    behind = _replicas(settings, choice, state, host, report) if place is None or place.rank == 0 else ()
+    target = Target(settings, engine, model, held, profile, choice.placed, compiler, behind, beside, place)
     is_first = state.proved is None
     want = Wanted(
         target, layout, probe, request.bundle, request.former, request.environment, request.caches, is_first=is_first

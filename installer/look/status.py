@@ -58,6 +58,17 @@ class MemberStatus:
 
 
 @dataclass(frozen=True)
+class GroupView:
+    """This host among those that serve one model together."""
+
+    hosts: tuple[str, ...]  # the head first
+    rank: int
+    complete: bool | None  # needs root
+    stage: str | None  # needs root: what it waits for
+    lost: str | None  # needs root: why all had to start anew the last time
+
+
+@dataclass(frozen=True)
 class Status:
     """What docs/status-schema.json describes; a program may rely on these names."""
 
@@ -93,6 +104,7 @@ class Status:
     under_way_for: int | None  # seconds
     last_changes: tuple[Event, ...]  # the newest first
     members: tuple[MemberStatus, ...]  # the replicas behind a gateway; none where the service is the engine itself
+    group: GroupView | None  # of hosts that serve one model together
 
     @property
     def is_dead(self) -> bool:
@@ -143,7 +155,7 @@ def of(scene: Scene) -> Status:
         kv_tokens=(measured.cache_tokens if measured else None)
         or (calibration.tokens * max(1, len(replicas)) if calibration else None),
         address=_address(settings) if settings else None,
-        listening=(ready or scene.holding is not None or bool(replicas)) and _listens(scene),
+        listening=scene.has_api and (ready or scene.holding is not None or bool(replicas)) and _listens(scene),
         gpus=load.gpus(host, target.engine.kind if target else None, target.gpus if target else ()),
         gpus_by_hand=_by_hand(scene, target),
         load=measured,
@@ -154,11 +166,22 @@ def of(scene: Scene) -> Status:
         under_way_for=scene.under_way.seconds if scene.under_way else None,
         last_changes=tuple(reversed(state.history[-SHOWN_CHANGES:])) if state else (),
         members=replicas,
+        group=_group(scene, target),
     )
 
 
 def _whence(model: Model) -> str:
     return f"{model.repo}@{model.commit}" if model.commit else str(model.path)
+
+
+def _group(scene: Scene, target: Target | None) -> GroupView | None:
+    if target is None or target.place is None:
+        return None
+    seen = next((part.standing for part in reversed(scene.parts) if part.standing), None)
+    hosts, rank = target.settings.group_hosts, target.place.rank
+    if seen is None:
+        return GroupView(hosts, rank, None, None, None)
+    return GroupView(hosts, rank, not seen.waits, seen.stage or None, seen.lost or None)
 
 
 def _address(settings: Settings) -> str:
@@ -180,7 +203,8 @@ def _memory(*parts: Scene) -> int | None:
 
 
 def _measured(scene: Scene) -> Sample | None:
-    return load.sample(scene.api(load.ANSWER_WITHIN)) if scene.serves and scene.probe_key else None
+    can_be_asked = scene.serves and scene.has_api and scene.probe_key
+    return load.sample(scene.api(load.ANSWER_WITHIN)) if can_be_asked else None
 
 
 def _members(scene: Scene) -> tuple[MemberStatus, ...]:
@@ -246,6 +270,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
     return [
         (tr("service"), stage_line(status.service, status.active, status.stage)),
         *member_lines(status.members, status.gpus),
+        *_group_lines(status.group),
         *([(tr("callers"), status.holding.words)] if status.holding else []),
         *_problem_lines(status.problem),
         (
@@ -315,6 +340,19 @@ def _member_line(member: MemberStatus, numbers: Mapping[str, str]) -> str:
         load_line(member.load) if member.load else "",
     ]
     return tr("; ").join(filter(None, said))
+
+
+def _group_lines(group: GroupView | None) -> list[tuple[str, str]]:
+    if group is None:
+        return []
+    place = tr("host {number} of {count}", number=group.rank + 1, count=len(group.hosts))
+    others = tr(", ").join(each for each in group.hosts if each != group.hosts[group.rank])
+    said = [
+        tr("{place}, {address}; with {others}", place=place, address=group.hosts[group.rank], others=others),
+        translated(group.stage or ""),
+        tr("it was broken: {why}", why=group.lost) if group.lost else "",
+    ]
+    return [(tr("group"), tr("; ").join(filter(None, said)))]
 
 
 def _problem_lines(problem: Finding | None) -> list[tuple[str, str]]:

@@ -47,7 +47,7 @@ def shape_of(
     top: Mapping[str, object], stored: int, settings: Settings, processor: Mapping[str, object] | None = None
 ) -> Shape:
     """The same from what config.json and preprocessor_config.json hold, and the bytes of the weights on disk."""
-    config, flags = Config.of(top), Flags.of(settings.vllm_args)
+    config, flags = Config.of(top), Flags.of(settings.vllm_words)
     return Shape(
         config=config,
         flags=flags,

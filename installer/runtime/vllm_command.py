@@ -50,7 +50,9 @@ def as_vllm(
     if flags.keys().isdisjoint(("--log-config-file", "--logging-config")):
         environment.setdefault("VLLM_LOGGING_CONFIG_PATH", os.path.join(runtime, "logging.json"))
         files["logging.json"] = json.dumps(log_configuration(runtime, flags))
-    return [*serve, "--middleware", "vllm_guard.Guard"], files
+    # The unit's own words are the same on all hosts of a group but for its rank.
+    headless = ["--headless"] if os.environ.get("GROUP_RANK", "0") != "0" else []
+    return [*serve, "--middleware", "vllm_guard.Guard", *headless], files
 
 
 def as_sglang(

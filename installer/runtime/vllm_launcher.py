@@ -26,12 +26,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime import vllm_command, vllm_flags, vllm_gpus, vllm_handover, vllm_hold
+    from installer.runtime import vllm_command, vllm_flags, vllm_gpus, vllm_group, vllm_handover, vllm_hold
     from installer.runtime.vllm_port import (
         BAD_CONFIGURATION,
         BUSY,
@@ -48,6 +48,7 @@ else:
     import vllm_command
     import vllm_flags
     import vllm_gpus
+    import vllm_group
     import vllm_handover
     import vllm_hold
     from vllm_port import BAD_CONFIGURATION, BUSY, TRY_LATER, Refused, is_kept, listen, not_free, runtime_directory
@@ -278,11 +279,13 @@ def launch(words: list[str]) -> NoReturn:
     write_keys(keys, hashlib.sha256(probe.encode()).hexdigest())
     flags = flags_of(serve)
     host, port = address(flags)
-    hold = holding_time()
-    listener = vllm_hold.take(host, port, is_wanted=hold > 0) or listen(host, port)
+    group = group_of(serve)
+    has_api = not group or group["rank"] == 0
+    hold = holding_time() if has_api else 0
+    listener = vllm_hold.take(host, port, is_wanted=hold > 0) or (listen(host, port) if has_api else socket.socket())
     task = {
         **vllm_command.engine(serve, words_of(serve), flags, runtime_directory()),
-        "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(),
+        "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(), "group": group,
         "key": in_memory("key", probe), "record": next(iter(vllm_hold.kept(vllm_hold.RECORD)), None),
     }  # fmt: skip
     supervise(task)
@@ -293,6 +296,16 @@ def holding_time() -> int:
         return vllm_hold.limit()
     except ValueError as error:
         raise Refused(str(error)) from None
+
+
+def group_of(serve: list[str]) -> dict[str, Any] | None:
+    try:
+        group = vllm_group.task(serve)
+    except (KeyError, OSError, ValueError) as error:
+        raise Refused(f"a member of a group that cannot be one: {error}") from None
+    if group and group["rank"] == 0 and not holding_time():
+        raise Refused("HOLD=0: the head of a group waits for the others, and callers with it")
+    return group
 
 
 def words_of(serve: list[str]) -> Words:

@@ -34,7 +34,8 @@ def hand_in(listener: int) -> None:
 
 
 if __name__ == "__main__":
-    hand_in(int(os.environ.pop(LISTENER)))
+    if LISTENER in os.environ:  # one that has no API is given none
+        hand_in(int(os.environ.pop(LISTENER)))
     import vllm_start  # type: ignore[import-not-found]
 
     vllm_start.shorten()

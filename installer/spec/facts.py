@@ -106,6 +106,15 @@ class Podman:
 
 
 @dataclass(frozen=True)
+class Peers:
+    """What a group needs of the host, looked for where a service has one."""
+
+    ranks: tuple[int, ...] = ()  # whose addresses are this host's
+    interface: str = ""  # which has the first of them
+    unfit: str = ""  # why the file with the key is none
+
+
+@dataclass(frozen=True)
 class Facts:
     arch: str
     cpu: str
@@ -135,6 +144,7 @@ class Facts:
     nvcc: Nvcc | None = None  # looked for where it was asked for
     gateway: Gateway | None = None
     podman: Podman | None = None  # looked for where it was asked for
+    peers: Peers | None = None
 
 
 @dataclass(frozen=True)

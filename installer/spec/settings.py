@@ -191,6 +191,15 @@ class Settings:
         "fcfs", values.one_of("fcfs", "priority"), "Whose turn it is: fcfs, or priority, by `keys limit --priority`.",
         "SCHEDULING", "POLICY", brief="Whose turn it is: fcfs, or priority of keys", flags=("--scheduling-policy",),
         memory=False)
+    group_hosts: tuple[str, ...] = setting(
+        (), values.hosts, "Addresses of the hosts that serve one model together, the head's first (default: this one).",
+        "GROUP_HOSTS", "LIST", brief="Hosts that serve one model together, the head first [default: this one]")
+    group_port: int = setting(
+        29500, values.whole(1024, 65534), "Port of a group on its head; the engines meet at the next one.",
+        "GROUP_PORT", "PORT", memory=False)
+    group_key_file: str | None = setting(
+        None, values.path, "File with the key that a group's hosts have in common, for root alone.", "GROUP_KEY_FILE",
+        "FILE", brief="File with the key of a group, for root alone", memory=False)
     allowed_media_domains: tuple[str, ...] = setting(
         (), values.domains, "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS", "NAMES", brief="Domains that images may come from [default: none]",
@@ -276,6 +285,13 @@ class Settings:
     def wants_cuda_12(self) -> bool:
         """An index or folder of builds for older drivers says so in its name."""
         return "cu12" in f"{self.index_url} {self.find_links}"
+
+    @property
+    def vllm_words(self) -> tuple[str, ...]:
+        """VLLM_ARGS, and what a group means by default: a part of the model's layers on each of its hosts."""
+        if not self.group_hosts or "--pipeline-parallel-size" in vllm_flags.given(self.vllm_args):
+            return self.vllm_args
+        return (*self.vllm_args, "--pipeline-parallel-size", str(len(self.group_hosts)))
 
     @property
     def has_tls(self) -> bool:
@@ -444,7 +460,7 @@ def to_text(attribute: str, value: object) -> str:
         return "auto" if attribute == "max_model_len" else ""
     if attribute == "port" and not value:
         return "auto"
-    if attribute in ("gpus", "lora") and isinstance(value, tuple):
+    if attribute in ("gpus", "lora", "group_hosts") and isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -465,6 +481,6 @@ def of_text(attribute: str, text: str) -> Any:
     if isinstance(default, bool):
         return text == "yes"
     if isinstance(default, tuple):
-        divided = {"gpus": _by_commas, "lora": _by_commas, "served_model_name": values.words}
+        divided = {"gpus": _by_commas, "lora": _by_commas, "group_hosts": _by_commas, "served_model_name": values.words}
         return tuple(divided.get(attribute, shlex.split)(text))
     return type(default)(text) if isinstance(default, int | float) else text or default

@@ -46,6 +46,14 @@ class Replica:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Which host of a group this one is, and by which network interface it reaches the others."""
+
+    rank: int  # 0 is the head, which has the API
+    interface: str
+
+
+@dataclass(frozen=True)
 class Target:
     settings: Settings
     engine: Engine
@@ -56,11 +64,17 @@ class Target:
     toolkit: Toolkit | None = None  # of a CUDA engine
     replicas: tuple[Replica, ...] = ()  # behind a gateway; none where the service is the engine itself
     adapters: tuple[Adapter, ...] = ()
+    place: Place | None = None  # in a group of hosts that serve one model together
 
     @property
     def read(self) -> tuple[Model, ...]:
         """All whose weights the engine reads: the model first."""
         return (self.model, *(adapter.model for adapter in self.adapters))
+
+    @property
+    def has_api(self) -> bool:
+        """A host of a group that is not its head has none."""
+        return self.place is None or self.place.rank == 0
 
     def of(self, number: int) -> Target:
         """What a unit of the service starts: the whole, or as a service of its own the replica of that number."""

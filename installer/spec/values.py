@@ -136,6 +136,21 @@ def gpus(value: str) -> tuple[str, ...]:
     return words
 
 
+def hosts(value: str) -> tuple[str, ...]:
+    """Addresses with commas or spaces between; none, or two of them at least."""
+    found = tuple(filter(None, re.split(r"[\s,]+", text(value))))
+    for each in found:
+        try:
+            is_host = not (at := ipaddress.IPv4Address(each)).is_unspecified and not at.is_multicast
+        except ValueError:
+            is_host = False
+        if not is_host:
+            raise ValueError(tr("{address} is no IPv4 address of a host", address=repr(each)))
+    if len(found) == 1 or len(set(found)) < len(found):
+        raise ValueError(tr("expected two hosts or more, each once, such as 10.0.0.1,10.0.0.2"))
+    return found
+
+
 def address(value: str) -> str:
     value = text(value)
     if value != "localhost":

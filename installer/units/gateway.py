@@ -31,8 +31,9 @@ ERRORS = {
 
 
 def needs_gateway(settings: Settings) -> bool:
-    """One engine alone is the service itself, at no cost."""
-    return settings.replicas > 1 or settings.has_tls or settings.fallback_url is not None
+    """One engine alone is the service itself, at no cost; one that listens to its group alone is reached by it."""
+    is_closed = bool(settings.group_hosts) and not _is_local(settings.host)
+    return settings.replicas > 1 or settings.has_tls or settings.fallback_url is not None or is_closed
 
 
 def config_file(layout: Layout) -> Path:

@@ -34,6 +34,7 @@ RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an e
     "vllm_gpus.py", "vllm_notify.py", "vllm_seen.py", "vllm_words.py", "sglang_serve.py", "sglang_flags.json",
     "vllm_command.py", "vllm_callers.py", "vllm_supervision.py", "vllm_main.py", "vllm_successor.py", "vllm_port.py",
     "vllm_usage_file.py", "vllm_usage_slots.py", "vllm_usage_record.py", "vllm_usage_table.py", "vllm_container.py",
+    "vllm_group.py", "vllm_member.py",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used
@@ -151,6 +152,9 @@ def _unit(whole: Target, member: Member, digest: str) -> str:
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
         local_only=listens == "localhost" or listens == "::1" or listens.startswith("127."),
+        place=target.place,
+        engine_id=target.engine.id,
+        group_model=f"{model.id}@{model.commit or model.source}",
         binds=[str(each.path) for each in target.read if str(each.path).startswith(HOMES)],
     )
 

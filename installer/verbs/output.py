@@ -58,6 +58,16 @@ def print_deployed(done: Deployed) -> None:
     if not done.changes:
         click.echo(tr("{service} is up to date and answers; nothing was changed", service=service))
         return
+    if not target.has_api:
+        head = target.settings.group_hosts[0]
+        said = tr(
+            "{service} serves its part of {model}; the API is on {head}, which has answered",
+            service=service,
+            model=target.model.id,
+            head=head,
+        )
+        click.echo(said)
+        return
     click.echo(
         tr(
             "{service} serves {model} at {url}, proved by a real answer",
@@ -78,7 +88,8 @@ def show_deployed(service: str, as_json: bool) -> Show:
     def show(done: Deployed) -> None:
         if as_json:
             changes = [change.to_json() for change in done.changes]
-            print_json({"service": service, "changes": changes, "api_key": done.new_key})
+            key = done.new_key if done.want.target.has_api else None  # nobody asks the others
+            print_json({"service": service, "changes": changes, "api_key": key})
         else:
             print_deployed(done)
         sys.stdout.flush()

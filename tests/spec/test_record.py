@@ -17,7 +17,7 @@ from installer.spec.record import of_record, to_record
 from installer.spec.settings import Settings
 from installer.spec.soak import Requests, Soak
 from installer.spec.state import Event, Rekeying, State
-from installer.spec.target import Adapter, Placed, Replica, Target
+from installer.spec.target import Adapter, Place, Placed, Replica, Target
 from installer.spec.toolkit import Toolkit
 from tests.kit.boot.surroundings import REPO
 from tests.kit.targets import KEYS, QWEN3_VL, target
@@ -90,6 +90,15 @@ def less_of_engine(state: State, **of_engines: Any) -> State:
     return dataclasses.replace(state, proved=proved, previous=previous)
 
 
+def in_a_group(state: State) -> State:
+    assert state.proved
+    settings = dataclasses.replace(
+        state.proved.settings, group_hosts=("10.0.0.1", "10.0.0.2"), group_key_file="/etc/vllm-install/group.key"
+    )
+    proved = dataclasses.replace(state.proved, settings=settings, place=Place(1, "enp5s0"))
+    return dataclasses.replace(state, proved=proved)
+
+
 PACKAGES = less_of_engine(written(), image="")
 SERVING = without_adapters(PACKAGES)
 SINGLE = less(SERVING, replicas=())
@@ -105,6 +114,7 @@ FORMS = {
     "families": SERVING,
     "adapters": dataclasses.replace(PACKAGES, owns_sysusers=True),
     "forms": dataclasses.replace(written(), owns_sysusers=True),
+    "groups": in_a_group(dataclasses.replace(written(), owns_sysusers=True)),
 }
 
 
@@ -114,12 +124,12 @@ def test_each_fixture_is_looked_at() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
-    version = {"replicas": 2, "families": 3, "adapters": 4, "forms": 5}.get(form, 1)
+    version = {"replicas": 2, "families": 3, "adapters": 4, "forms": 5, "groups": 6}.get(form, 1)
     assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (version, FORMS[form])
 
 
 def test_the_form_of_today_is_written_as_it_was() -> None:
-    text = (STATES / "forms.json").read_text()
+    text = (STATES / "groups.json").read_text()
     assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
 
 

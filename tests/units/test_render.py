@@ -21,7 +21,7 @@ from installer.base.layout import Layout
 from installer.families.known import family_of
 from installer.spec.keys import Key, digest
 from installer.spec.settings import Settings
-from installer.spec.target import Placed, Target
+from installer.spec.target import Place, Placed, Target
 from installer.units.render import process_digest, render, runtime_dir, unit, without_keys
 from installer.units.syntax import exec_line, quote_exec, split_exec
 from tests.kit.boot.surroundings import REPO
@@ -40,6 +40,11 @@ def placed(kind: str, *gpus: Placed) -> Target:
     return dataclasses.replace(target(dataclasses.replace(BASE, tensor_parallel_size=len(gpus)), kind=kind), gpus=gpus)
 
 
+def grouped(rank: int) -> Target:
+    together = dataclasses.replace(BASE, group_hosts=("10.0.0.1", "10.0.0.2"), group_key_file="/etc/vllm-install/key")
+    return dataclasses.replace(target(together), place=Place(rank, "enp5s0"))
+
+
 CASES = {
     "cuda": target(),
     "cpu": target(dataclasses.replace(BASE, model="builtin:tiny"), kind="cpu"),
@@ -55,6 +60,8 @@ CASES = {
                             Placed("GPU-5d5ba0d6", "NVIDIA H200", "/dev/nvidia1")),
     "podman-cpu": boxed("cpu", dataclasses.replace(BASE, model="builtin:tiny", host="::1")),
     "podman-cuda": boxed("cuda", BASE, Placed("GPU-8932f937", "NVIDIA H200", "/dev/nvidia4")),
+    "group-head": grouped(0),
+    "group-follower": grouped(1),
     "rocm-one-gpu": placed("rocm", Placed("GPU-00000000000000ff", "AMD gfx942", "/dev/dri/renderD129")),
 }  # fmt: skip
 
@@ -140,7 +147,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
                 *("haproxy", "certificate", "fallback", "gateway"),
                 *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words", "command"),
                 *("callers", "supervision", "main", "successor", "port"),
-                *("usage_file", "usage_slots", "usage_record", "usage_table"),
+                *("usage_file", "usage_slots", "usage_record", "usage_table", "group", "member"),
                 "container",
             )
         ),

@@ -11,6 +11,7 @@ from installer.spec.target import Target
 from installer.spec.values import NO_DOMAINS
 
 CPU_MEMORY_SHARE = 0.4
+MEET_WITHIN = "600"  # seconds
 FIRST = ("served_model_name", "host", "port")  # as units have had it: another order would be another unit
 
 
@@ -22,7 +23,19 @@ def serve_arguments(target: Target) -> list[str]:
         words += told[name] if name in told else [FIELDS[name].flags[0], text] if text else []
     if target.toolkit:
         words += cuda.arguments(target.toolkit, target.settings.vllm_args)
-    return [*words, *target.settings.vllm_args]
+    return [*words, *_together(target), *target.settings.vllm_words]
+
+
+def _together(target: Target) -> list[str]:
+    """Where the hosts of a group meet, and that none of them waits for another for longer than it takes to start."""
+    settings, place = target.settings, target.place
+    if place is None:
+        return []
+    return [
+        "--nnodes", str(len(settings.group_hosts)), "--node-rank", str(place.rank),
+        "--master-addr", settings.group_hosts[0], "--master-port", str(settings.group_port + 1),
+        "--distributed-timeout-seconds", MEET_WITHIN, "--cpu-distributed-timeout-seconds", MEET_WITHIN,
+    ]  # fmt: skip
 
 
 def _told(target: Target) -> dict[str, Sequence[str]]:

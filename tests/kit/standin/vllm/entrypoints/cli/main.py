@@ -38,6 +38,7 @@ def main() -> None:
     serve.add_argument("--enable-auto-tool-choice", action="store_true")
     serve.add_argument("--tool-call-parser")
     serve.add_argument("--additional-config", dest="standin", default="")  # of vLLM's flags, one for any text
+    serve.add_argument("--headless", action="store_true")
     arguments, others = parser.parse_known_args()
     if any(word.startswith("--no-such") for word in others):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -116,6 +117,10 @@ async def run(arguments: argparse.Namespace, context: int) -> None:
     engine = Engine()
     await engine.start()
     log.info("(EngineCore pid=%d) engine is ready", engine.pid)
+    if arguments.headless:
+        await engine.died.wait()
+        logging.shutdown()
+        os._exit(0)  # as vLLM does, whatever has happened
     planted = faults.value("model-name")
     names = [planted] if planted else arguments.served_model_name or [arguments.model]
     application = Application(engine, names, context, calls_tools=arguments.enable_auto_tool_choice)
