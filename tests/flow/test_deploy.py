@@ -36,6 +36,7 @@ from installer.spec.state import State
 from installer.spec.values import AUTO, BUILTIN
 from installer.units.keyring import unit_keys
 from installer.units.monitoring import KEY, NAME
+from installer.units.render import with_keys
 from tests.checks.test_preflight import CUDA, H200, HEALTHY
 from tests.flow import test_transaction
 from tests.flow.test_transaction import LAYOUT, Proofs, files, record
@@ -158,6 +159,17 @@ def test_a_key_that_is_given_is_the_key(host: Host, proofs: Proofs, seen: Seen, 
     assert held["default"].plain == (KEPT if plain else None)
     assert seen.opening == [KEPT, "sk-second-0123456789abcdefghij"]
     assert [key.name for key in rotate.list_keys("qwen3vl", host)] == list(held)
+
+
+def test_a_key_that_the_admin_wrote_into_the_unit_stays(host: Host, proofs: Proofs) -> None:
+    deployed(host)
+    guest = keys.Key("guest", digest("sk-guest"))
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", (*unit_keys(host, LAYOUT), guest)))
+    deployed(host, dataclasses.replace(TINY, port=8001))
+    proved = record(host).proved
+    assert proved is not None
+    assert guest in unit_keys(host, LAYOUT)
+    assert guest in proved.keys
 
 
 def test_who_watches_the_host_watches_a_new_service(host: Host, proofs: Proofs) -> None:
@@ -431,6 +443,16 @@ def test_an_adoption_that_was_cut_off_makes_way(host: Host, proofs: Proofs) -> N
     deploy.make_way("qwen3vl", host, heard)
     assert heard.said == ["adopt was cut off; undoing it first: old.service comes back"]
     assert load_state(host, LAYOUT) is None
+
+
+def test_a_deploy_first_gives_back_what_an_adoption_that_was_cut_off_had_taken(host: Host, proofs: Proofs) -> None:
+    former = Former("old.service", enabled=True, active=True)
+    save_state(host, LAYOUT, State("qwen3vl", former=former, pending="adopt"))
+    heard = Heard()
+    deploy.deploy(Request("deploy", TINY), host, heard, lambda _: None)
+    assert "adopt was cut off; undoing it first: old.service comes back" in heard.said
+    state = record(host)
+    assert (state.former, [(event.what, event.outcome) for event in state.history]) == (None, [("deploy", "proved")])
 
 
 # Away with it

@@ -975,6 +975,17 @@ def test_a_unit_that_only_root_reads_is_let_go_as_one(host: Host, want: Wanted, 
     assert host.mode(LAYOUT.ejected_probe_key) == 0o600
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_plan_of_an_ejection_says_what_it_will_do(host: Host, want: Wanted, proofs: Proofs, ours: bool) -> None:
+    deployed(want, host)
+    if not ours:
+        owned = {path: digests for path, digests in record(host).owned.items() if path != str(LAYOUT.settings_file)}
+        save_state(host, LAYOUT, dataclasses.replace(record(host), owned=owned))
+    planned = [change.to_json() for change in eject.plan("qwen3vl", host)]
+    assert planned == [change.to_json() for change in eject.eject("qwen3vl", host, REPORT)]
+    assert (str(LAYOUT.settings_file) in [each.get("path") for each in planned]) is ours
+
+
 def test_what_stands_behind_a_gateway_is_not_let_go(host: Host, proofs: Proofs) -> None:
     """The gateway's certificate, keys and configuration are this tool's to look after."""
     want = replicated((), (), model=BUILTIN)
