@@ -20,6 +20,12 @@ from tests.kit.boot.surroundings import REPO
 from tests.kit.life import until
 
 
+@pytest.fixture
+def machine(boot: Callable[..., Machine]) -> Machine:
+    """A new one for each test."""
+    return boot()
+
+
 def test_systemd_is_pid_1_and_content(machine: Machine) -> None:
     assert machine.run("cat", "/proc/1/comm").stdout == "systemd\n"
     assert machine.run("systemctl", "is-system-running").stdout == "running\n"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from installer.base.assets import RUNTIME
 from installer.base.layout import Layout
@@ -67,6 +70,12 @@ KillMode=mixed
 FileDescriptorStoreMax=4
 ExecStart=/usr/bin/python3 /opt/server.py {words}
 """
+
+
+@pytest.fixture
+def machine(boot: Callable[..., Machine]) -> Machine:
+    """A new one for each test."""
+    return boot()
 
 
 def lay_out(machine: Machine) -> str:

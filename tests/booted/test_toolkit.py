@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -46,6 +47,12 @@ for change in [*steps.account(want, host), *steps.kernels(want, host)]:
         print(error.exit_code.value, error.message, error.hint)
 print(len(list(steps.kernels(want, host))), "due")
 """
+
+
+@pytest.fixture
+def machine(boot: Callable[..., Machine]) -> Machine:
+    """A new one for each test."""
+    return boot()
 
 
 @pytest.fixture
