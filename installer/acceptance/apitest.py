@@ -189,6 +189,35 @@ def chat(subject: Subject) -> Seen:
     return Seen(tr("{count} tokens", count=replies.tokens(reply)), {"tokens": replies.tokens(reply)})
 
 
+def messages(subject: Subject) -> Seen:
+    """As clients of Anthropic's API ask."""
+    asked: Body = {"model": subject.model, "max_tokens": 16, "messages": [{"role": "user", "content": "Hello"}]}
+    reply = replies.good(_where_served(subject, "/v1/messages", asked))
+    return _said_in(replies.pieces(reply.get("content")), reply, "output_tokens")
+
+
+def responses(subject: Subject) -> Seen:
+    """As newer clients of OpenAI's API ask."""
+    asked: Body = {"model": subject.model, "input": "Hello", "max_output_tokens": 16}
+    reply = replies.good(_where_served(subject, "/v1/responses", asked))
+    parts = [part for each in replies.objects(reply.get("output")) for part in replies.pieces(each.get("content"))]
+    return _said_in(parts, reply, "output_tokens")
+
+
+def _where_served(subject: Subject, route: str, asked: Body) -> Answer:
+    answer = subject.api.ask("POST", route, asked)
+    if answer.status in (404, 405, 501) and "does not exist" not in answer.words:
+        raise DoesNotApply(tr("the server has no {route}", route=route))
+    return answer
+
+
+def _said_in(pieces: list[str], reply: Body, counted: str) -> Seen:
+    if not pieces:
+        raise Failed(tr("the answer holds no text: {body}", body=replies.shown(json.dumps(reply).encode())))
+    tokens = replies.tokens(reply, counted)
+    return Seen(tr("{count} tokens", count=tokens), {"tokens": tokens})
+
+
 def streaming(subject: Subject) -> Seen:
     wanted = min(64, _context(subject) // 4)
     body: Body = {
@@ -354,6 +383,8 @@ TESTS: tuple[tuple[str, Callable[[Subject], Seen], str], ...] = (
     (mark("wrong-key"), wrong_key, "models"),
     (mark("completion"), completion, "models"),
     (mark("chat"), chat, "completion"),
+    (mark("messages"), messages, "chat"),
+    (mark("responses"), responses, "chat"),
     (mark("streaming"), streaming, "completion"),
     (mark("cancel"), cancel, "streaming"),
     (mark("long-prompt"), long_prompt, "completion"),

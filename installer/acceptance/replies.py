@@ -60,9 +60,18 @@ def text(holder: Body, *names: str) -> str:
     return next((value for name in names if isinstance(value := holder.get(name), str) and value), "")
 
 
-def tokens(reply: Body) -> float:
+def objects(value: object) -> list[Body]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def pieces(content: object) -> list[str]:
+    """What is said in the parts of an answer; a model that thinks first may not have said more."""
+    return [said for part in objects(content) if (said := text(part, "text", "thinking"))]
+
+
+def tokens(reply: Body, counted: str = "completion_tokens") -> float:
     usage = reply.get("usage")
-    return number(usage.get("completion_tokens")) if isinstance(usage, dict) else 0
+    return number(usage.get(counted)) if isinstance(usage, dict) else 0
 
 
 def number(value: object) -> float:

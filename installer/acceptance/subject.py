@@ -15,7 +15,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
-from installer.look.client import KEY_VARIABLE
+from installer.look.formats import KEY_VARIABLE
 from installer.runtime import vllm_flags
 from installer.spec.records import proved_target
 from installer.spec.target import Target

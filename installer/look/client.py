@@ -1,15 +1,13 @@
-"""What a client needs to use a service, in the form it can paste: address, model and key."""
+"""What a client needs to use a service: address, model and key."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
-import shlex
 import socket
 from dataclasses import dataclass
 
-from installer.base.errors import InstallError, Refused, UsageError
+from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
@@ -24,10 +22,6 @@ from installer.units.custody import Custody
 from installer.units.keyring import unit_keys
 from installer.units.processes import Address
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-PLACEHOLDER = "REPLACE-WITH-YOUR-KEY"
-TIMEOUT = 120  # seconds; a long answer of a busy model takes its time
-
 
 @dataclass(frozen=True)
 class Client:
@@ -35,6 +29,9 @@ class Client:
     model: str
     key: str | None = None  # None: the client takes it from its own environment
     authority: str | None = None  # file with the certificate to trust, where nobody knows who signed it
+    context: int | None = None  # tokens; None where vLLM chose it
+    takes_images: bool = False
+    calls_tools: bool = False
 
 
 def client_of(service: str, host: Host, report: Report, *, far: str | None = None, show_key: bool = False) -> Client:
@@ -52,7 +49,10 @@ def client_of(service: str, host: Host, report: Report, *, far: str | None = Non
     address = _name_for(address, target.settings, host)
     if (is_own := target.settings.tls == "self" and not target.settings.tls_cert) and far is not None:
         report.note(tr("copy {path} there: it says whom the client may trust", path=CERTIFICATE))
-    return Client(base_url(target.settings, address), target.model.id, key, str(CERTIFICATE) if is_own else None)
+    return Client(
+        base_url(target.settings, address), target.model.id, key, str(CERTIFICATE) if is_own else None,
+        target.settings.max_model_len, target.profile.takes_images, target.profile.tool_parser is not None,
+    )  # fmt: skip
 
 
 def base_url(settings: Settings, address: str) -> str:
@@ -142,92 +142,3 @@ def _plain_key(host: Host, layout: Layout) -> str:
             ),
         )
     return plain
-
-
-# The formats
-
-
-def env(client: Client) -> str:
-    """For `set -a; . ./file`, and for programs that read .env files."""
-    return (
-        f"{KEY_VARIABLE}={shlex.quote(client.key or PLACEHOLDER)}\n"
-        f"OPENAI_BASE_URL={shlex.quote(client.base_url)}\n"
-        f"OPENAI_API_BASE={shlex.quote(client.base_url)}\n"  # its older name, which some clients still read
-        f"AGENT_MODEL={shlex.quote(client.model)}\n"
-        + (f"SSL_CERT_FILE={shlex.quote(client.authority)}\n" if client.authority else "")
-    )
-
-
-def spring(client: Client) -> str:
-    for text in (client.model, client.key or ""):
-        if "${" in text:
-            raise _unsuitable("Spring", "${")
-    key = client.key or f"${{{KEY_VARIABLE}}}"
-    return (
-        "vllm:\n"
-        f"  url: {_yaml(client.base_url)}\n"
-        f"  model: {_yaml(client.model)}\n"
-        f"  api-key: {_yaml(key)}\n"
-        f"  timeout: {TIMEOUT}s\n" + (f"  ca-certificate: {_yaml(client.authority)}\n" if client.authority else "")
-    )
-
-
-def python(client: Client) -> str:
-    key = repr(client.key) if client.key else f'os.environ["{KEY_VARIABLE}"]'
-    modules = "".join(f"import {name}\n" for name in ("os",) * (not client.key) + ("ssl",) * bool(client.authority))
-    trust = f", http_client=DefaultHttpxClient(verify=ssl.create_default_context(cafile={client.authority!r}))"
-    return (
-        (f"{modules}\n" if modules else "")
-        + f"from openai import {'DefaultHttpxClient, ' if client.authority else ''}OpenAI\n\n"
-        + f"client = OpenAI(base_url={client.base_url!r}, api_key={key}, timeout={TIMEOUT}"
-        + f"{trust if client.authority else ''})\n"
-        + "answer = client.chat.completions.create(\n"
-        + f"    model={client.model!r},\n"
-        + '    messages=[{"role": "user", "content": "Hello"}],\n'
-        + ")\n"
-        + "print(answer.choices[0].message.content)\n"
-    )
-
-
-def curl(client: Client) -> str:
-    body = json.dumps({"model": client.model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
-    header = (
-        shlex.quote(f"Authorization: Bearer {client.key}") if client.key else f'"Authorization: Bearer ${KEY_VARIABLE}"'
-    )
-    trust = f"--cacert {shlex.quote(client.authority)} " if client.authority else ""
-    return (
-        f"curl {trust}{shlex.quote(client.base_url)}/chat/completions -H {header} \\\n"
-        f"  -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
-    )
-
-
-def litellm(client: Client) -> str:
-    for text in (client.model, client.key or ""):
-        if text.startswith("os.environ/"):
-            raise _unsuitable("LiteLLM", "os.environ/")
-    key = client.key or f"os.environ/{KEY_VARIABLE}"
-    return (
-        "model_list:\n"
-        f"  - model_name: {_yaml(client.model)}\n"
-        "    litellm_params:\n"
-        f"      model: {_yaml('hosted_vllm/' + client.model)}\n"
-        f"      api_base: {_yaml(client.base_url)}\n"
-        f"      api_key: {_yaml(key)}\n"
-        f"      timeout: {TIMEOUT}\n"
-        + (f"litellm_settings:\n  ssl_verify: {_yaml(client.authority)}\n" if client.authority else "")
-    )
-
-
-FORMATS = {"env": env, "spring": spring, "python": python, "curl": curl, "litellm": litellm}
-
-
-def _yaml(text: str) -> str:
-    """A JSON string is one of YAML's; settings hold no character that would need more than JSON's escapes."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _unsuitable(reader: str, words: str) -> InstallError:
-    return UsageError(
-        tr("{reader} would not take the name or the key literally: it holds {words}", reader=reader, words=words),
-        tr("serve the model under another name: sudo vllm-install set SERVED_MODEL_NAME=..."),
-    )

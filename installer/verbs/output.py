@@ -50,7 +50,8 @@ def print_changes(service: str, changes: list[Change], as_json: bool, gpus: Sequ
 
 def print_deployed(done: Deployed) -> None:
     """After the first deploy all that a user needs next; later, what a change came to."""
-    from installer.look.client import Client, base_url, curl
+    from installer.look.client import Client, base_url
+    from installer.look.formats import curl
     from installer.units.api import local_address
 
     target, service = done.want.target, done.want.layout.service

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from installer.acceptance.chat import Talk
     from installer.base.host import Host
 
-FORMATS = ("env", "spring", "python", "curl", "litellm")  # a test holds them together with installer.look.client's
+# A test holds them together with installer.look.formats'.
+FORMATS = (
+    "env", "spring", "python", "curl", "litellm", "claude-code", "opencode", "vscode", "jetbrains", "open-webui",
+)  # fmt: skip
 
 
 # For a throwaway server: option, setting and help. Named as in the tool that this one replaces.
@@ -223,9 +226,11 @@ def client_config(form: str, service: str, far: str | None, show_key: bool, as_j
     """Print what a client needs, ready to paste: address, model and where the key goes."""
     from installer.base.host import Host
     from installer.look import client as view
+    from installer.look.formats import FORMATS as AS_TEXT
+    from installer.look.formats import TRUST_ELSEWHERE
 
     client = view.client_of(check_service(service), Host(), choose(quiet=False), far=far, show_key=show_key)
-    text = view.FORMATS[form](client)
+    text = AS_TEXT[form](client)
     if as_json:
         print_json(
             {
@@ -235,6 +240,9 @@ def client_config(form: str, service: str, far: str | None, show_key: bool, as_j
         )  # fmt: skip
         return
     click.echo(text, nl=False)
+    if client.authority and form in TRUST_ELSEWHERE:
+        said = tr("{path} belongs among the certificates that the client trusts", path=client.authority)
+        click.echo(said, err=True)
     if client.key is None:
         click.echo(
             tr(

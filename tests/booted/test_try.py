@@ -23,8 +23,8 @@ UNIT = f"/etc/systemd/system/{SERVICE}.service"
 FAULTS = f"/var/cache/{SERVICE}/standin"  # what the stand-in is told to do wrong
 PROBE_KEY = f"/var/lib/vllm-install/{SERVICE}/probe-key"
 EVERY = [
-    "listens", "models", "no-key", "wrong-key", "completion", "chat", "streaming", "cancel", "long-prompt", "tools",
-    "image",
+    "listens", "models", "no-key", "wrong-key", "completion", "chat", "messages", "responses", "streaming", "cancel",
+    "long-prompt", "tools", "image",
 ]  # fmt: skip
 FOREIGN = "import http.server, sys; http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 
@@ -126,6 +126,7 @@ def test_no_key_is_ever_printed(machine: Machine, key: str) -> None:
     ("words", "name", "said"),
     [
         ("mute", "completion", "the answer holds no text"),
+        ("apis=mute", "messages", "the answer holds no text"),
         ("stream=cut", "streaming", r"broke off after 65 events, without \[DONE\]"),
         ("stream=piece", "streaming", "came in 1 pieces: it is not streamed"),
         ("stream=garbled", "streaming", "an event of the stream is no JSON object: '{'"),

@@ -22,7 +22,8 @@ from installer.base.errors import InstallError, Refused, UsageError
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.look.client import FORMATS, PLACEHOLDER, Client, client_of
+from installer.look.client import Client, client_of
+from installer.look.formats import FORMATS, PLACEHOLDER
 from installer.spec.keys import Key, digest
 from installer.spec.records import save_state
 from installer.spec.settings import Settings

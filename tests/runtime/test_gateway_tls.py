@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from installer.look.client import FORMATS, Client
+from installer.look.client import Client
+from installer.look.formats import FORMATS
 from installer.runtime.vllm_haproxy import SOCKET, worker
 from installer.spec.settings import Settings
 from installer.units.api import Api, NoAnswer

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 
-from installer.look.client import PLACEHOLDER
+from installer.look.formats import PLACEHOLDER
 from tests.kit import openai_client
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
 from tests.kit.boot.surroundings import REPO, free_port
-from tests.kit.life import chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
+from tests.kit.life import MODEL, ask, chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
 
 PROGRAMS = "/opt/vllm-install"
 UNIT = "/etc/systemd/system/qwen3vl.service"
@@ -54,6 +56,9 @@ def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
         is_healthy(machine)
         variables = cli(machine, "client-config", "--format", "env").out.replace(PLACEHOLDER, done.key)
         assert openai_client.ask(variables, tmp_path).strip(), "the openai package was not answered"
+        for form in ("opencode", "vscode", "jetbrains", "open-webui"):
+            is_answered_as_it_says(machine, form, done.key)
+        is_answered_as_claude_code_asks(machine, done.key)
 
         old = set(processes(machine))
         machine.run("kill", "-KILL", str(engine_pid(machine)))
@@ -79,3 +84,30 @@ def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
         cli(machine, "uninstall", "--yes", "--purge")
         assert not machine.at(PROGRAMS).exists()
         is_gone(machine, bare)
+
+
+def is_answered_as_it_says(machine: Machine, form: str, key: str) -> None:
+    """At the address and for the model that the client reads there, by the route that it appends."""
+    text = cli(machine, "client-config", "--format", form).out
+    url = urlsplit(re.findall(r"http://[\w.:/]+", text)[-1])
+    path = url.path.removesuffix("/chat/completions") + "/chat/completions"
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "stream": True}
+    assert MODEL in text
+    answer = ask(machine, "POST", path, key, body, url.port or 0)
+    assert (answer.status, answer.body.strip().endswith("data: [DONE]")) == (200, True), (form, answer)
+
+
+def is_answered_as_claude_code_asks(machine: Machine, key: str) -> None:
+    text = cli(machine, "client-config", "--format", "claude-code").out
+    said = dict(line.split("=", 1) for line in text.splitlines())
+    port = urlsplit(said["ANTHROPIC_BASE_URL"]).port or 0
+    words = [{"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}]
+    body = {
+        "model": said["ANTHROPIC_DEFAULT_HAIKU_MODEL"], "max_tokens": int(said["CLAUDE_CODE_MAX_OUTPUT_TOKENS"]),
+        "system": words, "messages": [{"role": "user", "content": words}], "metadata": {"user_id": "x"}, "stream": True,
+    }  # fmt: skip
+    answer = ask(machine, "POST", "/v1/messages?beta=true", key, body, port)
+    events = re.findall(r"^event: (\w+)", answer.body, re.MULTILINE)
+    assert (answer.status, events[0], events[-1]) == (200, "message_start", "message_stop"), answer
+    count = ask(machine, "POST", "/v1/messages/count_tokens", key, {**body, "stream": False}, port)
+    assert (count.status, count.json["input_tokens"] > 0) == (200, True), count

@@ -15,7 +15,8 @@ from tests.kit.life import MODEL, until
 
 # On the CPU the share is one of all memory, and these tests are not alone on the host.
 SMALL = ("--engine", "cpu", "--gpu-util", "0.05")
-EVERY = ["models", "no-key", "wrong-key", "completion", "chat", "streaming", "cancel", "long-prompt"]
+EVERY = ["models", "no-key", "wrong-key", "completion", "chat", "messages", "responses", "streaming", "cancel",
+         "long-prompt"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

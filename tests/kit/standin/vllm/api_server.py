@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,18 @@ class EngineClient:
         return self._engine.died.is_set()
 
 
+USAGE = {"input_tokens": 3, "output_tokens": 3}
+OTHER_APIS: dict[tuple[str, str], Callable[[str], dict[str, Any]]] = {
+    ("POST", "/v1/messages"): lambda text: {
+        "type": "message", "role": "assistant", "content": [{"type": "text", "text": text}], "usage": USAGE,
+    },
+    ("POST", "/v1/responses"): lambda text: {
+        "object": "response", "usage": USAGE,
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": text}]}],
+    },
+}  # fmt: skip
+
+
 class Application:
     """An ASGI application without a key check of its own: the guard in front of it is what is tested."""
 
@@ -129,6 +141,9 @@ class Application:
         route = (scope["method"], scope["path"])
         if route in (("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/invocations")):
             await self._complete(send, json.loads(body or b"{}"), chat="chat" in scope["path"])
+        elif route in OTHER_APIS and faults.value("apis") != "missing":
+            text = "" if faults.value("apis") == "mute" else "The quick brown"
+            await _answer(send, 200, json.dumps(OTHER_APIS[route](text)).encode())
         elif route == ("GET", "/metrics") and faults.value("metrics") == "missing":
             await _error(send, 404, "Not Found")
         elif route == ("GET", "/metrics"):
