@@ -136,7 +136,8 @@ def vscode(client: Client) -> str:
     room = {"maxInputTokens": client.context - _answer(client.context)} if client.context else {}
     model = {
         "id": client.model, "name": client.model, "url": f"{client.base_url}/chat/completions",
-        "toolCalling": client.calls_tools, "vision": client.takes_images, **room, "maxOutputTokens": _answer(client.context),
+        "toolCalling": client.calls_tools, "vision": client.takes_images, **room,
+        "maxOutputTokens": _answer(client.context),
     }  # fmt: skip
     key = {"apiKey": client.key} if client.key else {}
     return _json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ def create(
     if sign_key and not sign_key.is_file():
         raise UsageError(tr("there is no key {sign_key}", sign_key=sign_key), tr("ssh-keygen -t ed25519 makes one"))
     host = Host()
-    settings = settings_from(service, host, options)
+    settings = settings_from(service, host, options, os.environ)
     wanted = pack.Cargo(None if to_stdout else out.absolute(), not no_tool, sign_key, resolve)
     done = pack.create(settings, wanted, host, choose(quiet=quiet or as_json))
     if as_json:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
 
-from installer.base.errors import UsageError
+from installer.base.errors import Exit, Interrupted, Refused, UsageError, explain
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose
@@ -28,11 +30,15 @@ from installer.verbs.options import (
     settings_from,
     yes_option,
 )
-from installer.verbs.output import print_changes, show_deployed
+from installer.verbs.output import print_changes, print_failed, show_deployed
 from installer.verbs.over import OverHosts, stage_option
+
+FOR_ALL = ("every", "resolve", "discard_edits", "dry_run", "as_json", "quiet")
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
+    from installer.base.host import Host
+    from installer.base.report import Report
     from installer.flow.resolve import Request
 
 
@@ -54,13 +60,15 @@ def _host_names(context: click.Context, option: click.Parameter, text: str | Non
 @setting_options
 @bundle_options
 @resolve_option
+@click.option("--all", "every", is_flag=True, help="Every service of this host, each by its own settings file.")
 @stage_option
 @dry_run_option
 @json_option
 @quiet_option
 def deploy(
-    service: str, hosts: tuple[str, ...], stage: bool, dry_run: bool, as_json: bool, quiet: bool, **options: object
-) -> None:
+    service: str, hosts: tuple[str, ...], every: bool, stage: bool, dry_run: bool, as_json: bool, quiet: bool,
+    **options: object,
+) -> None:  # fmt: skip
     """Converge the host to the settings asked for.
 
     Settings come from the defaults, /etc/vllm-install/NAME.env, the environment and the options, the last one
@@ -70,17 +78,67 @@ def deploy(
     from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=quiet or as_json)
+    if every:
+        _check_for_all(click.get_current_context())
+        sys.exit(_deploy_all(options, host, report, dry_run=dry_run, as_json=as_json))
     bundle = bundle_from(options, host, report)
-    settings = settings_from(service, host, options, bundle)
+    settings = settings_from(service, host, options, os.environ, bundle)
     request = _request("deploy", settings, options, bundle)
+    if stage and not dry_run:
+        flow.stage(request, host, report)
+    else:
+        _deploy(request, host, report, dry_run=dry_run, as_json=as_json)
+
+
+def _deploy(request: Request, host: Host, report: Report, *, dry_run: bool, as_json: bool) -> None:
+    from installer.flow import deploy as flow
+
+    service = request.settings.service
     if dry_run:
         planned = flow.plan(request, host, report)
         print_changes(service, planned.changes, as_json, planned.want.target.gpus)
-        return
-    if stage:
-        flow.stage(request, host, report)
     else:
         flow.deploy(request, host, report, show_deployed(service, as_json))
+
+
+def _check_for_all(context: click.Context) -> None:
+    """What is one service's to say, each of them says in its own file; the environment would say it to all."""
+    given = click.core.ParameterSource.COMMANDLINE
+    for option in context.command.params:
+        if context.get_parameter_source(option.name or "") is given and option.name not in FOR_ALL:
+            raise UsageError(
+                tr("{option} is for one service, and --all is about every one", option=option.opts[0]),
+                tr("change one of them first: vllm-install set NAME=VALUE --service SERVICE"),
+            )
+
+
+def _deploy_all(options: Mapping[str, object], host: Host, report: Report, *, dry_run: bool, as_json: bool) -> int:
+    """One after the other, and none suffers from another's fault. The worst of their exit codes."""
+    from installer.group.change import group_of
+    from installer.spec.records import services
+
+    names, worst = services(host), Exit.DONE
+    if not names:
+        click.echo(tr("no services yet; make one with: sudo vllm-install deploy"), err=True)
+    for service in names:
+        if not as_json:
+            click.echo(tr("{title}:", title=service))
+        try:
+            if group_of(host, service):
+                raise Refused(
+                    tr("{service} is of a group of hosts, which change together", service=service),
+                    f"sudo vllm-install deploy --service {service}",
+                )
+            request = _request("deploy", settings_from(service, host, options, {}), options, None)
+            _deploy(request, host, report, dry_run=dry_run, as_json=as_json)
+        except Exception as error:
+            known = None if isinstance(error, Interrupted) else explain(error)
+            if known is None:
+                raise
+            print_failed(service, known, as_json)
+            worst = max(worst, known.exit_code)
+        sys.stdout.flush()
+    return worst
 
 
 @click.command()
@@ -96,7 +154,7 @@ def plan(service: str, as_json: bool, **options: object) -> None:
 
     host, report = Host(), choose(quiet=as_json)
     bundle = bundle_from(options, host, report)
-    settings = settings_from(service, host, options, bundle)
+    settings = settings_from(service, host, options, os.environ, bundle)
     request = _request("plan", settings, options, bundle)
     planned = flow.plan(request, host, report)
     print_changes(service, planned.changes, as_json, planned.want.target.gpus)

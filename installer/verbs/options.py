@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -259,7 +258,13 @@ def authentic(path: Path, options: Mapping[str, object], host: Host) -> tuple[Bu
     return bundle, found
 
 
-def settings_from(service: str, host: Host, options: Mapping[str, object], bundle: Bundle | None = None) -> Settings:
+def settings_from(
+    service: str,
+    host: Host,
+    options: Mapping[str, object],
+    environment: Mapping[str, str],
+    bundle: Bundle | None = None,
+) -> Settings:
     from installer.spec import settings_file
 
     path = Layout(check_service(service)).settings_file
@@ -275,7 +280,7 @@ def settings_from(service: str, host: Host, options: Mapping[str, object], bundl
         from installer.airgap.bundled import fixed
 
         flags = fixed(bundle, flags)
-    return load_settings(service, values, os.environ, flags)
+    return load_settings(service, values, environment, flags)
 
 
 def flags_of(options: Mapping[str, object]) -> dict[str, str]:

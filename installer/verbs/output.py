@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from installer.base.changes import Change
+    from installer.base.errors import InstallError
     from installer.flow.deploy import Deployed, Show
     from installer.spec.target import Placed
 
@@ -83,6 +84,17 @@ def print_deployed(done: Deployed) -> None:
         return
     commands = curl(Client(url, target.model.id, done.new_key))
     click.echo(textwrap.indent(f"\n{commands}journalctl -u {service} -f\nsystemctl restart {service}", "  "))
+
+
+def print_failed(service: str, error: InstallError, as_json: bool) -> None:
+    """One of several services that did not get there."""
+    if as_json:
+        said = {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+        print_json({"service": service, "error": said})
+        return
+    click.echo(tr("error: {message}", message=error.message), err=True)
+    if error.hint:
+        click.echo(tr("  help: {hint}", hint=error.hint), err=True)
 
 
 def show_deployed(service: str, as_json: bool) -> Show:

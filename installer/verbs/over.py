@@ -48,7 +48,7 @@ class OverHosts(click.Command):
 
     def invoke(self, context: click.Context) -> Any:
         typed, order = self._raw(context)
-        if typed.get(ALONE):
+        if typed.get(ALONE) or context.params.get("every"):
             return super().invoke(context)
         from installer.base.host import Host
         from installer.group.change import group_of

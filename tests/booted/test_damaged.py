@@ -94,3 +94,17 @@ def test_a_service_comes_changes_and_goes_beside_a_damaged_record(machine: Machi
     cli(machine, "uninstall", "--yes", "--purge", "--service", "new")
     assert machine.run("ls", "/opt/vllm-install/engines").stdout == engines
     assert json.loads(cli(machine, "status", "--service", "good", "--json").out)["ready"]
+
+
+def test_of_all_services_each_has_its_turn_and_the_worst_exit_code_counts(machine: Machine) -> None:
+    machine.run("sh", "-euc", DAMAGE["garbage"], "sh", STATE)
+    machine.shell("sed -i 's/^#*DRAIN_SECONDS=.*/DRAIN_SECONDS=7/' /etc/vllm-install/good.env")
+    done = cli(machine, "deploy", "--all", "--json", code=3)
+    bad, good = json.loads("[" + done.out.replace("}\n{", "},{") + "]")
+    assert (bad["service"], bad["error"]["exit_code"]) == ("bad", 3)
+    assert STATE in bad["error"]["message"]
+    assert (good["service"], bool(good["changes"])) == ("good", True)
+    done = cli(machine, "deploy", "--all", code=3)
+    assert "good is up to date and answers" in done.out
+    assert STATE in done.err
+    assert "nothing to change" in cli(machine, "deploy", "--all", "--dry-run", code=3).out

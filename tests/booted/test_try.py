@@ -99,7 +99,7 @@ def test_the_table_and_the_file_for_ci_say_the_same(machine: Machine, key: str) 
     suite = ET.fromstring(machine.at("/root/junit.xml").read_text()).find("testsuite")
     assert suite is not None
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
-    assert counts == {"tests": "11", "failures": "1", "errors": "0", "skipped": "0"}
+    assert counts == {"tests": str(len(EVERY)), "failures": "1", "errors": "0", "skipped": "0"}
     assert [case.get("name") for case in suite] == EVERY
     failure = suite.find("testcase/failure")
     assert failure is not None
@@ -107,7 +107,7 @@ def test_the_table_and_the_file_for_ci_say_the_same(machine: Machine, key: str) 
     for name in EVERY:
         assert re.search(rf"^{name} +(passed|failed) +\d+\.\d\d s ", done.out, re.MULTILINE), done.out
     assert "failed: image: 400:" in done.out
-    assert "10 passed, 1 failed, 0 skipped" in done.out
+    assert f"{len(EVERY) - 1} passed, 1 failed, 0 skipped" in done.out
     machine.at("/root/junit.xml").unlink()
 
 

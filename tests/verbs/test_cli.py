@@ -362,3 +362,9 @@ def test_a_compose_service_without_a_command_is_no_traceback(tmp_path: Path) -> 
     ran = cli("adopt", str(tmp_path / "compose.yml"))
     assert ran.returncode in (Exit.USAGE, Exit.REFUSED)
     assert "model" in ran.stderr
+
+
+def test_what_is_for_one_service_is_not_said_to_all_of_them() -> None:
+    for words in (("--port", "8001"), ("--service", "qwen3vl"), ("--bundle", "x"), ("--", "--seed", "1")):
+        ran = cli("deploy", "--all", *words)
+        assert (ran.returncode, "for one service" in ran.stderr) == (2, True), ran.stderr
