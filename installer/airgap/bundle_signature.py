@@ -1,4 +1,4 @@
-"""Who made a bundle: ssh-keygen's signatures, because every host has it and every administrator has keys for it."""
+"""Who made a bundle: its manifest is signed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 
 from installer.airgap.bundle_file import Bundle
-from installer.base.errors import CommandFailed, Exit, InstallError, Refused, UsageError
+from installer.base.errors import CommandFailed, Exit, InstallError, UsageError
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.base.signature import need_ssh_keygen, signer_of
 
 NAMESPACE = "vllm-install-bundle"  # so that a signature for something else is none for a bundle
 
 
 def sign(text: str, key: Path, host: Host) -> str:
-    _need_ssh_keygen(host)
+    need_ssh_keygen(host)
     with host.scratch({"manifest.json": text}) as scratch:
         manifest = scratch / "manifest.json"
         try:
@@ -49,32 +50,17 @@ def check_signature(bundle: Bundle, digest: str | None, signers: Path | None, ho
 
 
 def _check_signature(bundle: Bundle, signers: Path, host: Host) -> str:
-    if not signers.is_file():
-        raise UsageError(
-            tr("there is no file {signers}", signers=signers),
-            tr("it holds a line NAME KEY for each signer (man ssh-keygen)"),
-        )
-    _need_ssh_keygen(host)
     if bundle.signature is None:
         raise _not_meant(tr("{path} is not signed", path=bundle.path))
-    with host.scratch({"signature": bundle.signature}) as scratch:
-        allowed = ("-f", signers.resolve(), "-n", NAMESPACE, "-s", scratch / "signature")
-        found = host.run("ssh-keygen", "-Y", "find-principals", *allowed, check=False)
-        for name in found.stdout.splitlines():
-            verify = ("ssh-keygen", "-Y", "verify", *allowed, "-I", name)
-            if host.run(*verify, stdin=bundle.text.decode(), check=False).returncode == 0:
-                return name
-    raise _not_meant(
-        tr("{path} is signed by nobody that {signers} names, or was changed since", path=bundle.path, signers=signers)
-    )
-
-
-def _need_ssh_keygen(host: Host) -> None:
-    if host.which("ssh-keygen") is None:
-        raise Refused(
-            tr("there is no ssh-keygen, which makes and checks signatures"),
-            tr("install OpenSSH's client, or use a digest"),
-        )
+    signer = signer_of(bundle.text.decode(), bundle.signature, signers, NAMESPACE, host)
+    if signer is None:
+        raise _not_meant(
+            tr(
+                "{path} is signed by nobody that {signers} names, or was changed since",
+                path=bundle.path, signers=signers,
+            )
+        )  # fmt: skip
+    return signer
 
 
 def _not_meant(why: str) -> InstallError:

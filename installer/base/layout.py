@@ -10,6 +10,7 @@ LOCKS = Path("/run/vllm-install")
 STATES = Path("/var/lib/vllm-install")  # below it, one directory for each service
 SENDER = "vllm-notify"  # with an @ no service can have the name of a unit of it
 USAGE = Path("/var/lib/vllm-usage")  # the same; apart from the other, which is root's alone
+ADVISORIES = STATES / "advisories.json"  # known flaws, where somebody brought a newer list than ours
 MONITOR = Path("/etc/vllm-install/monitor")  # there while Prometheus is to watch the host
 FIGURES = Path("/var/lib/prometheus/node-exporter/vllm-install.prom")  # what node-exporter is to say of us
 

@@ -73,6 +73,7 @@ NOTES: tuple[tuple[str, Check], ...] = (
     (mark("refused requests"), monitor.check_refusals),
     (mark("the firewall"), below.check_firewall),
     (mark("room for upgrades"), below.check_space),
+    (mark("known flaws"), files.check_advisories),
     (mark("the CUDA toolkit"), below.check_toolkit),
 )
 # Of a service with replicas these look at each unit, and those at each that has an engine; the others at the whole.

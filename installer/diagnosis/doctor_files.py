@@ -8,6 +8,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from installer.base.language import tr
+from installer.diagnosis import advisories
+from installer.diagnosis.advisories import Advisory
 from installer.diagnosis.finding import FAULT, NOTE, Finding
 from installer.diagnosis.scene import Scene
 from installer.forms.podman import images
@@ -18,7 +20,9 @@ from installer.runtime.vllm_text import one_line
 from installer.spec import keys
 from installer.spec.engine import Engine
 from installer.spec.model import Model
+from installer.spec.settings import Settings
 from installer.spec.state import Event
+from installer.spec.values import version_key
 from installer.units.render import RUNTIME_FILES, content_digest, runtime_dir
 from installer.units.systemd import has_user
 
@@ -129,6 +133,34 @@ def check_probe_key(scene: Scene) -> Iterator[Finding]:
     if scene.state and scene.state.proved and scene.host.exists(path.parent) and not scene.host.exists(path):
         cause = tr("the key with which the service asks itself is gone")
         yield Finding("probe-key-missing", cause, tr("{path}: no such file", path=path), (scene.deploy,))
+
+
+def check_advisories(scene: Scene) -> Iterator[Finding]:
+    proved = scene.state.proved if scene.state else None
+    lines = [line.partition("==") for line in proved.engine.packages] if proved else []
+    known = advisories.load(scene.host).advisories
+    for package, version in ((name, version.partition("+")[0]) for name, _, version in lines):
+        found = [each for each in known if each.package == package and each.affects(version)]
+        if found:
+            names = tr(", ").join(map(_named, found))
+            cause = tr("{package} {version} has known flaws: {names}", package=package, version=version, names=names)
+            said = [tr("{summary} ({source})", summary=each.summary, source=each.source) for each in found]
+            fixed = max((each.fixed for each in found), key=version_key)
+            yield Finding(f"advisory-{package}", cause, tr("; ").join(said), (_mended(package, fixed, scene),), NOTE)
+
+
+def _named(advisory: Advisory) -> str:
+    name = "/".join((advisory.id, *advisory.also))
+    return tr("{name} ({severity})", name=name, severity=tr(advisory.severity)) if advisory.severity else name
+
+
+def _mended(package: str, fixed: str, scene: Scene) -> str:
+    """The version that this tool was tested with, where that is new enough."""
+    if package == "torch":
+        return f"sudo vllm-install upgrade --resolve --service {scene.service}"
+    tested = Settings.vllm_version if package == "vllm" else Settings.sglang_version
+    version = max(tested, fixed, key=version_key)
+    return f"sudo vllm-install set {package.upper()}_VERSION={version} --service {scene.service}"
 
 
 # The model

@@ -10,7 +10,7 @@ from installer.adoption import former
 from installer.base.changes import Change, Remove, Run, Write
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import STATES, USAGE, Layout
+from installer.base.layout import ADVISORIES, STATES, USAGE, Layout
 from installer.base.report import Report
 from installer.flow.running import running
 from installer.flow.wanted import Wanted
@@ -168,8 +168,8 @@ def removal(layout: Layout, state: State, host: Host, *, weights: bool, engine: 
     if weights:
         yield from _unused_weights(layout, state, others, host)
     yield Remove(layout.state_dir)
-    if is_last and host.exists(authority.AUTHORITY):
-        yield Remove(authority.AUTHORITY)
+    if is_last:
+        yield from (Remove(path) for path in (authority.AUTHORITY, ADVISORIES) if host.exists(path))
     if state.owns_sysusers:
         yield Remove(layout.sysusers.parent, only_if_empty=True)
     for directory in (layout.settings_file.parent, STATES, USAGE, layout.hub.parent, layout.opt):

@@ -29,9 +29,23 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False),
     help="Write a redacted report for a bug tracker (.tar.gz).",
 )
+@click.option(
+    "--update-advisories",
+    "feed",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take over a newer list of known flaws; FILE.sig is its signature.",
+)
+@click.option(
+    "--verify-with",
+    "signers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Who may have signed that list.",
+)
 @click.option("--bundle", "report", type=click.Path(dir_okay=False), hidden=True)  # what it was called at first
 @json_option
-def doctor(service: str, report: str | None, as_json: bool) -> None:
+def doctor(service: str, report: str | None, feed: Path | None, signers: Path | None, as_json: bool) -> None:
     """Say what is wrong, root cause first, with the command that helps; changes nothing.
 
     Exit status 0: no fault was found; 8: faults were found.
@@ -39,10 +53,20 @@ def doctor(service: str, report: str | None, as_json: bool) -> None:
     import dataclasses
 
     from installer.base.host import Host
-    from installer.diagnosis import bug_report
+    from installer.diagnosis import advisories, bug_report
     from installer.diagnosis import doctor as surgery
     from installer.diagnosis.scene import look
 
+    if (feed is None) != (signers is None):
+        raise UsageError(
+            tr("--update-advisories and --verify-with belong together: a list, and who may have signed it"),
+            "sudo vllm-install doctor --update-advisories FILE --verify-with SIGNERS",
+        )
+    if feed and signers:
+        brought, signer = advisories.update(feed, signers, Host())
+        said = tr("{count} known flaws as of {day}, signed by {signer}",
+                  count=len(brought.advisories), day=brought.issued, signer=signer)  # fmt: skip
+        click.echo(said, err=True)
     folder = Path(report or ".").absolute().parent
     if not folder.is_dir():
         raise UsageError(tr("there is no directory {path}", path=folder), f"mkdir -p {shlex.quote(str(folder))}")

@@ -32,7 +32,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prune": ("sudo vllm-install prune --dry-run",),
     "status": ("vllm-install status", "vllm-install status --watch"),
     "usage": ("sudo vllm-install usage --since 7d", "sudo vllm-install usage --key team-a --json"),
-    "doctor": ("sudo vllm-install doctor",),
+    "doctor": (
+        "sudo vllm-install doctor",
+        "sudo vllm-install doctor --update-advisories flaws.json --verify-with us",
+    ),
     "alarm": ("sudo vllm-install alarm --test",),
     "monitor logs": ("sudo vllm-install monitor logs --to loki http://logs.example:3100",),
     "list": ("vllm-install list --json", "sudo vllm-install list --watch"),
