@@ -126,7 +126,8 @@ def test_no_key_is_ever_printed(machine: Machine, key: str) -> None:
     ("words", "name", "said"),
     [
         ("mute", "completion", "the answer holds no text"),
-        ("apis=mute", "messages", "the answer holds no text"),
+        ("mute-api=/v1/messages", "messages", "the answer holds no text"),
+        ("mute-api=/v1/responses", "responses", "the answer holds no text"),
         ("stream=cut", "streaming", r"broke off after 65 events, without \[DONE\]"),
         ("stream=piece", "streaming", "came in 1 pieces: it is not streamed"),
         ("stream=garbled", "streaming", "an event of the stream is no JSON object: '{'"),

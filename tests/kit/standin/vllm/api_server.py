@@ -141,8 +141,8 @@ class Application:
         route = (scope["method"], scope["path"])
         if route in (("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/invocations")):
             await self._complete(send, json.loads(body or b"{}"), chat="chat" in scope["path"])
-        elif route in OTHER_APIS and faults.value("apis") != "missing":
-            text = "" if faults.value("apis") == "mute" else "The quick brown"
+        elif route in OTHER_APIS:
+            text = "" if faults.value("mute-api") == scope["path"] else "The quick brown"
             await _answer(send, 200, json.dumps(OTHER_APIS[route](text)).encode())
         elif route == ("GET", "/metrics") and faults.value("metrics") == "missing":
             await _error(send, 404, "Not Found")

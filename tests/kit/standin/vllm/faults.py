@@ -18,7 +18,7 @@ stream=FAULT          a streamed answer is `cut` off, comes in one `piece`, is `
 deaf                  goes on with an answer whose client is gone
 long-prompts=STATUS   a prompt longer than the context is answered with this status and without a word on its length
 template=N            the words that the template puts around a chat are N tokens
-apis=HOW              /v1/messages and /v1/responses are `missing`, or `mute`
+mute-api=ROUTE        answers of /v1/messages, or of /v1/responses, hold no text
 mute                  answers hold no text
 sees                  takes pictures
 talks                 answers in text where a tool was to be called
