@@ -45,6 +45,8 @@ TEXTS = (
     mark("the group is broken: {why}"),
     mark("the engines of all hosts start together"),
     mark("the engine has ended"),
+    mark("a member of a group that cannot be one: {error}"),
+    mark("HOLD=0: the head of a group waits for the others, and callers with it"),
     mark("serving as a part of {host}"),
     mark("too many connections: no descriptor is left for another one"),
     # How it ends

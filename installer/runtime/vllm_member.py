@@ -97,7 +97,7 @@ class Member(Main):
     def break_up(self) -> None:
         self.is_broken, self.lost = True, self.member.why
         say(f"{BROKEN}: {self.lost}; its engines end, and start together when all are there", 4)
-        notify(f"STATUS={BROKEN}: {self.lost}")
+        notify(f"STATUS=the group is broken: {self.lost}")
         watcher, self.watcher = self.watcher, 0  # it would take the end of the engine for a failure
         send(watcher, signal.SIGKILL)
         send(self.engine, signal.SIGKILL)
