@@ -22,7 +22,7 @@ from tests.kit.load import Plan  # noqa: E402
 from tests.kit.sglang import wheels as sglang  # noqa: E402
 
 MODEL = "tiny"  # SGLang takes no name with a colon
-VLLM = ("--model", "builtin:tiny", "--served-model-name", MODEL, "--engine", "cpu", "--gpu-memory-utilization", "0.1")
+VLLM = ("--model", "builtin:tiny", "--served-model-name", MODEL, "--engine", "cpu", "--gpu-memory-utilization", "0.2")
 HOLD = 120
 RATE = 1.0  # without its kernels SGLang makes a few tokens a second
 
