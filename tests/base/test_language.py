@@ -24,7 +24,7 @@ from scripts import catalogue
 CATALOGUE = catalogue.read(CHINESE)
 # Where a text that is given goes to people as it is.
 SPEAKING = {"InstallError", "UsageError", "Refused", "ModelError", "Problem", "echo", "note", "warn"}
-PLAIN_COMMANDS = ("sudo ", "vllm-install ", "systemctl ", "systemd-analyze ", "journalctl ", "mkdir ")
+PLAIN_COMMANDS = ("sudo ", "vllm-install ", "systemctl ", "systemd-analyze ", "journalctl ", "mkdir ", "ssh ")
 
 
 def in_language(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
