@@ -53,7 +53,11 @@ class OverHosts(click.Command):
         from installer.base.host import Host
         from installer.group.change import group_of
 
-        host, service = Host(), check_service(_service(context))
+        host = Host()
+        try:
+            service = check_service(_service(context))
+        except UsageError:  # the verb itself says what is wrong, in its own order
+            return super().invoke(context)
         names = context.params.get("hosts")
         group = group_of(host, service)
         if group is None and not names:

@@ -427,6 +427,7 @@ def test_a_model_is_found_by_its_commit_in_what_is_mounted_of_it(tmp_path: Path)
 CANDIDATES = (
     "7", "yes", "0.5", "/srv/x", "a.example", "session", "priority", "self", "hermes", "slack", "cpu", "host", "0.31.0",
     "32k", "2s", "modelscope", "https://api.example/v1", "--seed 1", "org/other", "GPU-1", "127.0.0.1", "a=Org/A",
+    "10.0.0.1,10.0.0.2", "29600",
 )  # fmt: skip
 
 

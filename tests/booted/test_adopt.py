@@ -395,3 +395,4 @@ def end_ejected(machine: Machine) -> None:
     for left in ("/etc/systemd/system/vllm.slice", "/etc/sysusers.d/vllm-install-qwen3vl.conf",
                  "/etc/vllm-qwen3vl.probe-key", "/var/cache/qwen3vl", "/var/lib/vllm-usage"):  # fmt: skip
         machine.run("rm", "-r", left)
+    machine.shell("rmdir --ignore-fail-on-non-empty /etc/sysusers.d")
