@@ -13,6 +13,7 @@ from pathlib import Path
 
 from installer.airgap.bundle_format import (
     END,
+    IMAGE,
     LONGEST_MANIFEST,
     LONGEST_SIGNATURE,
     MANIFEST,
@@ -58,6 +59,10 @@ class Bundle:
     def wheel_bytes(self) -> int:
         return sum(member.size for member in self.manifest.below(WHEELS))
 
+    @property
+    def image_bytes(self) -> int:
+        return sum(member.size for member in self.manifest.below(IMAGE))
+
     def bring(self, member: Member, target: Path, advance: Advance) -> None:
         """Put a member at `target`, verified; what an interrupted run had copied is not copied again."""
         part = target.with_name(target.name + ".bundle.incomplete")
@@ -86,6 +91,11 @@ class Bundle:
         with report.bytes(tr("wheels from {path}", path=self.path.name), self.wheel_bytes) as advance:
             for member in self.manifest.below(WHEELS):
                 self.bring(member, directory / member.name.removeprefix(WHEELS), advance)
+
+    def bring_image(self, target: Path, report: Report) -> None:
+        with report.bytes(tr("the image from {path}", path=self.path.name), self.image_bytes) as advance:
+            for member in self.manifest.below(IMAGE):
+                self.bring(member, target, advance)
 
     def check(self, member: Member, advance: Advance) -> bool:
         """Whether a member's bytes are what the manifest says."""

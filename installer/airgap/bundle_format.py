@@ -21,6 +21,7 @@ from installer.spec.vendors import KINDS
 FORMAT = 1
 MANIFEST, SIGNATURE, INSTALL = "manifest.json", "manifest.json.sig", "install.sh"
 WHEELS, TOOL, MODEL = "wheels/", "tool/", "model/"
+IMAGE = "image.tar"  # as podman saves it
 BLOCK = 512
 # Every member's data begins on a page of the file system, so that a file system that can share blocks does.
 PAGE = 4096
@@ -32,6 +33,7 @@ LARGEST = 1 << 50
 OCTAL_LIMIT = 8**11
 MOMENT = 946684800  # the same for every member: the same contents give the same bytes
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+( --hash=sha256:[0-9a-f]{64})*")
+IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.!+-]*\.whl")
 
 
@@ -57,7 +59,7 @@ class Member:
 
 @dataclass(frozen=True)
 class EnginePart:
-    """An engine as a lock, and the host that its wheels are for."""
+    """An engine as a lock, and the host that its wheels are for; or as an image, for any of its architecture."""
 
     kind: str
     vllm_version: str
@@ -65,6 +67,7 @@ class EnginePart:
     python: str  # 3.12
     arch: str
     glibc: tuple[int, int]
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,12 @@ class Manifest:
 
     def to_text(self) -> str:
         files = [{"name": file.name, "digest": file.digest} for file in self.model.files]
+        engine = {name: value for name, value in asdict(self.engine).items() if value or name != "image"}
         data = {
             "format": FORMAT,
             "tool": self.tool,
             "signed": self.signed,
-            "engine": asdict(self.engine),
+            "engine": engine,
             "model": {**asdict(self.model), "files": files},
             "members": [asdict(member) for member in self.members],
         }
@@ -139,7 +143,7 @@ def _member(entry: object) -> Member:
     name, size, digest = _text(data["name"]), data["size"], _text(data["sha256"])
     folder, _, rest = name.rpartition("/")
     is_wheel = folder + "/" in (WHEELS, TOOL) and WHEEL_NAME.fullmatch(rest)
-    if name != INSTALL and not is_wheel and not (name.startswith(MODEL) and is_inside(name)):
+    if name not in (INSTALL, IMAGE) and not is_wheel and not (name.startswith(MODEL) and is_inside(name)):
         raise ValueError(tr("{name!r} has no place in a bundle", name=name))
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(tr("the name {name!r}… is too long", name=name[:80]))
@@ -163,7 +167,10 @@ def _engine(value: object) -> EnginePart:
     # A lock is read by a package installer, to which a line can mean much more than a version.
     if stranger := next((line for line in lock.splitlines() if not PACKAGE.fullmatch(line)), None):
         raise ValueError(tr("the lock holds {line!r}", line=stranger[:80]))
-    return EnginePart(kind, _text(data["vllm_version"]), lock, python, _text(data["arch"]), (major, minor))
+    image = _text(data.get("image", ""))
+    if image and (lock or not IMAGE_ID.fullmatch(image)):
+        raise ValueError(tr("{image!r} is no image, or not all of the engine", image=image[:80]))
+    return EnginePart(kind, _text(data["vllm_version"]), lock, python, _text(data["arch"]), (major, minor), image)
 
 
 def _model(value: object, members: tuple[Member, ...]) -> ModelPart:
@@ -195,6 +202,8 @@ def _check_members(manifest: Manifest) -> None:
             raise ValueError(tr("{clash} is a file and a directory", clash=clash))
     if {MODEL + file.name for file in manifest.model.files} != {m.name for m in manifest.below(MODEL)}:
         raise ValueError(tr("its files and those of the model are not the same"))
+    if (IMAGE in known) != bool(manifest.engine.image):
+        raise ValueError(tr("its engine and {name} do not go together", name=IMAGE))
 
 
 def _dict(value: object) -> Mapping[str, object]:

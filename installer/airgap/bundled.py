@@ -14,6 +14,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks.packages import install_command
 from installer.checks.preflight import choose_interpreter, refuse
+from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.model import model_about
 from installer.model.model_about import About
@@ -22,7 +23,7 @@ from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.model import Model
 from installer.spec.problem import Problem
-from installer.spec.settings import FIELDS, Settings
+from installer.spec.settings import FIELDS, PODMAN, Settings
 from installer.weights import models
 
 
@@ -38,7 +39,10 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
         "engine_family": Settings.engine_family,
         "engine": engine.kind,
         "vllm_version": engine.vllm_version,
+        "runtime": Settings.runtime,
     }
+    if engine.image:
+        held |= {"runtime": PODMAN, "image": engine.image}
     for name, value in held.items():
         if name in flags and flags[name] != value:
             option = "--" + name.replace("_", "-")
@@ -67,9 +71,10 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
 
 
 def fitting(bundle: Bundle, settings: Settings, facts: Facts) -> tuple[Settings, Facts]:
-    """The facts with only those interpreters that the bundle's wheels are for, or the refusal."""
-    kind = bundle.manifest.engine.kind
-    wanted = tuple(python for python in facts.interpreters if _version(python) == bundle.manifest.engine.python)
+    """The facts with only those interpreters that the bundle's wheels are for, or the refusal; an image has its own."""
+    engine = bundle.manifest.engine
+    kind = engine.kind
+    wanted = tuple(python for python in facts.interpreters if engine.image or _version(python) == engine.python)
     found = dataclasses.replace(facts, interpreters=wanted)
     if problems := list(_problems(bundle, found, facts.interpreters)):
         raise refuse(problems)
@@ -88,6 +93,8 @@ def _problems(bundle: Bundle, facts: Facts, interpreters: tuple[Interpreter, ...
             tr("this host is {arch}", arch=facts.arch),
             tr("make one on an {arch} machine: vllm-install bundle create", arch=facts.arch),
         )
+    if engine.image:
+        return
     if facts.glibc < engine.glibc:
         needed, found = (".".join(map(str, version)) for version in (engine.glibc, facts.glibc))
         yield Problem(
@@ -113,6 +120,8 @@ def _version(python: Interpreter) -> str:
 
 def engine(bundle: Bundle, settings: Settings, python: Interpreter, host: Host) -> Engine:
     part = bundle.manifest.engine
+    if part.image:
+        return images.engine_of(part.image, settings, part.kind, python.path)
     return engines.carried(settings, part.kind, part.lock, python.path, host)
 
 

@@ -20,6 +20,7 @@ from installer.airgap import bundle_signature
 from installer.airgap.bundle_format import (
     BLOCK,
     END,
+    IMAGE,
     INSTALL,
     MANIFEST,
     MODEL,
@@ -42,6 +43,7 @@ from installer.base.layout import Layout
 from installer.base.report import Advance, Report
 from installer.checks import facts, preflight
 from installer.families.known import label
+from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
@@ -77,11 +79,6 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
             tr("a bundle holds vLLM; there is none of {engine} yet", engine=label(settings)),
             tr("make it with ENGINE_FAMILY={family}", family=Settings.engine_family),
         )
-    if settings.runtime == PODMAN:
-        raise Refused(
-            tr("a bundle holds packages; it carries no image yet"),
-            tr("make it with RUNTIME=venv; take an image along with podman save, and deploy with --image FILE"),
-        )
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     kind = _kind(settings, seen)
@@ -97,16 +94,20 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
             tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
             tr("copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny"),
         )
-    choose = engines.newest if wanted.resolve else engines.resolve
-    engine = choose(settings, kind, python.path, host, report)
+    engine = _engine(settings, wanted, kind, python, host, report)
     with _output(wanted.out) as (file, scratch):
-        _check_space(model, engine, wanted, seen, host, layout)
+        _check_space(model, engine_bytes(engine, settings, host), wanted, seen, host, layout)
         model = _fetched(model, settings, host, report)
         house = Wheelhouse(scratch, python.path, engines.wheel_sources(engine, settings, host), settings, host)
-        house.collect(engine.lock, kind, report)
+        if engine.image:
+            report.note(tr("saving the image"))
+            image = images.save(engine, images.meant(settings, kind), scratch / IMAGE, host)
+        else:
+            house.collect(engine.lock, kind, report)
+            image = None
         if wanted.tool:
             house.collect_tool(kind, report)
-        files = _files(house, model, wanted, host)
+        files = _files(house, model, image, wanted, host)
         manifest = Manifest(
             tool=__version__,
             signed=wanted.sign_key is not None,
@@ -115,6 +116,13 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
             members=_members(model, files),
         )
         return write(manifest, files, wanted.sign_key, file, host, report)
+
+
+def _engine(settings: Settings, wanted: Cargo, kind: str, python: Interpreter, host: Host, report: Report) -> Engine:
+    if settings.runtime == PODMAN:
+        return images.resolve(settings, kind, python.path, host)
+    choose = engines.newest if wanted.resolve else engines.resolve
+    return choose(settings, kind, python.path, host, report)
 
 
 def _fetched(model: Model, settings: Settings, host: Host, report: Report) -> Model:
@@ -131,7 +139,7 @@ def _fetched(model: Model, settings: Settings, host: Host, report: Report) -> Mo
 def _engine_part(engine: Engine, python: Interpreter, seen: Facts, files: Iterable[str]) -> EnginePart:
     glibc = oldest_glibc([name for name in files if name.startswith(WHEELS)])
     version = f"{python.version[0]}.{python.version[1]}"
-    return EnginePart(engine.kind, engine.vllm_version, engine.lock, version, seen.arch, glibc)
+    return EnginePart(engine.kind, engine.vllm_version, engine.lock, version, seen.arch, glibc, engine.image)
 
 
 def _kind(settings: Settings, seen: Facts) -> str:
@@ -145,17 +153,19 @@ def _kind(settings: Settings, seen: Facts) -> str:
     return kind
 
 
-def wheel_bytes(engine: Engine) -> int:
-    """At most half of what they are when installed (CUDA: 3.9 GB of 8.6, CPU: 0.9 of 3.4)."""
+def engine_bytes(engine: Engine, settings: Settings, host: Host) -> int:
+    """Of wheels at most half of what they are when installed (CUDA: 3.9 GB of 8.6, CPU: 0.9 of 3.4)."""
+    if engine.image:
+        return images.size(images.meant(settings, engine.kind), host)
     return engines.installed_bytes(engine) // 2 if engine.has_torch else 0
 
 
-def _check_space(model: Model, engine: Engine, wanted: Cargo, seen: Facts, host: Host, layout: Layout) -> None:
+def _check_space(model: Model, engine_size: int, wanted: Cargo, seen: Facts, host: Host, layout: Layout) -> None:
     """Before the first byte; how large the wheels are is known only when they are here."""
-    wheels = wheel_bytes(engine) + TOOL_BYTES * wanted.tool
+    parts = engine_size + TOOL_BYTES * wanted.tool
     needs = {layout.hub: model.bytes_missing}
     if wanted.out:
-        needs[wanted.out.parent] = model.bytes_total + 2 * wheels
+        needs[wanted.out.parent] = model.bytes_total + 2 * parts
         disk = facts.probe_disk(host, wanted.out.parent)
         seen = replace(seen, disks={**seen.disks, wanted.out.parent: disk})
     if problems := preflight.check_space(needs, seen):
@@ -214,13 +224,14 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
 # The contents
 
 
-def _files(house: Wheelhouse, model: Model, wanted: Cargo, host: Host) -> dict[str, Path]:
+def _files(house: Wheelhouse, model: Model, image: Path | None, wanted: Cargo, host: Host) -> dict[str, Path]:
     """Member name -> file, in the order of the archive: what a bare host needs first comes first."""
     files: dict[str, Path] = {}
     if wanted.tool:
         files[INSTALL] = asset_dir("templates") / "install-bundle.sh"
         files |= {TOOL + wheel.name: wheel for wheel in sorted(house.tool.glob("*.whl"))}
     files |= {WHEELS + wheel.name: wheel for wheel in sorted(house.wheels.glob("*.whl"))}
+    files |= {IMAGE: image} if image else {}
     return files | {MODEL + file.name: host.at(model.path / file.name).resolve() for file in model.files}
 
 

@@ -156,7 +156,6 @@ def _check_form(request: Request, settings: Settings, *, throwaway: bool) -> Non
         tr("SGLang (ENGINE_FAMILY)"): settings.engine_family != Settings.engine_family,
         tr("GPUs of AMD (ENGINE=rocm)"): settings.engine == AMD.kind,
         tr("a compiler chosen by CUDA_TOOLKIT"): settings.cuda_toolkit != Settings.cuda_toolkit,
-        tr("the packages of a bundle"): request.bundle is not None,
         tr("a key in clear in the unit"): request.keys.plain,
         tr("a throwaway server"): throwaway,
     }
@@ -239,10 +238,10 @@ def _model(request: Request, settings: Settings, state: State, host: Host, repor
 def _engine(
     request: Request, settings: Settings, kind: str, python: Interpreter, state: State, host: Host, report: Report
 ) -> Engine:
-    if settings.runtime == PODMAN:
-        return images.resolve(settings, kind, python.path, host)
     if request.bundle:
         return bundled.engine(request.bundle, settings, python, host)
+    if settings.runtime == PODMAN:
+        return images.resolve(settings, kind, python.path, host)
     proved = state.proved.engine if state.proved else None
     if request.resolve:
         return engines.newest(settings, kind, python.path, host, report)

@@ -32,7 +32,7 @@ from installer.weights import inventory, models
 def engine(want: Wanted, host: Host) -> Iterator[Change]:
     if want.target.engine.image:
         if not images.is_complete(want.target.engine, host, want.layout):
-            yield images.bring(want.target.engine, want.target.settings, want.layout, host)
+            yield images.bring(want.target.engine, want.target.settings, want.layout, host, want.bundle)
     elif not engines.is_complete(host, want.layout, want.target.engine.id):
         yield engines.InstallEngine(want.target.engine, want.target.settings, want.layout, want.bundle)
 

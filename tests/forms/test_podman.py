@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import pytest
 from installer.base.errors import Exit, Refused
 from installer.base.host import Host
 from installer.base.layout import Layout
-from installer.base.report import Lines
+from installer.base.report import Lines, Report
 from installer.forms.podman import images
-from installer.forms.podman.images import ImageFailed
+from installer.forms.podman.images import BringImage, ImageFailed
 from installer.forms.podman.words import run_words, weights_of
+from installer.spec.carrier import Carrier
 from installer.spec.engine import Engine
 from installer.spec.settings import Settings
 from installer.spec.target import Adapter, Placed
@@ -165,6 +167,61 @@ def test_a_file_from_which_another_image_comes_is_not_taken(store: Store) -> Non
         store.bring(dataclasses.replace(SETTINGS, image=str(path)))
     assert caught.value.exit_code == Exit.ENGINE
     assert store.names == set()
+
+
+class Carried(Carrier):
+    """A bundle, as far as an image asks of one."""
+
+    path = Path("/x.bundle")
+    image_bytes = 10240
+
+    def __init__(self, store: Store) -> None:
+        self.file, self.image = store.archive()
+        self.host = store.host
+
+    def bring_image(self, target: Path, report: Report) -> None:
+        assert target.parent.is_dir()
+        shutil.copy(self.host.at(self.file), target)
+
+
+def carried(store: Store, image: str) -> tuple[Engine, BringImage]:
+    settings = dataclasses.replace(SETTINGS, image=f"sha256:{image}")
+    engine = images.engine_of(settings.image or "", settings, "cpu", PYTHON)
+    return engine, images.bring(engine, settings, LAYOUT, store.host, Carried(store))
+
+
+def test_an_image_comes_out_of_a_bundle_and_later_commands_mean_the_same(store: Store) -> None:
+    image = Carried(store).image
+    loaded = store.host.root / image
+    loaded.write_text(f'{HERE}\n{{"version": "0.32.0", "kind": "cpu"}}\n')
+    (store.root / "loads").write_text(str(loaded))
+    engine, change = carried(store, image)
+    assert change.to_json()["bundle"] == "/x.bundle"
+    change.apply(store.host, Lines())
+    assert images.is_complete(engine, store.host, LAYOUT)
+    assert store.names == {f"localhost_vllm-install:{engine.id}"}
+    assert [path.name for path in store.host.children(LAYOUT.engines / engine.id)] == [images.MARKER]
+    assert store.resolved(dataclasses.replace(SETTINGS, image=f"sha256:{image}")) == engine
+
+
+def test_a_bundle_with_another_image_than_it_says_is_not_loaded(store: Store) -> None:
+    engine, change = carried(store, "b" * 64)
+    with pytest.raises(ImageFailed, match="is another image now"):
+        change.apply(store.host, Lines())
+    assert "load" not in (store.root / "said").read_text().split()
+    assert not store.host.exists(LAYOUT.engines / engine.id)
+
+
+def test_what_is_taken_along_is_the_file_itself_or_one_that_podman_writes(store: Store, tmp_path: Path) -> None:
+    path, _ = store.archive()
+    settings = dataclasses.replace(SETTINGS, image=str(path))
+    assert images.save(store.resolved(settings), str(path), tmp_path / "x", store.host) == store.host.at(path)
+    assert images.size(str(path), store.host) == store.host.at(path).stat().st_size
+    store.name(store.add())
+    (tmp_path / "x").write_text("of an interrupted run")
+    assert images.save(store.resolved(), NAME, tmp_path / "x", store.host) == tmp_path / "x"
+    assert not (tmp_path / "x").exists(), "podman writes over no file"
+    assert f"save --quiet --output {tmp_path}/x sha256:{'a' * 64}" in (store.root / "said").read_text()
 
 
 def test_a_full_disk_is_said(store: Store) -> None:

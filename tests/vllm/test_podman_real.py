@@ -24,8 +24,8 @@ from tests.kit.life import cli, engine_pid, is_gone, is_up, main_pid, serves, un
 from tests.kit.load import Plan, load
 from tests.vllm.test_try_real import passes
 
-FILE = "/srv/vllm.tar"
-OTHER, BROKEN = "localhost/vllm:2", "localhost/broken:1"
+BUNDLE, BROKEN = "/srv/vllm.bundle", "/srv/broken.tar"
+FIRST, OTHER = "localhost/vllm:1", "localhost/vllm:2"
 UNIT = "/etc/systemd/system/qwen3vl.service"
 DROP_IN = "/run/systemd/system/qwen3vl.service.d"
 START = 240  # seconds
@@ -51,11 +51,11 @@ libraries=LD_LIBRARY_PATH=/usr/lib/$(uname -m)-linux-gnu
 made() {{
     tar --create . | podman import --quiet --change 'ENV PATH=/opt/engine/bin:/usr/bin' --change "ENV $libraries" "$@"
 }}
-made - localhost/vllm:1
-podman save --quiet --output {FILE} localhost/vllm:1
-podman rmi --force localhost/vllm:1
+made - {FIRST}
 made --change 'ENV OTHER=1' - {OTHER}
-made --change 'ENV VLLM_CPU_KVCACHE_SPACE=much' - {BROKEN}
+made --change 'ENV VLLM_CPU_KVCACHE_SPACE=much' - localhost/broken:1
+podman save --quiet --output {BROKEN} localhost/broken:1
+podman rmi --force localhost/broken:1
 """
 
 
@@ -72,6 +72,9 @@ def booted(cpu_engine: str) -> Iterator[Machine]:
         subprocess.run([*pip, "--target", machine.at(SITE), *asked], check=True)
         machine.write("/usr/local/bin/vllm-install", COMMAND, 0o755)
         machine.shell(IMAGES)
+        packed = ("--runtime", "podman", "--image", FIRST, "--model", "builtin:tiny", "--engine", "cpu")
+        cli(machine, "bundle", "create", BUNDLE, *packed, "--no-tool")
+        machine.run("podman", "rmi", "--force", FIRST)
         yield machine
 
 
@@ -122,9 +125,18 @@ def before(machine: Machine) -> tuple[dict[str, str], list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def key(machine: Machine, before: tuple[dict[str, str], list[list[str]]]) -> str:
-    """Of the service, which was planned and deployed from a file."""
-    model = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--offline")
-    options = ("--runtime", "podman", "--image", FILE, *model, "--hold", "600", "--json", "--", "--enforce-eager")
+    """Of the service, which was planned and deployed from a bundle that has the image."""
+    options = (
+        "--bundle",
+        BUNDLE,
+        "--gpu-memory-utilization",
+        "0.1",
+        "--hold",
+        "600",
+        "--json",
+        "--",
+        "--enforce-eager",
+    )
     planned = cli(machine, "plan", *options).changes
     done = cli(machine, "deploy", *options, timeout=600)
     assert [only_keys_open(change) for change in done.changes] == planned

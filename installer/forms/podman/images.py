@@ -18,6 +18,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.families.known import family_named, family_of
 from installer.runtime.vllm_text import one_line
+from installer.spec.carrier import Carrier
 from installer.spec.engine import Engine
 from installer.spec.settings import Settings
 from installer.spec.vendors import image_of
@@ -28,6 +29,7 @@ OURS = "localhost/vllm-install"  # the name under which an image is kept for as 
 MARKER = ".complete"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 ID = re.compile(r"[0-9a-f]{64}")
+BROUGHT = "image.tar"  # out of a bundle, while it is loaded
 LARGEST = 1 << 22  # bytes of an image's description in an archive
 ABOUT = Path(__file__).with_name("image_check.py")
 # As little as its own description of itself needs.
@@ -68,11 +70,14 @@ def resolve(settings: Settings, kind: str, python: Path, host: Host) -> Engine:
                machine=os.uname().machine),
             tr("name one for this host: --image REF"),
         )  # fmt: skip
+    return engine_of(f"sha256:{image.id}", settings, kind, python)
+
+
+def engine_of(image: str, settings: Settings, kind: str, python: Path) -> Engine:
     version = family_of(settings).version(settings)
-    request = hashlib.sha256(json.dumps([reference, version]).encode()).hexdigest()
-    return Engine(
-        image.id[:16], kind, version, python, "", request, family=settings.engine_family, image=f"sha256:{image.id}"
-    )
+    request = hashlib.sha256(json.dumps([meant(settings, kind), version]).encode()).hexdigest()
+    made = image.partition(":")[2][:16]
+    return Engine(made, kind, version, python, "", request, family=settings.engine_family, image=image)
 
 
 def meant(settings: Settings, kind: str) -> str:
@@ -145,15 +150,19 @@ class BringImage:
     reference: str
     layout: Layout
     bytes_needed: int = 0
+    bundle: Carrier | None = None  # which has it
 
     def describe(self) -> str:
-        what = tr("load {image}", image=self.reference) if self._is_file else tr("take {image}", image=self.reference)
+        file = self.bundle.path if self.bundle else self.reference
+        is_file = self.bundle or self._is_file
+        what = tr("load {image}", image=file) if is_file else tr("take {image}", image=self.reference)
         return tr("{what}: image {id}, and see what is in it", what=what, id=self.engine.image[7:19])
 
     def to_json(self) -> dict[str, object]:
         return {
             "kind": "image", "image": self.engine.image, "reference": self.reference, "bytes": self.bytes_needed,
             "vllm": self.engine.vllm_version, "engine": self.engine.kind,
+            **({"bundle": str(self.bundle.path)} if self.bundle else {}),
         }  # fmt: skip
 
     @property
@@ -164,7 +173,7 @@ class BringImage:
         engine = self.engine
         if is_complete(engine, host, self.layout):
             return  # another service's deploy was first
-        before = self._load(host) if self._is_file else ()
+        before = self._brought(host, report)
         if find(engine.image, host) is None:
             raise ImageFailed(
                 tr("{image} is another image now than {id}", image=self.reference, id=engine.image[7:19]),
@@ -181,16 +190,29 @@ class BringImage:
         about = asdict(engine) | {"python": str(engine.python)}
         host.write(self.layout.engines / engine.id / MARKER, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
-    def _load(self, host: Host) -> tuple[str, ...]:
-        """The names that came with it."""
-        image = find(self.reference, host)
-        new = tuple(name for name in image.names if find(name, host) is None) if image else ()
+    def _brought(self, host: Host, report: Report) -> tuple[str, ...]:
+        """The names that came with it. Out of a bundle it lies for a while where our mark of it will be."""
+        if self.bundle is None:
+            return self._load(Path(self.reference), host) if self._is_file else ()
+        folder = self.layout.engines / self.engine.id
+        host.make_dir(folder)
+        self.bundle.bring_image(host.at(folder / BROUGHT), report)
         try:
-            _podman(host, "load", "--quiet", "--input", host.at(Path(self.reference)))
+            return self._load(folder / BROUGHT, host)
+        finally:
+            host.remove(folder)
+
+    def _load(self, path: Path, host: Host) -> tuple[str, ...]:
+        image = _in_archive(host.at(path))
+        if image is None or f"sha256:{image.id}" != self.engine.image:
+            return ()  # not the one that is meant
+        new = tuple(name for name in image.names if find(name, host) is None)
+        try:
+            _podman(host, "load", "--quiet", "--input", host.at(path))
         except CommandFailed as error:
             full = "no space left" in error.output.lower()
             raise ImageFailed(
-                tr("podman could not load {path}:\n{said}", path=self.reference, said=last_lines(error.output)),
+                tr("podman could not load {path}:\n{said}", path=path, said=last_lines(error.output)),
                 tr("free some space below {path} and run the command again", path=STORAGE) if full else
                 tr("make the file anew with: podman save --output FILE NAME"),
             ) from None  # fmt: skip
@@ -236,8 +258,33 @@ def last_lines(text: str) -> str:
     return "\n".join(one_line(line) for line in text.strip().splitlines()[-6:])
 
 
-def bring(engine: Engine, settings: Settings, layout: Layout, host: Host) -> BringImage:
-    """What is loaded lies on the disk twice for a while."""
+def bring(engine: Engine, settings: Settings, layout: Layout, host: Host, bundle: Carrier | None = None) -> BringImage:
+    """What is loaded lies on the disk twice for a while, and out of a bundle once more."""
     reference = meant(settings, engine.kind)
-    needed = 2 * host.at(Path(reference)).stat().st_size if reference.startswith("/") else 0
-    return BringImage(engine, reference, layout, needed)
+    file = host.at(Path(reference)).stat().st_size if reference.startswith("/") else 0
+    return BringImage(engine, reference, layout, 3 * bundle.image_bytes if bundle else 2 * file, bundle)
+
+
+# To take along
+
+
+def size(reference: str, host: Host) -> int:
+    """Of a saved image, at most; nothing where podman does not say."""
+    if reference.startswith("/"):
+        return host.at(Path(reference)).stat().st_size
+    said = host.output("podman", "image", "inspect", "--format", "{{.Size}}", reference).strip()
+    return int(said) if said.isdecimal() else 0
+
+
+def save(engine: Engine, reference: str, target: Path, host: Host) -> Path:
+    """The file that it is in: its own, or one that podman writes, which does not write over another."""
+    if reference.startswith("/"):
+        return host.at(Path(reference))
+    target.unlink(missing_ok=True)
+    try:
+        _podman(host, "save", "--quiet", "--output", target, engine.image)
+    except CommandFailed as error:
+        raise ImageFailed(
+            tr("podman could not save {image}:\n{said}", image=reference, said=last_lines(error.output))
+        ) from None
+    return target
