@@ -162,7 +162,7 @@ def test_nobody_in_the_container_is_root_or_can_become_it(machine: Machine, key:
 
 
 def test_a_key_and_the_image_change_under_load_and_nobody_is_refused(machine: Machine, key: str) -> None:
-    plan = Plan(8000, key, rate=2, keep=1, patience=400, tokens=256)
+    plan = Plan(8000, key, rate=1, keep=1, patience=400, tokens=64)
     with load(plan, lambda _, *words: machine.start("python3", *words)) as running:
         running.wait_for(4)
         first = main_pid(machine)
