@@ -110,9 +110,10 @@ def test_what_runs_undoes_itself_when_whoever_asked(how: str, host: Host, monkey
     runs, undone, over = threading.Event(), threading.Event(), threading.Event()
 
     def run(words: Sequence[str], text: str, environment: Mapping[str, str]) -> Ran:
-        runs.set()
         try:
-            signal.pause()
+            runs.set()
+            while not over.wait(0.1):  # a signal that came just before a longer wait would be seen after it
+                pass
         except Interrupted:
             undone.set()
             raise
