@@ -201,9 +201,9 @@ def complete(machine: Machine) -> None:
         apt(machine, "install", *wanted.split())
 
 
-def deploy(machine: Machine) -> Deployed:
-    port, tell = free_port(), ("--notify-command", "/bin/true")
-    key = cli(machine, "deploy", "--port", str(port), *tell, *standin(Path(STANDIN))).key
+def deploy(machine: Machine, *options: str) -> Deployed:
+    port = free_port()
+    key = cli(machine, "deploy", "--port", str(port), *options, *standin(Path(STANDIN))).key
     serves(machine, key, port)
     return Deployed(machine, port, key, main_pid(machine), snapshot(machine.root, BESIDE))
 
@@ -212,7 +212,7 @@ def test_a_service_serves_on_through_upgrade_removal_and_purge_of_the_package(ma
     install(machine)
     complete(machine)
     before = snapshot(machine.root, BESIDE)
-    service = deploy(machine)
+    service = deploy(machine, "--notify-command", "/bin/true")
     install(machine, NEXT)
     assert machine.run("dpkg-query", "--show", "--showformat=${Version}", "vllm-install").stdout == NEXT
     assert cli(machine, "plan").out == "nothing to change\n"

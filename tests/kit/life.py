@@ -123,6 +123,7 @@ def processes(machine: Machine, service: str = SERVICE) -> dict[int, str]:
     """pid -> command line of every process of the service, as numbered in the machine."""
     script = f"""
     group=$(systemctl show {service} --property=ControlGroup --value)
+    [ -n "$group" ] || exit 0
     for pid in $(find /sys/fs/cgroup"$group" -name cgroup.procs -exec cat {{}} + 2>/dev/null); do
         echo "$pid $(tr '\\0' ' ' 2>/dev/null </proc/"$pid"/cmdline || true)"
     done"""
