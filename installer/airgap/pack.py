@@ -101,6 +101,7 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
         house = Wheelhouse(scratch, python.path, engines.wheel_sources(engine, settings, host), settings, host)
         if engine.image:
             report.note(tr("saving the image"))
+            (scratch / IMAGE).unlink(missing_ok=True)  # of a run that was interrupted
             image = images.save(engine, images.meant(settings, kind), scratch / IMAGE, host)
         else:
             house.collect(engine.lock, kind, report)

@@ -280,7 +280,6 @@ def save(engine: Engine, reference: str, target: Path, host: Host) -> Path:
     """The file that it is in: its own, or one that podman writes, which does not write over another."""
     if reference.startswith("/"):
         return host.at(Path(reference))
-    target.unlink(missing_ok=True)
     try:
         _podman(host, "save", "--quiet", "--output", target, engine.image)
     except CommandFailed as error:
