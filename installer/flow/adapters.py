@@ -62,6 +62,11 @@ def _adapter(
     """Once resolved it stays at its commit, as a model does."""
     same = known and (known.repo, known.revision) == (wanted.model, wanted.revision)
     commit = known.commit if known and same else None
+    if wanted.model.startswith("/") and not host.exists(Path(wanted.model)):
+        raise ModelError(
+            tr("LORA={name}: there is no directory {path}", name=wanted.model_id, path=wanted.model),
+            tr("name the directory that PEFT's save_pretrained wrote, by its full path; nothing was changed"),
+        )
     model = models.resolve(wanted, host, layout, commit, report, caches)
     about = of_model(model, host, wanted, report, caches)
     if not is_adapter(about.names):

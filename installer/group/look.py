@@ -34,7 +34,6 @@ class HostLook:
 @dataclass(frozen=True)
 class GroupLook:
     service: str
-    mode: str
     epoch: int
     pending: str | None  # a change that was cut off
     hosts: tuple[HostLook, ...]
@@ -57,7 +56,7 @@ def at(host: Host, group: Group, service: str, report: Report) -> GroupLook:
         for peer in newest.peers
         if peer.name in lost or peer.name in seen
     )
-    return GroupLook(service, newest.mode, newest.epoch, pending and one_line(pending), found)
+    return GroupLook(service, newest.epoch, pending and one_line(pending), found)
 
 
 def _of(name: str, state: str | None, look: Look, group_id: str) -> HostLook:

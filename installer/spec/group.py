@@ -19,7 +19,6 @@ from installer.spec.record import UNREADABLE, read_as
 
 VERSION = 1
 LONGEST = 1 << 20  # bytes of a record
-REPLICAS = "replicas"  # each host a service of its own
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Ended:
 class Group:
     id: str
     peers: tuple[Peer, ...]
-    mode: str = REPLICAS
     epoch: int = 0
     change: Joint | None = None
     ended: Ended | None = None

@@ -99,6 +99,12 @@ def test_a_rank_that_vllm_has_no_room_for_is_refused(host: Host, said: dict[str,
         found(chosen(f"a={PLACE}"), host)
 
 
+def test_a_directory_that_is_not_there_is_named_as_an_adapter_s(host: Host) -> None:
+    with pytest.raises(InstallError, match="LORA=sql: there is no directory /srv/none") as refused:
+        found(chosen("sql=/srv/none"), host)
+    assert "--model" not in refused.value.hint
+
+
 def test_pickles_a_damaged_file_and_a_directory_that_is_closed_are_refused(host: Host) -> None:
     adapter.write(host.at(PLACE))
     weights = host.at(PLACE / "adapter_model.safetensors")
