@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.checks.packages import install_command
+from installer.checks.secret_files import exposed
 from installer.runtime import vllm_certificate
 from installer.spec.facts import Facts, Gateway
 from installer.spec.problem import Problem
@@ -54,16 +54,10 @@ def _leads_here(name: str, settings: Settings, host: Host) -> bool:
 
 
 def _exposed(host: Host, settings: Settings) -> Iterator[str]:
-    for path in filter(None, (settings.tls_key, settings.fallback_key_file)):
-        try:
-            found = host.at(Path(path)).stat()
-        except OSError as error:
-            if path == settings.tls_key:
-                continue  # said of the certificate, which cannot serve without it
-            yield tr("{path}: {reason}", path=path, reason=error.strerror)
-            continue
-        if found.st_uid != 0 or stat.S_IMODE(found.st_mode) & 0o077:
-            yield tr("{path}: others than root may read it", path=path)
+    files = ((settings.tls_cert, False), (settings.tls_key, True), (settings.fallback_key_file, True))
+    for path, is_secret in files:
+        if path and (why := exposed(host, path, is_secret=is_secret)):
+            yield why
 
 
 def check_gateway(settings: Settings, facts: Facts) -> Iterator[Problem]:
@@ -102,9 +96,9 @@ def _check_programs(facts: Facts, found: Gateway) -> Iterator[Problem]:
 def _check_certificate(settings: Settings, found: Gateway) -> Iterator[Problem]:
     for why in found.exposed:
         yield Problem(
-            tr("a file with a secret is not there, or not root's alone"),
+            tr("a file for the gateway is not there, or not root's alone"),
             why,
-            tr("sudo chown root FILE && sudo chmod 600 FILE: the gateway gets it from systemd"),
+            tr("keep it where only root can write: chown root:root, chmod 600; the gateway gets it from systemd"),
             id="tls",
         )
     name = settings.tls_cert

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.checks.placement import gpus_of_group
+from installer.checks.secret_files import exposed
 from installer.runtime.vllm_group import SHORTEST_KEY
 from installer.spec.facts import Facts, Peers
 from installer.spec.problem import Problem
@@ -31,13 +31,9 @@ def look(host: Host, settings: Settings) -> Peers:
 def _unfit(host: Host, path: str | None) -> str:
     if path is None:
         return tr("GROUP_KEY_FILE names none")
-    try:
-        found = host.at(Path(path)).stat()
-    except OSError as error:
-        return tr("{path}: {reason}", path=path, reason=error.strerror)
-    if found.st_uid != 0 or stat.S_IMODE(found.st_mode) & 0o077:
-        return tr("{path}: others than root may read it", path=path)
-    if found.st_size < SHORTEST_KEY:
+    if why := exposed(host, path):
+        return why
+    if host.at(Path(path)).stat().st_size < SHORTEST_KEY:
         return tr("{path}: it is shorter than {least} characters", path=path, least=SHORTEST_KEY)
     return ""
 

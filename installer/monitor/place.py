@@ -17,6 +17,7 @@ from installer.base.language import tr
 from installer.base.layout import LOCKS, MONITOR
 from installer.base.report import Report
 from installer.base.templates import template
+from installer.base.trust import of_others
 from installer.monitor import rules, scrape, textfile
 from installer.monitor.targets import TARGETS
 from installer.spec.state import text_digest
@@ -102,15 +103,14 @@ def check(wish: Wish, before: Record, host: Host, *, discard_edits: bool) -> Non
 
 def _check_roots_own(host: Host, directory: Path) -> None:
     """Whoever can change a directory decides what root writes there."""
-    root = host.owner(Path("/"))
     for part in (directory / PROVIDER.parent, directory, *directory.parents):
         if not host.at(part).is_dir() or host.at(part).is_symlink():
             raise Refused(tr("{path} is no directory", path=part), tr("name Grafana's provisioning directory"))
-        if host.owner(part) != root or (host.mode(part) or 0) & 0o022:
-            raise Refused(
-                tr("{path} can be changed by others than root", path=part),
-                tr("without --grafana, point Grafana at {path} yourself", path=DASHBOARDS),
-            )
+    if found := of_others(host, directory / PROVIDER.parent):
+        raise Refused(
+            tr("{path} can be changed by others than root", path=found),
+            tr("without --grafana, point Grafana at {path} yourself", path=DASHBOARDS),
+        )
 
 
 def _check_ours(path: Path, before: Record, host: Host, *, discard_edits: bool) -> None:

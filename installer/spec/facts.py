@@ -94,7 +94,7 @@ class Gateway:
     names: tuple[str, ...] = ()  # that it has
     days_left: int = 0
     is_here: bool = True  # whether one of its names is this host's
-    exposed: tuple[str, ...] = ()  # files with a secret that others than root may read, or that are not there: why
+    exposed: tuple[str, ...] = ()  # files that are not root's alone, or not there: why
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +10,12 @@ from installer import __version__
 from installer.base.assets import PACKAGE
 from installer.base.changes import Change, Remove, Run, Write
 from installer.base.errors import Refused
+from installer.base.files import Files
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.templates import template
+from installer.base.trust import of_others
 from installer.units.graph import UNITS
 from installer.units.syntax import FILTERS
 
@@ -66,17 +66,8 @@ def environment_of_tool() -> dict[str, str]:
 def check_tool() -> None:
     """Root runs it later, when nobody looks: so nobody else may be able to change it."""
     for path in (Path(sys.executable), PACKAGE / "__main__.py"):
-        for way in (path.absolute(), path.resolve()):
-            if found := next((part for part in (way, *way.parents) if _is_others(part)), None):
-                raise Refused(
-                    tr("{path} can be changed by others than root, and root would run it later", path=found),
-                    tr("install the tool where only root can write: sudo make install"),
-                )
-
-
-def _is_others(path: Path) -> bool:
-    found = path.lstat()
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
-        return False
-    open_to_others = not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
-    return bool(found.st_uid != 0 or open_to_others)
+        if found := of_others(Files(), path.absolute()):
+            raise Refused(
+                tr("{path} can be changed by others than root, and root would run it later", path=found),
+                tr("install the tool where only root can write: sudo make install"),
+            )

@@ -65,6 +65,11 @@ def test_a_certificate_of_one_s_own_is_taken_and_renewed_by_a_reload(machine: Ma
     assert presented(machine) == good.strip()
     assert "the certificate /etc/tls/tls.pem cannot serve" in cli(machine, "set", "DRAIN_SECONDS=31", code=3).err
     made.write_text(good)
+    # Whoever owns the directory could put a link to any file in the key's place, and have it read by root.
+    machine.shell("mkdir /home/eve && ln -s /etc/tls/tls.key /home/eve/tls.key && chown -h nobody /home/eve")
+    said = cli(machine, "set", "TLS_KEY=/home/eve/tls.key", code=3).err
+    assert "/home/eve/tls.key: others than root can change /home/eve" in said
+    machine.shell("rm -r /home/eve")
 
 
 OUTSIDE = """

@@ -134,6 +134,12 @@ def test_secrets_are_root_s_alone(host: Host) -> None:
     exposed = look(host, settings).exposed
     assert "/etc/tls/tls.key: others than root may read it" in exposed
     assert "/etc/other: others than root may read it" in exposed
+    host.at(Path("/etc/tls/tls.pem")).chmod(0o644)
+    assert not [why for why in exposed if why.startswith("/etc/tls/tls.pem")]
+    host.at(Path("/etc/tls")).chmod(0o775)
+    exposed = look(host, settings).exposed
+    for name in ("tls.pem", "tls.key"):
+        assert f"/etc/tls/{name}: others than root can change /etc/tls" in exposed
     host.remove(Path("/etc/other"))
     assert "/etc/other: No such file or directory" in look(host, settings).exposed
 

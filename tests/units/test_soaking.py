@@ -66,15 +66,12 @@ def test_what_takes_it_away_stops_the_timer_last(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tool below a directory that stands for the whole file system, which is root's."""
     package = tmp_path / "tool/installer"
     package.mkdir(parents=True)
     (package / "__main__.py").touch()
     (tmp_path / "tool/python").touch()
     monkeypatch.setattr(soaking, "PACKAGE", package)
     monkeypatch.setattr(soaking.sys, "executable", str(tmp_path / "tool/python"))
-    real = soaking._is_others
-    monkeypatch.setattr(soaking, "_is_others", lambda path: path.is_relative_to(tmp_path / "tool") and real(path))
     return package
 
 
