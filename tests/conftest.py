@@ -123,6 +123,14 @@ def server(plain_network: None) -> Iterator[Hub]:
         yield running
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_synced() -> Iterator[None]:
+    """What tests write into temporary directories may be lost with the power; the tool's own processes sync as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     """A host below a temporary directory."""

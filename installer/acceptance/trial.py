@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from installer.acceptance.kept import BOOTSTRAP, Kept, can_confine, unit_words
-from installer.base.assets import RUNTIME
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
@@ -170,7 +169,7 @@ def _home(*, is_private: bool) -> Path:
 def _task(unit_text: str, layout: Layout, key: str, mark: str, home: Path) -> dict[str, object]:
     return {
         "home": str(home),
-        "files": {name: (RUNTIME / name).read_text() for name in render.RUNTIME_FILES},
+        "files": dict(render.runtime_files()),
         "command": exec_line(unit_text),
         "environment": {**environment(unit_text), MARK: mark},
         "cache": str(layout.cache_dir),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def render(target: Target, layout: Layout) -> dict[Path, File]:
     texts |= dict(sorted(gateway_files(target, layout, runtime_dir(layout)).items(), reverse=True))
     files = {layout.sysusers: File(template("sysusers.conf.j2", FILTERS).render(layout=layout))}
     runtime = runtime_dir(layout)
-    for name in RUNTIME_FILES:
-        files[runtime / name] = File((RUNTIME / name).read_text())
+    files |= {runtime / name: File(text) for name, text in runtime_files().items()}
     files |= {path: File(text) for path, text in shared_units().items() if path.name in any_text}
     return files | {path: File(text) for path, text in texts.items()}
 
@@ -75,10 +75,14 @@ def shared_units() -> dict[Path, str]:
     return {Path("/etc/systemd/system") / p.name: p.read_text() for p in sorted(asset_dir("units").iterdir())}
 
 
+@functools.cache
+def runtime_files() -> Mapping[str, str]:
+    return {name: (RUNTIME / name).read_text() for name in RUNTIME_FILES}
+
+
 def runtime_dir(layout: Layout) -> Path:
     """Named by content, so that a running service keeps the files it was started with."""
-    content = b"".join((RUNTIME / name).read_bytes() for name in RUNTIME_FILES)
-    return layout.runtimes / f"{__version__}-{content_digest(content)}"
+    return layout.runtimes / f"{__version__}-{content_digest(''.join(runtime_files().values()).encode())}"
 
 
 def content_digest(content: bytes) -> str:
