@@ -40,6 +40,13 @@ class Old:
     is_ejected: bool = False
     has_secret: bool = False  # it is given a secret that we do not read, probably its key
 
+    def on_host(self, path: str) -> str:
+        """Where a path that vLLM was given lies on this host."""
+        for inside, outside in self.mounts:
+            if path == inside or path.startswith(f"{inside}/"):
+                return os.path.normpath(outside + path[len(inside) :])
+        return os.path.normpath(self.directory / path)
+
 
 def read_text(path: Path, host: Host) -> str:
     """A text file of a sensible size; a FIFO would block, a device never end."""

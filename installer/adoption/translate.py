@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from installer.adoption import old_compose
+from installer.adoption import old_compose, served
 from installer.adoption.container import ENVIRONMENT, PATHS
 from installer.adoption.old import Old, read_text
 from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
 from installer.base.language import mark, tr
-from installer.base.layout import Layout
 from installer.checks.placement import gpus_of_one
 from installer.diagnosis.redact import Masked
 from installer.families.vllm import serve_flags
 from installer.runtime import vllm_flags
 from installer.runtime.vllm_flags import NO_TLS, TLS_FLAGS, Flag, opposite
 from installer.runtime.vllm_text import one_line
-from installer.spec import keys, values
+from installer.spec import keys
 from installer.spec.settings import FIELDS, Settings, load_settings, to_text
-from installer.spec.values import BUILTIN
 from installer.spec.vendors import VARIABLES, is_uuid
 from installer.units.render import HIDDEN, HOMES
-from installer.weights.sources import origins
 
 READ = {flag for about in FIELDS.values() if about.adopt for flag in about.flags}
 READ |= {"--model", "--served-model-name", "--api-key", "--config", *FIELDS["lora"].flags}
@@ -101,7 +96,8 @@ def translate(
         reading.notes.append(
             tr("{path} still holds what it held, a key too; remove it when it is not needed", path=old.files[0])
         )
-    typed = _model(old, model or (last["--model"].value if "--model" in last else ""), reading, host)
+    typed = model or (last["--model"].value if "--model" in last else "")
+    reading.fields |= served.model(old, typed, host)
     _known(old, last, reading)
     _adapters(old, last, reading, host)
     for flag in flags:
@@ -118,7 +114,7 @@ def translate(
     secrets = {*held, *_given_keys(old, last), *(last["--hf-token"].values if "--hf-token" in last else ())}
     secrets |= {value for name, value in old.environment.items() if SECRET.fullmatch(name) and not value.isdigit()}
     carried = tuple(_carried(old, reading))
-    caches = tuple(_caches(old, last, settings, host))
+    caches = tuple(served.caches(old, last, settings, host))
     for each in caches:
         reading.notes.append(
             tr(
@@ -133,7 +129,7 @@ def _flags(old: Old, host: Host) -> tuple[str | None, list[Flag]]:
     """Those of the command line, after those of the file that it names with --config: the last one wins."""
     model, flags = serve_flags.parse(_printable(old.words))
     for flag in [flag for flag in flags if flag.name == "--config"]:
-        path = Path(_on_host(old, flag.value))
+        path = Path(old.on_host(flag.value))
         words: list[str] = []
         for name, value in old_compose.load_compose(read_text(path, host), str(path)).items():
             if isinstance(value, dict):
@@ -160,42 +156,6 @@ def _printable(words: Sequence[str]) -> Sequence[str]:
             tr("take it out of the old command first"),
         )
     return words
-
-
-def _on_host(old: Old, path: str) -> str:
-    """Where a path that vLLM was given lies on this host."""
-    for inside, outside in old.mounts:
-        if path == inside or path.startswith(f"{inside}/"):
-            return outside + path[len(inside) :]
-    return str(old.directory / path)
-
-
-def _model(old: Old, typed: str, reading: _Reading, host: Host) -> str:
-    if not typed:
-        raise Refused(tr("the vLLM command names no model"), tr("write it out: vllm serve MODEL"))
-    path = _on_host(old, typed)
-    if ours := _our_model(path):
-        reading.fields |= ours
-    elif typed.startswith(("/", ".")):
-        if (old.mounts and path == typed) or not host.exists(Path(path)):
-            raise Refused(
-                tr("the model {typed} does not lie on this host", typed=typed),
-                tr("name it: MODEL_NAME=HUB-ID or =DIRECTORY"),
-            )
-        reading.fields["model"] = os.path.normpath(path)
-    else:
-        # vLLM prefers a directory of that name to the hub.
-        reading.fields["model"] = path if host.at(Path(path)).is_dir() else typed
-    return typed
-
-
-def _our_model(path: str) -> dict[str, str]:
-    """What stood in the settings for a model that lies in our cache, by its path there."""
-    layout = Layout("any")
-    if path == str(layout.builtin_models / "tiny"):
-        return {"model": BUILTIN}
-    found = re.fullmatch(rf"{re.escape(str(layout.hub))}/models--(.+)/snapshots/([0-9a-f]{{40}})", path)
-    return {"model": found[1].replace("--", "/"), "revision": found[2]} if found else {}
 
 
 def _known(old: Old, last: Mapping[str, Flag], reading: _Reading) -> None:
@@ -245,22 +205,13 @@ def _other(old: Old, flag: Flag, reading: _Reading, host: Host) -> None:
         )
     else:
         value = flag.value if name in PATHS else ""
-        is_path = value.startswith(("/", ".")) or (value and host.exists(Path(_on_host(old, value))))
+        is_path = value.startswith(("/", ".")) or (value and host.exists(Path(old.on_host(value))))
         reading.others += [name, _readable(old, flag, host)] if is_path else flag.words
 
 
 def _adapters(old: Old, last: Mapping[str, Flag], reading: _Reading, host: Host) -> None:
-    """Of those that the command names; the flags that go with them follow from these."""
-    named = [_named_adapter(word) for word in last["--lora-modules"].values] if "--lora-modules" in last else []
-    found = [f"{name}={_adapter_source(old, name, source, host)}" for name, source in named]
-    try:
-        values.adapters(",".join(found))
-    except ValueError as error:
-        raise Refused(
-            tr("--lora-modules cannot be carried over: {reason}", reason=error),
-            tr("rename or remove it in the old command, then adopt that"),
-        ) from None
-    reading.fields["lora"] = ",".join(found)
+    named = last["--lora-modules"].values if "--lora-modules" in last else ()
+    reading.fields["lora"] = served.adapters(old, named, host)
     at_run_time = old.environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").lower() in ("1", "true")
     if at_run_time or ("--enable-lora" in last and not named):
         reading.notes.append(
@@ -268,56 +219,8 @@ def _adapters(old: Old, last: Mapping[str, Flag], reading: _Reading, host: Host)
         )
 
 
-def _named_adapter(word: str) -> tuple[str, str]:
-    """NAME=PATH, or the same as JSON."""
-    name, equals, path = word.partition("=")
-    if equals and "," not in word:
-        return name, path
-    try:
-        said = json.loads(word)
-        return str(said["name"]), str(said["path"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise Refused(
-            tr("--lora-modules names no adapter: {word}", word=one_line(word, 60)),
-            tr("mend or remove it in the old command, then adopt that"),
-        ) from None
-
-
-def _adapter_source(old: Old, name: str, source: str, host: Host) -> str:
-    path = os.path.normpath(_on_host(old, source))
-    if ours := _our_model(path):
-        return f"{ours['model']}@{ours['revision']}"
-    if source.startswith(("/", ".")):
-        if (old.mounts and path == source) or not host.exists(Path(path)):
-            raise Refused(
-                tr("the adapter {name} in {path} does not lie on this host", name=name, path=source),
-                tr("copy it here and name it: LORA={name}=DIRECTORY", name=name),
-            )
-        return path
-    return path if host.at(Path(path)).is_dir() else source
-
-
-def _caches(old: Old, last: Mapping[str, Flag], settings: Settings, host: Host) -> Iterator[Path]:
-    """Where the hub's client kept what it fetched for the old service, by its own order, as far as that is there."""
-    said, home = old.environment, old.environment.get("HOME", old.home)
-    general = said.get("XDG_CACHE_HOME", f"{home}/.cache")
-    named = (
-        last["--download-dir"].value if "--download-dir" in last else "",
-        said.get("HF_HUB_CACHE", ""),
-        said.get("HUGGINGFACE_HUB_CACHE", ""),
-        f"{said.get('HF_HOME', f'{general}/huggingface')}/hub",
-    )
-    wanted = [settings, *map(settings.of_adapter, settings.lora)]
-    folders = {origin.folder for each in wanted for origin in origins(each)}
-    for place in filter(None, named):
-        path = Path(os.path.normpath(_on_host(old, place)))
-        is_mapped = not old.mounts or str(path) != place
-        if is_mapped and path.is_absolute() and any(host.exists(path / folder) for folder in folders):
-            yield path
-
-
 def _readable(old: Old, flag: Flag, host: Host) -> str:
-    path = os.path.normpath(_on_host(old, flag.value))
+    path = old.on_host(flag.value)
     if not host.exists(Path(path)):
         raise Refused(
             tr("{flag} {value} does not lie on this host", flag=flag.name, value=flag.value),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from installer.airgap import bundled
@@ -113,17 +115,18 @@ def resolve(
     model = _model(request, settings, state, host, report)
     check_local(model, settings, host)
     _check_senses(model, kind, host)
+    look_at_model = partial(of_model, model, host, settings, report, request.caches)
     profile, about = None if request.new_commit else _known_profile(settings, model, kind, state), None
     if profile is None:
         about = bundled.about(request.bundle) if request.bundle else None
-        about = about or of_model(model, host, settings, report, request.caches)
+        about = about or look_at_model()
         adapters.check_is_model(about, model)
         profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
     beside = adapters.resolve(settings, state, host, layout, report, request.caches, new_commit=request.new_commit)
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    compiler = _toolkit(settings, engine, model, seen, choice, request.caches, host, report)
+    compiler = _toolkit(settings, engine, seen, look_at_model, report)
     place = Place(seen.peers.ranks[0], seen.peers.interface) if seen.peers else None
     behind = _replicas(settings, choice, state, host, report) if place is None or place.rank == 0 else ()
     target = Target(settings, engine, model, held, profile, choice.placed, compiler, behind, beside, place)
@@ -251,22 +254,12 @@ def _engine(
 
 
 def _toolkit(
-    settings: Settings,
-    engine: Engine,
-    model: Model,
-    seen: Facts,
-    choice: Choice,
-    caches: tuple[Path, ...],
-    host: Host,
-    report: Report,
+    settings: Settings, engine: Engine, seen: Facts, look_at_model: Callable[[], About], report: Report
 ) -> Toolkit | None:
+    """For the GPUs that were chosen, of which alone `seen` tells."""
     if engine.image:  # what it compiles with, it brings
         return None
-
-    def is_mla() -> bool:
-        return Config.of(of_model(model, host, settings, report, caches).config).is_mla
-
-    chosen = toolkit.choose(settings, engine, choice.gpus, seen.nvcc, is_mla)
+    chosen = toolkit.choose(settings, engine, seen.gpus, seen.nvcc, lambda: Config.of(look_at_model().config).is_mla)
     compiling = family_of(settings).compiling
     if chosen and compiling:
         report.note(compiling.describe(chosen))

@@ -13,6 +13,7 @@ from installer.base.report import size
 from installer.diagnosis import scene
 from installer.look import load, status
 from installer.look.load import GpuUse, Sample
+from installer.look.screen import gpu_line, member_lines, stage_line
 from installer.look.status import MemberStatus
 from installer.units.holding import Holding
 
@@ -98,8 +99,8 @@ def rows(frame: Frame) -> list[tuple[str, str]]:
     running, waiting = number(frame.running), number(frame.waiting)
     out, into = number(frame.tokens_per_second), number(frame.prompt_tokens_per_second)
     return [
-        (tr("service"), status.stage_line(frame.service, frame.active, frame.stage)),
-        *status.member_lines(frame.members, frame.gpus),
+        (tr("service"), stage_line(frame.service, frame.active, frame.stage)),
+        *member_lines(frame.members, frame.gpus),
         *([(tr("callers"), frame.holding.words)] if frame.holding else []),
         *([(tr("because"), frame.because)] if frame.because else []),
         (tr("model"), frame.model or "-"),
@@ -107,7 +108,7 @@ def rows(frame: Frame) -> list[tuple[str, str]]:
         (tr("tokens/s"), tr("{out} out, {into} in", out=out, into=into)),
         (tr("first token"), tr(", ").join(speeds) or "-"),
         (tr("KV cache"), tr("{share:.1%} full", share=frame.cache_used) if frame.cache_used is not None else "-"),
-        *((f"GPU {number}", status.gpu_line(gpu)) for number, gpu in enumerate(frame.gpus)),
+        *((f"GPU {number}", gpu_line(gpu)) for number, gpu in enumerate(frame.gpus)),
     ]
 
 

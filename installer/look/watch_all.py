@@ -13,8 +13,9 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.checks.gpus.vendors import MODULES
 from installer.diagnosis.said import translated
-from installer.look import status, watch
+from installer.look import watch
 from installer.look.load import GpuUse, Sample
+from installer.look.screen import gpu_line
 from installer.look.status import MemberStatus
 from installer.look.watch import EVERY, Frame
 from installer.spec.records import services
@@ -176,7 +177,7 @@ def screen(overview: Overview, width: int, height: int) -> Group:
     from rich.console import Group
 
     found = rows(overview, height)
-    gpus = [(f"GPU {number}", gpu_line(share)) for number, share in enumerate(overview.gpus)]
+    gpus = [(f"GPU {number}", share_line(share)) for number, share in enumerate(overview.gpus)]
     if not found:
         return Group(_pairs([("-", tr("no services yet; make one with: sudo vllm-install deploy"))]), _pairs(gpus))
     if width < NARROW:
@@ -225,9 +226,9 @@ def _pairs(found: list[tuple[str, str]]) -> Table:
     return table
 
 
-def gpu_line(share: GpuShare) -> str:
+def share_line(share: GpuShare) -> str:
     users = tr(", ").join(share.services)
-    line = status.gpu_line(share.gpu)
+    line = gpu_line(share.gpu)
     return tr("{what}: {why}", what=users, why=line) if users else line
 
 

@@ -38,6 +38,7 @@ def status(service: str, watch: bool, as_json: bool) -> None:
     Exit status 0: it runs; 3: it does not, as systemctl has it.
     """
     from installer.base.host import Host
+    from installer.look import screen
     from installer.look import status as view
 
     check_service(service)
@@ -48,7 +49,7 @@ def status(service: str, watch: bool, as_json: bool) -> None:
     if as_json:
         print_json(as_plain(found))
     else:
-        for label, text in view.lines(found):
+        for label, text in screen.lines(found):
             click.echo(f"{pad(label, -12)}  {text}")
         for line in _hosts(service, Host()):
             click.echo(line)

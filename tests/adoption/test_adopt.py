@@ -162,6 +162,16 @@ def cached(place: Path, repo: str = "org/model") -> Path:
     return place
 
 
+@pytest.mark.parametrize("end", ["", "/", "/."])
+def test_a_model_that_only_the_container_has_is_not_one_of_that_name_here(tmp_path: Path, end: str) -> None:
+    """However its path is written: what lies there on the host is another one."""
+    (tmp_path / "mine").mkdir()
+    old = Old((f"{tmp_path}/mine{end}",), mounts=(("/models", "/srv/models"),))
+    with pytest.raises(Refused, match="does not lie on this host"):
+        adopted(old)
+    assert adopted(replace(old, mounts=())).settings.model == f"{tmp_path}/mine"
+
+
 def test_weights_that_the_old_service_fetched_are_found_by_its_own_order(tmp_path: Path) -> None:
     home, named, elsewhere = (cached(tmp_path / name) for name in ("home/.cache/huggingface/hub", "named/hub", "x"))
     assert line("", HOME=f"{tmp_path}/home").caches == (home,)

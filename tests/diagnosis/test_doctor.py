@@ -17,7 +17,8 @@ from installer.diagnosis.doctor_running import check_journal, check_load, check_
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.scene import BEGINNINGS, Scene, look
 from installer.look import status as view
-from installer.look.status import lines, status
+from installer.look.screen import lines
+from installer.look.status import status
 from installer.model import builtin
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
@@ -339,7 +340,7 @@ def test_callers_who_wait_are_told_from_a_hang(tree: Tree, monkeypatch: pytest.M
     assert list(check_load(scene)) == []
     found = view.of(scene)
     assert (found.ready, found.holding, found.load) == (False, Holding(12, 8, 120), None)
-    assert ("callers", "12 callers wait, longest 8 s") in view.lines(found)
+    assert ("callers", "12 callers wait, longest 8 s") in lines(found)
 
 
 @pytest.mark.parametrize(("active", "serves"), [("active", True), ("reloading", True), ("activating", False)])

@@ -12,7 +12,8 @@ import pytest
 
 from installer.diagnosis import doctor
 from installer.diagnosis.scene import Scene, look
-from installer.look.status import lines, status
+from installer.look.screen import lines
+from installer.look.status import status
 from installer.spec import keys
 from installer.spec.keys import Key
 from installer.spec.records import managed, save_state

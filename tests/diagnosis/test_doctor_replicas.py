@@ -16,7 +16,7 @@ from installer.diagnosis import bug_report, doctor, scene
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.scene import Scene, look
 from installer.forms.venv import engines
-from installer.look import logs, watch
+from installer.look import logs, screen, watch
 from installer.look import status as view
 from installer.spec.keys import Key, digest
 from installer.spec.records import load_state, save_state
@@ -241,7 +241,7 @@ def test_replicas_with_other_keys_than_the_first(host: Host) -> None:
 
 
 def shown(host: Host) -> dict[str, str]:
-    return dict(view.lines(view.of(look(SERVICE, host))))
+    return dict(screen.lines(view.of(look(SERVICE, host))))
 
 
 def test_status_shows_each(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +336,7 @@ def test_one_engine_alone_is_shown_as_before(tmp_path: Path) -> None:
     tree = Tree(tmp_path, kind="cpu")
     found = view.of(look(SERVICE, tree.host))
     assert found.members == ()
-    assert not [label for label, _ in view.lines(found) if label.startswith("replica")]
+    assert not [label for label, _ in screen.lines(found) if label.startswith("replica")]
 
 
 def test_watching_counts_them_and_takes_no_rate_from_others_than_before(

@@ -33,11 +33,14 @@ from installer.spec.model import ModelError
 from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
+from installer.spec.target import Target
+from installer.spec.toolkit import Toolkit
 from installer.spec.values import AUTO, BUILTIN
+from installer.units.graph import handle
 from installer.units.keyring import unit_keys
 from installer.units.monitoring import KEY, NAME
 from installer.units.render import with_keys
-from tests.checks.test_preflight import CUDA, H200, HEALTHY
+from tests.checks.test_preflight import CUDA, CUDA_13, H200, HEALTHY
 from tests.flow import test_transaction
 from tests.flow.test_transaction import LAYOUT, Proofs, files, record
 
@@ -401,6 +404,68 @@ def test_a_gpu_that_does_not_say_how_much_memory_it_has_is_not_judged(host: Host
     )  # fmt: skip
     assert fit._device(on_gpu, dataclasses.replace(CUDA, gpus=(dataclasses.replace(H200, memory_total=0),))) is None
     assert fit._device(on_gpu, HEALTHY) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "said"),
+    [
+        ("host", Toolkit("host", "/usr/local/cuda", capabilities="10.0"), "CUDA toolkit: /usr/local/cuda"),
+        ("none", Toolkit(attention="FLASH_ATTN"), "; attention by FLASH_ATTN"),
+    ],
+)
+def test_a_compiler_is_for_the_gpus_that_were_chosen_and_it_is_said(
+    host: Host, seen: Seen, asked: str, expected: Toolkit, said: str
+) -> None:
+    newer = dataclasses.replace(H200, uuid="GPU-2", index=1, capability=(10, 0))
+    seen.facts = dataclasses.replace(CUDA, gpus=(H200, newer), nvcc=CUDA_13)
+    settings, heard = dataclasses.replace(TINY, gpus=("1",), cuda_toolkit=asked), Heard()
+    assert deploy.plan(Request("plan", settings), host, heard).want.target.toolkit == expected
+    assert [text for text in heard.said if "CUDA toolkit: " in text and text.endswith(said)]
+    other = dataclasses.replace(settings, gpus=("GPU-1",), cuda_toolkit="none")
+    assert deploy.plan(Request("plan", other), host, Heard()).want.target.toolkit == Toolkit()
+
+
+# Replicas
+
+
+TWO = dataclasses.replace(TINY, replicas=2)
+
+
+def asked_for_two(host: Host) -> tuple[Target, list[str]]:
+    heard = Heard()
+    target = resolve(Request("set REPLICAS=2", TWO), record(host), host, heard, for_real=False).want.target
+    return target, [text for text in heard.said if "gateway" in text]
+
+
+def test_what_an_admin_wrote_for_the_one_engine_is_said_to_be_the_gateways(host: Host, proofs: Proofs) -> None:
+    deployed(host)
+    host.write(handle(LAYOUT).drop_ins / "notes.txt", "")
+    target, said = asked_for_two(host)
+    assert [(replica.number, replica.port) for replica in target.replicas] == [(1, 20001), (2, 20002)]
+    assert said == []
+    host.write(handle(LAYOUT).drop_ins / "mine.conf", "[Service]\n")
+    assert asked_for_two(host)[1] == [
+        "/etc/systemd/system/qwen3vl.service.d is for the gateway from now on; what is for the engines belongs into "
+        "/etc/systemd/system/qwen3vl@.service.d"
+    ]
+    assert deploy.plan(Request("plan", TINY), host, Heard()).want.target.replicas == ()
+    save_state(host, LAYOUT, dataclasses.replace(record(host), proved=target))
+    assert asked_for_two(host)[1] == [], "it has been the gateway's for long"
+
+
+def test_a_replica_whose_own_drop_in_chooses_its_gpus_is_shown_them_all(host: Host, seen: Seen) -> None:
+    seen.facts = dataclasses.replace(CUDA, gpus=(H200, dataclasses.replace(H200, uuid="GPU-2", index=1)))
+    request = Request("plan", dataclasses.replace(TWO, cuda_toolkit="none"))
+
+    def gpus() -> list[list[str]]:
+        replicas = deploy.plan(request, host, Heard()).want.target.replicas
+        return [[gpu.uuid for gpu in replica.gpus] for replica in replicas]
+
+    assert gpus() == [["GPU-1"], ["GPU-2"]]
+    host.write(
+        Path("/etc/systemd/system/qwen3vl@2.service.d/mine.conf"), "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n"
+    )
+    assert gpus() == [["GPU-1"], []]
 
 
 # In the place of an old deployment

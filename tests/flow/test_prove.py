@@ -189,8 +189,10 @@ REFUSED = "error: unrecognized arguments: --{run}"
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """This host, whose systemd tells a story and whose journal has one line for each run."""
     programs = {
-        # What `follow` wrote for this call, or else for the last one.
-        "systemctl": f"cd {tmp_path}; read -r n <n; [ ! -e $((n + 1)) ] || echo $((n + 1)) >n; cat $n",
+        # What `follow` wrote for this call, or else for the last one: of this unit, as far as it is asked for.
+        "systemctl": f"""[ "$*" = "show qwen3vl.service --property $4" ] || exit 1
+            cd {tmp_path}; read -r n <n; [ ! -e $((n + 1)) ] || echo $((n + 1)) >n
+            grep -E "^($(echo "$4" | tr , '|'))=" $n""",
         "journalctl": 'for word; do case $word in INVOCATION_ID=*) echo "$said${word#INVOCATION_ID=}";; esac; done',
     }
     programs["journalctl"] = f"said='{REFUSED.format(run='')}'; {programs['journalctl']}"

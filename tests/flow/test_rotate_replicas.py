@@ -48,10 +48,17 @@ class Service:
     does: dict[str, dict[str, str]]
     faults: dict[str, Exception] = dataclasses.field(default_factory=dict)
     asked: list[str] = dataclasses.field(default_factory=list)
+    opened: list[str | None] = dataclasses.field(default_factory=list)  # with which key, beside the probe's
     held: dict[str, Holding] = dataclasses.field(default_factory=dict)
 
+    def shows(self, host: Host, name: str, *properties: str) -> dict[str, str]:
+        """As systemd, what it is asked for."""
+        return {each: self.does[name][each] for each in properties}
+
     def keys_in_force(self, want: Wanted, host: Host, accepted: str | None, doors: list[Member]) -> None:
+        assert want.probe_key == PROBE_KEY
         for door in doors:
+            self.opened.append(accepted)
             self.asked.append(door.name)
             if door.name in self.faults:
                 raise self.faults[door.name]
@@ -89,11 +96,11 @@ def service(host: Host, monkeypatch: pytest.MonkeyPatch) -> Service:
         host.make_dir(member.run_dir)
     host.write(GATEWAY.path, GATEWAY_TEXT)
     host.make_dir(GATEWAY.run_dir)
-    host.write(LAYOUT.probe_key, PROBE_KEY)
+    host.write(LAYOUT.probe_key, f"{PROBE_KEY}\n")
     owned = {str(each.path): ("0",) for each in (ONE, TWO, GATEWAY)}
     save_state(host, LAYOUT, State(LAYOUT.service, owned, proved=MADE))
     service = Service(host, {each.name: UP for each in (ONE, TWO, GATEWAY)})
-    monkeypatch.setattr(rotate, "unit_properties", lambda _, name, *__: service.does[name])
+    monkeypatch.setattr(rotate, "unit_properties", service.shows)
     monkeypatch.setattr(rotate, "holding", lambda _, member: service.held.get(member.name))
     monkeypatch.setattr(prove, "keys_in_force", service.keys_in_force)
     return service
@@ -103,7 +110,10 @@ def test_a_key_is_set_and_revoked_on_all(service: Service) -> None:
     assert service.set_guest() == rotate.SERVES
     assert service.knows_guest()
     assert service.asked == [ONE.name, TWO.name, GATEWAY.name], "each directly, then as clients do"
+    assert service.opened == ["sk-guest-7d1c0b52a9-Qm3XzTg"] * 3
+    service.opened.clear()
     service.revoke_guest()
+    assert service.opened == [None] * 3
     assert not service.knows_guest()
     assert service.host.read(GATEWAY.path) == GATEWAY_TEXT
     assert service.host.children(GATEWAY.run_dir) == []
@@ -204,10 +214,11 @@ def test_a_launcher_that_may_bring_the_old_keys_is_waited_for_and_else_all_go_ba
         service.revoke_guest()
 
 
-def test_without_a_gateway_that_runs_they_are_proved_directly(service: Service) -> None:
-    service.does[GATEWAY.name] = {"MainPID": "0", "ActiveState": "failed"}
+@pytest.mark.parametrize(("gateway", "runs"), [("failed", False), ("activating", False), ("reloading", True)])
+def test_without_a_gateway_that_runs_they_are_proved_directly(service: Service, gateway: str, runs: bool) -> None:
+    service.does[GATEWAY.name] = {"ActiveState": gateway}
     assert service.set_guest() == rotate.SERVES
-    assert service.asked == [ONE.name, TWO.name]
+    assert service.asked == [ONE.name, TWO.name, *([GATEWAY.name] if runs else [])]
 
 
 def test_while_a_change_is_under_way_nobody_is_asked(service: Service) -> None:

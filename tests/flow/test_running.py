@@ -22,7 +22,7 @@ from installer.spec.state import State
 from installer.spec.target import Placed, Target
 from installer.units import haproxy
 from installer.units.gateway import config_file
-from installer.units.graph import handle, members, on_disk
+from installer.units.graph import handle, members, on_disk, units
 from installer.units.haproxy import GatewayState, MemberState, NoGateway
 from installer.units.keyring import TakeKeys
 from installer.units.render import File, process_digest, render
@@ -156,10 +156,17 @@ class World:
         return self.known <= self.processes.keys() and not self.out
 
     def changes(self, want: Wanted) -> list[Change]:
-        return list(running.running(want, self.host))
+        """What is started anew is proved to be what is wanted, at the place where that is."""
+        changes = list(running.running(want, self.host))
+        for change in changes:
+            if isinstance(change, Renew):
+                assert change.want == want
+                assert change.member in units(LAYOUT, want.target)
+                assert change.how.unit == change.member.name
+        return changes
 
     def plan(self, want: Wanted) -> list[str]:
-        return [said(change) for change in running.running(want, self.host)]
+        return [said(change) for change in self.changes(want)]
 
 
 def said(change: Change) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,14 +22,16 @@ from installer.flow.transaction import changing
 from installer.flow.wanted import Wanted
 from installer.flow.watched import Watched
 from installer.spec.records import Damaged, load_state, save_state
+from installer.spec.settings import Settings
 from installer.spec.soak import BY_HAND, CONFIRMED, ENDED, ROLLED_BACK, STUCK, Requests, Soak
 from installer.spec.state import State
 from installer.spec.target import Replica
 from installer.units import soaking
+from installer.units.custody import Custody
 from installer.units.graph import Member
 from tests.flow import test_transaction
 from tests.flow.test_transaction import LAYOUT, REPORT, Proofs, deployed, files, record
-from tests.kit.targets import target, with_settings
+from tests.kit.targets import PROBE_KEY, target, with_settings
 
 host, proofs, want = test_transaction.host, test_transaction.proofs, test_transaction.want
 UP = Seen("boot", 100.0, "active", "running", "success", "0", "run", 10, 0, Requests(5, 0), "6.1", "NVRM 580")
@@ -239,6 +244,63 @@ def test_each_of_them_is_looked_at_where_it_is(host: Host, monkeypatch: pytest.M
     assert soak_rules.answered(host, LAYOUT, made) == Requests(10, 3)
     assert soak_rules.observe(host, LAYOUT, target()).requests == Requests(5, 0)
     assert asked == [*both, *both, ("qwen3vl.service", 8000)]
+
+
+COUNTED = 'http_requests_total{handler="/v1/x",status="2xx"} 97.0\nhttp_requests_total{status="5xx"} 3.0\n'
+
+
+class Metrics(BaseHTTPRequestHandler):
+    """A service as it counts; to the probe key alone."""
+
+    said: tuple[int, str] = (200, COUNTED)
+
+    def do_GET(self) -> None:
+        is_known = (self.path, self.headers["Authorization"]) == ("/metrics", f"Bearer {PROBE_KEY}")
+        status, text = self.said if is_known else (401, COUNTED)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_look_sees_what_systemd_counts_and_what_the_service_counts(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    shown = {"ActiveState": "active", "SubState": "running", "Result": "success", "ExecMainStatus": "9",
+             "InvocationID": "run", "MainPID": "7", "NRestarts": "2"}  # fmt: skip
+    custodies: list[tuple[str, str]] = []
+
+    def custody(_: Host, unit: str, user: str) -> Custody:
+        """This process stands for the unit's."""
+        custodies.append((unit, user))
+        return Custody(Host(), "")
+
+    monkeypatch.setattr(soak_rules, "Custody", custody)
+    monkeypatch.setattr(soak_rules, "unit_properties", lambda _, __, *asked: {name: shown[name] for name in asked})
+    host.write(LAYOUT.probe_key, f"{PROBE_KEY}\n")
+    host.write(Path("/proc/sys/kernel/random/boot_id"), "boot\n")
+    host.write(Path("/proc/sys/kernel/osrelease"), "6.1\n")
+    host.write(Path("/proc/driver/nvidia/version"), "NVRM 580\nGCC 12\n")
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made = target(Settings(host="0.0.0.0", port=server.server_port))
+        before, now = time.clock_gettime(time.CLOCK_BOOTTIME), soak_rules.observe(host, LAYOUT, made)
+        assert before <= now.at <= time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert dataclasses.replace(now, at=100.0) == Seen(
+            "boot", 100.0, "active", "running", "success", "9", "run", 7, 2, Requests(100, 3), "6.1", "NVRM 580"
+        )
+        assert soak_rules.answered(host, LAYOUT, made) == Requests(100, 3)
+        monkeypatch.setattr(Metrics, "said", (503, COUNTED))
+        assert soak_rules.observe(host, LAYOUT, made).requests is None
+        shown["ActiveState"] = "deactivating"
+        custodies.clear()
+        assert (soak_rules.observe(host, LAYOUT, made).requests, custodies) == (None, []), "it is not asked any more"
+        server.shutdown()
+    assert soak_rules.answered(host, LAYOUT, made) is None
+    assert custodies == [("qwen3vl.service", LAYOUT.user)]
 
 
 # Changes

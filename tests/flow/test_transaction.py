@@ -43,7 +43,7 @@ from installer.units.render import process_digest, render, shared_units, with_ke
 from installer.units.systemd import MainProcess
 from installer.weights.models import Download
 from tests.flow.test_steps import apply, recorded, tree
-from tests.kit.targets import DEFAULT_KEY, KEYS, replicated, wanted, with_settings
+from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, replicated, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
 REPORT = Report()
@@ -712,7 +712,8 @@ def running(host: Host, want: Wanted, monkeypatch: pytest.MonkeyPatch) -> Callab
     """A service that is up and takes the keys of its file; the function says how it answers when it is asked."""
     deployed(want, host)
     host.make_dir(LAYOUT.run_dir)
-    monkeypatch.setattr(rotate, "unit_properties", lambda *_: {"MainPID": "1", "ActiveState": "active"})
+    shown = {"MainPID": "1", "ActiveState": "active"}
+    monkeypatch.setattr(rotate, "unit_properties", lambda _, __, *asked: {name: shown[name] for name in asked})
 
     def answers(fault: Exception | None) -> None:
         def in_force(*_: object) -> None:
@@ -773,6 +774,38 @@ def test_a_key_that_took_anothers_place_is_shown_where_the_service_says_nothing(
         rotate.set_key("qwen3vl", Rotation(), host, REPORT, shown.append)
     ((made, service),) = [(done.made, done.service) for done in shown]
     assert (digest(made or ""), service) == (next(iter(held(host) - {KEYS[1].digest})), rotate.SILENT)
+
+
+def test_a_leaked_key_goes_first_and_then_what_was_cut_off_is_undone(
+    host: Host, want: Wanted, proofs: Proofs, running: Answers
+) -> None:
+    set_key(host, "sk-leaked", "leaked")
+    attempt(with_settings(want, port=8001), host).claim()
+    rotate.revoke_key("qwen3vl", "leaked", host, REPORT)
+    outcomes = [(event.what, event.outcome) for event in record(host).history[-2:]]
+    assert outcomes == [("keys revoke leaked", "proved"), ("set PORT=8001", "undone: cut off")]
+    assert record(host).pending is None
+    assert digest("sk-leaked") not in {key.digest for key in unit_keys(host, LAYOUT)}
+    with transaction.changing(LAYOUT, "set PORT=8001", host):
+        attempt(with_settings(want, port=8001), host).claim()
+        set_key(host, "sk-guest", "guest")
+    assert record(host).pending == "set PORT=8001", "whoever is at it undoes it"
+
+
+def test_of_a_service_that_was_never_proved_no_key_is_changed_but_while_it_is_deployed(
+    host: Host, want: Wanted, running: Answers
+) -> None:
+    save_state(host, LAYOUT, dataclasses.replace(record(host), proved=None))
+    with pytest.raises(Refused, match="qwen3vl was never proved") as refused:
+        set_key(host, "sk-guest", "guest")
+    assert refused.value.hint == "vllm-install deploy --service qwen3vl"
+    save_state(host, LAYOUT, dataclasses.replace(record(host), pending="deploy"))
+    with pytest.raises(InstallError, match="deploy was cut off before the service was proved"):
+        set_key(host, "sk-guest", "guest")
+    assert digest("sk-guest") not in {key.digest for key in unit_keys(host, LAYOUT)}
+    with transaction.changing(LAYOUT, "deploy", host):
+        assert [done.service for done in set_key(host, "sk-guest", "guest")] == [rotate.STARTS]
+    assert digest("sk-guest") in {key.digest for key in unit_keys(host, LAYOUT)}, "who deploys it proves it"
 
 
 @pytest.mark.parametrize("name", ["guest", "default"])
@@ -859,6 +892,21 @@ def test_what_a_change_would_come_back_to_loses_the_key_as_well(
     proved = record(host).proved
     assert proved is not None
     assert proved.keys == KEYS, "not the key that only the unit has"
+
+
+def test_a_key_that_goes_while_the_way_back_is_planned_stays_away(
+    host: Host, want: Wanted, proofs: Proofs, running: Answers
+) -> None:
+    set_key(host, "sk-leaked", "leaked")
+    now = dataclasses.replace(want, target=dataclasses.replace(want.target, keys=tuple(unit_keys(host, LAYOUT))))
+    attempt(with_settings(now, port=8001), host).run()
+    state, before = converge.recorded(host, LAYOUT, REPORT)
+    rotate.revoke_key("qwen3vl", "leaked", host, REPORT)
+    back, changes = deploy.way_back(state, host, LAYOUT, before)
+    assert (back.target.settings.port, back.probe_key) == (8000, PROBE_KEY)
+    assert digest("sk-leaked") in {key.digest for key in back.target.keys}, "it was planned with it"
+    run_changes([change for change in changes if isinstance(change, Write)], host, REPORT)
+    assert unit_keys(host, LAYOUT) == list(KEYS)
 
 
 def test_a_generation_that_would_be_left_without_a_key_gets_those_of_now(

@@ -18,7 +18,7 @@ from installer import cli
 from installer.base.host import Host
 from installer.diagnosis import bug_report, doctor  # noqa: F401  with what is imported only when it is used
 from installer.flow import adopt, eject, rotate  # noqa: F401
-from installer.look import client, status  # noqa: F401
+from installer.look import client, screen, status  # noqa: F401
 
 PATIENCE = 30  # seconds; what waits for longer waits for ever
 
