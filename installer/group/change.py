@@ -26,7 +26,8 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.group import facts
 from installer.group.member import Look, Ran
-from installer.group.reach import Team, raise_all, reached, refused
+from installer.group.reach import Team, raise_all, reached, refused, understood
+from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Joint, Peer, load_group, to_data
 
 
@@ -77,7 +78,7 @@ def settle(team: Team, seen: Mapping[str, Look], report: Report) -> Group | None
     if not begun:
         _tell(team, [name for name, group in records.items() if group != newest], newest)
         return newest
-    what = next(iter(begun.values())).what
+    what = one_line(next(iter(begun.values())).what)
     if newest.change is None:
         return _led(team, begun, newest, report)
     has_it = {name: bool(seen[name].group and name in begun and begun[name].done) for name in seen}
@@ -104,7 +105,9 @@ def _led(team: Team, begun: Mapping[str, Joint], newest: Group, report: Report) 
     """Hosts that were away when it ended."""
     for name, change in begun.items():
         kept = bool(newest.ended and newest.ended.kept and newest.ended.id == change.id)
-        report.warn(tr("{name} was away when {what} ended; it follows the others", name=name, what=change.what))
+        report.warn(
+            tr("{name} was away when {what} ended; it follows the others", name=name, what=one_line(change.what))
+        )
         if not kept:
             team.one(name, "undo")
     _tell(team, list(begun), newest)
@@ -197,13 +200,13 @@ def _run_all(team: Team, names: Sequence[str], job: Job, *words: str) -> dict[st
     requests = {name: job.on(name, *words) for name in names}
     answers = team.try_each_of("run", requests)
     raise_all(error for name, answer in answers.items() if (error := _fault(name, answer)))
-    return {name: str(answer["out"]) for name, answer in answers.items()}
+    return {name: understood(name, Ran, answer).out for name, answer in answers.items()}
 
 
 def _fault(name: str, answer: Any) -> InstallError | None:
     if isinstance(answer, InstallError):
         return answer
-    ran = Ran(**answer)
+    ran = understood(name, Ran, answer)
     if ran.code == 0:
         return None
     message = ran.message or tr("it ended with exit status {code}", code=ran.code)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from installer.base.errors import InstallError, Refused
 from installer.base.language import tr
 from installer.base.report import Report
-from installer.group.member import LEADS_ASTRAY, Look, look_of
-from installer.group.reach import Team, raise_all
+from installer.group.member import LEADS_ASTRAY, Look
+from installer.group.reach import Lost, Team, raise_all, understood
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Peer
 
@@ -22,9 +22,9 @@ def looks(team: Team) -> dict[str, Look]:
     for name, answer in team.try_each("look").items():
         try:
             if not isinstance(answer, InstallError):
-                found[name] = look_of(answer)
-        except (TypeError, ValueError, KeyError, AttributeError):
-            team.lost[name] = Refused(tr("{name}: it says what nobody understands", name=name))
+                found[name] = understood(name, Look, answer)
+        except Lost as gone:
+            team.lost[name] = gone
     return found
 
 
@@ -37,7 +37,8 @@ def check(team: Team, seen: Mapping[str, Look], service: str, group_id: str | No
     """That these hosts can be a group, and that each reaches the others by the names they have here."""
     raise_all([*team.lost.values(), *_problems(seen, service, group_id)])
     machines = {name: look.machine for name, look in seen.items()}
-    answers = team.each("reach", machines=machines)
+    said = team.each("reach", machines=machines)
+    answers = {name: understood(name, dict[str, str], answer) for name, answer in said.items()}
     astray = [(name, other) for name, found in answers.items() for other, why in found.items() if why == LEADS_ASTRAY]
     raise_all(
         Refused(
@@ -51,7 +52,7 @@ def check(team: Team, seen: Mapping[str, Look], service: str, group_id: str | No
             report.warn(
                 tr(
                     "from {name} no change of all hosts can be made, for it does not reach {other}: {why}",
-                    name=name, other=other, why=one_line(str(why)),
+                    name=name, other=other, why=one_line(why),
                 )
             )  # fmt: skip
 

@@ -224,11 +224,3 @@ STEPS: dict[str, Callable[..., Any]] = {
     "take_keys": Member.take_keys,
     "leave": Member.leave,
 }
-
-
-def look_of(data: Mapping[str, Any]) -> Look:
-    """As another host said it; its record is read like one of our own."""
-    group = data.get("group")
-    names = {each.name for each in dataclasses.fields(Look)}
-    seen = {name: value for name, value in data.items() if name in names and name != "group"}
-    return Look(**seen, group=of_data(group) if group else None)

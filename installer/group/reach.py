@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from installer.base.errors import Exit, InstallError, Interrupted, Refused
 from installer.base.host import ENDS_WITHIN, Host
@@ -24,9 +24,12 @@ from installer.group import carry, ssh
 from installer.group.session import BEATS_EVERY, READY
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Peer
+from installer.spec.record import UNREADABLE, read_as
 from installer.units.soaking import environment_of_tool
 
+T = TypeVar("T")
 LONGEST = 1 << 22  # bytes of a line
+LONGEST_COMPLAINT = 2000  # bytes of one on standard error
 GREETINGS = 50  # lines that a login shell may say before us
 
 
@@ -70,7 +73,7 @@ class Connection:
                 carry.check_arch(self.name, told)
                 self._report.note(tr("{name}: bringing the tool there", name=self.name))
                 self._write(carry.parcel())
-        if json.loads(self._line_of(("{",))).get("ready") != READY:
+        if self._said(self._line_of(("{",))).get("ready") != READY:
             raise self._lost()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -86,7 +89,7 @@ class Connection:
         self._write(json.dumps({"do": do, "service": self._service, **given}).encode() + b"\n")
         while True:
             try:
-                said = json.loads(self._read())
+                said = self._said(self._read())
                 if "note" in said:
                     self._report.note(f"{self.name}: {one_line(str(said['note']))}")
                 elif "error" in said:
@@ -94,8 +97,16 @@ class Connection:
                 else:
                     return said["answer"]
             except (ValueError, KeyError, TypeError, AttributeError):
-                why = tr("{name}: it says what nobody understands", name=self.name)
-                raise Lost(why, f"ssh {self.name} true") from None
+                raise puzzling(self.name) from None
+
+    def _said(self, line: str) -> dict[str, Any]:
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            raise puzzling(self.name) from None
+        if not isinstance(said, dict):
+            raise puzzling(self.name)
+        return said
 
     def stop(self) -> None:
         with contextlib.suppress(Lost):
@@ -127,8 +138,8 @@ class Connection:
         return Lost(why.message, why.hint)
 
     def _hear(self, pipe: IO[bytes]) -> None:
-        for line in pipe:
-            self._complaints.append(line[:2000].decode(errors="replace"))
+        for line in iter(lambda: pipe.readline(LONGEST_COMPLAINT), b""):
+            self._complaints.append(line.decode(errors="replace"))
             del self._complaints[:-20]
         self._ended.set()
 
@@ -138,11 +149,23 @@ class Connection:
                 self._write(b"\n")
 
 
+def puzzling(name: str) -> Lost:
+    return Lost(tr("{name}: it says what nobody understands", name=name), f"ssh {name} true")
+
+
+def understood(name: str, kind: type[T], answer: object) -> T:
+    """What a host answered, in the form that it has to have: nothing of another one goes any further."""
+    try:
+        return read_as(kind, answer)
+    except UNREADABLE:
+        raise puzzling(name) from None
+
+
 def refused(name: str, error: Mapping[str, Any]) -> InstallError:
     """What a host refused, on lines that bear its name."""
     lines = [one_line(line) for line in str(error["message"]).splitlines()[:30]]
     text = "\n".join(tr("{what}: {why}", what=name, why=line) for line in lines)
-    code = int(error["code"])
+    code = error["code"]
     hint = one_line(str(error["hint"]))
     hint = tr("on {name}: {hint}", name=name, hint=hint) if hint else ""
     return InstallError(text, hint, Exit(code) if code in list(Exit) else Exit.BUG)

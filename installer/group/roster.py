@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import Report
-from installer.group import facts
+from installer.group import facts, ssh
 from installer.group.change import Job, changing, check_all_there, run, settle
 from installer.group.member import Look
-from installer.group.reach import Team
+from installer.group.reach import Team, understood
 from installer.spec.group import Group, Peer, to_data
 
 
@@ -65,8 +65,8 @@ def join(group: Group, name: str, service: str, host: Host, report: Report) -> N
         back = _with(now, name, lambda peer: Peer(name, seen[name].machine if name in seen else peer.machine))
         check_all_there(team, back)
         facts.check(team, seen, service, now.id, report)
-        example = next(peer.name for peer in now.serving if peer.name != name)
-        wishes = team.one(example, "wishes")
+        example = example_for(name, now, seen, host)
+        wishes = understood(example, dict[str, str], team.one(example, "wishes"))
         held = tuple(word for key in seen[example].keys for word in ("--held-key", key))
         words = ("deploy", "--service", service, "--this-host-only", *(() if seen[name].keys else held))
         alone = replace(back, peers=tuple(replace(peer, out=peer.name != name) for peer in back.peers))
@@ -75,6 +75,12 @@ def join(group: Group, name: str, service: str, host: Host, report: Report) -> N
         team.one(name, "take_keys", held=list(seen[example].keys))
         _tell(team, replace(back, epoch=back.epoch + 1))
         facts.check_same({each: look for each, look in facts.looks(team).items() if each in (name, example)})
+
+
+def example_for(name: str, group: Group, seen: Mapping[str, Look], host: Host) -> str:
+    """Whose settings a host gets: they say what is run, so this host is asked before any other is believed."""
+    others = (peer.name for peer in group.serving if peer.name != name)
+    return min(others, key=lambda each: seen[each].machine != ssh.machine_id(host))
 
 
 def _with(group: Group, name: str, change: Callable[[Peer], Peer]) -> Group:

@@ -16,6 +16,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.spec.record import UNREADABLE, read_as
+from installer.spec.values import host_name
 
 VERSION = 1
 LONGEST = 1 << 20  # bytes of a record
@@ -28,6 +29,9 @@ class Peer:
     name: str  # by which all others reach it
     machine: str = ""  # its machine-id: another name of the same host is no second one
     out: bool = False  # nobody changes it until it is taken back
+
+    def __post_init__(self) -> None:
+        host_name(self.name)  # ssh is given it, and any host of the group may have written it down
 
 
 @dataclass(frozen=True)

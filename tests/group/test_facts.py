@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from installer.base.errors import Exit, InstallError, Refused
+from installer.base.host import Host
 from installer.base.report import Report
 from installer.group import carry, facts, ssh
-from installer.group.change import Job, run
-from installer.group.member import LEADS_ASTRAY, Look, look_of
+from installer.group.change import Job, everywhere, run
+from installer.group.member import LEADS_ASTRAY, Look
 from installer.group.reach import Team, raise_all, refused
+from installer.group.roster import example_for
 from installer.spec.group import Group, Peer
 from tests.group.world import Told
 
@@ -94,7 +97,18 @@ def test_hosts_that_would_serve_different_things_are_refused() -> None:
         facts.check_same({**same, "gpu2": replace(HEALTHY, model="m@1", engine="f")})
 
 
-@pytest.mark.parametrize("answer", [None, [], "x", {"group": 7}, {"machine": "a"}, {"group": {"id": 1}}])
+SAYS = {"machine": "a", "arch": "b", "tool": "c", "clock": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None, [], "x", {"group": 7}, {"machine": "a"}, {"group": {"id": 1}}, {**SAYS, "machine": ["a"]},
+        {**SAYS, "clock": "soon"}, {**SAYS, "keys": "default=x"},
+        {**SAYS, "group": {"id": "mine", "peers": [{"name": "-oProxyCommand=id"}]}},
+        {**SAYS, "group": {"id": "mine", "peers": [{"name": "gpu1;id"}]}},
+    ],
+)  # fmt: skip
 def test_what_a_host_says_of_itself_is_checked(answer: object) -> None:
     team = Team([Answering("gpu1", {"look": answer})])
     assert facts.looks(team) == {}
@@ -102,9 +116,28 @@ def test_what_a_host_says_of_itself_is_checked(answer: object) -> None:
 
 
 def test_a_look_of_a_newer_tool_is_understood() -> None:
-    assert look_of({"machine": "a", "arch": "b", "tool": "c", "clock": 1.0, "colour": "red"}) == Look(
-        "a", "b", "c", 1.0
-    )
+    team = Team([Answering("gpu1", {"look": {**SAYS, "colour": "red", "keys": ["a"]}})])
+    assert facts.looks(team) == {"gpu1": Look("a", "b", "c", 1.0, keys=("a",))}
+
+
+@pytest.mark.parametrize("answer", [None, [], {"gpu1": 1}, {"gpu1": ["x"]}])
+def test_what_a_host_says_of_the_others_is_checked(answer: object) -> None:
+    seen = {"gpu1": HEALTHY, "gpu2": replace(HEALTHY, machine="b" * 32)}
+    with pytest.raises(InstallError, match="gpu2: it says what nobody understands"):
+        check(seen, Team([Answering("gpu1"), Answering("gpu2", {"reach": answer})]))
+
+
+@pytest.mark.parametrize("answer", [None, 7, {"code": "0"}, {"code": 0, "out": []}, {"out": "x"}])
+def test_how_a_verb_ended_on_a_host_is_checked(answer: object) -> None:
+    with pytest.raises(InstallError, match="gpu2: it says what nobody understands"):
+        everywhere(Team([Answering("gpu2", {"run": answer})]), ["gpu2"], Job("set", ("set",)))
+
+
+def test_a_host_that_joins_gets_the_settings_of_this_one_before_anybody_elses(host: Host) -> None:
+    host.write(Path("/etc/machine-id"), "b\n")
+    seen = {name: replace(HEALTHY, machine=machine) for name, machine in (("gpu1", "a"), ("gpu2", "b"), ("gpu3", "c"))}
+    group = Group("mine", tuple(map(Peer, seen)))
+    assert [example_for(name, group, seen, host) for name in seen] == ["gpu2", "gpu1", "gpu2"]
 
 
 def test_what_a_host_refuses_stands_on_lines_that_bear_its_name() -> None:
@@ -113,7 +146,8 @@ def test_what_a_host_refuses_stands_on_lines_that_bear_its_name() -> None:
     assert error.message == "gpu2: one\\x1b[31m\ngpu2: error: two\ngpu2: three"
     assert error.hint == "on gpu2: journalctl -u x"
     assert error.exit_code == Exit.NOT_PROVED
-    assert refused("gpu2", {"message": "x", "hint": "", "code": 250}).exit_code == Exit.BUG
+    for code in (250, "6", None, float("inf"), []):
+        assert refused("gpu2", {"message": "x", "hint": "", "code": code}).exit_code == Exit.BUG
 
 
 def test_errors_of_several_hosts_keep_an_exit_code_that_they_share() -> None:

@@ -20,8 +20,10 @@ from installer.base.errors import Interrupted
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.locks import Busy
+from installer.base.report import Report
 from installer.group import carry, session
 from installer.group.member import Ran, Run
+from installer.group.reach import Connection, Lost
 from installer.group.session import Session
 from installer.runtime.vllm_text import LONGEST
 from installer.verbs import hosts as verbs
@@ -161,6 +163,35 @@ def test_a_verb_reads_its_own_input_and_settings_and_leaves_nothing_of_them(monk
     assert "PORT" not in os.environ
     assert verbs._run(root, ["7"], "", {}, notes.append).code == 7
     assert verbs._run(root, ["--what"], "", {}, notes.append).code == 2
+
+
+# What whoever asks hears of it
+
+
+def asked(says: str) -> str:
+    """The message about a host that, at the other end, does this."""
+    script = f"import os, sys, time\n{says}"
+    with Host().conversing(sys.executable, "-c", script) as process:
+        connection = Connection("gpu1", "qwen3vl", process, Report())
+        try:
+            connection.open("en", here=True)
+            return f"answered {connection.ask('look')}"
+        except Lost as gone:
+            return gone.message
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("line", ["'{'", "'{]'", "'{\"a\": ' * 100_000"])
+def test_a_host_that_says_nonsense_is_lost_and_ends_nothing_here(line: str) -> None:
+    says, puzzling = f"print({line}, flush=True)", "gpu1: it says what nobody understands"
+    assert asked(says) == puzzling
+    assert asked(f'print(\'{{"ready": "{session.READY}"}}\', flush=True)\n{says}') == puzzling
+
+
+def test_a_complaint_without_an_end_is_not_waited_for() -> None:
+    said = asked("sys.stderr.write('x' * 100_000)\nsys.stderr.flush()\nos.close(1)\ntime.sleep(60)")
+    assert said.startswith("gpu1: xxx")
 
 
 # What is carried
