@@ -1,5 +1,5 @@
-"""Write the locks that ship with this tool: every package of the default vLLM by version and checksum, and what it
-needs itself (packages/requirements.txt).
+"""Write the locks that ship with this tool: every package of the default vLLM and SGLang by version and checksum, and
+what it needs itself (packages/requirements.txt).
 
 Asks the package index; takes some minutes. Look at the difference, run the tests of tests/forms/test_locks.py, and
 deploy one engine of each kind before you commit it.
@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
@@ -21,16 +21,15 @@ from packaging.utils import parse_wheel_filename
 
 from installer.base.assets import DATA
 from installer.base.host import Host
-from installer.families.vllm import imports, packages
+from installer.families.family import Family
+from installer.families.sglang.family import SGLANG
+from installer.families.vllm.family import VLLM
 from installer.forms.venv.pipconf import read_sources
 from installer.forms.venv.uv import run_uv
 from installer.spec.settings import Settings
 from scripts.packages import PYTHONS, REPO, REQUIREMENTS
 from tests.kit.wheels import make_wheel
 
-VERSION = Settings.vllm_version
-# ROCm's wheels are on an index of vLLM's own: nobody has seen a lock of them install yet, so there is none.
-KINDS = ("cuda", "cpu")
 # The CPU build of torch is on PyTorch's own index alone. Its checksums as that index lists them, each found the same in
 # two or more public lock files; the file for 3.11 on x86_64 was at hand, and is the one listed.
 TORCH = "torch==2.13.0+cpu"
@@ -58,15 +57,40 @@ Target = tuple[int, str]  # Python 3.N, architecture
 Lock = dict[str, list[str]]  # NAME==VERSION -> sha256 of its wheels
 
 
+@dataclass(frozen=True)
+class Build:
+    """An engine that has a lock, in the version that is deployed where nobody asks for another."""
+
+    family: Family
+    kind: str
+
+    @property
+    def version(self) -> str:
+        return self.family.version(Settings())
+
+    @property
+    def name(self) -> str:
+        return f"{self.family.name}-{self.kind}-{self.version}"
+
+    @property
+    def targets(self) -> list[Target]:
+        packages = self.family.packages
+        return [(minor, arch) for arch in packages.glibc[self.kind] for minor in packages.pythons[self.kind]]
+
+
+# ROCm's wheels are on an index of vLLM's own: nobody has seen a lock of them install yet, so there is none.
+# Of SGLang no index has a build for processors.
+BUILDS = (Build(VLLM, "cuda"), Build(VLLM, "cpu"), Build(SGLANG, "cuda"))
+
+
 def main() -> None:
     folder = DATA / "locks"
     folder.mkdir(exist_ok=True)
-    for kind in KINDS:
-        targets = [(minor, arch) for arch in imports.GLIBC[kind] for minor in imports.PYTHONS[kind]]
+    for build in BUILDS:
         with tempfile.TemporaryDirectory() as cache:
-            locks = {name_of(target): _lock(kind, target, Path(cache)) for target in targets}
-        (folder / f"{kind}-{VERSION}.json").write_text(_text(locks))
-        print(f"{kind}: {', '.join(f'{name} {len(lock)}' for name, lock in locks.items())}")
+            locks = {name_of(target): _lock(build, target, Path(cache)) for target in build.targets}
+        (folder / f"{build.name}.json").write_text(_text(locks))
+        print(f"{build.name}: {', '.join(f'{name} {len(lock)}' for name, lock in locks.items())}")
     with tempfile.TemporaryDirectory() as cache:
         REQUIREMENTS.write_text(tool_requirements(Path(cache)))
 
@@ -98,11 +122,11 @@ def _text(locks: dict[str, Lock]) -> str:
     return f'{{"targets": {json.dumps(list(locks))},\n"wheels": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
-def _lock(kind: str, target: Target, cache: Path) -> Lock:
+def _lock(build: Build, target: Target, cache: Path) -> Lock:
     """Every package with the checksums of the wheels that an installer may take there; which, its glibc decides."""
-    held = offered(kind, target, cache, imports.GLIBC[kind][target[1]])
+    held = offered(build, target, cache, build.family.packages.glibc[build.kind][target[1]])
     lock = {}
-    for package, wheels in offered(kind, target, cache, NEWEST_GLIBC, held).items():
+    for package, wheels in offered(build, target, cache, NEWEST_GLIBC, held).items():
         lock[package] = [sha256 for file, sha256 in wheels.items() if _tags(target) & parse_wheel_filename(file)[3]]
         if package == TORCH:
             lock[package] = [TORCH_WHEELS[name_of(target)]]
@@ -110,12 +134,12 @@ def _lock(kind: str, target: Target, cache: Path) -> Lock:
 
 
 def offered(
-    kind: str, target: Target, cache: Path, glibc: tuple[int, int], held: Iterable[str] = ()
+    build: Build, target: Target, cache: Path, glibc: tuple[int, int], held: Iterable[str] = ()
 ) -> dict[str, dict[str, str]]:
     """NAME==VERSION -> its wheels by name with their checksums, as resolving on such a machine would give them; of
     packages that are `held` (NAME==VERSION) no other version."""
     minor, arch = target
-    rules = packages.rules(kind, VERSION)
+    rules = build.family.packages.rules(build.kind, build.version)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_wheel(
@@ -124,7 +148,7 @@ def offered(
         (folder / "constraints.txt").write_text("\n".join([*rules.constraints, *held]))
         (folder / "excludes.txt").write_text("\n".join(rules.exclusions))
         sources = replace(read_sources(Host(), Settings(), os.environ), find_links=(), extra_index_urls=())
-        if kind == "cpu":
+        if build.kind == "cpu":
             sources = replace(sources, find_links=(scratch,))
         said = run_uv(  # as PEP 751 has it
             Host(), cache, "pip", "compile", "--python-version", f"3.{minor}",

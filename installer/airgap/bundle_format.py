@@ -14,7 +14,9 @@ from pathlib import PurePosixPath
 
 from installer.base.errors import Exit, InstallError
 from installer.base.language import tr
+from installer.families.known import FAMILIES
 from installer.spec.model import COMMIT, DIGEST, ModelFile, is_inside
+from installer.spec.settings import Settings
 from installer.spec.values import BUILTIN, HUB_ID
 from installer.spec.vendors import KINDS
 
@@ -68,6 +70,7 @@ class EnginePart:
     arch: str
     glibc: tuple[int, int]
     image: str = ""
+    family: str = Settings.engine_family
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Manifest:
 
     def to_text(self) -> str:
         files = [{"name": file.name, "digest": file.digest} for file in self.model.files]
-        engine = {name: value for name, value in asdict(self.engine).items() if value or name != "image"}
+        usual = {"image": "", "family": Settings.engine_family}  # as in bundles from before there were others
+        engine = {name: value for name, value in asdict(self.engine).items() if value != usual.get(name)}
         data = {
             "format": FORMAT,
             "tool": self.tool,
@@ -170,7 +174,11 @@ def _engine(value: object) -> EnginePart:
     image = _text(data.get("image", ""))
     if image and (lock or not IMAGE_ID.fullmatch(image)):
         raise ValueError(tr("{image!r} is no image, or not all of the engine", image=image[:80]))
-    return EnginePart(kind, _text(data["vllm_version"]), lock, python, _text(data["arch"]), (major, minor), image)
+    family = _text(data.get("family", Settings.engine_family))
+    if family not in FAMILIES:
+        raise ValueError(tr("{family!r} is no engine that is known", family=family[:80]))
+    version, arch = _text(data["vllm_version"]), _text(data["arch"])
+    return EnginePart(kind, version, lock, python, arch, (major, minor), image, family)
 
 
 def _model(value: object, members: tuple[Member, ...]) -> ModelPart:

@@ -14,6 +14,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks.packages import install_command
 from installer.checks.preflight import choose_interpreter, refuse
+from installer.families.known import family_named
 from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.model import model_about
@@ -36,9 +37,9 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
     held = {
         "model": model.name,
         "revision": model.revision or "",
-        "engine_family": Settings.engine_family,
+        "engine_family": engine.family,
         "engine": engine.kind,
-        "vllm_version": engine.vllm_version,
+        family_named(engine.family).version_setting: engine.vllm_version,
         "runtime": Settings.runtime,
     }
     if engine.image:

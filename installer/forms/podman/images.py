@@ -57,7 +57,7 @@ def resolve(settings: Settings, kind: str, python: Path, host: Host) -> Engine:
     """The image that is meant, as it is now: whatever becomes of its name, the service keeps this one."""
     reference = meant(settings, kind)
     image = find(reference, host)
-    if image is None and reference.startswith("/"):
+    if image is None and is_file(reference):
         raise Refused(
             tr("{path} holds no image that can be read", path=reference),
             tr("make the file with: podman save --output FILE NAME"),
@@ -84,8 +84,12 @@ def meant(settings: Settings, kind: str) -> str:
     return settings.image or image_of(kind, settings.vllm_version)
 
 
+def is_file(reference: str) -> bool:
+    return reference.startswith("/")
+
+
 def find(reference: str, host: Host) -> Image | None:
-    if reference.startswith("/"):
+    if is_file(reference):
         return _in_archive(host.at(Path(reference)))
     form = '{"id": "{{.Id}}", "machine": "{{.Architecture}}"}'
     try:
@@ -154,8 +158,8 @@ class BringImage:
 
     def describe(self) -> str:
         file = self.bundle.path if self.bundle else self.reference
-        is_file = self.bundle or self._is_file
-        what = tr("load {image}", image=file) if is_file else tr("take {image}", image=self.reference)
+        is_loaded = self.bundle or is_file(self.reference)
+        what = tr("load {image}", image=file) if is_loaded else tr("take {image}", image=self.reference)
         return tr("{what}: image {id}, and see what is in it", what=what, id=self.engine.image[7:19])
 
     def to_json(self) -> dict[str, object]:
@@ -164,10 +168,6 @@ class BringImage:
             "vllm": self.engine.vllm_version, "engine": self.engine.kind,
             **({"bundle": str(self.bundle.path)} if self.bundle else {}),
         }  # fmt: skip
-
-    @property
-    def _is_file(self) -> bool:
-        return self.reference.startswith("/")
 
     def apply(self, host: Host, report: Report) -> None:
         engine = self.engine
@@ -193,7 +193,7 @@ class BringImage:
     def _brought(self, host: Host, report: Report) -> tuple[str, ...]:
         """The names that came with it. Out of a bundle it lies for a while where our mark of it will be."""
         if self.bundle is None:
-            return self._load(Path(self.reference), host) if self._is_file else ()
+            return self._load(Path(self.reference), host) if is_file(self.reference) else ()
         folder = self.layout.engines / self.engine.id
         host.make_dir(folder)
         self.bundle.bring_image(host.at(folder / BROUGHT), report)
@@ -261,7 +261,7 @@ def last_lines(text: str) -> str:
 def bring(engine: Engine, settings: Settings, layout: Layout, host: Host, bundle: Carrier | None = None) -> BringImage:
     """What is loaded lies on the disk twice for a while, and out of a bundle once more."""
     reference = meant(settings, engine.kind)
-    file = host.at(Path(reference)).stat().st_size if reference.startswith("/") else 0
+    file = host.at(Path(reference)).stat().st_size if is_file(reference) else 0
     return BringImage(engine, reference, layout, 3 * bundle.image_bytes if bundle else 2 * file, bundle)
 
 
@@ -270,7 +270,7 @@ def bring(engine: Engine, settings: Settings, layout: Layout, host: Host, bundle
 
 def size(reference: str, host: Host) -> int:
     """Of a saved image, at most; nothing where podman does not say."""
-    if reference.startswith("/"):
+    if is_file(reference):
         return host.at(Path(reference)).stat().st_size
     said = host.output("podman", "image", "inspect", "--format", "{{.Size}}", reference).strip()
     return int(said) if said.isdecimal() else 0
@@ -278,7 +278,7 @@ def size(reference: str, host: Host) -> int:
 
 def save(engine: Engine, reference: str, target: Path, host: Host) -> Path:
     """The file that it is in: its own, or one that podman writes, which does not write over another."""
-    if reference.startswith("/"):
+    if is_file(reference):
         return host.at(Path(reference))
     try:
         _podman(host, "save", "--quiet", "--output", target, engine.image)

@@ -58,7 +58,7 @@ def offered(settings: Settings, kind: str, python: Path, host: Host, report: Rep
     interpreter = resolving.look_at(python, host)
     fits = resolving.fits_lock(settings, sources)
     family = family_of(settings)
-    lock = family.packages.shipped(kind, family.version(settings), interpreter.target) if fits else None
+    lock = family.packages.lock(kind, family.version(settings), interpreter.target) if fits else None
     if lock is None:
         return newest(settings, kind, python, host, report)
     report.note(
