@@ -78,7 +78,7 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
     seen = facts.gather(host, settings, layout)
     kind = _kind(settings, seen)
     if settings.runtime == PODMAN and seen.podman is None and not images.is_file(images.meant(settings, kind)):
-        raise preflight.refuse(list(check_podman(seen, kind)))
+        raise preflight.refuse(list(check_podman(settings, seen, kind)))
     python = preflight.choose_interpreter(settings, seen, kind)
     if python is None:
         raise Refused(

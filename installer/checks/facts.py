@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from installer.base.errors import InstallError
@@ -17,7 +19,7 @@ from installer.base.layout import Layout
 from installer.checks import gateway, group, ports
 from installer.checks.gpus.vendors import MODULES
 from installer.forms.podman import images
-from installer.spec.facts import Disk, Facts, Interpreter, Nvcc, Podman
+from installer.spec.facts import Disk, Facts, Gpu, Interpreter, Nvcc, Podman
 from installer.spec.settings import PODMAN, Settings
 from installer.units.gateway import needs_gateway
 from installer.units.processes import listener
@@ -47,7 +49,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         cpu_flags=flags,
         memory_total=memory.get("MemTotal", 0),
         memory_available=memory.get("MemAvailable", 0),
-        gpus=tuple(gpu for gpus, _ in found for gpu in gpus),
+        gpus=tuple(_with_memory(gpu, memory) for gpus, _ in found for gpu in gpus),
         nvidia_error=next((error for _, error in found if error), ""),
         interpreters=_interpreters(host, settings),
         # Triton looks for gcc, then clang; Inductor for g++ alone.
@@ -71,6 +73,13 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         podman=_podman(host) if settings.runtime == PODMAN else None,
         peers=group.look(host, settings) if settings.group_hosts else None,
     )
+
+
+def _with_memory(gpu: Gpu, memory: Mapping[str, int]) -> Gpu:
+    """What is free of unified memory is what the host could give, its page cache too: as vLLM reckons it."""
+    total = memory.get("MemTotal", 0)
+    used = total - memory.get("MemAvailable", 0)
+    return replace(gpu, memory_total=total, memory_used=used) if gpu.is_unified else gpu
 
 
 def _podman(host: Host) -> Podman | None:

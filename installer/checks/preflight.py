@@ -38,7 +38,7 @@ def problems(settings: Settings, facts: Facts, layout: Layout) -> list[Problem]:
     return [
         *_check_privilege(facts),
         *_check_systemd(facts),
-        *(check_podman(facts, kind) if is_boxed else _check_builds(settings, facts, kind)),
+        *(check_podman(settings, facts, kind) if is_boxed else _check_builds(settings, facts, kind)),
         *_check_processor(facts, kind),
         *_check_replicas(settings, facts, kind),
         *check_gpus(settings, facts, kind, layout),

@@ -17,6 +17,7 @@ from installer.checks.placement import (
     gpus_of_one,
     usable_gpus,
 )
+from installer.runtime import vllm_flags
 from installer.spec.facts import Facts, Gpu
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
@@ -35,6 +36,7 @@ def check_gpus(settings: Settings, facts: Facts, kind: str, layout: Layout) -> I
     if usable:
         yield from _check_count(settings, usable, vendor.title)
     yield from _check_memory(settings, facts, choice.gpus, layout)
+    yield from _check_unified(settings, choice.gpus)
 
 
 def _check_count(settings: Settings, gpus: Sequence[Gpu], vendor: str) -> Iterator[Problem]:
@@ -60,6 +62,17 @@ def _fewer(settings: Settings, present: int) -> str:
     if fit := present // gpus_of_one(settings) if settings.replicas > 1 else 0:
         return tr("choose --replicas {count}, or name with --gpus those that all are to share", count=fit)
     return tr("choose --tensor-parallel-size {present}", present=present)
+
+
+def _check_unified(settings: Settings, chosen: Sequence[Gpu]) -> Iterator[Problem]:
+    """Where a GPU has no memory but the host's."""
+    unified = [gpu for gpu in chosen if gpu.is_unified]
+    if unified and "--enable-sleep-mode" in vllm_flags.given(settings.vllm_args):
+        yield Problem(
+            tr("--enable-sleep-mode frees nothing on {gpu}", gpu=unified[0].name),
+            tr("its memory is the host's, where a sleeping engine puts its weights"),
+            tr("leave it out; to free the memory stop the service"),
+        )
 
 
 def _check_memory(settings: Settings, facts: Facts, chosen: Sequence[Gpu], layout: Layout) -> Iterator[Problem]:

@@ -8,13 +8,14 @@ from installer.base.language import tr
 from installer.checks.packages import install_command
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
+from installer.spec.settings import Settings
 from installer.spec.vendors import AMD, NVIDIA
 
 OLDEST = (4, 4)
 
 
-def check_podman(facts: Facts, kind: str) -> Iterator[Problem]:
-    podman = facts.podman
+def check_podman(settings: Settings, facts: Facts, kind: str) -> Iterator[Problem]:
+    podman, unified = facts.podman, [gpu for gpu in facts.gpus if gpu.is_unified]
     if podman is None:
         yield Problem(
             tr("no podman was found"),
@@ -35,6 +36,16 @@ def check_podman(facts: Facts, kind: str) -> Iterator[Problem]:
         )
     if not facts.interpreters:
         yield Problem(tr("no Python was found"), tr("it starts the container"), install_command(facts, "python3"))
+    if kind == NVIDIA.kind and unified and settings.image is None:
+        yield Problem(
+            tr("vLLM's own image may not be for {gpu}", gpu=unified[0].name),
+            tr("NVIDIA makes one for GPUs whose memory is the host's, and nobody has tried either"),
+            tr(
+                "choose that one: --image {image}:TAG, with the version it holds as --vllm-version",
+                image=NVIDIA.unified_image,
+            ),
+            fatal=False,
+        )
     if kind == AMD.kind:
         yield Problem(
             tr("RUNTIME=podman has no way to give a container AMD's GPUs"),

@@ -108,4 +108,6 @@ def _device(target: Target, facts: Facts) -> Device | None:
         return Device(kind, facts.memory_total, share)
     gpus = usable_gpus(facts, kind)[: target.settings.tensor_parallel_size]
     smallest = min(gpus, key=lambda gpu: gpu.memory_total, default=None)
-    return Device(kind, smallest.memory_total, share, smallest.name) if smallest and smallest.memory_total else None
+    if smallest is None or not smallest.memory_total:
+        return None
+    return Device(kind, smallest.memory_total, share, smallest.name, smallest.is_unified)

@@ -16,6 +16,7 @@ class Device:
     memory: int
     share: float
     name: str = ""
+    is_unified: bool = False  # a GPU with the host's memory: of it CUDA's total is all
 
     @property
     def is_cpu(self) -> bool:
@@ -23,6 +24,6 @@ class Device:
 
     @property
     def usable(self) -> int:
-        vendor = of_kind(self.kind)
+        vendor = None if self.is_unified else of_kind(self.kind)
         reserved = max(vendor.reserved, int(self.memory * vendor.reserved_share)) if vendor else 0
         return max(0, math.ceil((self.memory - reserved) * self.share))

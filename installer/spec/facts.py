@@ -20,7 +20,7 @@ class Gpu:
     cuda: str | None = None  # highest CUDA level that the driver supports
     capability: tuple[int, int] | None = None  # NVIDIA's compute capability
     arch: str = ""  # AMD's target, such as gfx942
-    memory_total: int = 0  # bytes; 0 where unknown (unified memory, a driver that does not answer)
+    memory_total: int = 0  # bytes; 0 where unknown (a driver that does not answer)
     memory_used: int = 0
     holders: tuple[Process, ...] = ()
     index: int = -1  # as nvidia-smi or rocminfo counts; a slice has that of its GPU
@@ -28,6 +28,7 @@ class Gpu:
     node: str = ""  # its own device node; its number is not the index
     is_slice: bool = False  # a part of a GPU that MIG cut up
     busy: int | None = None  # percent, where it was asked for
+    is_unified: bool = False  # it has no memory but the host's
 
     def __str__(self) -> str:
         return f"{self.name} ({self.uuid or self.pci})"

@@ -21,6 +21,7 @@ class Vendor:
     reserved: int = 0  # bytes that the driver keeps for itself, and its tools count
     reserved_share: float = 0.0  # the same on large GPUs
     image: str = ""  # vLLM's own, with the packages for its GPUs
+    unified_image: str = ""  # the vendor's, for GPUs whose memory is the host's; its tags name no version of vLLM
     resource: str = ""  # what a cluster counts its GPUs as
     names_devices: bool = False  # whether containers are given its GPUs by that name and their uuids, and not as nodes
 
@@ -42,6 +43,7 @@ NVIDIA = Vendor(
     reserved=450 * 1024**2,
     reserved_share=0.0043,
     image="docker.io/vllm/vllm-openai",
+    unified_image="nvcr.io/nvidia/vllm",
     resource="nvidia.com/gpu",
     names_devices=True,
 )

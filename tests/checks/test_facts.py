@@ -206,6 +206,17 @@ def test_figures_that_the_driver_does_not_have(machine: Machine) -> None:
     assert (gpu.capability, gpu.memory_total, gpu.memory_used, gpu.cuda) == (None, 0, 0, None)
 
 
+def test_a_gpu_that_names_no_memory_has_the_hosts(machine: Machine) -> None:
+    """As a DGX Spark says it: each process's memory is known, the GPU's is not."""
+    row = f"580.173.02, 12.1, [N/A], [N/A], {UUID}, 0, 0000000F:01:00.0, [N/A], NVIDIA GB10"
+    machine.command("/usr/bin/nvidia-smi", nvidia_smi(f"{row}\\n", f"400, 43008, {UUID}, VLLM::EngineCore\\n"))
+    machine.file("/proc/meminfo", "MemTotal:       127600748 kB\nMemAvailable:   118566368 kB\n")
+    (gpu,) = machine.gather().gpus
+    assert (gpu.is_unified, gpu.capability) == (True, (12, 1))
+    assert (gpu.memory_total, gpu.memory_used) == (127600748 << 10, (127600748 - 118566368) << 10)
+    assert [holder.memory for holder in gpu.holders] == [43008 * MIB]
+
+
 def test_a_driver_that_does_not_match_its_library(machine: Machine) -> None:
     machine.command(
         "/usr/bin/nvidia-smi",

@@ -45,6 +45,8 @@ HEALTHY = Facts(
 )
 CUDA = replace(HEALTHY, gpus=(H200,))
 ROCM = replace(HEALTHY, gpus=(MI300,))
+SPARK = replace(H200, name="NVIDIA GB10", memory_total=127600748 << 10, memory_used=9034380 << 10, is_unified=True)
+GB10 = replace(HEALTHY, arch="aarch64", gpus=(SPARK,), memory_total=SPARK.memory_total)
 CUDA_13 = Nvcc(Path("/usr/local/cuda"), (13, 0))
 OURS = Process(400, "VLLM::EngineCore", "qwen3vl.service", 133 * GIB)
 
@@ -60,6 +62,10 @@ def python(path: str, *version: int, why: str = "", headers: bool = True) -> Int
 @pytest.mark.parametrize("facts", [HEALTHY, CUDA, ROCM, replace(HEALTHY, arch="aarch64", cpu_flags=frozenset())])
 def test_a_healthy_host_has_no_problem(facts: Facts) -> None:
     assert preflight.problems(Settings(), facts, LAYOUT) == []
+
+
+def test_unified_memory_that_leaves_the_host_enough_is_no_problem() -> None:
+    assert preflight.problems(Settings(gpu_memory_utilization=0.7), GB10, LAYOUT) == []
 
 
 @pytest.mark.parametrize("settings", [Settings(cuda_toolkit=which) for which in ("auto", "none", "wheels", "host")])
@@ -87,6 +93,16 @@ ALONE: dict[str, tuple[Facts, Settings, tuple[str, ...]]] = {
     "rocm on arm": (replace(ROCM, arch="aarch64"), Settings(), ("no rocm build of vLLM for aarch64", "x86_64")),
     "glibc for cuda": (replace(CUDA, glibc=(2, 28)), Settings(), ("glibc 2.31", "2.28", "upgrade")),
     "glibc for cuda on aarch64": (replace(CUDA, arch="aarch64", glibc=(2, 31)), Settings(), ("glibc 2.34", "2.31")),
+    "sleep on unified memory": (
+        GB10,
+        Settings(gpu_memory_utilization=0.7, vllm_args=("--enable-sleep-mode",)),
+        ("--enable-sleep-mode frees nothing on NVIDIA GB10", "its memory is the host's", "leave it out"),
+    ),
+    "more of unified memory than the host can give": (
+        GB10,
+        Settings(),
+        ("NVIDIA GB10 (GPU-1) has too little free memory", "0.95 of all", "--gpu-memory-utilization 0.92 or less"),
+    ),
     "glibc too new for wheels": (
         replace(CUDA, glibc=(2, 42)),
         Settings(cuda_toolkit="wheels"),
@@ -514,6 +530,15 @@ def test_a_container_needs_no_compiler_and_no_python_of_a_certain_version() -> N
 )
 def test_what_a_container_lacks_is_said_with_what_helps(facts: Facts, said: str) -> None:
     assert [shown(problem) for problem in preflight.problems(IN_A_CONTAINER, facts, LAYOUT)] == [said]
+
+
+def test_for_unified_memory_the_vendors_own_image_is_named() -> None:
+    known = Podman((5, 4), frozenset(["nvidia.com/gpu=0"]))
+    here = replace(BARE, gpus=(SPARK,), podman=known)
+    (problem,) = preflight.problems(replace(IN_A_CONTAINER, gpu_memory_utilization=0.7), here, LAYOUT)
+    assert not problem.fatal
+    assert "--image nvcr.io/nvidia/vllm:TAG" in problem.remedy
+    assert preflight.problems(replace(IN_A_CONTAINER, gpu_memory_utilization=0.7, image="x"), here, LAYOUT) == []
 
 
 def test_gpus_that_podman_knows_are_enough() -> None:

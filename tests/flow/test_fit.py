@@ -12,12 +12,13 @@ from installer.base.host import Host
 from installer.base.report import Report
 from installer.flow import fit
 from installer.memory.capacity import Outlook, Verdict
+from installer.memory.device import Device
 from installer.spec.calibration import Calibration
 from installer.spec.model import ModelFile
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed, Target
-from tests.checks.test_preflight import HEALTHY
+from tests.checks.test_preflight import GB10, HEALTHY, SPARK
 from tests.kit.targets import target
 
 MEASURED = Calibration(available=1, tokens=2, context=3)
@@ -27,6 +28,11 @@ def test_weights_that_are_not_here_are_counted_but_for_what_vllm_may_leave_out()
     """A tied head lies in the files and is not loaded: a twentieth of a small model."""
     files = (ModelFile("a.safetensors", 400, "d"), ModelFile("b.safetensors", 600, "d"), ModelFile("c.bin", 999, "d"))
     assert fit._listed(dataclasses.replace(target().model, files=files)) == 950
+
+
+def test_the_memory_of_a_gpu_that_has_none_is_the_hosts() -> None:
+    device = fit._device(target(), GB10)
+    assert device == Device("cuda", SPARK.memory_total, Settings.gpu_memory_utilization, "NVIDIA GB10", is_unified=True)
 
 
 def placed(*names: str) -> Target:

@@ -28,6 +28,7 @@ CONFIGS = REPO / "tests/fixtures/configs"
 GIB = 1024**3
 H200 = Device("cuda", 143771 * 1024**2, 0.92)
 CPU = Device("cpu", 24 * GIB, 0.4)
+SPARK = Device("cuda", 127600748 << 10, 0.5, "NVIDIA GB10", is_unified=True)
 
 
 def settings(context: int | None = 32768, *args: str, gpus: int = 1) -> Settings:
@@ -616,3 +617,8 @@ def test_the_cpu_engine_is_predicted_within_a_tenth(name: str, share: float, con
 def test_the_cpu_engine_has_its_share_of_the_ram() -> None:
     result = on("qwen3-8b", 4096, device=CPU)
     assert result.weights + result.overhead + result.available_kv == CPU.usable == -(-24 * GIB * 4 // 10)
+
+
+def test_the_driver_keeps_nothing_for_itself_of_memory_that_is_the_hosts() -> None:
+    assert SPARK.usable == SPARK.memory // 2
+    assert replace(SPARK, is_unified=False).usable < SPARK.memory // 2 - 200 * 2**20

@@ -25,6 +25,7 @@ WHAT = "driver_version,compute_cap,memory.total,memory.used,uuid,index,pci.bus_i
 USE = "uuid,memory.used,memory.total,utilization.gpu,name"
 HOLDERS = "pid,used_memory,gpu_uuid,process_name"
 USE_WITHIN = 5.0
+ABSENT = "[N/A]"  # a figure that cannot be had: of memory, where the GPU has none of its own (GB10, Thor)
 
 
 def find(host: Host) -> tuple[tuple[Gpu, ...], str]:
@@ -131,7 +132,7 @@ def _rows(text: str, fields: str) -> Iterator[dict[str, str]]:
 
 
 def _gpu(row: Mapping[str, str], cuda: str | None, nodes: Mapping[str, str]) -> Gpu:
-    """A figure that cannot be had is [N/A], and one that was not asked for is not there."""
+    """A figure that was not asked for is not there."""
     major, _, minor = row.get("compute_cap", "").partition(".")
     pci, index = pci_address(row.get("pci.bus_id", "")), _number(row.get("index", ""))
     return Gpu(
@@ -147,6 +148,7 @@ def _gpu(row: Mapping[str, str], cuda: str | None, nodes: Mapping[str, str]) -> 
         pci=pci,
         node=nodes.get(pci, ""),
         busy=_number(row.get("utilization.gpu", "")),
+        is_unified=row["memory.total"] == ABSENT and row.get("mig.mode.current") != "Enabled",
     )
 
 
