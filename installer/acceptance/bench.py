@@ -84,14 +84,16 @@ class Bench:
         return dict(vllm_flags.given(vllm_flags.split(exec_line(self.unit_text))[2]))
 
 
-def of_service(service: str, key: str | None, host: Host, report: Report) -> Bench:
+def of_service(service: str, key: str | None, host: Host, report: Report, target: Target | None = None) -> Bench:
     """As its clients meet it; it runs, is the one behind its port, and has answered."""
-    target = proved_target(host, Layout(service))
+    target = target or proved_target(host, Layout(service))
     check_family(target.settings)
-    found = subject.of_service(service, key, host, report, ENDLESS)
+    found = subject.of_service(service, key, host, report, ENDLESS, target=target)
     _check_serves(found)
     numbers = [replica.number for replica in target.replicas] or [0]
-    engines = [subject.of_service(service, key, host, report, load.ANSWER_WITHIN, number).api for number in numbers]
+    engines = [
+        subject.of_service(service, key, host, report, load.ANSWER_WITHIN, number, target).api for number in numbers
+    ]
     text = next(host.read(member.path) or "" for member in members(Layout(service), target))
     return Bench(found, target, text, tuple(engines))
 
@@ -213,8 +215,11 @@ def _machine(target: Target, facts: Facts) -> Machine:
 # The ladder
 
 
-def run(bench: Bench, wishes: Wishes, host: Host, report: Report) -> Measured:
-    """Kept after every step, so that what was measured outlives whatever ends us."""
+def run(bench: Bench, wishes: Wishes, host: Host, report: Report, *, is_whole: bool = False) -> Measured:
+    """Kept after every step, so that what was measured outlives whatever ends us.
+
+    `is_whole`: a part of the ladder is of no use to who asks, and an interruption ends what he is at.
+    """
     measured = begin(bench, wishes, host, report)
     layout = Layout(bench.target.settings.service)
     try:
@@ -227,6 +232,8 @@ def run(bench: Bench, wishes: Wishes, host: Host, report: Report) -> Measured:
             raise
         measured = replace(measured, ended="interrupted")
         path = save(measured, layout, host)
+        if is_whole:
+            raise
     if not measured.steps:
         raise InstallError(measured.why_ended, bench.subject.look, Exit.NOT_PROVED)
     report.note(tr("kept as {path}", path=path))

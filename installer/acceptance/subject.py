@@ -30,11 +30,12 @@ from installer.units.systemd import unit_properties
 
 
 def of_service(
-    service: str, given_key: str | None, host: Host, report: Report, timeout: float, number: int = 0
-) -> Subject:
+    service: str, given_key: str | None, host: Host, report: Report, timeout: float, number: int = 0,
+    target: Target | None = None,
+) -> Subject:  # fmt: skip
     """As its clients meet it; or of several replicas the one of that number, directly."""
     layout = Layout(service)
-    target = proved_target(host, layout)
+    target = target or proved_target(host, layout)  # in the middle of a change it is not proved yet
     unit = _unit_of(number, layout, target)
     key = given_key or _probe_key(host, layout) or os.environ.get(KEY_VARIABLE, "")
     if not key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from installer.base.changes import Change, Write
 from installer.base.errors import InstallError, Refused
@@ -29,6 +30,13 @@ from installer.units.systemd import unit_properties
 from installer.weights import models
 
 
+class Judge(Protocol):
+    """Whether a change stays that serves: it looks at it before and after, and raises what is against it."""
+
+    def before(self) -> None: ...
+    def after(self, target: Target) -> None: ...
+
+
 class Convergence(Transaction):
     """Proved that it serves what is wanted, and opens to the new keys; or the host converges to what was proved."""
 
@@ -36,6 +44,7 @@ class Convergence(Transaction):
     soak: Soak | None = None  # that begins or ends with it
     key_shown = True  # somebody has seen the default key
     new_keys: tuple[str, ...] = ()  # that have to open the service then
+    judge: Judge | None = None
 
     def __init__(
         self, verb: str, want: Wanted, changes: list[Change], state: State, host: Host, report: Report
@@ -76,6 +85,8 @@ class Convergence(Transaction):
             keys_of_now(self.host, self.layout, self.report)
         for key in self.new_keys:
             prove.keys_in_force(self.want, self.host, key)
+        if self.judge:
+            self.judge.after(self.want.target)
 
     def remember(self) -> None:
         measured = fit.measured(self.want.target, self.layout, self.host)

@@ -17,7 +17,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks import preflight
 from installer.flow import fit, ownership, prove, receipt, steps, watched
-from installer.flow.converge import Convergence, not_half_adopted, recorded, settled, with_probe_key
+from installer.flow.converge import Convergence, Judge, not_half_adopted, recorded, settled, with_probe_key
 from installer.flow.resolve import Request, Resolved, resolve
 from installer.flow.transaction import apply, changing
 from installer.flow.wanted import Wanted
@@ -117,13 +117,13 @@ def settle(service: str, verb: str, host: Host, report: Report) -> None:
             settled(host, layout, report)
 
 
-def change(request: Request, host: Host, report: Report, show: Show) -> None:
+def change(request: Request, host: Host, report: Report, show: Show, judge: Judge | None = None) -> None:
     """The same for a service that is there already; what an earlier change left half done is undone first."""
     layout = Layout(request.settings.service)
     with changing(layout, request.verb, host):
         settled(host, layout, report)
         state, held = recorded(host, layout, report)
-        _converge(request, state, host, report, show, held)
+        _converge(request, state, host, report, show, held, judge)
 
 
 def plan_change(request: Request, host: Host, report: Report) -> list[Change]:
@@ -164,8 +164,9 @@ def way_back(
 
 
 def _converge(
-    request: Request, state: State, host: Host, report: Report, show: Show, held: tuple[Key, ...] = ()
-) -> None:
+    request: Request, state: State, host: Host, report: Report, show: Show, held: tuple[Key, ...] = (),
+    judge: Judge | None = None,
+) -> None:  # fmt: skip
     resolved = resolve(request, state, host, report, for_real=True)
     resolved = dataclasses.replace(resolved, want=dataclasses.replace(resolved.want, held=held))
     changes = _checked_plan(request, resolved, state, host)
@@ -177,6 +178,9 @@ def _converge(
     transaction.key_shown = resolved.new_key is None
     if isinstance(transaction, Watched):
         transaction.seconds = request.soak or 0
+    if judge and changes and watched.serves_otherwise(resolved.want, state):
+        judge.before()
+        transaction.judge = judge
     _carry_out(transaction, resolved.new_key, show)
 
 

@@ -37,12 +37,16 @@ def beginning(seconds: int | None, changes: list[Change], want: Wanted, state: S
     """What is due beside a change that is to be watched; nothing where nothing of what serves is changed."""
     if changes:
         check_free(state, want.layout)
-    if seconds is None or state.proved is None or not changes:
-        return []
-    if generation(want.target, want.layout) == generation(state.proved, want.layout):
+    if seconds is None or not changes or not serves_otherwise(want, state):
         return []
     soaking.check_tool()
     return list(soaking.beginning(want.layout, seconds))
+
+
+def serves_otherwise(want: Wanted, state: State) -> bool:
+    """What serves is changed, of a service that there was."""
+    proved = state.proved
+    return proved is not None and generation(want.target, want.layout) != generation(proved, want.layout)
 
 
 def is_begun_by(changes: list[Change], layout: Layout) -> bool:

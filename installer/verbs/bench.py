@@ -13,7 +13,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report, choose
 from installer.spec.settings import check_service, check_typed
-from installer.verbs.options import ServiceGroup, json_option, quiet_option, service_option
+from installer.verbs.options import Percent, ServiceGroup, json_option, quiet_option, service_option
 from installer.verbs.output import as_plain, print_json
 from installer.verbs.use import TRIAL_OPTIONS, trial_options
 
@@ -67,7 +67,7 @@ def bench(
     host, report = Host(), choose(quiet=quiet or as_json)
     wishes = Wishes(
         quick,
-        _numbers(concurrency) if concurrency is not None else (),
+        numbers(concurrency) if concurrency is not None else (),
         input_len,
         output_len,
         _goals(goodput) if goodput is not None else None,
@@ -122,7 +122,7 @@ def _check_root() -> None:
         )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(word.isdecimal() and 0 < int(word) <= MOST for word in words):
         raise UsageError(
@@ -203,7 +203,7 @@ def history(chosen: str, /, service: str | None, throwaway: bool, as_json: bool)
 @click.option("--service", metavar="NAME", help="Which service.")
 @throwaway_option
 @click.option(
-    "--margin", type=click.FloatRange(0, 100), metavar="PERCENT",
+    "--margin", type=Percent(), metavar="PERCENT",
     help="Exit with status 6 where B makes so much fewer tokens/s at best.",
 )  # fmt: skip
 @svg_option

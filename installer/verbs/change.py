@@ -24,6 +24,7 @@ from installer.spec.settings import (
 )
 from installer.spec.values import BUILTIN, version_key
 from installer.verbs.options import (
+    Percent,
     agree,
     complete_service,
     dry_run_option,
@@ -42,9 +43,11 @@ from installer.verbs.output import print_changes, print_json, show_deployed
 from installer.verbs.over import OverHosts, stage_option
 
 if TYPE_CHECKING:
+    from installer.acceptance.bench_judge import BenchJudge
     from installer.base.host import Host
     from installer.flow.resolve import Request
 
+MARGIN = 10.0  # percent
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
 
@@ -130,17 +133,25 @@ def set_values(
 @resolve_option
 @service_word
 @soak_option
+@click.option("--bench", is_flag=True, help="Measure before and after, and undo it where it made the service slower.")
+@click.option(
+    "--margin", type=Percent(), metavar="PERCENT",
+    help=f"With --bench: fewer tokens/s at best that are allowed [default: {MARGIN:g}]",
+)  # fmt: skip
+@click.option("--concurrency", metavar="N,N…", help="With --bench: how many ask at once [default: as bench --quick]")
 @stage_option
 @dry_run_option
 @discard_option
 @json_option
 @quiet_option
 def upgrade(
-    service: str, vllm_version: str | None, revision: str | None, resolve: bool, soak: int | None, stage: bool,
-    dry_run: bool, discard_edits: bool, as_json: bool, quiet: bool,
+    service: str, vllm_version: str | None, revision: str | None, resolve: bool, soak: int | None, bench: bool,
+    margin: float | None, concurrency: str | None, stage: bool, dry_run: bool, discard_edits: bool, as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
 
+    judge = _judge(service, margin, concurrency, bench=bench, quiet=quiet or as_json)
     if not dry_run:
         _settle(service, "upgrade", quiet=quiet or as_json)
     now = _request(service, "upgrade", {}).settings
@@ -155,7 +166,24 @@ def upgrade(
     request = _request(service, "upgrade", flags, discard_edits=discard_edits)
     _warn_of_older(now, request.settings)
     request = replace(request, new_commit=revision is not None, new_packages=of_engine, resolve=resolve, soak=soak)
-    _change(request, as_json, quiet, dry_run=dry_run, stage=stage)
+    _change(request, as_json, quiet, dry_run=dry_run, stage=stage, judge=judge)
+
+
+def _judge(
+    service: str, margin: float | None, concurrency: str | None, *, bench: bool, quiet: bool
+) -> BenchJudge | None:
+    if not bench:
+        if margin is not None or concurrency is not None:
+            raise UsageError(tr("--margin and --concurrency are for --bench"), "vllm-install upgrade --bench")
+        return None
+    from installer.acceptance.bench import Wishes
+    from installer.acceptance.bench_judge import BenchJudge
+    from installer.base.host import Host
+    from installer.verbs.bench import numbers
+
+    wishes = Wishes(is_quick=True, concurrency=numbers(concurrency) if concurrency is not None else ())
+    allowed = MARGIN if margin is None else margin
+    return BenchJudge(check_service(service), wishes, allowed, Host(), choose(quiet=quiet))
 
 
 def _newer(now: Settings, vllm_version: str | None) -> dict[str, str]:
@@ -227,7 +255,10 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
     print_changes("all", changes, as_json)
 
 
-def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False, stage: bool = False) -> None:
+def _change(
+    request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False, stage: bool = False,
+    judge: BenchJudge | None = None,
+) -> None:  # fmt: skip
     from installer.base.host import Host
     from installer.flow import deploy as flow
 
@@ -238,7 +269,9 @@ def _change(request: Request, as_json: bool, quiet: bool, *, dry_run: bool = Fal
     if stage:
         flow.stage(request, host, report)
         return
-    flow.change(request, host, report, show_deployed(service, as_json))
+    flow.change(request, host, report, show_deployed(service, as_json), judge)
+    if judge and judge.was is None:
+        click.echo(tr("nothing of what serves was changed, so nothing was measured"), err=True)
     if request.soak:
         click.echo(_watched(host, service), err=True)
 

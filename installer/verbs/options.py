@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -175,6 +175,17 @@ def setting_options_named(names: Collection[str]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+class Percent(click.FloatRange):
+    """With the sign or without."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 100)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        number: Any = str(value).removesuffix("%")
+        return float(super().convert(number, parameter, context))
 
 
 soak_option = click.option(

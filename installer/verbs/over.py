@@ -134,8 +134,10 @@ def _over(call: _Call, names: Sequence[str], group: Group | None, host: Host) ->
     from installer.group.change import changing
     from installer.spec.group import Group, Peer
 
-    if call.context.params.get("soak"):
-        raise UsageError(tr("--soak watches one host, and would take back a change on it alone"), tr("leave it out"))
+    for name in ("soak", "bench"):
+        if call.context.params.get(name):
+            said = tr("--{name} looks at one host, and would take back a change on it alone", name=name)
+            raise UsageError(said, tr("leave it out"))
     known = {peer.name: peer for peer in group.peers} if group else {}
     peers = [known.get(name, Peer(name)) for name in names] or [peer for peer in known.values() if not peer.out]
     report = call.report

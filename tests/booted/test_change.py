@@ -28,21 +28,28 @@ HOME = f"/var/cache/{SERVICE}"  # of the service; the stand-in reads its faults 
 OPT = "/opt/vllm-install"  # engines are added to it, and stay for the next try
 KEY = "sk-ours-5b8d0f3a9c-Xk2QzVwHj7RmTbNp"
 OTHER = "sk-other-c47e91d0b6-Yt6PmDkLs3WqGf"
-BROKEN = {"0.33.0": "faults.py", "0.34.0": "__init__.py"}  # version -> what is wrong with it
+DIES = 'def value(name):\n    return "9" if name == "die-at-start" else None\n'
+CRAWLS = '\ndef number(name, default):\n    return 0.01 if name == "token-seconds" else float(value(name) or default)\n'
+# version -> what is written into which of its files, over it or at its end
+BAD = {
+    "0.33.0": ("faults.py", "w", DIES),
+    "0.34.0": ("__init__.py", "w", "raise ImportError('half a wheel')\n"),
+    "0.35.0": ("faults.py", "a", CRAWLS),
+}
 
 
 @pytest.fixture(scope="module")
 def wheels() -> Path:
-    """Stand-ins: two that serve, one that imports but never comes up, one that cannot be imported."""
+    """Stand-ins: two that serve, one that imports but never comes up, one that cannot be imported, one that crawls."""
     folder = REPO / "build/standin-versions"
     for version in ("0.31.0", "0.32.0"):
         wheel.build_wheel(folder, version)
-    for version, file in BROKEN.items():
+    for version, (file, how, text) in BAD.items():
         broken = folder / "broken"
         shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(wheel.SOURCE, broken)
-        dies = 'def value(name):\n    return "9" if name == "die-at-start" else None\n'
-        (broken / file).write_text("raise ImportError('half a wheel')\n" if file == "__init__.py" else dies)
+        with (broken / file).open(how) as into:
+            into.write(text)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(wheel, "SOURCE", broken)
             wheel.build_wheel(folder, version)
@@ -471,6 +478,35 @@ def test_an_upgrade_that_does_not_serve_leaves_the_old_one_serving(machine: Mach
 def test_an_engine_that_cannot_be_imported_stops_nothing(machine: Machine) -> None:
     with unchanged(machine):
         assert "half a wheel" in cli(machine, "upgrade", "--vllm-version", "0.34.0", code=4).err
+
+
+def test_an_upgrade_that_makes_it_slower_is_undone_and_one_that_does_not_stays(machine: Machine) -> None:
+    """Its speed is that of the one before, or a small part of it: nothing between."""
+    measuring = ("upgrade", "--bench", "--concurrency", "2", "--vllm-version")
+    before = engine_of(machine)
+    slower = cli(machine, *measuring, "0.35.0", code=6)
+    assert re.search(r"\d+ % slower than before, and 10 % is allowed: [\d.]+ tokens/s at best before", slower.err)
+    assert f"{SERVICE}.service is back as it was" in slower.err
+    assert (version(machine), engine_of(machine)) == ("0.32.0", before)
+    tried = cli(machine, "bench", "history", "--json").json
+    assert [each["served"]["version"] for each in tried] == ["0.32.0", "0.35.0", "0.35.0"], "a slow one twice"
+    compared = re.search(r"vllm-install (bench compare \S+ \S+) --service", slower.err)
+    assert compared
+    assert cli(machine, *compared[1].split(), "--json").json["slower"] > 0.5
+
+    cli(machine, *measuring, "0.31.0", "--margin", "90%")
+    assert version(machine) == "0.31.0"
+    assert [each["served"]["version"] for each in cli(machine, "bench", "history", "--json").json[3:]] == [
+        "0.32.0",
+        "0.31.0",
+    ]
+    said = cli(machine, *measuring, "0.31.0").err
+    assert "nothing of what serves was changed, so nothing was measured" in said
+    assert len(cli(machine, "bench", "history", "--json").json) == 5
+
+
+def engine_of(machine: Machine) -> str:
+    return str(json.loads(machine.at(STATE).read_text())["proved"]["engine"]["id"])
 
 
 def test_prune_removes_only_what_nothing_can_come_back_to(machine: Machine) -> None:

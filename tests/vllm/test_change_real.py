@@ -74,8 +74,11 @@ def test_a_context_or_an_engine_that_fails_is_undone_and_one_that_serves_can_be_
 
     machine.shell(f"rm {WHEELS}/*")
     release(machine, "9999.2", "")
-    done = upgrade(machine)
+    done = upgrade(machine, "--bench", "--concurrency", "2", "--margin", "95")
     assert done.returncode == 0, done
+    assert re.search(r"[\d.]+ tokens/s at best before, [\d.]+ now", done.stderr), done.stderr
+    was, now = (each["served"]["engine_id"] for each in cli(machine, "bench", "history", "--json").json)
+    assert (was, now) == (first, engine(machine))
     assert engine(machine) != first
     serves(machine, key, port)
     kept = engines(machine)
@@ -87,10 +90,10 @@ def test_a_context_or_an_engine_that_fails_is_undone_and_one_that_serves_can_be_
     serves(machine, key, port)
 
 
-def upgrade(machine: Machine) -> subprocess.CompletedProcess[str]:
+def upgrade(machine: Machine, *more: str) -> subprocess.CompletedProcess[str]:
     """To today's packages, of which the newest of one lies in the folder, beside all places that this host knows."""
     folders = " ".join((WHEELS, *read_sources(Host(), Settings(), os.environ).find_links))
-    words = ("upgrade", "--resolve")
+    words = ("upgrade", "--resolve", *more)
     return machine.run(
         sys.executable, "-m", "installer", *words, check=False, env={"PIP_FIND_LINKS": folders}, timeout=600
     )

