@@ -24,6 +24,7 @@ from installer.verbs.hosts import hosts
 from installer.verbs.keys import keys, set_apikey
 from installer.verbs.monitor import monitor
 from installer.verbs.output import print_json
+from installer.verbs.sbom import sbom
 from installer.verbs.soak import soak
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -42,7 +43,7 @@ VERBS: dict[str, tuple[click.Command, ...]] = {
     ),
     mark("Look"): (
         look.status, look.list_services, hosts, look.logs, doctor, usage.usage, alarm, use.chat, use.test,
-        bench.bench, use.client_config, monitor,
+        bench.bench, use.client_config, sbom, monitor,
     ),
     mark("Weights"): (models.models,),
     mark("Move"): (adopt.adopt, adopt.eject, export, bundle.bundle),

@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
+from installer.spec.engine import versions
 from tests.booted.test_trial import PID, kill
 from tests.kit import grafana
 from tests.kit.boot.machine import Machine, MachineFailed
@@ -259,6 +262,17 @@ def loaders(machine: Machine) -> list[str]:
     """User and words of what asks the service for `bench`."""
     lines = machine.run("ps", "ax", "-o", "user:20,args").stdout.splitlines()
     return [line for line in lines if "/bin/python -I -c import json" in line and "systemd-run" not in line]
+
+
+def test_all_that_its_engine_holds_is_listed(machine: Machine, service: Deployed) -> None:
+    text = cli(machine, "sbom").out
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    found = json.loads(text)
+    packages = {f"{part['name']}=={part['version']}" for part in found["components"] if part["type"] == "library"}
+    engine = json.loads(machine.at(f"/var/lib/vllm-install/{SERVICE}/state.json").read_text())["proved"]["engine"]
+    assert packages == {package.lower() for package in versions(engine["lock"])}
+    assert {"torch", "transformers"} <= {package.partition("==")[0] for package in packages}
+    assert sum(bool(part.get("licenses")) for part in found["components"]) > 0.9 * len(packages)
 
 
 def test_one_can_talk_to_it(machine: Machine, service: Deployed) -> None:
