@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.report import Report
+from installer.base.report import Described, Report, size
 
 
 class Change(Protocol):
@@ -34,8 +36,12 @@ class Write:
             "write {path} ({mode:04o}, {bytes} bytes)",
             path=self.path,
             mode=self.mode,
-            bytes=len(self.text.encode(errors="surrogateescape")),
+            bytes=self.size,
         )
+
+    @property
+    def size(self) -> int:
+        return len(self.text.encode(errors="surrogateescape"))
 
     def to_json(self) -> dict[str, object]:
         shown: dict[str, object] = {"secret": True} if self.secret else {"text": self.text}
@@ -119,3 +125,36 @@ class Handover:
     def apply(self, host: Host, report: Report) -> None:
         host.systemctl("daemon-reload")
         host.systemctl("reload", "--no-block", self.unit)
+
+
+MANY = 5  # files of one directory, which are one line to who reads
+
+
+@dataclass(frozen=True)
+class Files:
+    """For who reads: many files that are written into one directory."""
+
+    folder: Path
+    count: int
+    bytes: int
+
+    def describe(self) -> str:
+        return tr(
+            "write {count} files in {folder} ({size})", count=self.count, folder=self.folder, size=size(self.bytes)
+        )
+
+
+def told(changes: Sequence[Change]) -> Iterator[Described | None]:
+    """What is said of each in its turn: of many files in one directory all at the first of them."""
+    files = [change for change in changes if isinstance(change, Write)]
+    count = Counter(file.path.parent for file in files)
+    said = set()
+    for change in changes:
+        folder = change.path.parent if isinstance(change, Write) else None
+        if folder is None or count[folder] < MANY:
+            yield change
+        elif folder in said:
+            yield None
+        else:
+            said.add(folder)
+            yield Files(folder, count[folder], sum(file.size for file in files if file.path.parent == folder))

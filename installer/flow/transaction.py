@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from installer.base.changes import Change, Write
+from installer.base.changes import Change, Write, told
 from installer.base.errors import undone
 from installer.base.host import Host
 from installer.base.language import english
@@ -69,9 +69,11 @@ def changing(layout: Layout, verb: str, host: Host) -> Iterator[None]:
 
 
 def apply(changes: Iterable[Change], host: Host, report: Report) -> None:
-    for change in changes:
+    changes = tuple(changes)
+    for change, said in zip(changes, told(changes), strict=True):
         with _alone(change, host, report):
-            report.begin(change)
+            if said:
+                report.begin(said)
             change.apply(host, report)
             report.done(change)
 

@@ -40,6 +40,7 @@ def adopt(
     Shows what it becomes and what clients will notice; takes its place when you agree, proved or undone.
     NAME=VALUE chooses a setting yourself.
     """
+    from installer.base.changes import told
     from installer.base.host import Host
     from installer.flow import adopt as view
     from installer.flow import deploy as flow
@@ -61,8 +62,8 @@ def adopt(
     changes = flow.plan(proposal.request, host, report).changes
     if not as_json:
         click.echo(f"\n{proposal.difference(changes)}\n")
-        for change in () if yes else changes:
-            click.echo(change.describe())
+        for said in () if yes else filter(None, told(changes)):
+            click.echo(said.describe())
     elif not yes:
         print_json({**_as_data(proposal, changes), "taken_over": False, "api_key": None})
         sys.exit(Exit.REFUSED)  # where a program reads, nobody is asked

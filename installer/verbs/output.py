@@ -39,14 +39,16 @@ def print_json(value: object) -> None:
 
 def print_changes(service: str, changes: list[Change], as_json: bool, gpus: Sequence[Placed] | None = None) -> None:
     """`gpus` are those that the service is to have, where changes make one."""
+    from installer.base.changes import told
+
     if as_json:
         on = {} if gpus is None else {"gpus": [dataclasses.asdict(gpu) for gpu in gpus]}
         print_json({"service": service, "changes": [change.to_json() for change in changes], **on})
     elif not changes:
         click.echo(tr("nothing to change"))
     else:
-        for change in changes:
-            click.echo(change.describe())
+        for said in filter(None, told(changes)):
+            click.echo(said.describe())
 
 
 def print_deployed(done: Deployed) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
+from installer.base.changes import Change, Handover, Remove, Restart, Run, Write, told
 from installer.base.errors import CommandFailed
 from installer.base.host import Host
 from installer.base.layout import Layout
@@ -119,6 +119,17 @@ def test_progress_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     before, _, bytes_line = shown.err.partition("  weights: ")
     assert before == "  remove /etc/app.conf\n  note\nwarning: careful\n"
     assert re.fullmatch(r"2\.0 KiB in \S+ s \(.*/s\)\n", bytes_line)
+
+
+def test_many_files_of_one_directory_are_one_line_at_the_first_of_them() -> None:
+    many = [Write(Path(f"/opt/runtime/{number}.py"), "x" * 512) for number in range(6)]
+    few = [Write(Path(f"/etc/{number}"), "") for number in range(4)]
+    line = "write 6 files in /opt/runtime (3.0 KiB)"
+    said = [each.describe() if each else None for each in told([few[0], *many[:3], Remove(CONF), *many[3:], *few[1:]])]
+    assert said == [
+        "write /etc/0 (0644, 0 bytes)", line, None, None, "remove /etc/app.conf", None, None, None,
+        *(f"write /etc/{number} (0644, 0 bytes)" for number in (1, 2, 3)),
+    ]  # fmt: skip
 
 
 def test_quiet_says_only_what_needs_action(capfd: pytest.CaptureFixture[str]) -> None:
