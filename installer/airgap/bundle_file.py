@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from installer.airgap.bundle_format import (
@@ -23,6 +23,7 @@ from installer.airgap.bundle_format import (
     BundleError,
     Manifest,
     Member,
+    ModelPart,
     after,
     declared_size,
     header,
@@ -49,6 +50,18 @@ class Bundle:
     text: bytes = field(repr=False)  # of the manifest, which a signature is about
     signature: str | None = field(default=None, repr=False)
     offsets: dict[str, int] | None = field(default=None, repr=False)  # of the members' data; None: a directory
+    folder: str = MODEL  # of what is meant of it, where that is one of its models
+
+    @property
+    def part(self) -> ModelPart:
+        return self.manifest.parts[self.folder]
+
+    def of_adapter(self, name: str) -> Bundle | None:
+        """The same, with the adapter that clients ask for by this name in the model's place."""
+        of = {
+            each.name: folder for each, folder in zip(self.manifest.adapters, [*self.manifest.parts][1:], strict=True)
+        }
+        return replace(self, folder=of[name]) if name in of else None
 
     @property
     def digest(self) -> str:
@@ -81,7 +94,7 @@ class Bundle:
 
     def bring_file(self, file: ModelFile, target: Path, advance: Advance) -> None:
         """The same for a file of the model, whose name in the cache is the hub's own digest."""
-        member = next(member for member in self.manifest.members if member.name == MODEL + file.name)
+        member = next(member for member in self.manifest.members if member.name == self.folder + file.name)
         self.bring(member, target, advance)
         if len(file.digest) == 40 and not checksums.is_right(target, file.digest, lambda count: None):
             target.unlink()

@@ -6,6 +6,7 @@ believed: it is what the manifest implies, or it is damaged. Any tar unpacks it 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,12 @@ from installer.base.language import tr
 from installer.families.known import FAMILIES
 from installer.spec.model import COMMIT, DIGEST, ModelFile, is_inside
 from installer.spec.settings import Settings
-from installer.spec.values import BUILTIN, HUB_ID
+from installer.spec.values import ADAPTER, BUILTIN, HUB_ID
 from installer.spec.vendors import KINDS
 
 FORMAT = 1
 MANIFEST, SIGNATURE, INSTALL = "manifest.json", "manifest.json.sig", "install.sh"
-WHEELS, TOOL, MODEL = "wheels/", "tool/", "model/"
+WHEELS, TOOL, MODEL, ADAPTERS = "wheels/", "tool/", "model/", "adapters/"
 IMAGE = "image.tar"  # as podman saves it
 BLOCK = 512
 # Every member's data begins on a page of the file system, so that a file system that can share blocks does.
@@ -82,6 +83,22 @@ class ModelPart:
     commit: str | None
     files: tuple[ModelFile, ...]
 
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "files": [{"name": file.name, "digest": file.digest} for file in self.files]}
+
+
+@dataclass(frozen=True)
+class AdapterPart:
+    """A LoRA adapter by the name that clients ask for."""
+
+    name: str
+    model: ModelPart
+
+    @property
+    def setting(self) -> str:
+        """As one of LORA."""
+        return f"{self.name}={self.model.name}" + (f"@{self.model.revision}" if self.model.revision else "")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -90,23 +107,35 @@ class Manifest:
     engine: EnginePart
     model: ModelPart
     members: tuple[Member, ...]
+    adapters: tuple[AdapterPart, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, ModelPart]:
+        """All that is read by an engine, by the folder that holds its files."""
+        return dict(zip(folders(), (self.model, *(each.model for each in self.adapters)), strict=False))
 
     def below(self, folder: str) -> tuple[Member, ...]:
         return tuple(member for member in self.members if member.name.startswith(folder))
 
     def to_text(self) -> str:
-        files = [{"name": file.name, "digest": file.digest} for file in self.model.files]
         usual = {"image": "", "family": Settings.engine_family}  # as in bundles from before there were others
         engine = {name: value for name, value in asdict(self.engine).items() if value != usual.get(name)}
+        adapters = [{"name": each.name, "model": each.model.to_json()} for each in self.adapters]
         data = {
             "format": FORMAT,
             "tool": self.tool,
             "signed": self.signed,
             "engine": engine,
-            "model": {**asdict(self.model), "files": files},
+            "model": self.model.to_json(),
+            **({"adapters": adapters} if adapters else {}),
             "members": [asdict(member) for member in self.members],
         }
         return json.dumps(data, indent=1) + "\n"
+
+
+def folders() -> Iterator[str]:
+    """Of the model, and of each adapter after it."""
+    return itertools.chain((MODEL,), (f"{ADAPTERS}{number}/" for number in itertools.count()))
 
 
 # Reading a manifest: nothing in it is used before all of it was checked
@@ -127,8 +156,9 @@ def parse_manifest(text: bytes, where: object) -> Manifest:
             )
         members = tuple(_member(entry) for entry in _list(data["members"]))
         manifest = Manifest(
-            _text(data["tool"]), _bool(data["signed"]), _engine(data["engine"]), _model(data["model"], members), members
-        )
+            _text(data["tool"]), _bool(data["signed"]), _engine(data["engine"]),
+            _model(data["model"], members, MODEL), members, _adapters(data.get("adapters", []), members),
+        )  # fmt: skip
         _check_members(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
@@ -147,7 +177,8 @@ def _member(entry: object) -> Member:
     name, size, digest = _text(data["name"]), data["size"], _text(data["sha256"])
     folder, _, rest = name.rpartition("/")
     is_wheel = folder + "/" in (WHEELS, TOOL) and WHEEL_NAME.fullmatch(rest)
-    if name not in (INSTALL, IMAGE) and not is_wheel and not (name.startswith(MODEL) and is_inside(name)):
+    is_weight = name.startswith((MODEL, ADAPTERS)) and is_inside(name)
+    if name not in (INSTALL, IMAGE) and not is_wheel and not is_weight:
         raise ValueError(tr("{name!r} has no place in a bundle", name=name))
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(tr("the name {name!r}… is too long", name=name[:80]))
@@ -181,14 +212,24 @@ def _engine(value: object) -> EnginePart:
     return EnginePart(kind, version, lock, python, arch, (major, minor), image, family)
 
 
-def _model(value: object, members: tuple[Member, ...]) -> ModelPart:
+def _adapters(value: object, members: tuple[Member, ...]) -> tuple[AdapterPart, ...]:
+    found = []
+    for entry, folder in zip(map(_dict, _list(value)), itertools.islice(folders(), 1, None), strict=False):
+        name, model = _text(entry["name"]), _model(entry["model"], members, folder)
+        if not ADAPTER.fullmatch(name) or not model.files:
+            raise ValueError(tr("{name!r} is no adapter", name=name[:80]))
+        found.append(AdapterPart(name, model))
+    return tuple(found)
+
+
+def _model(value: object, members: tuple[Member, ...], folder: str) -> ModelPart:
     data = _dict(value)
     name, revision, commit = _text(data["name"]), data["revision"], data["commit"]
     carried = {member.name: member for member in members}
     files = []
     for entry in map(_dict, _list(data["files"])):
         file, digest = _text(entry["name"]), _text(entry["digest"])
-        member = carried[MODEL + file]
+        member = carried[folder + file]
         # The digest names the file in a cache that all services share: it must be true.
         if not DIGEST.fullmatch(digest) or (len(digest) == 64 and digest != member.sha256):
             raise ValueError(tr("{file} has a digest that is not its own", file=file))
@@ -208,7 +249,8 @@ def _check_members(manifest: Manifest) -> None:
     for name in names:
         if clash := next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in known), None):
             raise ValueError(tr("{clash} is a file and a directory", clash=clash))
-    if {MODEL + file.name for file in manifest.model.files} != {m.name for m in manifest.below(MODEL)}:
+    files = {folder + file.name for folder, part in manifest.parts.items() for file in part.files}
+    if files != {member.name for folder in (MODEL, ADAPTERS) for member in manifest.below(folder)}:
         raise ValueError(tr("its files and those of the model are not the same"))
     if (IMAGE in known) != bool(manifest.engine.image):
         raise ValueError(tr("its engine and {name} do not go together", name=IMAGE))

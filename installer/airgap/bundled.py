@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from installer.airgap.bundle_file import Bundle
-from installer.airgap.bundle_format import MODEL
 from installer.base.errors import UsageError
 from installer.base.host import Host
 from installer.base.language import tr
@@ -24,7 +23,7 @@ from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.model import Model
 from installer.spec.problem import Problem
-from installer.spec.settings import FIELDS, PODMAN, Settings
+from installer.spec.settings import FIELDS, PODMAN, Settings, to_text
 from installer.weights import models
 
 
@@ -44,6 +43,9 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
     }
     if engine.image:
         held |= {"runtime": PODMAN, "image": engine.image}
+    adapters = tuple(each.setting for each in bundle.manifest.adapters)
+    if adapters:
+        held["lora"] = to_text("lora", adapters)
     for name, value in held.items():
         if name in flags and flags[name] != value:
             option = "--" + name.replace("_", "-")
@@ -58,7 +60,9 @@ def fixed(bundle: Bundle, flags: Mapping[str, str]) -> dict[str, str]:
             )
     try:
         for name, value in held.items():
-            FIELDS[name].parse(value)
+            meant = FIELDS[name].parse(value)
+            if name == "lora" and meant != adapters:  # one that says more than it is
+                raise ValueError(tr("expected NAME=DIRECTORY or NAME=HUB-ID with commas between, each name once"))
     except ValueError as error:
         raise UsageError(
             tr(
@@ -128,19 +132,19 @@ def engine(bundle: Bundle, settings: Settings, python: Interpreter, host: Host) 
 
 def about(bundle: Bundle) -> About | None:
     """What the model's small files say, before any of it is put anywhere; nothing about the built-in one."""
-    if not bundle.manifest.model.files:
+    if not bundle.part.files:
         return None
-    names = {MODEL + name for name in model_about.SMALL}
+    names = {bundle.folder + name for name in model_about.SMALL}
     with Host.scratch() as scratch, Report().bytes("", 0) as silent:
-        for member in bundle.manifest.below(MODEL):
+        for member in bundle.manifest.below(bundle.folder):
             if member.name in names and member.size <= LONGEST:
-                bundle.bring(member, scratch / member.name.removeprefix(MODEL), silent)
+                bundle.bring(member, scratch / member.name.removeprefix(bundle.folder), silent)
         found = model_about.read_directory(scratch)
-    return dataclasses.replace(found, names=frozenset(file.name for file in bundle.manifest.model.files))
+    return dataclasses.replace(found, names=frozenset(file.name for file in bundle.part.files))
 
 
 def model(bundle: Bundle, settings: Settings, host: Host, layout: Layout) -> Model:
-    part = bundle.manifest.model
+    part = bundle.part
     if part.commit is None:
         return models.resolve(settings, host, layout)  # the built-in model, which is made on the spot
     return models.carried(settings, host, layout, part.commit, part.files)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +23,15 @@ from installer.airgap.bundle_format import (
     IMAGE,
     INSTALL,
     MANIFEST,
-    MODEL,
     SIGNATURE,
     TOOL,
     WHEELS,
+    AdapterPart,
     EnginePart,
     Manifest,
     Member,
     ModelPart,
+    folders,
     header,
     places,
 )
@@ -43,8 +44,10 @@ from installer.base.layout import Layout
 from installer.base.report import Advance, Report
 from installer.checks import facts, preflight
 from installer.checks.preflight_podman import check_podman
+from installer.families.known import family_of
 from installer.forms.podman import images
 from installer.forms.venv import engines
+from installer.model.selection import is_adapter
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.model import Model
@@ -74,6 +77,7 @@ class Packed:
 
 def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Packed:
     """Interrupted, the same command goes on with the wheels and weights that are here by then."""
+    family_of(settings).check_words(settings, report.warn)
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     kind = _kind(settings, seen)
@@ -85,16 +89,14 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
             tr("no Python here for which the {kind} engine has packages", kind=kind),
             tr("install one that the other host has too, or name one with --python"),
         )
-    model = models.resolve(settings, host, layout, report=report)
-    if model.source == "local":
-        raise UsageError(
-            tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
-            tr("copy it to the other host, and make a bundle of an engine alone: --model builtin:tiny"),
-        )
+    named = (settings, *map(settings.of_adapter, settings.lora))
+    read = [_resolved(each, host, layout, report) for each in named]
     engine = _engine(settings, wanted, kind, python, host, report)
     with _output(wanted.out) as (file, scratch):
-        _check_space(model, engine_bytes(engine, settings, host), wanted, seen, host, layout)
-        model = _fetched(model, settings, host, report)
+        _check_space(read, engine_bytes(engine, settings, host), wanted, seen, host, layout)
+        read = [_fetched(model, each, host, report) for model, each in zip(read, named, strict=True)]
+        for each, model in zip(named[1:], read[1:], strict=True):
+            _check_adapter(each, model)
         house = Wheelhouse(scratch, python.path, engines.wheel_sources(engine, settings, host), settings, host)
         if engine.image:
             report.note(tr("saving the image"))
@@ -105,15 +107,35 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
             image = None
         if wanted.tool:
             house.collect_tool(kind, report)
-        files = _files(house, model, image, wanted, host)
+        files = _files(house, read, image, wanted, host)
+        parts = [
+            ModelPart(each.model, each.revision, model.commit, model.files)
+            for each, model in zip(named, read, strict=True)
+        ]
         manifest = Manifest(
             tool=__version__,
             signed=wanted.sign_key is not None,
             engine=_engine_part(engine, python, seen, files),
-            model=ModelPart(settings.model, settings.revision, model.commit, model.files),
-            members=_members(model, files),
+            model=parts[0],
+            members=_members(read, files),
+            adapters=tuple(AdapterPart(each.model_id, part) for each, part in zip(named[1:], parts[1:], strict=True)),
         )
         return write(manifest, files, wanted.sign_key, file, host, report)
+
+
+def _resolved(settings: Settings, host: Host, layout: Layout, report: Report) -> Model:
+    model = models.resolve(settings, host, layout, report=report)
+    if model.source == "local":
+        raise UsageError(
+            tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
+            tr("copy it to the other host, and make a bundle without it: --model builtin:tiny, or --lora ''"),
+        )
+    return model
+
+
+def _check_adapter(settings: Settings, model: Model) -> None:
+    if not is_adapter([file.name for file in model.files]):
+        raise UsageError(tr("LORA={name}: {model} is no LoRA adapter", name=settings.model_id, model=settings.model))
 
 
 def _engine(settings: Settings, wanted: Cargo, kind: str, python: Interpreter, host: Host, report: Report) -> Engine:
@@ -160,12 +182,14 @@ def engine_bytes(engine: Engine, settings: Settings, host: Host) -> int:
     return engines.installed_bytes(engine) // 2 if engine.has_torch else 0
 
 
-def _check_space(model: Model, engine_size: int, wanted: Cargo, seen: Facts, host: Host, layout: Layout) -> None:
+def _check_space(
+    read: Sequence[Model], engine_size: int, wanted: Cargo, seen: Facts, host: Host, layout: Layout
+) -> None:
     """Before the first byte; how large the wheels are is known only when they are here."""
     parts = engine_size + TOOL_BYTES * wanted.tool
-    needs = {layout.hub: model.bytes_missing}
+    needs = {layout.hub: sum(model.bytes_missing for model in read)}
     if wanted.out:
-        needs[wanted.out.parent] = model.bytes_total + 2 * parts
+        needs[wanted.out.parent] = sum(model.bytes_total for model in read) + 2 * parts
         disk = facts.probe_disk(host, wanted.out.parent)
         seen = replace(seen, disks={**seen.disks, wanted.out.parent: disk})
     if problems := preflight.check_space(needs, seen):
@@ -224,7 +248,7 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
 # The contents
 
 
-def _files(house: Wheelhouse, model: Model, image: Path | None, wanted: Cargo, host: Host) -> dict[str, Path]:
+def _files(house: Wheelhouse, read: Sequence[Model], image: Path | None, wanted: Cargo, host: Host) -> dict[str, Path]:
     """Member name -> file, in the order of the archive: what a bare host needs first comes first."""
     files: dict[str, Path] = {}
     if wanted.tool:
@@ -232,12 +256,19 @@ def _files(house: Wheelhouse, model: Model, image: Path | None, wanted: Cargo, h
         files |= {TOOL + wheel.name: wheel for wheel in sorted(house.tool.glob("*.whl"))}
     files |= {WHEELS + wheel.name: wheel for wheel in sorted(house.wheels.glob("*.whl"))}
     files |= {IMAGE: image} if image else {}
-    return files | {MODEL + file.name: host.at(model.path / file.name).resolve() for file in model.files}
+    for folder, model in zip(folders(), read, strict=False):
+        files |= {folder + file.name: host.at(model.path / file.name).resolve() for file in model.files}
+    return files
 
 
-def _members(model: Model, files: dict[str, Path]) -> tuple[Member, ...]:
+def _members(read: Sequence[Model], files: dict[str, Path]) -> tuple[Member, ...]:
     """Weights were verified when they came, and are again on their way into the archive."""
-    known = {MODEL + file.name: file for file in model.files if len(file.digest) == 64}
+    known = {
+        folder + file.name: file
+        for folder, model in zip(folders(), read, strict=False)
+        for file in model.files
+        if len(file.digest) == 64
+    }
     with Report().bytes("", 0) as silent:
         return tuple(
             Member(name, known[name].size, known[name].digest)

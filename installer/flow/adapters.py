@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from installer.airgap import bundled
+from installer.airgap.bundle_file import Bundle
 from installer.base.errors import UsageError
 from installer.base.host import Host
 from installer.base.language import tr
@@ -27,12 +29,17 @@ LARGEST_RANK = 512  # that vLLM has room for
 
 def resolve(
     settings: Settings, state: State, host: Host, layout: Layout, report: Report, caches: Sequence[Path] = (),
-    *, new_commit: bool,
+    bundle: Bundle | None = None, *, new_commit: bool,
 ) -> tuple[Adapter, ...]:  # fmt: skip
     _check_names(settings)
     before = {} if new_commit or not state.proved else {each.model.id: each.model for each in state.proved.adapters}
     wanted = [settings.of_adapter(given) for given in settings.lora]
-    return tuple(_adapter(each, before.get(each.model_id), caches, host, layout, report) for each in wanted)
+    return tuple(
+        _carried(each, carrier, host, layout)
+        if bundle and (carrier := bundle.of_adapter(each.model_id))
+        else _adapter(each, before.get(each.model_id), caches, host, layout, report)
+        for each in wanted
+    )
 
 
 def check_is_model(about: About, model: Model) -> None:
@@ -56,6 +63,10 @@ def _check_names(settings: Settings) -> None:
         )
 
 
+def _carried(wanted: Settings, bundle: Bundle, host: Host, layout: Layout) -> Adapter:
+    return _checked(bundled.model(bundle, wanted, host, layout), bundled.about(bundle), wanted, host)
+
+
 def _adapter(
     wanted: Settings, known: Model | None, caches: Sequence[Path], host: Host, layout: Layout, report: Report
 ) -> Adapter:
@@ -68,8 +79,11 @@ def _adapter(
             tr("name the directory that PEFT's save_pretrained wrote, by its full path; nothing was changed"),
         )
     model = models.resolve(wanted, host, layout, commit, report, caches)
-    about = of_model(model, host, wanted, report, caches)
-    if not is_adapter(about.names):
+    return _checked(model, of_model(model, host, wanted, report, caches), wanted, host)
+
+
+def _checked(model: Model, about: About | None, wanted: Settings, host: Host) -> Adapter:
+    if about is None or not is_adapter(about.names):
         raise ModelError(
             tr(
                 "{source} is no LoRA adapter: it has no {config} with {weights}",

@@ -123,7 +123,9 @@ def resolve(
         adapters.check_is_model(about, model)
         profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
-    beside = adapters.resolve(settings, state, host, layout, report, request.caches, new_commit=request.new_commit)
+    beside = adapters.resolve(
+        settings, state, host, layout, report, request.caches, request.bundle, new_commit=request.new_commit
+    )
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     compiler = _toolkit(settings, engine, seen, look_at_model, report)

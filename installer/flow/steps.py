@@ -41,7 +41,8 @@ def weights(want: Wanted, host: Host) -> Iterator[Change]:
     settings = want.target.settings
     yield from models.changes(want.target.model, host, settings, want.bundle, want.caches)
     for given, adapter in zip(settings.lora, want.target.adapters, strict=True):
-        yield from models.changes(adapter.model, host, settings.of_adapter(given), caches=want.caches)
+        carrier = want.bundle.of_adapter(adapter.model.id) if want.bundle else None
+        yield from models.changes(adapter.model, host, settings.of_adapter(given), carrier, want.caches)
 
 
 def account(want: Wanted, host: Host) -> Iterator[Change]:

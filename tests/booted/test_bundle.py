@@ -13,12 +13,13 @@ import pytest
 
 from installer.model import builtin
 from tests.booted.test_kill import cut, files, points_of
+from tests.kit import adapter
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference
 from tests.kit.hub import Hub
 from tests.kit.life import Outcome, ask, cli, main_pid, until
 
-NAME = "Org/Tiny"
+NAME, ADAPTER = "Org/Tiny", "Org/Adapter"
 FILE = "/srv/tiny.bundle"
 
 # Runs a command with a standard output that nobody reads any more.
@@ -37,12 +38,16 @@ def standin(wheels: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def made(standin_wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the stand-in engine with a model from a hub."""
+    """A bundle of the stand-in engine with a model and an adapter from a hub."""
     with Hub() as hub, Machine(network=True) as machine:
         hub.add(NAME, {**builtin.files(), "README.md": b"# Tiny"})
+        hub.add(ADAPTER, {**adapter.files(), "README.md": b"# Small"})
         machine.at("/srv").mkdir(exist_ok=True)
-        cli(machine, "models", "pull", NAME, "--hf-endpoint", hub.url)
-        done = cli(machine, "bundle", "create", FILE, "--model", NAME, *standin(standin_wheels))
+        for name in (NAME, ADAPTER):
+            cli(machine, "models", "pull", name, "--hf-endpoint", hub.url)
+        lora = ("--lora", f"sql={ADAPTER}")
+        done = cli(machine, "bundle", "create", FILE, "--model", NAME, *lora, *standin(standin_wheels))
+        assert f"sql={ADAPTER} at " in done.out
         assert "--bundle-sha256 " in done.out
         assert os.listdir(machine.at("/srv")) == [Path(FILE).name], "something was left beside the bundle"
         return Path(shutil.copy(machine.at(FILE), tmp_path_factory.mktemp("bundle")))
@@ -62,19 +67,21 @@ def deploy(machine: Machine, *args: str, code: int = 0) -> Outcome:
 
 
 def serves(machine: Machine, key: str) -> None:
-    body = {"model": NAME, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
     assert ask(machine, "GET", "/v1/models").status == 401
-    answer = ask(machine, "POST", "/v1/chat/completions", key, body)
-    assert answer.status == 200, answer
+    for model in (NAME, "sql"):
+        body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
+        answer = ask(machine, "POST", "/v1/chat/completions", key, body)
+        assert answer.status == 200, answer
 
 
 def test_a_life_without_a_network(cut_off: Machine) -> None:
     machine = cut_off
     planned = cli(machine, "plan", "--bundle", FILE, "--json").changes
-    install, weights = planned[:2]
+    install, weights, beside = planned[:3]
     assert (install["kind"], install["bundle"]) == ("install", FILE)
     assert (weights["kind"], weights["bundle"], weights["model"]) == ("import", FILE, NAME)
     assert weights["bytes"] == sum(map(len, builtin.files().values()))
+    assert (beside["kind"], beside["bundle"], beside["model"]) == ("import", FILE, ADAPTER)
 
     done = deploy(machine)
     serves(machine, done.key)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.booted.test_kill import cut
 from tests.booted.test_look import as_nobody
+from tests.kit import adapter
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import REPO
 from tests.kit.life import SERVICE, ask, cli, engine_pid, is_up, server_pid, serves, unit, until
@@ -90,10 +91,17 @@ def test_from_one_to_two_no_request_fails(machine: Machine, key: str) -> None:
 
 
 def test_a_change_goes_one_member_at_a_time_and_no_request_fails(machine: Machine, key: str) -> None:
+    """An adapter among it: the gateway may send whoever asks for it to either."""
     before = runs(machine)
+    adapter.write(machine.at("/srv/adapters/sql"))
     with asked(machine, key):
-        cli(machine, "set-context", "2048")
+        cli(machine, "set", "MAX_MODEL_LEN=2048", "LORA=sql=/srv/adapters/sql")
     assert contexts(machine, key) == [2048, 2048]
+    for at in (8000, *(port(machine, name) for name in MEMBERS)):
+        served = ask(machine, "GET", "/v1/models", key, port=at).json["data"]
+        assert [model["id"] for model in served] == ["builtin:tiny", "sql"]
+        answer = ask(machine, "POST", "/v1/completions", key, {"model": "sql", "prompt": "Hi", "max_tokens": 2}, at)
+        assert answer.status == 200, answer
     assert [now == then for now, then in zip(runs(machine), before, strict=True)] == [True, False, False]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from installer.airgap.bundle_file import open_bundle
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.layout import Layout
@@ -22,6 +23,8 @@ from installer.spec.state import State
 from installer.spec.target import Adapter
 from installer.units.render import unit
 from installer.weights import inventory
+from tests.airgap.test_bundle_file import CONTENTS
+from tests.airgap.test_bundle_file import write as write_bundle
 from tests.kit import adapter
 from tests.kit.hub import Hub
 from tests.kit.targets import target, wanted
@@ -77,6 +80,27 @@ def test_a_hub_s_adapter_is_fetched_verified_and_stays_at_its_commit(server: Hub
     assert (newer.rank, newer.model.commit == commit) == (8, False)
     (pinned,) = found(chosen(f"a={REPO}@{commit}", hf_endpoint=server.url), host)
     assert pinned.model.commit == commit
+
+
+def test_an_adapter_of_a_bundle_comes_from_there_and_no_hub_is_asked(host: Host, tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "b", bundle_with(adapter.files(rank=8)), adapters=("sql",)))
+    settings = chosen("sql=Org/sql", offline=True)
+    (one,) = adapters.resolve(settings, State("llm"), host, LAYOUT, Report(), bundle=bundle, new_commit=False)
+    assert (one.rank, one.model.id, one.model.repo) == (8, "sql", "Org/sql")
+    made = dataclasses.replace(wanted(settings, kind="cpu"), target=target(settings, kind="cpu"), bundle=bundle)
+    made = dataclasses.replace(made, target=dataclasses.replace(made.target, adapters=(one,)))
+    *_, brought = steps.weights(made, host)
+    assert brought.to_json()["kind"] == "import"
+    brought.apply(host, Report())
+    assert host.at(one.model.path / "adapter_config.json").read_bytes() == adapter.files(rank=8)["adapter_config.json"]
+
+    other = open_bundle(write_bundle(tmp_path / "c", bundle_with(checkpoint()), adapters=("sql",)))
+    with pytest.raises(InstallError, match="Org/sql is no LoRA adapter"):
+        adapters.resolve(settings, State("llm"), host, LAYOUT, Report(), bundle=other, new_commit=False)
+
+
+def bundle_with(files: dict[str, bytes]) -> dict[str, bytes]:
+    return CONTENTS | {f"adapters/0/{name}": content for name, content in files.items()}
 
 
 def test_a_model_is_no_adapter_and_an_adapter_no_model(server: Hub, host: Host) -> None:

@@ -30,6 +30,7 @@ def main() -> None:
     serve = verbs.add_parser("serve")
     serve.add_argument("model")
     serve.add_argument("--served-model-name", nargs="+")
+    serve.add_argument("--lora-modules", nargs="+", default=[])
     serve.add_argument("--host", default="0.0.0.0")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--max-model-len", default="4096")
@@ -123,6 +124,7 @@ async def run(arguments: argparse.Namespace, context: int) -> None:
         os._exit(0)  # as vLLM does, whatever has happened
     planted = faults.value("model-name")
     names = [planted] if planted else arguments.served_model_name or [arguments.model]
+    names = [*names, *(module.partition("=")[0] for module in arguments.lora_modules)]
     application = Application(engine, names, context, calls_tools=arguments.enable_auto_tool_choice)
     for name in arguments.middleware:
         module, _, attribute = name.rpartition(".")
