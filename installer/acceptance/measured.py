@@ -213,7 +213,9 @@ def load(word: str, layout: Layout, host: Host) -> Measured:
         fit = [each for each in names(layout, host) if each.startswith(word)]
         if len(fit) != 1:
             raise UsageError(
-                tr("{count} results are called {name}", count=len(fit), name=word),
+                tr("{count} results are called {name}", count=len(fit), name=word)
+                if fit
+                else tr("no result is called {name}", name=word),
                 f"vllm-install bench history --service {layout.service}",
             )
         path = folder(layout) / f"{fit[0]}.json"

@@ -189,11 +189,14 @@ def history(chosen: str, /, service: str | None, throwaway: bool, as_json: bool)
     from installer.acceptance import bench_shown, measured
     from installer.base.host import Host
 
-    found = measured.history(_layout(service or chosen, throwaway=throwaway), Host())
+    layout = _layout(service or chosen, throwaway=throwaway)
+    found = measured.history(layout, Host())
     if as_json:
         print_json([as_plain(each) for each in found])
         return
-    for line in bench_shown.history(found):
+    if not found:
+        click.echo(tr("nothing of {service} was measured yet", service=layout.service))
+    for line in bench_shown.history(found) if found else ():
         click.echo(line)
 
 

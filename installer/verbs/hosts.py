@@ -55,9 +55,12 @@ def hosts(context: click.Context, service: str, session: bool, as_json: bool) ->
 
 
 def _group(host: Host, service: str) -> Group:
+    from installer.base.layout import Layout
     from installer.group.change import group_of
+    from installer.spec.records import managed
 
     if (group := group_of(host, service)) is None:
+        managed(host, Layout(service), to_look=True)
         raise Refused(
             tr("{service} is on this host alone", service=service),
             f"vllm-install deploy --service {service} --hosts gpu1,gpu2",

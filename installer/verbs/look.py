@@ -13,6 +13,7 @@ import click
 from installer.base.cells import pad
 from installer.base.errors import Exit, Interrupted, UsageError
 from installer.base.language import tr
+from installer.base.layout import Layout
 from installer.base.report import Ours, console
 from installer.runtime.vllm_text import harmless
 from installer.spec.settings import check_service
@@ -210,6 +211,8 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     sys.stdout.flush()
     if held := journal.waiting(service, Host()):
         click.echo(tr("{what}: {why}", what=service, why=held.words), err=True)
+    if not Host().exists(Layout(service).state_file):
+        click.echo(tr("vllm-install manages no service {service} on this host", service=service), err=True)
     sys.exit(code)
 
 

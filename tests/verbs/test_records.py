@@ -118,3 +118,12 @@ def test_what_is_to_be_adopted_has_to_be_there_before_its_name_matters(host: Hos
     assert [found[line][0] for line in (nowhere, there)] == [Exit.REFUSED, Exit.REFUSED]
     assert "nosuch does not exist" in found[nowhere][2]
     assert "good is managed by vllm-install already" in found[there][2]
+
+
+def test_a_service_that_there_is_not_is_said_so_by_what_only_looks(host: Host) -> None:
+    looks = ["logs nosuch", "hosts --service nosuch", "sbom nosuch", "soak nosuch", "status nosuch", "keys nosuch"]
+    for line, (_, out, err) in answers(host, looks).items():
+        assert "vllm-install manages no service nosuch on this host" in err, line
+        assert "good" not in out, line
+    code, out, err = answers(host, ["bench history --service nosuch"]).popitem()[1]
+    assert (code, out, err) == (0, "nothing of nosuch was measured yet\n", "")
