@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -170,7 +171,8 @@ def test_a_change_that_is_cut_off_anywhere_is_settled_by_the_next_command(machin
 
 def test_from_two_to_one_no_request_fails_and_nothing_is_left(machine: Machine, key: str) -> None:
     with asked(machine, key):
-        cli(machine, "set", "REPLICAS=1")
+        cli(machine, "set", "REPLICAS=1", "LORA=")
+    shutil.rmtree(machine.at("/srv/adapters"))
     assert active(machine) == ["active", "inactive", "inactive"]
     assert not list(machine.at("/etc/systemd/system").glob(f"{SERVICE}@*"))
     assert cli(machine, "deploy", "--json").changes == []
