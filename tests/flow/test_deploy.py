@@ -71,12 +71,18 @@ class Seen:
         self.opening: list[str] = []  # keys of which it was asked whether they open the service
 
     def gather(self, host: Host, settings: Settings, layout: Layout) -> Facts:
+        assert layout == Layout(settings.service)
         return self.facts
 
     def keys_in_force(self, want: Wanted, host: Host, key: str) -> None:
+        assert want.probe_key == host.word(want.layout.probe_key)
         self.opening.append(key)
 
+    def newest(self, settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
+        return dataclasses.replace(self.offered(settings, kind, python, host, report), id="newest")
+
     def offered(self, settings: Settings, kind: str, python: Path, host: Host, report: Report) -> Engine:
+        assert isinstance(report, Report)
         lock = f"vllm=={settings.vllm_version}\n# {self.packages}\n"
         request = engines._request(settings, kind, python, engines.read_sources(host, settings, os.environ))
         return Engine(digest(lock)[:16], kind, settings.vllm_version, python, lock, request)
@@ -87,6 +93,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen = Seen()
     monkeypatch.setattr(facts, "gather", seen.gather)
     monkeypatch.setattr(engines, "offered", seen.offered)
+    monkeypatch.setattr(engines, "newest", seen.newest)
     monkeypatch.setattr(prove, "keys_in_force", seen.keys_in_force)
     monkeypatch.setattr(InstallEngine, "apply", install)
     return seen
@@ -343,6 +350,12 @@ def test_the_engine_stays_until_other_packages_are_asked_for(host: Host, proofs:
     second = record(host).proved
     assert second is not None
     assert second.engine.id != first.engine.id
+    assert (
+        deploy.plan(
+            Request("plan", dataclasses.replace(TINY, offline=False), resolve=True), host, Heard()
+        ).want.target.engine.id
+        == "newest"
+    )
     seen.packages = "third"
     assert deployed(host, TINY, "upgrade", new_packages=True).want.target.engine == second.engine, (
         "offline nothing is asked"

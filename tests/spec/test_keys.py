@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import string
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,18 @@ from hypothesis import strategies as st
 
 from installer.base.assets import RUNTIME
 from installer.base.errors import UsageError
-from installer.spec.keys import Key, check_plain, digest, generate, parse, revoke, rotate
+from installer.spec.keys import (
+    Key,
+    check_name,
+    check_plain,
+    digest,
+    duration,
+    generate,
+    in_seconds,
+    parse,
+    revoke,
+    rotate,
+)
 from installer.units.syntax import quote_exec, split_exec
 
 sys.path.append(str(RUNTIME))  # where the launcher finds its neighbours when it runs
@@ -148,3 +160,43 @@ def test_the_launcher_reads_every_key_as_we_do(argument: str) -> None:
         return
     theirs = LAUNCHER.parse_key(argument, 1)
     assert (ours.name, ours.role, ours.digest, ours.expiry or "-") == theirs
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("36h", 129600), ("7d", 604800), ("1", 1), ("9999999s", 9999999)],
+)
+def test_a_duration_is_read(text: str, seconds: int) -> None:
+    assert in_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0d", "m", "1w", "1.5h", "-1s", "1h30m", "\N{ARABIC-INDIC DIGIT ONE}s", "12345678"]
+)
+def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a duration") as refused:
+        in_seconds(text)
+    assert refused.value.hint == "write 90s, 10m, 36h or 7d"
+
+
+def test_an_old_key_is_kept_for_a_year_at_most() -> None:
+    assert duration("366d") == timedelta(days=366)
+    with pytest.raises(UsageError, match="527041m is longer than a year"):
+        duration("527041m")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        *((name, "cannot be the name of a key") for name in ("", "A", "a b", "a\n", "x" * 33)),
+        ("probe", "is vllm-install's own"),
+    ],
+)
+def test_a_key_that_could_not_be_called_so_is_refused(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 32, "probe-2", "guest_1"])
+def test_a_key_may_be_called_so(name: str) -> None:
+    assert check_name(name) == name

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from installer.units import api
-from installer.units.api import Api, NoAnswer
+from installer.units.api import Answer, Api, NoAnswer
+from tests.kit.certificates import certificate
 
 STREAM = b'data: {"choices": [1]}\n: a comment\n\ndata:  [DONE] \n'
 
@@ -44,11 +47,15 @@ class Asked(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(family: socket.AddressFamily, address: str) -> Iterator[int]:
+def listening(family: socket.AddressFamily, address: str, files: tuple[Path, Path] | None = None) -> Iterator[int]:
     class Server(ThreadingHTTPServer):
         address_family = family
 
     with Server((address, 0), Asked) as server:
+        if files:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*files)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server.server_port
         server.shutdown()
@@ -141,3 +148,23 @@ def test_a_service_is_asked_on_this_host(listen: str, reached: str) -> None:
 )
 def test_a_gauge_is_the_sum_over_its_labels(metrics: str, value: float | None) -> None:
     assert api.gauge(metrics, "vllm:running") == value
+
+
+def test_with_a_certificate_nobody_else_is_asked(tmp_path: Path) -> None:
+    """By whatever name: the address is this host's own. What follows it in the file is not believed."""
+    theirs, other = certificate(tmp_path, "elsewhere.example"), certificate(tmp_path, stem="other")
+    with listening(socket.AF_INET, "127.0.0.1", theirs) as port:
+        asking = Api("127.0.0.1", port, "sk-1", 10, certificate=theirs[0].read_text() + other[0].read_text())
+        assert asking.url == f"https://127.0.0.1:{port}"
+        assert asking.ask("GET", "/v1/x").json()["Authorization"] == "Bearer sk-1"
+        with pytest.raises(NoAnswer, match="certificate"):
+            Api("127.0.0.1", port, "sk-1", 10, certificate=other[0].read_text() + theirs[0].read_text()).ask(
+                "GET", "/x"
+            )
+        with pytest.raises(NoAnswer):
+            Api("127.0.0.1", port, "sk-1", 10).ask("GET", "/v1/x")
+
+
+@pytest.mark.parametrize("body", ["[1]", "1", "null", "{", "\\xff"])
+def test_an_answer_that_is_no_object_says_nothing(body: str) -> None:
+    assert Answer(200, body.encode()).json() == {}

@@ -152,3 +152,15 @@ def test_a_trap_in_the_place_of_the_keys_in_force_is_no_key(host: Host, kind: st
 def test_the_keys_in_force_are_those_in_the_service_s_file(host: Host) -> None:
     host.write(LAYOUT.run_dir / "keys", "probe inference 01 -\ndefault admin 23 2030-01-01T00:00:00Z\ncut off\n")
     assert keyring.live_keys(host, LAYOUT.run_dir) == {("probe", "01"), ("default", "23")}
+
+
+def test_nobody_changes_the_keys_while_they_are_handed_over(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, holders = keyring.TakeKeys(LAYOUT), list[object]()
+    monkeypatch.setattr(Host, "systemctl", lambda host, *_: holders.append(host.lock_holder(LAYOUT.keys_lock)))
+    for path, file in render(wanted().target, LAYOUT).items():
+        host.write(path, file.text)
+    host.make_dir(LAYOUT.run_dir)
+    change.apply(host, Report())
+    assert (len(holders), None in holders) == (1, False)
+    assert len((host.read(LAYOUT.run_dir / "keys") or "").splitlines()) == len(KEYS)
+    assert change.to_json() == {"kind": "keys", "unit": "qwen3vl.service"}
