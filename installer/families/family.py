@@ -127,6 +127,7 @@ class Family:
     compiling: Compiling | None  # None where nothing is done about a compiler
     predicts_memory: bool  # whether it is known beforehand which context fits
     measures: bool  # whether it has a bench that we run
+    keeps_weights: Callable[[Settings], bool]  # whether they take the room that their files do
     several_on_cpu: Mapping[str, str] = field(default_factory=dict)  # variables where others use the same processor
 
     def version(self, settings: Settings) -> str:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
-from installer.base.report import Report
+from installer.base.report import Report, size
 from installer.checks.placement import usable_gpus
 from installer.families.known import family_of
 from installer.flow import advice
 from installer.memory import capacity
 from installer.memory.capacity import Estimate, Outlook
 from installer.memory.device import Device
-from installer.memory.shape import read_shape, shape_of
+from installer.memory.shape import Shape, read_shape, shape_of
 from installer.model.checkpoint import check_directory
 from installer.model.model_about import About
 from installer.spec.calibration import Calibration
@@ -35,6 +36,9 @@ def check_context(
     target: Target, facts: Facts, state: State, host: Host, report: Report, about: About | None = None
 ) -> None:
     """Refuse only what cannot fit, before its weights are fetched; where it is close, say so with the numbers."""
+    if not family_of(target.settings).predicts_memory:
+        _check_weights(target, facts, host, report, about)
+        return
     found = estimate(target, facts, state, host, about)
     asked = target.settings.max_model_len
     if found is None or asked is None:
@@ -56,22 +60,51 @@ def check_context(
         )
 
 
+def _check_weights(target: Target, facts: Facts, host: Host, report: Report, about: About | None) -> None:
+    """Of a family whose cache nobody here reckons, this much is certain: its share is to hold weights and cache."""
+    family, settings = family_of(target.settings), target.settings
+    plain = dataclasses.replace(target, settings=dataclasses.replace(settings, vllm_args=()))  # they mean nothing to it
+    device, shape = _device(target, facts), _shape(plain, host, about)
+    if device is None or shape is None or not family.keeps_weights(settings):
+        return
+    most = round(device.memory * (device.share or 1))  # without a share it takes one of its own
+    weights = shape.weights // shape.gpus
+    if weights < most:
+        report.note(
+            tr(
+                "{engine} has {most} at most for {weights} of weights and its cache; which context fits is not known",
+                engine=family.title, most=size(most), weights=size(weights),
+            )
+        )  # fmt: skip
+        return
+    least = math.ceil(100 * weights / device.memory + 1) / 100
+    raise Refused(
+        tr("the weights alone take {weights}, and {engine} would have {most}", weights=size(weights),
+           engine=family.title, most=size(most)),
+        tr("choose --gpu-memory-utilization {least:g} or more; nothing was changed", least=least)
+        if least < 1
+        else tr("take a smaller model, or give the service more memory; nothing was changed"),
+    )  # fmt: skip
+
+
 def estimate(target: Target, facts: Facts, state: State, host: Host, about: About | None = None) -> Estimate | None:
     """None where the model's layers are not known, or the GPU does not say how much memory it has."""
     if not family_of(target.settings).predicts_memory:
         return None
-    path = host.at(target.model.path)
-    device = _device(target, facts)
-    if device is None:
-        return None
-    if not check_directory(path):
-        shape = read_shape(path, target.settings)
-    elif about is not None and "architectures" in about.config:
-        shape = shape_of(about.config, _listed(target.model), target.settings, about.processor)
-    else:
+    device, shape = _device(target, facts), _shape(target, host, about)
+    if device is None or shape is None:
         return None
     found = capacity.estimate(shape, device, target.settings, _calibration(target, state))
     return found if found.cache.groups else None
+
+
+def _shape(target: Target, host: Host, about: About | None) -> Shape | None:
+    path = host.at(target.model.path)
+    if not check_directory(path):
+        return read_shape(path, target.settings)
+    if about is not None and "architectures" in about.config:
+        return shape_of(about.config, _listed(target.model), target.settings, about.processor)
+    return None
 
 
 def _listed(model: Model) -> int:

@@ -15,12 +15,15 @@ from installer.airgap import bundled, pack, wheelhouse
 from installer.airgap.bundle_file import Bundle, open_bundle
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.base.host import Host
+from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.forms.venv.engines import InstallEngine, is_complete
 from installer.spec.facts import Facts, Interpreter
 from installer.spec.settings import Settings
 from tests.airgap.test_bundle_file import CONTENTS, write
 from tests.checks.test_preflight import HEALTHY
 from tests.kit.boot.surroundings import REPO
+from tests.kit.wheels import make_wheel
 
 PYTHON = Interpreter(Path("/usr/bin/python3.11"), (3, 11, 2))
 NEWER = Interpreter(Path("/usr/bin/python3.12"), (3, 12, 1))
@@ -132,6 +135,8 @@ def test_later_commands_are_told_the_python_only_where_they_would_choose_another
 
 # Making one
 
+SGLANG = {"sglang/__init__.py": "", "sglang/launch_server.py": ""}
+
 
 def test_without_podman_no_image_is_looked_for_but_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack.facts, "gather", lambda *_: replace(FITS, podman=None))
@@ -150,6 +155,29 @@ def test_the_kind_of_engine_is_not_guessed_where_no_gpu_says_it() -> None:
         pack._kind(Settings(), without)
     assert pack._kind(Settings(engine="cuda"), without) == "cuda"
     assert pack._kind(Settings(engine="cpu"), without) == "cpu"
+
+
+def test_an_sglang_is_packed_and_installed_from_the_bundle_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = make_wheel(tmp_path / "wheels", "sglang", "0.5.23+cpu", files=SGLANG, requires=("leaf",)).parent
+    make_wheel(wheels, "leaf", "1.0", files={"leaf.py": ""})
+    python = Interpreter(Path(sys.executable).resolve(), sys.version_info[:3])
+    monkeypatch.setattr(pack.facts, "gather", lambda *_: replace(FITS, interpreters=(python,)))
+    here, there = Host(tmp_path / "here"), Host(tmp_path / "there")
+    here.write(Path("/etc/pip.conf"), "[global]\nno-index = true\n")
+    settings = Settings(model="builtin:tiny", engine="cpu", engine_family="sglang", find_links=str(wheels))
+    pack.create(settings, pack.Cargo(tmp_path / "x.bundle", tool=False), here, Report())
+
+    bundle = open_bundle(tmp_path / "x.bundle")
+    assert [member.name for member in bundle.manifest.members] == [
+        "wheels/leaf-1.0-py3-none-any.whl", "wheels/sglang-0.5.23+cpu-py3-none-any.whl",
+    ]  # fmt: skip
+    chosen = Settings(engine="cpu", engine_family="sglang", offline=True)
+    change = InstallEngine(bundled.engine(bundle, chosen, python, there), chosen, Layout("qwen3vl"), bundle)
+    assert change.describe().startswith("install SGLang 0.5.23 (cpu) in ")
+    change.apply(there, Report())
+    assert is_complete(there, Layout("qwen3vl"), change.engine.id)
 
 
 def test_an_interrupted_bundle_leaves_no_half_file_and_keeps_its_wheels(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from installer.base.report import Report
 from installer.flow import fit
 from installer.memory.capacity import Outlook, Verdict
 from installer.memory.device import Device
+from installer.model.model_about import About
 from installer.spec.calibration import Calibration
 from installer.spec.model import ModelFile
 from installer.spec.settings import Settings
@@ -86,6 +88,47 @@ def test_only_what_cannot_fit_is_refused(
     assert len(said) == warned
     if refused and caught:
         assert refused in caught.value.hint
+
+
+ONE_B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128256,
+    "torch_dtype": "bfloat16", "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def sglang(gib: int, **chosen: Any) -> Target:
+    """With weights that are not here yet."""
+    settings = Settings(engine_family="sglang", max_model_len=1024, **chosen)
+    weights = ModelFile("model.safetensors", gib * 2**30 * 20 // 19, "d")
+    wanted = target(settings, kind="cpu")
+    return dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, files=(weights,)))
+
+
+def judged(wanted: Target, host: Host) -> str:
+    said: list[str] = []
+    report = Report()
+    report.note = said.append  # type: ignore[method-assign]
+    try:
+        fit.check_context(wanted, HEALTHY, State("qwen3vl"), host, report, About(ONE_B))
+    except Refused as refused:
+        return f"{refused.message} -> {refused.hint}"
+    return "".join(said)
+
+
+def test_of_sglang_it_is_said_what_is_known_and_refused_what_its_share_cannot_hold(host: Host) -> None:
+    """Its share is of weights and cache together; on the processor a tenth of 64 GiB, where nobody chose one."""
+    fits = "SGLang has 6.4 GiB at most for 2.0 GiB of weights and its cache; which context fits is not known"
+    assert judged(sglang(2), host) == fits
+    refused = "the weights alone take 8.0 GiB, and SGLang would have 6.4 GiB -> choose --gpu-memory-utilization 0.14"
+    assert judged(sglang(8), host).startswith(refused)
+    assert "at most for 8.0 GiB" in judged(sglang(8, gpu_memory_utilization=0.5), host)
+    assert "take a smaller model" in judged(sglang(70), host)
+
+
+@pytest.mark.parametrize("words", ["--quantization fp8", "--dtype float32", "--quant fp8", "--cpu-offload-gb 4"])
+def test_of_weights_that_take_other_room_than_their_files_nothing_is_said(host: Host, words: str) -> None:
+    assert judged(sglang(70, sglang_args=tuple(words.split())), host) == ""
 
 
 def test_what_was_never_measured_or_never_proved_counts_for_nothing() -> None:

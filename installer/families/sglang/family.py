@@ -7,7 +7,7 @@ from installer.families.sglang.log import LOG
 from installer.families.sglang.metrics import METRICS
 from installer.families.sglang.packages import PACKAGES
 from installer.families.sglang.parsers import in_own_words
-from installer.families.sglang.serve import check_words, environment, memory_share, serve_arguments
+from installer.families.sglang.serve import check_words, environment, keeps_weights, memory_share, serve_arguments
 from installer.runtime import vllm_flags
 from installer.runtime.vllm_words import SGLANG as WORDS
 
@@ -49,4 +49,5 @@ SGLANG = Family(
     compiling=None,
     predicts_memory=False,
     measures=False,
+    keeps_weights=keeps_weights,
 )

@@ -17,7 +17,9 @@ _LINES = {
     "context": re.compile(r"max_total_num_tokens=.*context_len=(\d+)"),
 }
 _START = "Load weight begin"
-_NO_ROOM = "Not enough memory. Please try to increase --mem-fraction-static"
+_NO_ROOM = re.compile(
+    "Please try to increase --mem-fraction-static|Loaded weights leave no GPU memory for the KV cache"
+)
 
 
 def read_report(lines: Iterable[str]) -> Calibration | None:
@@ -42,7 +44,7 @@ def read_report(lines: Iterable[str]) -> Calibration | None:
 
 def read_refusal(lines: Iterable[str]) -> Refusal | None:
     """It says that memory is short, never by how much."""
-    return Refusal() if any(_NO_ROOM in line for line in lines) else None
+    return Refusal() if any(_NO_ROOM.search(line) for line in lines) else None
 
 
 LOG = Log(read_report, read_refusal)

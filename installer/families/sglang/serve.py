@@ -17,6 +17,7 @@ from installer.spec.values import NO_DOMAINS
 # With which only vLLM can do anything.
 WITHOUT_COUNTERPART = ("scheduling", "cuda_toolkit", "vllm_args")
 MOST_MEMORY = {"cpu": 0.1}
+RESIZING = ("--cpu-offload-gb", "--dtype", "--load-format", "--pp-size", "--quantization")
 
 
 def serve_arguments(target: Target) -> list[str]:
@@ -53,6 +54,12 @@ def memory_share(settings: Settings, kind: str) -> float:
     """Of weights and cache, where the user asked for one: its own choice is by the GPU's size; 0 for that."""
     share = settings.gpu_memory_utilization
     return MOST_MEMORY.get(kind, 0.0) if share == Settings.gpu_memory_utilization else share
+
+
+def keeps_weights(settings: Settings) -> bool:
+    return not any(
+        vllm_flags.meant(flag, RESIZING, SGLANG) for flag in vllm_flags.parse(settings.sglang_args, SGLANG)[1]
+    )
 
 
 def environment(target: Target, engine: Path) -> dict[str, str]:

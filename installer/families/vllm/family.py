@@ -43,5 +43,6 @@ VLLM = Family(
     compiling=Compiling(cuda.describe, cuda.COST, cuda.attention),
     predicts_memory=True,
     measures=True,
+    keeps_weights=lambda settings: True,
     several_on_cpu={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # each would take the same first cores
 )
