@@ -168,6 +168,13 @@ def test_no_file_holds_a_key() -> None:
     assert not any(DEFAULT_KEY in text or PROBE_KEY in text for text in texts)
 
 
+def test_podman_is_never_run_as_root_with_a_home_that_the_service_writes() -> None:
+    text = unit(CASES["podman-cpu"], LAYOUT)
+    started = [line for line in text.splitlines() if line.startswith("Exec") and "/podman" in line]
+    assert started
+    assert all("/usr/bin/env HOME=/root /usr/bin/podman" in line for line in started)
+
+
 # What systemd makes of it
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ FIRST, OTHER = "localhost/vllm:1", "localhost/vllm:2"
 UNIT = "/etc/systemd/system/qwen3vl.service"
 DROP_IN = "/run/systemd/system/qwen3vl.service.d"
 START = 240  # seconds
+# What code in the container would have root run: podman takes its runtime from the configuration in its home.
+PLANTED = """
+cd /var/cache/qwen3vl; mkdir -p .config/containers
+printf '#!/bin/sh\\nid -u >>/var/cache/qwen3vl/ran\\nexec crun "$@"\\n' >runtime; chmod 755 runtime
+printf '[engine.runtimes]\\ncrun = ["/var/cache/qwen3vl/runtime"]\\n' >.config/containers/containers.conf
+"""
 STORAGE = "/var/lib/containers"
 SITE = "/usr/local/lib/python3.13/dist-packages"
 PACKAGES = ("podman", "crun", "dbus", "procps", "python3")
@@ -209,6 +216,19 @@ def test_a_stop_ends_what_has_begun_to_start(machine: Machine, key: str) -> None
     until("it starts", lambda: unit(machine, "StatusText")["StatusText"] == "starting the engine", machine, START)
     machine.run("systemctl", "stop", "qwen3vl")
     assert unit(machine, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+
+
+def test_what_podman_did_not_live_to_take_away_goes_and_root_runs_nothing_of_the_services(
+    machine: Machine, key: str
+) -> None:
+    machine.shell(f"setpriv --reuid=vllm-qwen3vl --regid=vllm-qwen3vl --clear-groups sh -euc {shlex.quote(PLANTED)}")
+    machine.run("systemctl", "start", "--no-block", "qwen3vl")
+    until("a container", lambda: podman(machine, "ps", "--quiet"), machine, START)
+    pid = main_pid(machine)
+    machine.run("kill", "-KILL", str(pid))
+    until("another", lambda: main_pid(machine) not in (0, pid), machine, START)
+    assert not machine.at("/var/cache/qwen3vl/ran").exists(), "root ran it"
+    machine.run("systemctl", "stop", "qwen3vl")
 
 
 def test_uninstalling_leaves_nothing_neither_on_the_disk_nor_with_podman(
