@@ -53,12 +53,12 @@ if [ -d "$at" ]; then echo "{HAVE} $(uname -m)"; else
   tar --extract --gzip --no-same-owner --file "$part/archive" --directory "$part/tree";
   echo "home = $(dirname "$python")" >> "$part/tree/pyvenv.cfg"; ln -s "$python" "$part/tree/bin/python3";
   ln -s python3 "$part/tree/lib/python3.$("$python" -c "import sys; print(sys.version_info[1])")";
-  chmod 755 "$part/tree"; mv -T "$part/tree" "$at"; rm -rf "$part";
+  chmod 755 "$part/tree"; (umask 077; : > "$part/tree/lock"); mv -T "$part/tree" "$at"; rm -rf "$part";
 fi;
 ln -sfn "carried-$digest" "$top/.carried.new"; mv -T "$top/.carried.new" {CARRIED};
-for old in "$top"/carried-*; do [ "$old" = "$at" ] || flock -n "$old" rm -rf "$old" || true; done;
+for old in "$top"/carried-*; do [ "$old" = "$at" ] || flock -n "$old/lock" rm -rf "$old" || true; done;
 command -v vllm-install >/dev/null || ln -sfn {CARRIED}/bin/vllm-install {COMMAND} || true;
-exec flock -s "$at" {CARRIED}/bin/python3 -I -m installer {OPTION} "$language" hosts --session
+exec flock -s "$at/lock" {CARRIED}/bin/python3 -I -m installer {OPTION} "$language" hosts --session
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -219,3 +220,30 @@ def test_every_shell_gets_one_line_that_names_nothing_that_was_typed() -> None:
     assert "\n" not in line
     assert "!" not in line, "csh would look for it in its history"
     assert subprocess.run(["sh", "-n", "-c", line], check=False).returncode == 0
+
+
+HOLDS = """
+import fcntl, os, sys
+lock = os.path.join(os.path.realpath(sys.prefix), "lock")
+with open(lock) as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("held", oct(os.fstat(file.fileno()).st_mode & 0o777))
+"""
+
+
+def test_the_lock_that_the_far_side_waits_for_can_be_opened_by_root_alone(tmp_path: Path) -> None:
+    """The script itself, in another place and with a tool that only tells of the lock."""
+    script = " ".join(carry.SCRIPT.split()).replace(str(carry.TOP), str(tmp_path))
+    script = script.replace(str(carry.COMMAND), str(tmp_path / "command"))
+    tool = io.BytesIO()
+    with tarfile.open(fileobj=tool, mode="w:gz") as packed:
+        carry._add(packed, f"{carry.MODULES}/installer/__main__.py", HOLDS.encode(), executable=False)
+        carry._add(packed, "bin/uv", b"", executable=True)
+        carry._add(packed, "pyvenv.cfg", b"include-system-site-packages = false\n", executable=False)
+    parcel = f"{hashlib.sha256(tool.getvalue()).hexdigest()} {len(tool.getvalue())}\n".encode() + tool.getvalue()
+    for digest, sent in (("1", parcel), ("1", b""), ("2", parcel)):
+        done = subprocess.run(["sh", "-c", script], input=f"en {digest}\n".encode() + sent, capture_output=True)
+        assert done.stdout.splitlines()[-1:] == [b"held 0o600"], done
+    assert [path.name for path in tmp_path.glob("carried-*")] == ["carried-2"]
