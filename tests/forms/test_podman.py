@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,16 @@ class Store:
     def names(self) -> set[str]:
         return {path.name for path in self.root.iterdir() if path.is_symlink()}
 
-    def archive(self, machine: str = HERE, called: str = "") -> tuple[Path, str]:
+    def archive(
+        self, machine: str = HERE, called: str = "", names: object = (NAME,), more: Sequence[tuple[str, bytes]] = ()
+    ) -> tuple[Path, str]:
         """A file as `podman save` writes it, and the image in it."""
         config = json.dumps({"architecture": machine}).encode()
         image = hashlib.sha256(config).hexdigest()
         called = called or image
-        manifest = json.dumps([{"Config": f"{called}.json", "RepoTags": [NAME], "Layers": []}]).encode()
+        manifest = json.dumps([{"Config": f"{called}.json", "RepoTags": names, "Layers": []}]).encode()
         with tarfile.open(self.host.at(Path("/vllm.tar")), "w") as file:
-            for name, content in ((f"{called}.json", config), ("manifest.json", manifest)):
+            for name, content in (*more, (f"{called}.json", config), ("manifest.json", manifest)):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 file.addfile(member, io.BytesIO(content))
@@ -135,6 +138,51 @@ def test_another_architecture_is_refused_before_anything_is_loaded(store: Store)
     path, _ = store.archive(machine="riscv64")
     with pytest.raises(Refused, match="is for riscv64"):
         store.resolved(dataclasses.replace(SETTINGS, image=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (["--root=/srv/evil"], []), (["/dev/tty"], []), ([7], []), ([f"{NAME}\n"], []),
+        ([], [("manifest.json", b"[]")]), ([], [("./manifest.json", b"[]")]), ([], [("x/../manifest.json", b"[]")]),
+        ([], [("index.json", b"{}")]), ([], [("./oci-layout", b"{}")]),
+    ],
+)  # fmt: skip
+def test_a_file_that_podman_would_take_otherwise_is_no_image(
+    names: object, more: list[tuple[str, bytes]], store: Store
+) -> None:
+    path, _ = store.archive(names=names, more=more)
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        store.resolved(dataclasses.replace(SETTINGS, image=str(path)))
+    assert not (store.root / "said").exists(), "podman was asked about what the file says"
+
+
+def test_a_description_without_an_end_is_no_image(store: Store) -> None:
+    with tarfile.open(store.host.at(Path("/vllm.tar")), "w") as file:
+        member = tarfile.TarInfo("manifest.json")
+        member.size = images.LARGEST
+        file.addfile(member, io.BytesIO(b"[" * images.LARGEST))
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        store.resolved(dataclasses.replace(SETTINGS, image="/vllm.tar"))
+
+
+def test_a_file_takes_no_name_from_another_image(store: Store) -> None:
+    path, _ = store.archive(names=["docker.io/library/other:1", NAME])
+    store.name(store.add(), NAME)
+    with pytest.raises(ImageFailed, match=f"would take the name {NAME} from another image") as caught:
+        store.bring(dataclasses.replace(SETTINGS, image=str(path)))
+    assert caught.value.hint == f"sudo podman untag {NAME}"
+    assert "load" not in (store.root / "said").read_text()
+
+
+def test_a_file_of_what_was_kept_elsewhere_has_the_name_that_keeps_it_here(store: Store) -> None:
+    _, image = store.archive()
+    kept = f"{images.OURS}:{image[:16]}"
+    path, _ = store.archive(names=[kept])
+    (store.host.root / image).write_text(f'{HERE}\n{{"version": "0.32.0", "kind": "cpu"}}\n')
+    (store.root / "loads").write_text(str(store.host.root / image))
+    engine = store.bring(dataclasses.replace(SETTINGS, image=str(path)))
+    assert images.is_complete(engine, store.host, LAYOUT)
 
 
 def test_a_file_says_which_image_it_holds_before_it_is_loaded_and_brings_no_name(store: Store) -> None:

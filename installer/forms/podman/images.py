@@ -21,6 +21,7 @@ from installer.runtime.vllm_text import one_line
 from installer.spec.carrier import Carrier
 from installer.spec.engine import Engine
 from installer.spec.settings import Settings
+from installer.spec.values import IMAGE
 from installer.spec.vendors import image_of
 
 PODMAN = Path("/usr/bin/podman")
@@ -32,10 +33,12 @@ ID = re.compile(r"[0-9a-f]{64}")
 BROUGHT = "image.tar"  # out of a bundle, while it is loaded
 LARGEST = 1 << 22  # bytes of an image's description in an archive
 ABOUT = Path(__file__).with_name("image_check.py")
+ANSWERS_WITHIN = 300  # seconds
 # As little as its own description of itself needs.
 HARMLESS = (
-    "--rm", "--pull=never", "--network=none", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
-    "--pids-limit=0", "--user=65534:65534", "--entrypoint=python3",
+    "--rm", "--pull=never", "--network=none", "--read-only", "--read-only-tmpfs=false", "--image-volume=ignore",
+    "--no-healthcheck", "--cap-drop=all", "--security-opt=no-new-privileges", "--pids-limit=0",
+    "--log-driver=none", f"--timeout={ANSWERS_WITHIN}", "--user=65534:65534", "--entrypoint=python3",
 )  # fmt: skip
 
 
@@ -107,12 +110,27 @@ def _in_archive(path: Path) -> Image | None:
     """What `podman save` wrote says which image it is, before it is loaded."""
     try:
         with tarfile.open(path, "r:") as archive:
+            _check_means_one(archive.getmembers())
             (about,) = json.loads(_member(archive, "manifest.json"))
             config = _member(archive, about["Config"])
             found = {"id": hashlib.sha256(config).hexdigest(), "machine": json.loads(config)["architecture"]}
-            return _image(found, tuple(map(str, about.get("RepoTags") or ())))
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+            return _image(found, tuple(map(_name, about.get("RepoTags") or ())))
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _check_means_one(members: list[tarfile.TarInfo]) -> None:
+    """Podman takes the first of two with one name, and an archive of OCI's before its own: it is to see what we do."""
+    names = [os.path.normpath(f"/{member.name}") for member in members]
+    if names.count("/manifest.json") != 1 or {"/index.json", "/oci-layout"} & {*names}:
+        raise ValueError("it can be read in two ways")
+
+
+def _name(given: object) -> str:
+    """A name as podman takes it, and no option of its."""
+    if not isinstance(given, str) or not IMAGE.fullmatch(given):
+        raise ValueError(f"{given!r} is no name of an image")
+    return given
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
@@ -206,7 +224,12 @@ class BringImage:
         image = _in_archive(host.at(path))
         if image is None or f"sha256:{image.id}" != self.engine.image:
             return ()  # not the one that is meant
-        new = tuple(name for name in image.names if find(name, host) is None)
+        before = {name: find(name, host) for name in image.names}
+        if taken := next((name for name, other in before.items() if other and other.id != image.id), None):
+            raise ImageFailed(
+                tr("loading {path} would take the name {name} from another image", path=path, name=taken),
+                f"sudo podman untag {taken}",
+            )
         try:
             _podman(host, "load", "--quiet", "--input", host.at(path))
         except CommandFailed as error:
@@ -216,7 +239,8 @@ class BringImage:
                 tr("free some space below {path} and run the command again", path=STORAGE) if full else
                 tr("make the file anew with: podman save --output FILE NAME"),
             ) from None  # fmt: skip
-        return new
+        ours = _kept_as(self.engine.id)
+        return tuple(name for name, other in before.items() if other is None and name != ours)
 
     def _check(self, host: Host) -> None:
         """By what its packages say of themselves; that it serves, the service's proof sees."""

@@ -15,6 +15,8 @@ STARTER = "vllm_container.py"
 NOTIFY = "/run/systemd/notify"
 SANDBOX = (
     "--rm", "--replace", "--pull=never", "--read-only", "--read-only-tmpfs=false",
+    # What an image says of itself makes podman keep no writable directory for it and run nothing now and then.
+    "--image-volume=ignore", "--no-healthcheck",
     "--tmpfs=/tmp:rw,exec,nosuid,nodev", "--cap-drop=all", "--security-opt=no-new-privileges",
     "--tmpfs=/dev/shm:rw,nosuid,nodev,noexec,size=16g", "--network=host", "--pids-limit=0", "--ulimit=host",
     "--log-driver=passthrough",
