@@ -7,9 +7,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from installer.airgap.bundle_format import (
     END,
@@ -31,6 +31,7 @@ from installer.airgap.bundle_format import (
     parse_manifest,
     places,
 )
+from installer.base import trees
 from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.report import Advance, Report
@@ -85,6 +86,7 @@ class Bundle:
                 found = _link(source, part, advance) if self.offsets is None and not had else None
                 found = found or _copy(source, offset, member, part, advance)
             if found == member.sha256:
+                part.chmod(0o644)  # only now: what was found may have been meant for nobody
                 part.replace(target)
                 return
             part.unlink()
@@ -117,8 +119,7 @@ class Bundle:
 
     @contextmanager
     def _source(self, member: Member) -> Iterator[tuple[int, int]]:
-        path = self.path / member.name if self.offsets is None else self.path
-        with _opened(path) as handle:
+        with _opened(self.path, member.name if self.offsets is None else "") as handle:
             yield handle, 0 if self.offsets is None else self.offsets[member.name]
 
     def _damaged(self, member: Member) -> BundleError:
@@ -169,11 +170,11 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def _open_directory(path: Path) -> Bundle:
-    text = _read_small(path / MANIFEST, LONGEST_MANIFEST)
+    text = _read_small(path, MANIFEST, LONGEST_MANIFEST)
     manifest = parse_manifest(text, path)
-    signature = _read_small(path / SIGNATURE, LONGEST_SIGNATURE).decode(errors="replace") if manifest.signed else None
+    signature = _read_small(path, SIGNATURE, LONGEST_SIGNATURE).decode(errors="replace") if manifest.signed else None
     for member in manifest.members:
-        with _opened(path / member.name) as handle:
+        with _opened(path, member.name) as handle:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode) or found.st_size != member.size:
                 raise BundleError(
@@ -208,24 +209,36 @@ def _padding(handle: int, end: int, length: int) -> bytes:
     return os.pread(handle, length, end - length)
 
 
-def _read_small(path: Path, most: int) -> bytes:
-    with _opened(path) as handle:
+def _read_small(directory: Path, name: str, most: int) -> bytes:
+    with _opened(directory, name) as handle:
         text = os.read(handle, most + 1)
     if len(text) > most:
-        raise BundleError(tr("{path} is too long to be what it is called", path=path))
+        raise BundleError(tr("{path} is too long to be what it is called", path=directory / name))
     return text
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(bundle: Path, member: str = "") -> Iterator[int]:
+    """The archive, or a file of the directory, to which no link leads, whoever unpacked it or owns it."""
+    path = bundle / member
     try:
-        # A pipe in the place of a file must not be waited for, and a link not be followed out of a directory.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with ExitStack() as stack:
+            *folders, name = PurePosixPath(member).parts if member else (bundle.name,)
+            parent = stack.enter_context(trees.reached(bundle if member else bundle.parent))
+            for folder in folders:
+                parent = stack.enter_context(trees.opened(folder, parent))
+            # A pipe in the place of a file must not be waited for.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+            handle = os.open(name, flags, dir_fd=parent)
     except FileNotFoundError:
         raise UsageError(
             tr("there is no {path}", path=path), tr("--bundle takes what vllm-install bundle create made")
         ) from None
     except OSError as error:
+        if member and error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise BundleError(
+                tr("{path} is damaged: {member} is not where its manifest says", path=bundle, member=member)
+            ) from None
         if error.errno == errno.ELOOP:
             raise BundleError(
                 tr("{path} is a symbolic link", path=path), tr("name the file itself: {target}", target=path.resolve())
@@ -243,14 +256,13 @@ def _opened(path: Path) -> Iterator[int]:
 def _link(source: int, part: Path, advance: Advance) -> str | None:
     """A second name for a file of an unpacked bundle instead of a copy, where nobody but root could change it."""
     found = os.fstat(source)
-    if found.st_uid != 0 or found.st_mode & 0o022:
+    if found.st_uid != 0 or stat.S_IMODE(found.st_mode) != 0o644:
         return None
     try:
         # The file that was looked at, whatever its name leads to by now; only with a directory are links followed.
         os.link(f"/proc/self/fd/{source}", part, src_dir_fd=source, follow_symlinks=True)
     except OSError:  # another file system, or one without hard links
         return None
-    os.fchmod(source, 0o644)
     return _sum(source, 0, found.st_size, advance)
 
 
@@ -270,7 +282,6 @@ def _copy(source: int, offset: int, member: Member, part: Path, advance: Advance
             for piece in _pieces(target, at, until - at):
                 checksum.update(piece)
             advance(until - at)
-        os.fchmod(target, 0o644)
         os.fsync(target)
     except OSError as error:
         error.filename = str(part)  # a write to a full disk does not know its file

@@ -394,6 +394,26 @@ def test_what_is_no_file_is_no_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "other.tar")
 
 
+def test_no_link_leads_from_an_unpacked_bundle_to_files_of_roots(unpacked: Path) -> None:
+    """They have the size that the manifest says, which everybody can find out."""
+    elsewhere = unpacked.with_name("elsewhere")
+    bundle = open_bundle(unpacked)
+    (unpacked / "model").rename(elsewhere)
+    secret = elsewhere / "deep/er/model.safetensors"
+    secret.write_bytes(b"s" * secret.stat().st_size)
+    secret.chmod(0o600)
+    (unpacked / "model").symlink_to(elsewhere)
+    with pytest.raises(BundleError, match="is not where its manifest says"):
+        open_bundle(unpacked)
+    with pytest.raises(BundleError, match="is not where its manifest says"):
+        bring(bundle, "model/deep/er/model.safetensors", unpacked.with_name("brought"))
+    (unpacked / "model").unlink()
+    elsewhere.rename(unpacked / "model")
+    with pytest.raises(BundleError, match="does not have the checksum"):
+        bring(bundle, "model/deep/er/model.safetensors", unpacked.with_name("brought"))
+    assert (unpacked / "model/deep/er/model.safetensors").stat().st_mode & 0o777 == 0o600
+
+
 def test_an_unpacked_directory_is_looked_at_as_closely(unpacked: Path) -> None:
     elsewhere = unpacked.with_name("elsewhere")
     elsewhere.write_bytes(CONTENTS["model/deep/er/model.safetensors"])  # the right bytes, in a place that may change
