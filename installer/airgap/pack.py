@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ from installer.airgap.bundle_format import (
 from installer.airgap.wheelhouse import Wheelhouse, oldest_glibc, sha256
 from installer.base.assets import asset_dir
 from installer.base.errors import Exit, InstallError, Refused, UsageError
+from installer.base.files import Strange
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
@@ -224,7 +226,7 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
         )
     partial = out.with_name(out.name + ".partial")
     scratch_dir = out.with_name(f".{out.name}.wheels")
-    with partial.open("ab") as file:
+    with _opened(partial) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -234,8 +236,10 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
         try:
             file.truncate(0)
             scratch_dir.mkdir(mode=0o700, exist_ok=True)
+            _check_ours(scratch_dir, scratch_dir.lstat())
             yield file, scratch_dir
             file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
             partial.replace(out)
         except BaseException:
@@ -243,6 +247,32 @@ def _output(out: Path | None) -> Iterator[tuple[BinaryIO, Path]]:
                 partial.unlink()
             raise
     shutil.rmtree(scratch_dir)
+
+
+def _opened(partial: Path) -> BinaryIO:
+    """A file of ours alone until it is whole: who can open it can hold its lock."""
+    handle = os.open(partial, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        _check_ours(partial, os.fstat(handle))
+        os.fchmod(handle, 0o600)
+        return os.fdopen(handle, "ab")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_ours(path: Path, found: os.stat_result) -> None:
+    """Of a run that was interrupted, and not put there by somebody who would have us write into it."""
+    if found.st_uid != os.geteuid():
+        raise Strange(path, tr("it belongs to the user {uid}", uid=found.st_uid))
+    if stat.S_ISLNK(found.st_mode) or (found.st_nlink > 1 and stat.S_ISREG(found.st_mode)):
+        raise Strange(path, tr("it is no regular file"))
+
+
+def _umask() -> int:
+    before = os.umask(0o077)
+    os.umask(before)
+    return before
 
 
 # The contents

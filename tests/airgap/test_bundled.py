@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -206,6 +207,33 @@ def test_two_at_once_do_not_write_into_each_other(tmp_path: Path) -> None:
         with pytest.raises(Refused), pack._output(out):
             pass
     assert out.read_bytes() == b"first"
+
+
+@pytest.mark.root
+def test_nothing_is_written_by_a_link_or_into_what_somebody_else_put_there(tmp_path: Path) -> None:
+    """As in /tmp, where everybody knows what is going to be written."""
+    out, theirs = tmp_path / "x.bundle", tmp_path / "theirs"
+    theirs.write_text("theirs")
+    for name in ("x.bundle.partial", ".x.bundle.wheels"):
+        planted = tmp_path / name
+        planted.symlink_to(theirs if name.endswith("partial") else tmp_path)
+        with pytest.raises((OSError, Refused)), pack._output(out):
+            pass
+        planted.unlink()
+        (tmp_path / "x.bundle.partial").unlink(missing_ok=True)
+        planted.touch() if name.endswith("partial") else planted.mkdir()
+        os.chown(planted, 1000, 1000)
+        with pytest.raises(Refused, match="it belongs to the user 1000"), pack._output(out):
+            pass
+        planted.unlink() if name.endswith("partial") else planted.rmdir()
+    assert theirs.read_text() == "theirs"
+
+
+def test_nobody_else_can_hold_the_lock_of_a_bundle_while_it_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "x.bundle"
+    with pack._output(out) as (_, _):
+        assert (tmp_path / "x.bundle.partial").stat().st_mode & 0o777 == 0o600
+    assert out.stat().st_mode & 0o777 == 0o666 & ~pack._umask()
 
 
 @pytest.mark.parametrize("name", ["", "absent/x.bundle"])
