@@ -11,14 +11,17 @@ from installer.base.files import Files
 LINKS = 40  # as the kernel
 
 
-def of_others(host: Files, path: Path) -> Path | None:
-    """The first part of the way to a path that others than root can change; none: what lies there is root's choice."""
+def of_others(host: Files, path: Path, *, or_read_only: bool = False) -> Path | None:
+    """The first part of the way to a path that others than root can change; none: what lies there is root's choice.
+
+    What is read-only for us may be so in a sandbox of ours alone, and elsewhere be changed: `or_read_only` takes it.
+    """
     root = host.owner(Path("/"))
     at, left, links = Path("/"), list(path.parts[1:]), 0
     while True:
         found = host.at(at).lstat()
         is_theirs = found.st_uid != root or _is_open(found.st_mode)
-        if is_theirs and not os.statvfs(host.at(at)).f_flag & os.ST_RDONLY:
+        if is_theirs and not (or_read_only and _is_read_only(host.at(at))):
             return at
         if stat.S_ISLNK(found.st_mode):
             target, links = host.at(at).readlink(), links + 1
@@ -30,6 +33,12 @@ def of_others(host: Files, path: Path) -> Path | None:
             return None
         name = left.pop(0)
         at = at.parent if name == ".." else at / name
+
+
+def _is_read_only(path: Path) -> bool:
+    """Of a link the directory that it lies in: where it leads says nothing about who may replace it."""
+    lies_at = path.parent if path.is_symlink() else path
+    return bool(os.statvfs(lies_at).f_flag & os.ST_RDONLY)
 
 
 def _is_open(mode: int) -> bool:

@@ -17,6 +17,7 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.templates import template
+from installer.checks.secret_files import exposed
 from installer.monitor.ship import Task
 from installer.monitor.sinks import Entry, deliver
 from installer.runtime.vllm_notify import NotTaken
@@ -72,9 +73,9 @@ def unit() -> str:
 
 def authorization(path: str, host: Host) -> str:
     """The value of the header, from a file of root's."""
-    text = host.read_of(Path(path), (0, os.geteuid()), LONGEST)
-    if text is None:
-        raise Refused(tr("{path}: no such file", path=path))
+    if why := exposed(host, str(Path(path).absolute())):
+        raise Refused(why, tr("keep it where only root can write: chown root:root, chmod 600"))
+    text = host.read_of(Path(path), (0, os.geteuid()), LONGEST) or ""
     if not text.strip() or not text.strip().isprintable():
         raise Refused(tr("{path} holds no line such as: Bearer TOKEN", path=path))
     return text.strip()

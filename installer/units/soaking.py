@@ -66,7 +66,7 @@ def environment_of_tool() -> dict[str, str]:
 def check_tool() -> None:
     """Root runs it later, when nobody looks: so nobody else may be able to change it."""
     for path in (Path(sys.executable), PACKAGE / "__main__.py"):
-        if found := of_others(Files(), path.absolute()):
+        if found := of_others(Files(), path.absolute(), or_read_only=True):
             raise Refused(
                 tr("{path} can be changed by others than root, and root would run it later", path=found),
                 tr("install the tool where only root can write: sudo make install"),

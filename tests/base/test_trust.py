@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,25 @@ def test_whoever_owns_a_part_can_change_it(keys: Host, part: str) -> None:
 def test_where_only_owners_may_replace_a_file_everybody_may_write(keys: Host) -> None:
     keys.at(FILE.parent).chmod(0o1777)
     assert of_others(keys, FILE) is None
+
+
+def test_what_is_read_only_here_may_be_anothers_elsewhere(keys: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the sandbox in which doctor looks, and in which a change is taken back."""
+    keys.at(FILE.parent).chmod(0o777)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert of_others(keys, FILE) == FILE.parent
+    assert of_others(keys, FILE, or_read_only=True) is None
+
+
+@pytest.mark.root
+def test_a_link_is_not_fixed_by_where_it_leads(keys: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, fixed = keys.at(Path("/etc/live")), keys.at(FILE)
+    link.symlink_to("keys/tls/key")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    real = os.statvfs
+    read_only = SimpleNamespace(f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda path: read_only if Path(path).resolve() == fixed else real(path))
+    assert of_others(keys, Path("/etc/live"), or_read_only=True) == Path("/etc/live")
 
 
 def test_links_in_a_circle_lead_nowhere(keys: Host) -> None:

@@ -39,7 +39,7 @@ ref() { printf %s "$1" | sed s,/,_,g; }
 for last; do :; done
 case "$1 $2" in
 "image inspect") file=$(readlink -f "$(ref "${last#sha256:}")") && [ -e "$file" ] || exit 1
-    echo "{\\"id\\": \\"$(basename "$file")\\", \\"machine\\": \\"$(sed -n 1p "$file")\\"}" ;;
+    echo "$(basename "$file") $(sed -n 1p "$file")" ;;
 "tag "*) ln -sf "${2#sha256:}" "$(ref "$3")" ;;
 "untag "*) rm -f "$(ref "$3")" ;;
 "rmi "*) rm -f "$(ref "$2")" ;;
@@ -183,6 +183,13 @@ def test_a_file_of_what_was_kept_elsewhere_has_the_name_that_keeps_it_here(store
     (store.root / "loads").write_text(str(store.host.root / image))
     engine = store.bring(dataclasses.replace(SETTINGS, image=str(path)))
     assert images.is_complete(engine, store.host, LAYOUT)
+
+
+def test_what_an_image_says_of_its_machine_makes_it_no_other(store: Store) -> None:
+    store.name(store.add(machine=f'{HERE}", "id": "{"b" * 64}'))
+    found = images.find(NAME, store.host)
+    assert found is not None
+    assert found.id == "a" * 64
 
 
 def test_a_file_says_which_image_it_holds_before_it_is_loaded_and_brings_no_name(store: Store) -> None:

@@ -358,3 +358,13 @@ def test_nothing_that_was_typed_stands_in_the_unit_and_all_goes_again(
     assert known.since
     gone = [change for change in logs.ending(host) if hasattr(change, "only_if_empty")]
     assert [change.path for change in gone][:2] == [logs.UNIT, logs.TASK]
+
+
+def test_a_header_comes_only_from_where_nobody_else_can_put_a_file(host: Host) -> None:
+    """Else whoever owns a directory on the way would have any file of root's sent away."""
+    file = Path("/etc/logs/token")
+    host.write(file, "Bearer very-secret\n", 0o600)
+    assert logs.authorization(str(file), host) == "Bearer very-secret"
+    host.at(file.parent).chmod(0o777)
+    with pytest.raises(Refused, match="others than root can change /etc/logs"):
+        logs.authorization(str(file), host)

@@ -9,7 +9,6 @@ import re
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from installer.base.errors import CommandFailed, Exit, InstallError, Refused
 from installer.base.host import Completed, Host
@@ -94,16 +93,14 @@ def is_file(reference: str) -> bool:
 def find(reference: str, host: Host) -> Image | None:
     if is_file(reference):
         return _in_archive(host.at(Path(reference)))
-    form = '{"id": "{{.Id}}", "machine": "{{.Architecture}}"}'
-    try:
-        return _image(json.loads(host.output("podman", "image", "inspect", "--format", form, reference)))
-    except (ValueError, KeyError, TypeError):
-        return None
+    # The ID first, which podman reckons: what comes behind it an image says of itself.
+    said = host.output("podman", "image", "inspect", "--format", "{{.Id}} {{.Architecture}}", reference)
+    found, _, machine = said.strip().partition(" ")
+    return _image(found, machine)
 
 
-def _image(found: Any, names: tuple[str, ...] = ()) -> Image | None:
-    machine = str(found["machine"])
-    return Image(found["id"], MACHINES.get(machine, one_line(machine)), names) if ID.fullmatch(found["id"]) else None
+def _image(found: str, machine: str, names: tuple[str, ...] = ()) -> Image | None:
+    return Image(found, MACHINES.get(machine, one_line(machine)), names) if ID.fullmatch(found) else None
 
 
 def _in_archive(path: Path) -> Image | None:
@@ -113,8 +110,8 @@ def _in_archive(path: Path) -> Image | None:
             _check_means_one(archive.getmembers())
             (about,) = json.loads(_member(archive, "manifest.json"))
             config = _member(archive, about["Config"])
-            found = {"id": hashlib.sha256(config).hexdigest(), "machine": json.loads(config)["architecture"]}
-            return _image(found, tuple(map(_name, about.get("RepoTags") or ())))
+            found, machine = hashlib.sha256(config).hexdigest(), str(json.loads(config)["architecture"])
+            return _image(found, machine, tuple(map(_name, about.get("RepoTags") or ())))
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -274,7 +271,7 @@ def _said(text: str) -> tuple[str, str] | None:
     try:
         found = json.loads(text.strip().splitlines()[-1])
         return one_line(str(found["version"])).partition("+")[0], one_line(str(found["kind"]))
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
 
 
