@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,14 +33,40 @@ def played(machine: Machine, settings: dict[str, str], *options: str) -> tuple[i
     return int(changed[1]), done.stdout + done.stderr
 
 
+STUB = """#!/bin/sh
+[ "$3" = good ] || { echo '{"error": {}}'; exit 6; }
+echo '{"service": "good", "changes": [{}], "api_key": "sk-good-1"}'
+"""
+
+
+def test_a_key_is_kept_where_no_directory_was_made_for_it_and_another_service_fails(tmp_path: Path) -> None:
+    """It is shown but once."""
+    stub, play, kept = tmp_path / "stub", tmp_path / "site.yml", tmp_path / "keys"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    said = {
+        "vllm_install_command": [str(stub)], "vllm_install_services": {"bad": {}, "good": {}, "worse": {}},
+        "ansible_python_interpreter": sys.executable, "vllm_install_keys": str(kept),
+    }  # fmt: skip
+    tasks = [{"import_role": {"name": "vllm_install"}}]
+    whole = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": said, "tasks": tasks}
+    play.write_text(json.dumps([whole]))
+    program = Path(sys.executable).with_name("ansible-playbook")
+    surroundings = {**os.environ, "ANSIBLE_ROLES_PATH": str(REPO / "packages/ansible/roles"), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, program, play], env=surroundings, capture_output=True, text=True)
+    assert "failed=1" in done.stdout, done.stdout + done.stderr
+    assert "sk-good-1" not in done.stdout + done.stderr
+    assert {path.name: path.read_text() for path in kept.iterdir()} == {"localhost-good": "sk-good-1\n"}
+    assert (kept.stat().st_mode & 0o777, (kept / "localhost-good").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
 def test_the_role_converges_a_host_keeps_the_key_and_changes_nothing_twice(standin_wheels: Path) -> None:
     with Machine() as machine:
         settings = {"MODEL_NAME": MODEL, "ENGINE": "cpu", "FIND_LINKS": str(standin_wheels), "OFFLINE": "yes"}
-        machine.shell("mkdir -m 700 /srv/keys")
         changed, said = played(machine, settings)
         key = machine.at(KEY).read_text().strip()
-        assert (changed, machine.at(KEY).stat().st_mode & 0o777) == (2, 0o600), (
-            "the service, and its key on the controller"
+        assert (changed, machine.at(KEY).stat().st_mode & 0o777) == (3, 0o600), (
+            "the service, and its key in a directory on the controller"
         )
         assert key not in said
         serves(machine, key)
