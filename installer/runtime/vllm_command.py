@@ -75,14 +75,14 @@ def log_configuration(runtime: str, flags: Mapping[str, str]) -> dict[str, objec
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "vllm": {"()": "vllm_guard.vllm_formatter"},
+            "vllm": {"()": "vllm_log.vllm_formatter"},
             "uvicorn": {"format": "%(levelname)s:     %(message)s"},
         },
-        "filters": {"quiet": {"()": "vllm_guard.QuietAccess", "paths": [PROBE, "/health", "/metrics", *quiet]}},
+        "filters": {"quiet": {"()": "vllm_log.QuietAccess", "paths": [PROBE, "/health", "/metrics", *quiet]}},
         "handlers": {
             "vllm": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "vllm"},
             "uvicorn": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "uvicorn"},
-            "stages": {"()": "vllm_guard.Stages", "path": os.path.join(runtime, "stages")},
+            "stages": {"()": "vllm_log.Stages", "path": os.path.join(runtime, "stages")},
         },
         "loggers": {
             "vllm": {"handlers": ["vllm", "stages"], "level": level, "propagate": False},
@@ -99,10 +99,10 @@ def sglang_log_configuration(runtime: str) -> dict[str, object]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"plain": {"format": "%(levelname)s %(asctime)s [%(name)s] %(message)s"}},
-        "filters": {"quiet": {"()": "vllm_guard.QuietAccess", "paths": [PROBE, "/health", "/metrics"]}},
+        "filters": {"quiet": {"()": "vllm_log.QuietAccess", "paths": [PROBE, "/health", "/metrics"]}},
         "handlers": {
             "plain": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "plain"},
-            "stages": {"()": "vllm_guard.Stages", "path": os.path.join(runtime, "stages"), "telling": stages},
+            "stages": {"()": "vllm_log.Stages", "path": os.path.join(runtime, "stages"), "telling": stages},
         },
         "root": {"handlers": ["plain", "stages"], "level": "INFO"},
         "loggers": {
