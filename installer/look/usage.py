@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta, timezone
 
@@ -13,6 +13,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.runtime import vllm_usage
+from installer.runtime.vllm_text import one_line
 from installer.runtime.vllm_usage import Numbers, Used
 from installer.spec import limits
 from installer.spec.records import managed
@@ -67,6 +68,33 @@ def usage(service: str, host: Host, seconds: int, key: str | None = None) -> Usa
     found = [_of_key(each, first) for each in used]
     found.sort(key=lambda each: -(each.prompt_tokens + each.completion_tokens))
     return Usage(service, _text(first), vllm_usage.knows_tokens(content) or not content, tuple(found))
+
+
+def together(found: Iterable[Usage]) -> Usage:
+    """What several hosts counted, as one; what they say are texts of others."""
+    first, *others = found
+    by_key: dict[str, list[KeyUsage]] = {}
+    for each in (first, *others):
+        for used in each.keys:
+            by_key.setdefault(one_line(used.key, 64), []).append(used)
+    keys = [_sum_of_key(name, several) for name, several in by_key.items()]
+    keys.sort(key=lambda each: -(each.prompt_tokens + each.completion_tokens))
+    counted = all(each.tokens_are_counted for each in (first, *others))
+    return Usage(first.service, one_line(first.since, 10), counted, tuple(keys))
+
+
+def _sum_of_key(name: str, several: Sequence[KeyUsage]) -> KeyUsage:
+    days: dict[str, list[Spent]] = {}
+    for used in several:
+        for day in used.days:
+            days.setdefault(one_line(day.day, 10), []).append(day)
+    last = max((one_line(used.last_used, 20) for used in several if used.last_used), default=None)
+    shown = tuple(Day(**_sum(spent), day=day) for day, spent in sorted(days.items()))
+    return KeyUsage(**_sum(several), key=name, last_used=last, days=shown)
+
+
+def _sum(several: Sequence[Spent]) -> dict[str, int]:
+    return {each.name: sum(getattr(spent, each.name) for spent in several) for each in fields(Spent)}
 
 
 def last_used(host: Host, layout: Layout) -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from installer.base.errors import Exit, InstallError, UsageError
 from installer.base.language import tr
 from installer.base.report import choose
 from installer.spec.settings import check_service
+from installer.verbs.all_hosts import OnAllHosts
 from installer.verbs.options import json_option, service_word
 from installer.verbs.output import print_json
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from installer.diagnosis.doctor import Diagnosis
 
 
-@click.command()
+@click.command(cls=OnAllHosts)
 @service_word
 @click.option(
     "--report",

@@ -17,6 +17,7 @@ from installer.base.layout import Layout
 from installer.base.report import Ours, console
 from installer.runtime.vllm_text import harmless
 from installer.spec.settings import check_service
+from installer.verbs.all_hosts import FLAG, TYPED, OnAllHosts
 from installer.verbs.options import complete_service, json_option, meant_service, service_option, service_word
 from installer.verbs.output import as_plain, print_json
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="DataclassInstance")
 
 
-@click.command()
+@click.command(cls=OnAllHosts)
 @service_word
 @click.option("--watch", "-w", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @json_option
@@ -99,7 +100,7 @@ def _show(
         sys.exit(interrupted.exit_code)  # how watching ends
 
 
-@click.command("list")
+@click.command("list", cls=OnAllHosts)
 @click.option("--watch", "-w", is_flag=True, help="Look again every two seconds, until Ctrl-C: GPUs and load, too.")
 @json_option
 def list_services(watch: bool, as_json: bool) -> None:
@@ -146,7 +147,7 @@ def overview() -> None:
         click.echo(f"  {step}")
 
 
-class Passthrough(click.Command):
+class Passthrough(OnAllHosts):
     """Takes its own options out from wherever they stand; every other word is journalctl's, such as -1h."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -154,7 +155,11 @@ class Passthrough(click.Command):
         rest: list[str] = []
         words = iter(args)
         for word in words:
-            if word in ("-f", "--follow") or word.startswith("--service=") or (word in ("-h", "--help") and not rest):
+            if (
+                word in ("-f", "--follow", FLAG)
+                or word.startswith("--service=")
+                or (word in ("-h", "--help") and not rest)
+            ):
                 own.append(word)
             elif word == "--service":
                 own += [word, *([value] if (value := next(words, None)) is not None else [])]
@@ -162,6 +167,7 @@ class Passthrough(click.Command):
                 rest.append(word)
         named = self._take_service(rest)
         left = super().parse_args(context, [*own, "--", *rest])
+        context.meta[TYPED] = args
         context.params["service"] = meant_service(context, context.params["service"], named)
         return left
 

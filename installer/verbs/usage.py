@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from installer.base.errors import UsageError
+from installer.base.errors import Refused, UsageError
 from installer.base.language import tr
 from installer.base.report import choose
 from installer.runtime.vllm_limits import PRIORITIES
 from installer.spec.settings import check_service
+from installer.verbs.all_hosts import all_hosts_option, heard
 from installer.verbs.options import json_option, quiet_option, service_word
 from installer.verbs.output import as_plain, print_json
 from installer.verbs.over import OverHosts
 
+if TYPE_CHECKING:
+    from installer.look.usage import Usage
+
 
 @click.command()
 @service_word
+@all_hosts_option
 @click.option(
     "--since", metavar="TIME", default="30d", show_default=True, help="How far back: 7d, 36h; today is a day."
 )
 @click.option("--key", metavar="NAME", help="This key alone, day by day.")
 @json_option
-def usage(service: str, since: str, key: str | None, as_json: bool) -> None:
+def usage(service: str, all_hosts: bool, since: str, key: str | None, as_json: bool) -> None:
     """Show what each API key has used: requests, tokens, errors. Days are those of UTC."""
     from installer.base.host import Host
     from installer.look import usage as view
     from installer.spec import keys
 
-    found = view.usage(check_service(service), Host(), keys.in_seconds(since), key)
+    check_service(service)
+    seconds = keys.in_seconds(since)
+    found = _of_all(service, since, key) if all_hosts else view.usage(service, Host(), seconds, key)
     if as_json:
         print_json(as_plain(found))
         return
@@ -35,6 +44,21 @@ def usage(service: str, since: str, key: str | None, as_json: bool) -> None:
         click.echo(line)
     if not found.tokens_are_counted:
         click.echo(tr("tokens are not known: this vLLM is not one in which they can be counted"), err=True)
+
+
+def _of_all(service: str, since: str, key: str | None) -> Usage:
+    """A sum: a request is counted on the host that answered it."""
+    import json
+
+    from installer.look import usage as view
+    from installer.spec.record import UNREADABLE, read_as
+
+    words = ["usage", "--service", service, "--since", since, "--json", *(["--key", key] if key else [])]
+    found = heard(service, words)
+    try:
+        return view.together(read_as(view.Usage, json.loads(ran.out)) for ran in found.ran.values())
+    except UNREADABLE:
+        raise Refused(tr("a host says what nobody understands")) from None
 
 
 @click.command("limit", cls=OverHosts)
