@@ -56,6 +56,7 @@ While at least one replica serves, so does the service. One that failed is a fau
 | `host-lost` | nothing is changed on any while it is away | `sudo vllm-install hosts drain NAME` |
 | `host-behind` | it was installed anew, or let go there | `sudo vllm-install hosts join NAME` |
 | `host-down` | the service does not run there | `sudo vllm-install doctor` on that host |
+| `gateway-apart` | the gateway here does not reach that of another host | a firewall at `GROUP_PORT`, or that host |
 | `hosts-pending` | whoever changed all hosts was killed | `sudo vllm-install deploy`, which changes nothing else |
 
 ## Lines of a log that tell the cause

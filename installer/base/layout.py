@@ -95,6 +95,11 @@ class Layout:
         return self.state_dir / "before.json"
 
     @property
+    def group_key(self) -> Path:
+        """By which the hosts of one model know each other, where GROUP_KEY_FILE names no other file."""
+        return self.state_dir / "group-key"
+
+    @property
     def probe_key(self) -> Path:
         return self.state_dir / "probe-key"
 

@@ -11,13 +11,17 @@ from pathlib import Path
 
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.base.layout import Layout
 from installer.checks.packages import install_command
+from installer.checks.ports import ANY
 from installer.checks.secret_files import exposed
 from installer.runtime import vllm_certificate
 from installer.spec.facts import Facts, Gateway
 from installer.spec.problem import Problem
 from installer.spec.settings import Settings
+from installer.spec.values import AUTO
 from installer.units.authority import names, own_name
+from installer.units.processes import listener
 
 OLDEST = (2, 4)  # reads JSON, answers in words of ours, and lets a certificate be replaced
 SOON = 14  # days
@@ -27,7 +31,9 @@ def look(host: Host, settings: Settings) -> Gateway:
     version = re.search(r"version (\d+)\.(\d+)", host.output("haproxy", "-v"))
     found = Gateway(
         haproxy=(int(version[1]), int(version[2])) if version else None,
-        openssl=settings.tls != "self" or host.which("openssl") is not None,
+        openssl=(settings.tls != "self" and not settings.gateway_hosts) or host.which("openssl") is not None,
+        addresses=tuple(each for each in settings.gateway_hosts if each in names(settings, host)),
+        link_holder=listener(host, ANY, settings.group_port) if settings.gateway_hosts else None,
         exposed=tuple(_exposed(host, settings)),
     )
     if not (settings.tls_cert and settings.tls_key):
@@ -73,10 +79,11 @@ def check_gateway(settings: Settings, facts: Facts) -> Iterator[Problem]:
     yield from _check_programs(facts, facts.gateway)
     yield from _check_certificate(settings, facts.gateway)
     yield from _check_fallback(settings)
+    yield from _check_others(settings, facts.gateway)
 
 
 def _check_programs(facts: Facts, found: Gateway) -> Iterator[Problem]:
-    reason = tr("it is the gateway before several replicas, for TLS and for a fallback")
+    reason = tr("it is the gateway before several replicas or hosts, for TLS and for a fallback")
     if found.haproxy is None:
         yield Problem(tr("no HAProxy"), reason, install_command(facts, "haproxy"), id="haproxy-missing")
     elif found.haproxy < OLDEST:
@@ -89,7 +96,10 @@ def _check_programs(facts: Facts, found: Gateway) -> Iterator[Problem]:
         )
     if not found.openssl:
         yield Problem(
-            tr("no openssl"), tr("it makes the certificate of TLS=self"), install_command(facts, "openssl"), id="tls"
+            tr("no openssl"),
+            tr("it makes the certificate of TLS=self, and that of the hosts' gateways"),
+            install_command(facts, "openssl"),
+            id="tls",
         )
 
 
@@ -131,4 +141,34 @@ def _check_fallback(settings: Settings) -> Iterator[Problem]:
             tr("to keep them here: vllm-install set FALLBACK_URL= --service {service}", service=settings.service),
             fatal=False,
             id="fallback",
+        )
+
+
+def _check_others(settings: Settings, found: Gateway) -> Iterator[Problem]:
+    if not settings.gateway_hosts:
+        return
+    remedy = tr("from one of them: vllm-install deploy --hosts gpu1,gpu2 --gateway-hosts auto")
+    if settings.gateway_hosts == AUTO:
+        why = tr("which addresses the others have only a command for all of them finds out")
+        yield Problem(tr("GATEWAY_HOSTS=auto is for several hosts"), why, remedy, id="gateway-hosts")
+    elif len(found.addresses) != 1:
+        why = tr(
+            "of {hosts} it has {ours}",
+            hosts=", ".join(settings.gateway_hosts), ours=", ".join(found.addresses) or tr("none"),
+        )  # fmt: skip
+        yield Problem(tr("this host has no single place in GATEWAY_HOSTS"), why, remedy, id="gateway-hosts")
+    if settings.group_hosts:
+        yield Problem(
+            tr("GATEWAY_HOSTS and GROUP_HOSTS exclude each other"),
+            tr("hosts either answer for one another, or serve one model together"),
+            tr("leave one of them out"),
+            id="gateway-hosts",
+        )
+    holder = found.link_holder
+    if holder and not Layout(settings.service).has_unit(holder.unit or ""):
+        yield Problem(
+            tr("port {port} is taken", port=settings.group_port),
+            tr("{process} listens there, where the other hosts' gateways are to come", process=holder),
+            tr("choose another one with --group-port"),
+            id="gateway-hosts",
         )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from installer.base.host import Host
 from installer.base.language import tr
@@ -19,13 +20,24 @@ from installer.spec.settings import PODMAN, Settings
 
 def look(host: Host, settings: Settings) -> Peers:
     interfaces: dict[str, str] = {}
-    with suppress(ValueError, TypeError, KeyError):
-        for card in json.loads(host.output("ip", "-json", "address") or "[]"):
-            for address in card["addr_info"]:
-                interfaces.setdefault(address["local"], card["ifname"])
+    for card, address in _cards(host):
+        interfaces.setdefault(address["local"], card)
     ranks = [rank for rank, address in enumerate(settings.group_hosts) if address in interfaces]
     first = next((interfaces[settings.group_hosts[rank]] for rank in ranks), "")
     return Peers(tuple(ranks), first, _unfit(host, settings.group_key_file))
+
+
+def addresses(host: Host) -> list[str]:
+    """By which others may reach this host, each with its network: 10.0.0.1/24."""
+    return [f"{each['local']}/{each['prefixlen']}" for _, each in _cards(host) if each.get("scope") == "global"]
+
+
+def _cards(host: Host) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each IPv4 address that this host has, with its interface."""
+    with suppress(ValueError, TypeError, KeyError):
+        for card in json.loads(host.output("ip", "-json", "-4", "address") or "[]"):
+            for address in card["addr_info"]:
+                yield card["ifname"], address
 
 
 def _unfit(host: Host, path: str | None) -> str:

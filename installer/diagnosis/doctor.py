@@ -57,6 +57,7 @@ AFTERWARDS: tuple[tuple[str, Check], ...] = (
     (mark("the service"), running.check_state),
     (mark("the gateway"), gateway.check_gateway),
     (mark("the gateway"), gateway.check_replica),
+    (mark("the gateway"), gateway.check_others),
     (mark("the gateway"), gateway.check_certificate),
 )
 NOTES: tuple[tuple[str, Check], ...] = (

@@ -10,6 +10,7 @@ from installer.diagnosis.finding import NOTE, Finding
 from installer.diagnosis.scene import Scene
 from installer.runtime import vllm_certificate
 from installer.runtime.vllm_text import one_line
+from installer.spec.group import load_group
 from installer.units.api import NoAnswer
 from installer.units.gateway import certificate_files
 
@@ -42,6 +43,19 @@ def _check_answer(scene: Scene, look: str) -> Iterator[Finding]:
     if status != 200:
         cause = tr("replicas serve, but not through the gateway")
         yield Finding("gateway-no-answer", cause, tr("{url} answers {status}", url=api.url, status=status), (look,))
+
+
+def check_others(scene: Scene) -> Iterator[Finding]:
+    """Hosts that answer for this one, and are not reached."""
+    if scene.gateway is None:
+        return
+    group = load_group(scene.host, scene.layout)
+    out = {peer.address for peer in group.peers if peer.out} if group else set()
+    for address, state in scene.gateway.others.items():
+        if address not in out and not state.is_up and "/" not in state.status:  # DOWN 1/2 is on its way up
+            cause = tr("the gateway does not reach that of the host at {address}", address=address)
+            look = f"sudo vllm-install hosts --service {scene.service}"
+            yield Finding("gateway-apart", cause, one_line(f"{state.status} {state.check}"), (look,))
 
 
 def check_certificate(scene: Scene) -> Iterator[Finding]:

@@ -185,7 +185,9 @@ class Server:
     def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
         custody = Custody(self.host, self.member.name, self.want.layout.user)
         certificate = certificate_of(self.host, self.member, self.want.target.settings)
-        api = Api(local_address(self.member.host), self.member.port, key, self.within, custody, certificate)
+        api = Api(
+            local_address(self.member.host), self.member.port, key, self.within, custody, certificate, only_here=True
+        )
         try:
             return api.ask(method, path, body)
         except NoAnswer as error:

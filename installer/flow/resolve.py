@@ -131,7 +131,9 @@ def resolve(
     compiler = _toolkit(settings, engine, seen, look_at_model, report)
     place = Place(seen.peers.ranks[0], seen.peers.interface) if seen.peers else None
     behind = _replicas(settings, choice, state, host, report) if place is None or place.rank == 0 else ()
-    target = Target(settings, engine, model, held, profile, choice.placed, compiler, behind, beside, place)
+    ours = seen.gateway.addresses if seen.gateway else ()
+    others = tuple(address for address in settings.gateway_hosts if address not in ours)
+    target = Target(settings, engine, model, held, profile, choice.placed, compiler, behind, beside, place, others)
     is_first = state.proved is None
     want = Wanted(
         target, layout, probe, request.bundle, request.former, request.environment, request.caches, is_first=is_first

@@ -43,6 +43,7 @@ class Job:
     stages: bool = False  # it has something slow that only adds
     looks: bool = True  # it can say beforehand what it would do
     of_keys: bool = False
+    group_key: str | None = None  # by which the hosts are to know each other, where it is new to one
 
     def on(self, name: str, *words: str) -> dict[str, Any]:
         """The request for one host."""
@@ -169,14 +170,16 @@ def run(team: Team, group: Group, job: Job, report: Report) -> Group:
     change = Joint(secrets.token_hex(8), english(job.what), of_keys=job.of_keys)
     claimed = dataclasses.replace(group, change=change)
     try:
-        team.each("claim", names, group=to_data(claimed))
+        team.each("claim", names, group=to_data(claimed), key=job.group_key)
         if job.stages:
             report.note(tr("engine and weights, on all hosts at once"))
             _run_all(team, names, job, "--stage")
         for name in names:
             report.note(tr("{what}: {why}", what=name, why=job.what))
             _check(name, team.one(name, "switch", **job.on(name)))
-        facts.check_same({name: look for name, look in facts.looks(team).items() if name in names})
+        seen = {name: look for name, look in facts.looks(team).items() if name in names}
+        facts.check_same(seen)
+        facts.check_linked(team, group, seen)
         check_all_there(team, group)
     except Exception as error:
         raise undone(error, lambda _: _all_back(team, names, claimed)) from error

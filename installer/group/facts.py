@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network
 
 from installer.base.errors import InstallError, Refused
 from installer.base.language import tr
 from installer.base.report import Report
 from installer.group.member import LEADS_ASTRAY, Look
-from installer.group.reach import Lost, Team, raise_all, understood
+from installer.group.reach import Lost, Team, puzzling, raise_all, understood
 from installer.runtime.vllm_text import one_line
-from installer.spec.group import Peer
+from installer.spec.group import Group, Peer
 
 CLOCKS_DIFFER = 60.0  # seconds; keys expire by the clock of their host
 
@@ -101,3 +102,39 @@ def check_same(seen: Mapping[str, Look]) -> None:
                 tr("the hosts would not serve the same: {what} is {shown}", what=what, shown=shown),
                 tr("name the version (VLLM_VERSION, MODEL_REVISION) and the Python (PYTHON) that all of them have"),
             )
+
+
+def check_linked(team: Team, group: Group, seen: Mapping[str, Look]) -> None:
+    """That gateways which answer for one another reach each other."""
+    at = {peer.name: peer.address for peer in group.serving if peer.address}
+    others = {name: [at[each] for each in at if each != name] for name, look in seen.items() if look.gateway}
+    answers = team.try_each_of("linked", {name: {"addresses": each} for name, each in others.items()})
+    raise_all(error for error in answers.values() if isinstance(error, InstallError))
+
+
+# Where the hosts meet
+
+
+def meet(team: Team, names: Sequence[str], within: str | None) -> tuple[str, ...]:
+    """The address of each in the network by which they reach each other."""
+    cards = {name: _cards(name, told) for name, told in team.each("addresses", names).items()}
+    networks = [IPv4Network(within)] if within else sorted({card.network for each in cards.values() for card in each})
+    found = {network: [card for each in cards.values() for card in each if card.ip in network] for network in networks}
+    shared = [
+        each for network, each in found.items() if len({card.ip for card in each}) == len(each) == len(names)
+        and all(any(card.ip in network for card in own) for own in cards.values())
+    ]  # fmt: skip
+    if len(shared) != 1:
+        told = "; ".join(f"{name}: {', '.join(map(str, own)) or '-'}" for name, own in cards.items())
+        raise Refused(
+            tr("there is no single network in which each of the hosts has one address: {told}", told=told),
+            tr("name it: --peer-network 10.0.0.0/24"),
+        )
+    return tuple(str(card.ip) for card in shared[0])
+
+
+def _cards(name: str, told: object) -> list[IPv4Interface]:
+    try:
+        return [IPv4Interface(each) for each in understood(name, tuple[str, ...], told)]
+    except ValueError:
+        raise puzzling(name) from None

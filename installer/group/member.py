@@ -20,6 +20,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.checks import group as checks
 from installer.flow import converge, rotate
 from installer.flow.transaction import changing
 from installer.group import carry, ssh
@@ -29,7 +30,7 @@ from installer.spec.record import of_record
 from installer.spec.records import load_state, managed, services
 from installer.spec.settings import FIELDS, to_text
 from installer.spec.state import State
-from installer.units import keyring
+from installer.units import haproxy, keyring
 from installer.units.render import generation
 from installer.units.systemd import unit_properties
 
@@ -62,6 +63,7 @@ class Look:
     model: str = ""
     generation: str = ""
     keys: tuple[str, ...] = ()
+    gateway: bool = False  # it answers for other hosts, and they for it
     active: str = ""
     damage: str = ""
 
@@ -103,6 +105,7 @@ class Member:
             engine=state.proved.engine.id,
             model=f"{state.proved.model.id}@{state.proved.model.commit or 'local'}",
             generation=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
+            gateway=bool(state.proved.settings.gateway_hosts),
             keys=tuple(k for k in keyring.in_record(state.proved.keys) if keys.parse(k).name != keys.PROBE),
         )
 
@@ -121,7 +124,23 @@ class Member:
                     found[name] = LEADS_ASTRAY
         return found
 
-    def claim(self, group: dict[str, Any]) -> None:
+    def addresses(self) -> list[str]:
+        return checks.addresses(self.host)
+
+    def group_key(self) -> str | None:
+        """For a host that comes to the others: they know each other by it."""
+        return self.host.read(self.layout.group_key)
+
+    def linked(self, addresses: list[str]) -> None:
+        """That the gateway of this host reaches those of others."""
+        if missing := haproxy.reaches(self.host, self.layout, addresses):
+            told = ", ".join(f"{address} ({check or '-'})" for address, check in missing.items())
+            raise Refused(
+                tr("its gateway does not reach that of {hosts}", hosts=told),
+                tr("let the hosts reach one another at GROUP_PORT: {hosts}", hosts=", ".join(missing)),
+            )
+
+    def claim(self, group: dict[str, Any], key: str | None = None) -> None:
         """Write down what is about to be changed, and keep what there is."""
         wanted = of_data(group)
         assert wanted.change is not None, "a change is claimed"
@@ -134,6 +153,8 @@ class Member:
         if text is not None and not first:
             settings = self.host.read(self.layout.settings_file)
             self.host.write(self.layout.before_group, json.dumps({"record": text, "settings": settings}))
+        if key is not None:
+            self.host.write(self.layout.group_key, key, 0o600)
         change = dataclasses.replace(wanted.change, first=first)
         save_group(self.host, self.layout, dataclasses.replace(wanted, change=change))
 
@@ -180,7 +201,7 @@ class Member:
             save_group(self.host, self.layout, of_data(group))
             self.host.remove(self.layout.before_group)
             return
-        for path in (self.layout.group_file, self.layout.before_group):
+        for path in (self.layout.group_file, self.layout.before_group, self.layout.group_key):
             self.host.remove(path)
         if not self.host.exists(self.layout.state_file):
             self.host.remove_empty_dir(self.layout.state_dir)
@@ -214,6 +235,9 @@ LEADS_ASTRAY = "leads astray"  # the name is another host's there
 STEPS: dict[str, Callable[..., Any]] = {
     "look": Member.look,
     "reach": Member.reach,
+    "addresses": Member.addresses,
+    "group_key": Member.group_key,
+    "linked": Member.linked,
     "claim": Member.claim,
     "run": Member.run,
     "switch": Member.switch,

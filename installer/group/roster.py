@@ -12,8 +12,9 @@ from installer.base.language import tr
 from installer.base.report import Report
 from installer.group import facts, ssh
 from installer.group.change import Job, changing, check_all_there, run, settle
-from installer.group.member import Look
+from installer.group.member import Look, Ran
 from installer.group.reach import Team, understood
+from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Peer, to_data
 
 
@@ -47,12 +48,14 @@ def drain(group: Group, name: str, service: str, host: Host, report: Report) -> 
 
 
 def remove(group: Group, name: str, service: str, host: Host, report: Report) -> None:
-    with _settled(group, name, "remove", service, host, report) as (team, now, _):
+    with _settled(group, name, "remove", service, host, report) as (team, now, seen):
         if len(now.peers) == 1:
             raise Refused(
                 tr("{name} is the last host that serves", name=name), f"vllm-install uninstall --service {service}"
             )
         left = replace(now, epoch=now.epoch + 1, peers=tuple(peer for peer in now.peers if peer.name != name))
+        if any(look.gateway for look in seen.values()):
+            left = _apart(team, left, name, service, report, served=name in {peer.name for peer in now.serving})
         _tell(team, left, without=name)
         if name in team.lost:
             report.warn(team.lost[name].message)
@@ -62,7 +65,7 @@ def remove(group: Group, name: str, service: str, host: Host, report: Report) ->
 
 def join(group: Group, name: str, service: str, host: Host, report: Report) -> None:
     with _settled(group, name, "join", service, host, report) as (team, now, seen):
-        back = _with(now, name, lambda peer: Peer(name, seen[name].machine if name in seen else peer.machine))
+        back = _with(now, name, lambda peer: _back(peer, seen))
         check_all_there(team, back)
         facts.check(team, seen, service, now.id, report)
         example = example_for(name, now, seen, host)
@@ -70,11 +73,32 @@ def join(group: Group, name: str, service: str, host: Host, report: Report) -> N
         held = tuple(word for key in seen[example].keys for word in ("--held-key", key))
         words = ("deploy", "--service", service, "--this-host-only", *(() if seen[name].keys else held))
         alone = replace(back, peers=tuple(replace(peer, out=peer.name != name) for peer in back.peers))
-        job = Job(f"hosts join {name}", words, environment=wishes, stages=True)
+        key = understood(example, str, team.one(example, "group_key")) if seen[example].gateway else None
+        job = Job(f"hosts join {name}", words, environment=wishes, stages=True, group_key=key)
         run(team, alone, job, report)
         team.one(name, "take_keys", held=list(seen[example].keys))
         _tell(team, replace(back, epoch=back.epoch + 1))
-        facts.check_same({each: look for each, look in facts.looks(team).items() if each in (name, example)})
+        after = facts.looks(team)
+        facts.check_same({each: look for each, look in after.items() if each in (name, example)})
+        facts.check_linked(team, back, after)
+
+
+def _back(peer: Peer, seen: Mapping[str, Look]) -> Peer:
+    return replace(peer, out=False, machine=seen[peer.name].machine if peer.name in seen else peer.machine)
+
+
+def _apart(team: Team, left: Group, name: str, service: str, report: Report, *, served: bool) -> Group:
+    """Nobody's request goes to it any more, and none from there to the others."""
+    check_all_there(team, left)
+    words = ("set", "--service", service, "--this-host-only", "--")
+    rest = [peer.address for peer in left.peers]
+    others = f"GATEWAY_HOSTS={','.join(rest) if rest[1:] else ''}"
+    after = run(team, left, Job(f"hosts remove {name}", (*words, others)), report)
+    if served and name not in team.lost:
+        ran = understood(name, Ran, team.one(name, "run", words=[*words, "GATEWAY_HOSTS="]))
+        if ran.code:
+            report.warn(tr("{what}: {why}", what=name, why=one_line(ran.message)))
+    return after
 
 
 def example_for(name: str, group: Group, seen: Mapping[str, Look], host: Host) -> str:

@@ -38,15 +38,15 @@ else:
     from vllm_systemd import notify, say, seconds, write
     from vllm_text import one_line
 
-SERVERS, CERTIFICATE = "servers", "tls.pem"  # in the runtime directory
+SERVERS, CERTIFICATE, PEERS = "servers", "tls.pem", "peers.pem"  # in the runtime directory
 STARTS_WITHIN = 30.0  # seconds
 LOOK_EVERY = 0.05
 LONGEST = 1 << 20  # bytes of a certificate's file
 SOON, MOST_DEATHS = 10.0, 5  # so many deaths, each within that of its start, are not mended by another start
-SERVER = re.compile(r"^    server (r(\d+)) 127\.0\.0\.1:(\d+)$", re.MULTILINE)
+SERVER = re.compile(r"^    server (\S+) (\d+(?:\.\d+){3}):(\d+)( ssl)?", re.MULTILINE)
 WAITS = re.compile(r"^    server wait ", re.MULTILINE)
 # As HAProxy writes down its servers: this one is down until its first check says something else.
-DOWN = "3 members {number} {name} 127.0.0.1 0 0 1 1 1 6 3 0 6 0 0 0 - {port} - 0 0 - - 0\n"
+DOWN = "3 members {number} {name} {address} 0 0 1 1 1 6 3 0 6 0 0 0 - {port} - {tls} 0 - - 0\n"
 FIELDS = (
     "be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight "
     "srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state "
@@ -136,8 +136,9 @@ def states(config: str, known: str) -> str:
     lines = {(row[3], row[18]): " ".join(row) + "\n" for row in rows if len(row) > 18}
     waits, found = bool(WAITS.search(config)), dict.fromkeys(SERVER.findall(config))
     text = "".join(
-        lines.get((name, port)) or (DOWN.format(name=name, number=number, port=port) if waits else "")
-        for name, number, port in found
+        lines.get((name, port))
+        or (DOWN.format(name=name, number=number, address=at, port=port, tls=int(bool(tls))) if waits else "")
+        for number, (name, at, port, tls) in enumerate(found, 1)
     )
     return f"1\n# {FIELDS}\n{text}"
 
@@ -150,6 +151,9 @@ def run(options: argparse.Namespace) -> int:
     certificate = os.path.join(credentials, CERTIFICATE)
     if credentials and os.path.exists(certificate):
         write(os.path.join(runtime_directory(), CERTIFICATE), pem(certificate, f"{certificate}.key"))
+    peers = os.path.join(credentials, PEERS)
+    if credentials and os.path.exists(peers):
+        write(os.path.join(runtime_directory(), PEERS), pem(peers, peers))
     if options.fallback:
         vllm_fallback.serve(runtime_directory(), options.fallback, options.fallback_model, options.keys)
     return Gateway(options.config, listener).run()

@@ -95,6 +95,8 @@ class Gateway:
     names: tuple[str, ...] = ()  # that it has
     days_left: int = 0
     is_here: bool = True  # whether one of its names is this host's
+    addresses: tuple[str, ...] = ()  # of GATEWAY_HOSTS those that are this host's
+    link_holder: Process | None = None  # who listens where the other hosts' gateways are to come
     exposed: tuple[str, ...] = ()  # files that are not root's alone, or not there: why
 
 

@@ -15,8 +15,8 @@ from installer.base.files import Strange
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
+from installer.spec import values
 from installer.spec.record import UNREADABLE, read_as
-from installer.spec.values import host_name
 
 VERSION = 1
 LONGEST = 1 << 20  # bytes of a record
@@ -29,9 +29,12 @@ class Peer:
     name: str  # by which all others reach it
     machine: str = ""  # its machine-id: another name of the same host is no second one
     out: bool = False  # nobody changes it until it is taken back
+    address: str = ""  # by which the gateways of the others reach its own, where they answer for one another
 
     def __post_init__(self) -> None:
-        host_name(self.name)  # ssh is given it, and any host of the group may have written it down
+        values.host_name(self.name)  # ssh is given it, and any host of the group may have written it down
+        if self.address:
+            values.address(self.address)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from installer.spec.state import State
 from installer.spec.target import Target
 
 T = TypeVar("T")
-VERSION = 6  # one more whenever a tool that knows less would lose something by writing the record
+VERSION = 7  # one more whenever a tool that knows less would lose something by writing the record
 HISTORY = 20
 # From a version to the next: what such a record says, in the words of the next one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -30,6 +30,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     3: lambda data: data,  # of no adapter, which is what a missing field says
     4: lambda data: data,  # of a virtual environment, which is what a missing field says
     5: lambda data: data,  # of one host, which is what a missing field says
+    6: lambda data: data,  # of a gateway before one host, which is what a missing field says
 }
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError)
 MADE: dict[Any, Callable[[str], Any]] = {Path: Path, keys.Key: keys.parse}

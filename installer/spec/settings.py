@@ -19,6 +19,7 @@ from installer.spec import values
 
 SERVICE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,25}")
 PODMAN = "podman"  # RUNTIME=, where not a virtual environment
+BY_COMMAS = ("gpus", "lora", "group_hosts", "gateway_hosts")  # lists that are written with commas between
 SET_CONTEXT = "set-context"  # the verb whose word is a setting's value
 # The cache directory that holds everybody's weights, the throwaway servers' units, and the unit that makes GPU nodes.
 RESERVED = re.compile(r"vllm-install(-.*)?|vllm-nvidia-nodes")
@@ -195,11 +196,15 @@ class Settings:
         (), values.hosts, "Addresses of the hosts that serve one model together, the head's first (default: this one).",
         "GROUP_HOSTS", "LIST", brief="Hosts that serve one model together, the head first [default: this one]")
     group_port: int = setting(
-        29500, values.whole(1024, 65534), "Port of a group on its head; the engines meet at the next one.",
-        "GROUP_PORT", "PORT", memory=False)
+        29500, values.whole(1024, 65534),
+        "Port by which the hosts of a group reach one another; the engines of one model meet at the next one.",
+        "GROUP_PORT", "PORT", brief="Port by which hosts of a group reach one another", memory=False)
     group_key_file: str | None = setting(
         None, values.path, "File with the key that a group's hosts have in common, for root alone.", "GROUP_KEY_FILE",
         "FILE", brief="File with the key of a group, for root alone", memory=False)
+    gateway_hosts: tuple[str, ...] = setting(
+        (), values.peers, "Addresses of hosts that answer for one another, each its own service; with --hosts: auto.",
+        "GATEWAY_HOSTS", "LIST", brief="Hosts that answer for one another; with --hosts: auto", memory=False)
     allowed_media_domains: tuple[str, ...] = setting(
         (), values.domains, "Domains that images and videos may be fetched from (default: none).",
         "ALLOWED_MEDIA_DOMAINS", "NAMES", brief="Domains that images may come from [default: none]",
@@ -460,7 +465,7 @@ def to_text(attribute: str, value: object) -> str:
         return "auto" if attribute == "max_model_len" else ""
     if attribute == "port" and not value:
         return "auto"
-    if attribute in ("gpus", "lora", "group_hosts") and isinstance(value, tuple):
+    if attribute in BY_COMMAS and isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -481,6 +486,6 @@ def of_text(attribute: str, text: str) -> Any:
     if isinstance(default, bool):
         return text == "yes"
     if isinstance(default, tuple):
-        divided = {"gpus": _by_commas, "lora": _by_commas, "group_hosts": _by_commas, "served_model_name": values.words}
+        divided = dict.fromkeys(BY_COMMAS, _by_commas) | {"served_model_name": values.words}
         return tuple(divided.get(attribute, shlex.split)(text))
     return type(default)(text) if isinstance(default, int | float) else text or default

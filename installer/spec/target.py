@@ -65,6 +65,7 @@ class Target:
     replicas: tuple[Replica, ...] = ()  # behind a gateway; none where the service is the engine itself
     adapters: tuple[Adapter, ...] = ()
     place: Place | None = None  # in a group of hosts that serve one model together
+    others: tuple[str, ...] = ()  # hosts whose replicas the gateway asks as well, by address
 
     @property
     def read(self) -> tuple[Model, ...]:
@@ -82,4 +83,4 @@ class Target:
         if found is None:
             return self
         settings = replace(self.settings, host=LOOPBACK, port=found.port, hold=MEMBER_HOLD, replicas=1)
-        return replace(self, settings=settings, gpus=found.gpus, replicas=())
+        return replace(self, settings=settings, gpus=found.gpus, replicas=(), others=())

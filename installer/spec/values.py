@@ -151,6 +151,11 @@ def hosts(value: str) -> tuple[str, ...]:
     return found
 
 
+def peers(value: str) -> tuple[str, ...]:
+    """The same, or a word for those that a command with --hosts finds."""
+    return AUTO if text(value) == AUTO[0] else hosts(value)
+
+
 def address(value: str) -> str:
     value = text(value)
     if value != "localhost":
@@ -355,6 +360,16 @@ def host_names(value: str) -> tuple[str, ...]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(tr("{name} is named twice", name=twice))
     return names
+
+
+def network(value: str) -> str:
+    """IPv4, as GROUP_HOSTS are."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.IPv4Network(text(value), strict=False))
+    except ValueError:
+        raise ValueError(tr("expected an IPv4 network such as 10.0.0.0/24")) from None
 
 
 def flag(value: str) -> bool:

@@ -54,6 +54,9 @@ class Event:
         return Answer(200, self.data).json()
 
 
+ONLY_HERE = "x-vllm-install-here"  # a request with this header is answered by replicas of this host, or by none
+
+
 @dataclass(frozen=True)
 class Api:
     address: str
@@ -62,6 +65,7 @@ class Api:
     timeout: float
     custody: Custody | None = None  # of the port; without it the key is of no worth to others
     certificate: str | None = None  # which the server has to present, where it speaks TLS
+    only_here: bool = False  # a gateway is to ask nobody but the replicas of this host
 
     @property
     def url(self) -> str:
@@ -84,6 +88,7 @@ class Api:
     def _request(self, method: str, path: str, body: Body | None) -> Iterator[tuple[http.client.HTTPResponse, float]]:
         """The response, and when the request was sent."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        headers |= {ONLY_HERE: "1"} if self.only_here else {}
         connection: http.client.HTTPConnection | None = None
         try:
             with self.explained(path):

@@ -22,6 +22,7 @@ from installer.units.gateway import certificate_files, config_file
 
 AUTHORITY = Path("/etc/vllm-install/ca")
 CERTIFICATE, KEY = AUTHORITY / "ca.pem", AUTHORITY / "ca.key"
+YEARS_OF_LINK = 50  # nobody but its own hosts trusts it
 YEARS_OF_AUTHORITY, DAYS, RENEWED_BEFORE = 10, 397, 30
 CURVE = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -37,6 +38,8 @@ subjectAltName={names}
 
 def due(settings: Settings, layout: Layout, host: Host) -> Iterator[Change]:
     """Nothing, as long as the certificate that is there serves and goes on doing so."""
+    if settings.gateway_hosts and not host.exists(layout.group_key):
+        yield MakeLinkKey(layout)
     if settings.tls == "self" and not settings.tls_cert and not _serves(settings, layout, host):
         yield IssueCertificate(layout, names(settings, host))
 
@@ -110,6 +113,31 @@ class IssueCertificate:
         host.write(certificate, signed.stdout + (host.read(CERTIFICATE) or ""))
         if host.exists(config_file(self.layout)):  # a gateway that runs presents it from now on
             host.systemctl("reload", self.layout.unit_name, check=False)
+
+
+@dataclass(frozen=True)
+class MakeLinkKey:
+    """The gateways of several hosts know one another by having the same."""
+
+    layout: Layout
+
+    def describe(self) -> str:
+        return tr("make the key by which the gateways of the hosts know one another")
+
+    def to_json(self) -> dict[str, object]:
+        return {"kind": "link-key"}
+
+    def apply(self, host: Host, report: Report) -> None:
+        host.write(self.layout.group_key, link_key(self.layout.service, host), 0o600)
+
+
+def link_key(service: str, host: Host) -> str:
+    """A private key, and the one certificate that its owners trust."""
+    made = host.run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-sha256",
+        "-days", str(365 * YEARS_OF_LINK), "-subj", f"/CN={service}", "-keyout", "-", "-out", "-",
+    )  # fmt: skip
+    return made.stdout
 
 
 def _make_authority(host: Host) -> None:

@@ -14,6 +14,7 @@ from installer.forms.venv import python_of
 from installer.runtime.vllm_haproxy import SOCKET
 from installer.spec.settings import Settings
 from installer.spec.target import Target
+from installer.units.api import ONLY_HERE
 from installer.units.graph import UNITS, Member
 from installer.units.haproxy import HELD, HOLD
 from installer.units.syntax import FILTERS
@@ -33,7 +34,8 @@ ERRORS = {
 def needs_gateway(settings: Settings) -> bool:
     """One engine alone is the service itself, at no cost; one that listens to its group alone is reached by it."""
     is_closed = bool(settings.group_hosts) and not _is_local(settings.host)
-    return settings.replicas > 1 or settings.has_tls or settings.fallback_url is not None or is_closed
+    before_others = is_closed or bool(settings.gateway_hosts)
+    return settings.replicas > 1 or settings.has_tls or settings.fallback_url is not None or before_others
 
 
 def config_file(layout: Layout) -> Path:
@@ -135,6 +137,8 @@ def gateway_config(target: Target, layout: Layout, runtime: Path) -> str:
         settings=settings,
         runtime=runtime,
         replicas=target.replicas,
+        others=target.others,
+        only_here=ONLY_HERE,
         waits=waits,
         socket=SOCKET,
         hold=HOLD,

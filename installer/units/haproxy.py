@@ -10,8 +10,8 @@ import csv
 import os
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from installer.base.errors import InstallError
@@ -23,6 +23,7 @@ from installer.runtime.vllm_text import one_line
 
 MEMBERS, HELD, HOLD = "members", "held", "hold"  # in the configuration: two backends with every member, a frontend
 SERVER = re.compile(r"r([1-9]\d?)", re.ASCII)
+OTHER = re.compile(r"\d{1,3}(\.\d{1,3}){3}", re.ASCII)
 ANSWERS_WITHIN = 5.0  # seconds
 UP_WITHIN = 30.0
 LOOK_EVERY = 0.1
@@ -55,10 +56,12 @@ class GatewayState:
     members: dict[int, MemberState]
     waiting: int  # callers that are held because no member is up
     down_for: int | None = None  # seconds for which none is; None while one is up
+    others: Mapping[str, MemberState] = field(default_factory=dict)  # hosts that are asked as well, by address
 
 
 def state(host: Host, layout: Layout) -> GatewayState:
     members: dict[int, MemberState] = {}
+    others: dict[str, MemberState] = {}
     waiting, down_for = 0, None
     for row in _rows(_ask(host, layout, "show stat")):
         found = SERVER.fullmatch(row.get("svname", ""))
@@ -66,13 +69,19 @@ def state(host: Host, layout: Layout) -> GatewayState:
             waiting = _number(row, "scur")
         elif row.get("pxname") == HELD and row.get("svname") == "BACKEND":
             down_for = None if row.get("status", "").startswith("UP") else _number(row, "lastchg")
+        elif row.get("pxname") == MEMBERS and OTHER.fullmatch(row.get("svname", "")):
+            others[row["svname"]] = _state(row, _number(row, "scur"))
         elif found and row.get("pxname") in (MEMBERS, HELD):
             number = int(found[1])
-            seen = MemberState(one_line(row.get("status", ""), 20), one_line(row.get("check_status", ""), 20), 0)
+            seen = _state(row, 0)
             before = members.get(number, seen)
             shown = seen if row["pxname"] == MEMBERS else before
             members[number] = MemberState(shown.status, shown.check, before.current + _number(row, "scur"))
-    return GatewayState(members, waiting, down_for)
+    return GatewayState(members, waiting, down_for, others)
+
+
+def _state(row: dict[str, str], current: int) -> MemberState:
+    return MemberState(one_line(row.get("status", ""), 20), one_line(row.get("check_status", ""), 20), current)
 
 
 def drain(host: Host, layout: Layout, number: int, seconds: float) -> int:
@@ -91,6 +100,18 @@ def ready(host: Host, layout: Layout, number: int, seconds: float = UP_WITHIN) -
     while not (is_up := _member(host, layout, number).is_up) and time.monotonic() < end:
         time.sleep(LOOK_EVERY)
     return is_up
+
+
+def reaches(host: Host, layout: Layout, addresses: Collection[str], seconds: float = UP_WITHIN) -> dict[str, str]:
+    """Of those hosts the ones that the gateway does not reach by then, and how it words that."""
+    end = time.monotonic() + seconds
+    while True:
+        others = state(host, layout).others
+        missing = {each: others[each].check if each in others else "" for each in addresses}
+        missing = {each: check for each, check in missing.items() if each not in others or not others[each].is_up}
+        if not missing or time.monotonic() > end:
+            return missing
+        time.sleep(LOOK_EVERY)
 
 
 def has_read(host: Host, layout: Layout, config: Path) -> bool:

@@ -42,6 +42,15 @@ if TYPE_CHECKING:
     from installer.flow.resolve import Request
 
 
+def _network(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    try:
+        return None if text is None else values.network(text)
+    except ValueError as error:
+        raise UsageError(
+            tr("--peer-network: {why}", why=error), "vllm-install deploy --peer-network 10.0.0.0/24"
+        ) from None
+
+
 def _host_names(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
     try:
         return () if text is None else values.host_names(text)
@@ -57,6 +66,7 @@ def _host_names(context: click.Context, option: click.Parameter, text: str | Non
     callback=_host_names,
     help="Deploy to these hosts over ssh, commas between; changes are then made on all of them, or on none.",
 )
+@click.option("--peer-network", metavar="NET", callback=_network, help="By which the hosts reach each other.")
 @setting_options
 @bundle_options
 @resolve_option
@@ -66,8 +76,8 @@ def _host_names(context: click.Context, option: click.Parameter, text: str | Non
 @json_option
 @quiet_option
 def deploy(
-    service: str, hosts: tuple[str, ...], every: bool, stage: bool, dry_run: bool, as_json: bool, quiet: bool,
-    **options: object,
+    service: str, hosts: tuple[str, ...], peer_network: str | None, every: bool, stage: bool, dry_run: bool,
+    as_json: bool, quiet: bool, **options: object,
 ) -> None:  # fmt: skip
     """Converge the host to the settings asked for.
 
@@ -81,6 +91,8 @@ def deploy(
     if every:
         _check_for_all(click.get_current_context())
         sys.exit(_deploy_all(options, host, report, dry_run=dry_run, as_json=as_json))
+    if peer_network:
+        raise UsageError(tr("--peer-network is for several hosts"), "vllm-install deploy --hosts gpu1,gpu2")
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, os.environ, bundle)
     request = _request("deploy", settings, options, bundle)

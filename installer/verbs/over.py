@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 TYPED = "installer.verbs.over.typed"
 ALONE, STAGE = "this_host_only", "stage"
-NOT_PASSED = {"service", "word", "hosts", "as_json", "quiet", "dry_run", "yes", "api_key_file", "key", "file", ALONE}
+NOT_PASSED = {
+    "service", "word", "hosts", "peer_network", "gateway_hosts", "as_json", "quiet", "dry_run", "yes", "api_key_file",
+    "key", "file", ALONE,
+}  # fmt: skip
 
 stage_option = click.option("--stage", is_flag=True, hidden=True)  # engine and weights, and nothing that serves
 
@@ -188,10 +191,38 @@ def _deploy(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> 
             raise UsageError(tr("{option} is for one host", option=option), tr("deploy each host by itself with it"))
     facts.check(team, seen, call.service, group.id, call.report)
     held, new = _keys(call, seen)
-    more = {name: tuple(w for key in held for w in ("--held-key", key)) for name, look in seen.items() if not look.keys}
+    group, for_all, group_key = _answering(call, group, team, seen)
+    given = tuple(word for key in held for word in ("--held-key", key))
+    more = {name: (*for_all, *(() if look.keys else given)) for name, look in seen.items()}
     environment = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
-    job = change.Job("deploy", call.words, environment=environment, more=more, stages=True)
+    job = change.Job("deploy", call.words, environment=environment, more=more, stages=True, group_key=group_key)
     _carry_out(call, group, job, team, key=new)
+
+
+def _answering(
+    call: _Call, group: Group, team: Team, seen: Mapping[str, Look]
+) -> tuple[Group, tuple[str, ...], str | None]:
+    """What makes the hosts answer for one another: the address of each, and a key that nobody types."""
+    from installer.base.host import Host
+    from installer.group import facts
+    from installer.group.reach import understood
+    from installer.spec.values import AUTO
+    from installer.units.authority import link_key
+
+    typed, there = call.typed.get("gateway_hosts"), [name for name, look in seen.items() if look.gateway]
+    if typed is None and not there:
+        return group, (), None
+    if typed == "":
+        return group, ("--gateway-hosts", ""), None
+    if typed not in (None, AUTO[0]):
+        raise UsageError(
+            tr("with --hosts the addresses are found, and not typed"),
+            "vllm-install deploy --hosts gpu1,gpu2 --gateway-hosts auto --peer-network 10.0.0.0/24",
+        )
+    found = dict(zip(seen, facts.meet(team, list(seen), call.context.params["peer_network"]), strict=True))
+    peers = tuple(replace(peer, address=found.get(peer.name, peer.address)) for peer in group.peers)
+    key = understood(there[0], str, team.one(there[0], "group_key")) if there else link_key(call.service, Host())
+    return replace(group, peers=peers), ("--gateway-hosts", ",".join(peer.address for peer in peers)), key
 
 
 def _keys(call: _Call, seen: Mapping[str, Look]) -> tuple[tuple[str, ...], str | None]:

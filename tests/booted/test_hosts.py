@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,8 +16,21 @@ from tests.kit.boot.machine import Machine
 from tests.kit.boot.network import Network
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import chat, cli, is_up, serves, standin, until
+from tests.kit.load import Load, Plan, load
 
 RECORD = "/var/lib/vllm-install/qwen3vl/group.json"
+SETTINGS = "/etc/vllm-install/qwen3vl.env"
+MEMBER_DROP_IN = "/etc/systemd/system/qwen3vl@.service.d/fault.conf"
+# Whatever is said to a gateway where only those of the group may speak.
+KNOCK = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], 29500), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\\r\\n\\r\\n")
+        print("heard", connection.recv(100) or "nothing")
+except ConnectionResetError:
+    print("heard nothing")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +71,11 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
         assert chat(machine, key, 8001).status == 401
 
     # The second host fails its proof: both go back
-    settings = [machine.at("/etc/vllm-install/qwen3vl.env").read_text() for machine in (one, other)]
+    settings = [machine.at(SETTINGS).read_text() for machine in (one, other)]
     failed = cli(one, "set", f"LISTEN_HOST={network.address(1)}", code=6)
     assert "gpu2: the successor of qwen3vl.service did not come up" in failed.err
     assert "all hosts are as they were" in failed.err
-    assert [machine.at("/etc/vllm-install/qwen3vl.env").read_text() for machine in (one, other)] == settings
+    assert [machine.at(SETTINGS).read_text() for machine in (one, other)] == settings
     for machine in (one, other):
         serves(machine, new, 8001)
 
@@ -73,23 +87,41 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     for machine in (one, other):
         serves(machine, new, 8001)
 
-    # One loses power: a finding, and no change until it is taken out
-    other.cut_power()
+    # From now on each answers for the other, and nobody else gets in between
+    cli(one, "deploy", "--hosts", "gpu1,gpu2", "--gateway-hosts", "auto", *options)
+    assert network.stranger(3, sys.executable, "-c", KNOCK, network.address(1)).stdout == "heard nothing\n"
+
+    # No change costs a request: one that fails on the second host, an upgrade of both, one taken out and back
+    with asked(one, new) as asking:
+        other.write(MEMBER_DROP_IN, "[Service]\nEnvironment=VLLM_STANDIN=refuse-context=2048\n")
+        assert "gpu2: asked 4096; this GPU fits 2048" in cli(one, "set-context", "4096", code=6).err
+        assert {cli(each, "status", "--json").json["context"] for each in (one, other)} == {2048}
+        cli(other, "upgrade", "--vllm-version", "0.31.0")
+        cli(other, "hosts", "drain", "gpu2")
+        assert not is_up(other)
+        asking.wait_for(20)
+        cli(other, "hosts", "join", "gpu2")
+        serves(other, new, 8001)
+        asking.wait_for(20)
+    assert asking.result.failures == {}
+
+    # One loses power: what it was answering fails, and no change is made until it is taken out
+    with asked(one, new) as asking:
+        network.cut(2)
+        other.cut_power()
+        asking.wait_for(150)
+    print(f"{asking.result.failures} of {asking.result.asked}, longest wait {asking.result.longest_wait:.1f} s")
+    assert asking.result.failed <= 4, asking.result.failures
+    network.mend(2)
     found = cli(one, "doctor", "--json", code=8).json["findings"]
     assert [finding["id"] for finding in found if finding["id"].startswith("host")] == ["host-lost"]
     assert "gpu2: it cannot be reached" in cli(one, "set-context", "1024", code=3).err
     cli(one, "hosts", "drain", "gpu2")
     cli(one, "set-context", "1024")
+
     other.boot()
     cli(one, "hosts", "join", "gpu2")
     assert cli(other, "status", "--json").json["context"] == 1024
-    serves(other, new, 8001)
-
-    # One is taken out in order, and comes back
-    cli(other, "hosts", "drain", "gpu2")
-    assert not is_up(other)
-    serves(one, new, 8001)
-    cli(other, "hosts", "join", "gpu2")
     serves(other, new, 8001)
 
     # Nothing is left on either
@@ -97,6 +129,14 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     for machine, then in zip((one, other), before, strict=True):
         left = [line for line in difference(then, snapshot(machine.root)) if "/etc/sysusers.d" not in line]
         assert [line for line in left if "vllm" in line] == []
+
+
+@contextlib.contextmanager
+def asked(machine: Machine, key: str) -> Iterator[Load]:
+    """All the while, ten requests a second and clients that keep their connections."""
+    with load(Plan(8001, key, patience=60), machine.start) as asking:
+        asking.wait_for(10)
+        yield asking
 
 
 def killed_when(machine: Machine, said: str, *words: str) -> None:

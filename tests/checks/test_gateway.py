@@ -11,12 +11,15 @@ from installer.base.host import Host
 from installer.checks import preflight
 from installer.checks.gateway import check_gateway, look
 from installer.runtime import vllm_certificate
-from installer.spec.facts import Gateway
+from installer.spec.facts import Gateway, Process
 from installer.spec.settings import Settings
+from installer.spec.values import AUTO
 from tests.checks.test_preflight import HEALTHY, LAYOUT
 from tests.kit.certificates import certificate
 
 SOUND = Gateway(haproxy=(2, 6), names=("gpu1.example",), days_left=60)
+HOSTS = ("10.0.0.1", "10.0.0.2")
+SEVERAL = Settings(gateway_hosts=HOSTS)
 FILES = Settings(tls_cert="/c.pem", tls_key="/k.pem")
 
 
@@ -27,6 +30,8 @@ def said(settings: Settings, found: Gateway | None, distribution: str = "debian"
 
 def test_a_sound_one_is_no_problem() -> None:
     assert said(FILES, SOUND) == said(Settings(), None) == []
+    ours = replace(SOUND, addresses=HOSTS[:1], link_holder=Process(7, "haproxy", LAYOUT.unit_name))
+    assert said(SEVERAL, ours) == []
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,9 @@ def test_a_sound_one_is_no_problem() -> None:
 )  # fmt: skip
 def test_no_haproxy_is_said_with_the_command_that_installs_it(distribution: str, remedy: str) -> None:
     (told,) = said(Settings(replicas=2), replace(SOUND, haproxy=None), distribution)
-    assert told == f"no HAProxy: it is the gateway before several replicas, for TLS and for a fallback; {remedy}"
+    assert (
+        told == f"no HAProxy: it is the gateway before several replicas or hosts, for TLS and for a fallback; {remedy}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,13 @@ def test_no_haproxy_is_said_with_the_command_that_installs_it(distribution: str,
         (FILES, replace(SOUND, exposed=("/k.pem: others than root may read it",)), "root's alone: /k.pem", True),
         (Settings(tls_key="/k.pem"), None, "TLS_CERT and TLS_KEY belong together", True),
         (Settings(tls_cert="/c.pem"), SOUND, "TLS_CERT and TLS_KEY belong together", True),
+        (SEVERAL, replace(SOUND, openssl=False, addresses=HOSTS[:1]), "and that of the hosts' gateways", True),
+        (SEVERAL, SOUND, "no single place in GATEWAY_HOSTS: of 10.0.0.1, 10.0.0.2 it has none", True),
+        (SEVERAL, replace(SOUND, addresses=HOSTS), "it has 10.0.0.1, 10.0.0.2", True),
+        (Settings(gateway_hosts=AUTO), SOUND, "GATEWAY_HOSTS=auto is for several hosts", True),
+        (replace(SEVERAL, group_hosts=HOSTS, group_key_file="/k"), replace(SOUND, addresses=HOSTS[:1]),
+         "GATEWAY_HOSTS and GROUP_HOSTS exclude each other", True),
+        (SEVERAL, replace(SOUND, addresses=HOSTS[:1], link_holder=Process(7, "other")), "port 29500 is taken", True),
         (Settings(fallback_url="https://a.example/v1"), SOUND,
          "prompts may leave this host: while no replica is up, they are sent to https://a.example/v1", False),
     ],

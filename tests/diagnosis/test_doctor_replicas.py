@@ -18,6 +18,7 @@ from installer.diagnosis.scene import Scene, look
 from installer.forms.venv import engines
 from installer.look import logs, screen, watch
 from installer.look import status as view
+from installer.spec.group import Group, Peer, save_group
 from installer.spec.keys import Key, digest
 from installer.spec.records import load_state, save_state
 from installer.spec.target import Placed, Replica
@@ -226,6 +227,20 @@ def test_a_gateway_that_does_not_answer(host: Host, monkeypatch: pytest.MonkeyPa
     assert findings(host)["gateway-no-answer"].evidence == "no answer from port 8000"
     monkeypatch.setattr(Service, "said", None)
     assert findings(host)["gateway-silent"].severity == "note"
+
+
+@pytest.mark.parametrize(("status", "is_told"), [("DOWN", True), ("DOWN 1/2", False), ("UP", False)])
+def test_another_host_that_the_gateway_does_not_reach(
+    host: Host, monkeypatch: pytest.MonkeyPatch, status: str, is_told: bool
+) -> None:
+    others = {"10.0.0.2": MemberState(status, "L4CON", 0)}
+    monkeypatch.setattr(Service, "said", dataclasses.replace(BALANCED, others=others))
+    found = findings(host)
+    assert ("gateway-apart" in found) == is_told
+    if is_told:
+        assert (found["gateway-apart"].severity, found["gateway-apart"].evidence) == ("fault", "DOWN L4CON")
+        save_group(host, LAYOUT, Group("mine", (Peer("gpu2", out=True, address="10.0.0.2"),)))
+        assert "gateway-apart" not in findings(host), "it was taken out"
 
 
 def test_replicas_with_other_keys_than_the_first(host: Host) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from installer.base.report import Report
 from installer.group import carry, facts, ssh
 from installer.group.change import Job, everywhere, run
 from installer.group.member import LEADS_ASTRAY, Look
-from installer.group.reach import Team, raise_all, refused
+from installer.group.reach import Team, raise_all, refused, understood
 from installer.group.roster import example_for
 from installer.spec.group import Group, Peer
 from tests.group.world import Told
@@ -205,3 +206,56 @@ def test_a_verb_that_fails_on_one_host_is_undone_on_all() -> None:
     failed = Answering("gpu2", {"run": ran, "switch": {**ran, "code": 4}})
     with pytest.raises(InstallError, match="gpu2: it ended with exit status 4; all hosts are as they were"):
         run(Team([Answering("gpu1", {"run": ran, "switch": ran}), failed]), group, Job("set", ("set",)), Report())
+
+
+# Hosts that answer for one another
+
+
+def having(**cards: list[str]) -> Team:
+    return Team(Answering(name, {"addresses": told}) for name, told in cards.items())
+
+
+def test_hosts_meet_in_the_one_network_that_all_of_them_are_in() -> None:
+    team = having(gpu1=["192.168.7.3/24", "10.0.0.1/24", "172.17.0.1/16"], gpu2=["10.0.0.2/24", "172.17.0.1/16"])
+    assert facts.meet(team, ["gpu1", "gpu2"], None) == ("10.0.0.1", "10.0.0.2")
+
+
+def test_where_two_would_do_one_is_to_be_named() -> None:
+    team = having(gpu1=["10.0.0.1/24", "10.9.0.1/24"], gpu2=["10.0.0.2/24", "10.9.0.2/24"])
+    with pytest.raises(Refused, match=r"gpu1: 10\.0\.0\.1/24, 10\.9\.0\.1/24; gpu2: ") as caught:
+        facts.meet(team, ["gpu1", "gpu2"], None)
+    assert "--peer-network" in caught.value.hint
+    assert facts.meet(team, ["gpu1", "gpu2"], "10.9.0.0/24") == ("10.9.0.1", "10.9.0.2")
+    with pytest.raises(Refused):
+        facts.meet(team, ["gpu1", "gpu2"], "10.8.0.0/24")
+
+
+@pytest.mark.parametrize("told", [{}, ["10.0.0.1/99"], ["x"], "10.0.0.1/24", [["10.0.0.1/24"]]])
+def test_a_host_that_says_no_addresses_has_none(told: Any) -> None:
+    with pytest.raises(Refused, match="gpu1"):
+        facts.meet(Team([Answering("gpu1", {"addresses": told})]), ["gpu1"], None)
+
+
+def test_a_gateway_that_does_not_reach_another_ends_the_change() -> None:
+    asked: dict[str, Any] = {}
+
+    class Gateway(Answering):
+        def ask(self, do: str, **given: Any) -> Any:
+            asked[self.name] = given["addresses"]
+            if self.name == "gpu2":
+                raise Refused("its gateway does not reach 10.0.0.1 (L4CON)")
+
+    out = Peer("gpu3", out=True, address="10.0.0.3")
+    peers = (Peer("gpu1", address="10.0.0.1"), Peer("gpu2", address="10.0.0.2"), out)
+    seen = {"gpu1": replace(HEALTHY, gateway=True), "gpu2": replace(HEALTHY, gateway=True)}
+    with pytest.raises(Refused, match="does not reach"):
+        facts.check_linked(Team(map(Gateway, seen)), Group("mine", peers), seen)
+    assert asked == {"gpu1": ["10.0.0.2"], "gpu2": ["10.0.0.1"]}, "one that was taken out is not missed"
+    asked.clear()
+    facts.check_linked(Team(map(Gateway, seen)), Group("mine", peers), dict.fromkeys(seen, HEALTHY))
+    assert asked == {}
+
+
+def test_a_look_comes_back_as_it_was_sent() -> None:
+    look = replace(HEALTHY, keys=("default=sha256:1",), gateway=True)
+    assert understood("gpu1", Look, json.loads(json.dumps(asdict(look)))) == look

@@ -38,8 +38,8 @@ HAPROXY = shutil.which("haproxy", path=PATH)
 class Gateway:
     """Its directory is a host's root, so that what asks a gateway by its host and layout asks this one."""
 
-    def __init__(self, home: Path, settings: Settings, ports: Sequence[int]) -> None:
-        self.home, self.host, self.settings = home, Host(home), settings
+    def __init__(self, home: Path, settings: Settings, ports: Sequence[int], others: tuple[str, ...] = ()) -> None:
+        self.home, self.host, self.settings, self.others = home, Host(home), settings, others
         self.run_dir = self.host.at(LAYOUT.run_dir)
         self.config = self.host.at(config_file(LAYOUT))
         self.credentials = home / "credentials"
@@ -60,7 +60,9 @@ class Gateway:
 
     def configure(self, ports: Sequence[int], change: Mapping[str, str] | None = None) -> None:
         made = dataclasses.replace(
-            target(self.settings), replicas=tuple(Placed(number, port) for number, port in enumerate(ports, 1))
+            target(self.settings),
+            replicas=tuple(Placed(number, port) for number, port in enumerate(ports, 1)),
+            others=self.others,
         )
         text = gateway_config(made, LAYOUT, RUNTIME).replace(str(LAYOUT.run_dir), str(self.run_dir))
         for old, new in (change or {}).items():

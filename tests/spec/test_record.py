@@ -99,6 +99,12 @@ def in_a_group(state: State) -> State:
     return dataclasses.replace(state, proved=proved)
 
 
+def before_several_hosts(state: State) -> State:
+    assert state.proved
+    settings = dataclasses.replace(state.proved.settings, gateway_hosts=("10.0.0.1", "10.0.0.2"))
+    return dataclasses.replace(state, proved=dataclasses.replace(state.proved, settings=settings, others=("10.0.0.2",)))
+
+
 PACKAGES = less_of_engine(written(), image="")
 SERVING = without_adapters(PACKAGES)
 SINGLE = less(SERVING, replicas=())
@@ -115,6 +121,7 @@ FORMS = {
     "adapters": dataclasses.replace(PACKAGES, owns_sysusers=True),
     "forms": dataclasses.replace(written(), owns_sysusers=True),
     "groups": in_a_group(dataclasses.replace(written(), owns_sysusers=True)),
+    "gateways": before_several_hosts(dataclasses.replace(written(), owns_sysusers=True)),
 }
 
 
@@ -124,12 +131,12 @@ def test_each_fixture_is_looked_at() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
-    version = {"replicas": 2, "families": 3, "adapters": 4, "forms": 5, "groups": 6}.get(form, 1)
+    version = {"replicas": 2, "families": 3, "adapters": 4, "forms": 5, "groups": 6, "gateways": 7}.get(form, 1)
     assert of_record((STATES / f"{form}.json").read_text(), "qwen3vl") == (version, FORMS[form])
 
 
 def test_the_form_of_today_is_written_as_it_was() -> None:
-    text = (STATES / "groups.json").read_text()
+    text = (STATES / "gateways.json").read_text()
     assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
 
 

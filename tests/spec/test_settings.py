@@ -206,6 +206,7 @@ GARBAGE = {
         "0.0.0.0,10.0.0.1",
         "10.0.0.1,10.0.0.2\nx",
     ],
+    "gateway_hosts": ["gpu1,gpu2", "10.0.0.1", "auto,10.0.0.1", "AUTO", "10.0.0.1,10.0.0.2\nserver x"],
     "group_port": ["", "80", "65535", "x"],
     "group_key_file": ["key", "/x\ny"],
     "allowed_media_domains": ["'unclosed", "a\nb", "--trust-remote-code", "good.example -x", "''", "a/b", "'a b'"],

@@ -253,6 +253,7 @@ def test_an_older_record_goes_through_every_version_up_to_ours(host: Host, monke
         3: lambda data: data,
         4: lambda data: data,
         5: lambda data: data,
+        6: lambda data: data,
     }
     edit(host, age)
     with pytest.raises(Damaged):

@@ -38,12 +38,19 @@ CASES = {
         ),
         TWO,
     ),
+    "hosts": (
+        Settings(
+            replicas=2, gateway_hosts=("10.0.0.1", "10.0.0.2", "10.0.0.3"), group_port=29600, host="127.0.0.1",
+            routing="session",
+        ),
+        TWO,
+    ),
 }  # fmt: skip
 
 
 def made(case: str) -> Target:
     chosen, replicas = CASES[case]
-    return dataclasses.replace(target(chosen), replicas=replicas)
+    return dataclasses.replace(target(chosen), replicas=replicas, others=chosen.gateway_hosts[1:])
 
 
 def texts(want: Target, runtime: Path = PLACE) -> tuple[str, str]:
@@ -65,6 +72,7 @@ def test_the_texts_are_the_golden_ones(case: str) -> None:
     [
         (Settings(), False), (Settings(replicas=2), True), (Settings(tls="self"), True),
         (Settings(tls_cert="/c", tls_key="/k"), True), (Settings(fallback_url="https://a.example/v1"), True),
+        (Settings(gateway_hosts=("10.0.0.1", "10.0.0.2")), True),
         (Settings(routing="session", fallback_model="x", hold=0), False),
     ],
 )  # fmt: skip
@@ -129,6 +137,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 def test_haproxy_takes_the_configuration(case: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     certificate(tmp_path / "run/tls.pem")
+    certificate(tmp_path / "run/peers.pem")
     (tmp_path / "run/servers").write_text("1\n")
     config = texts(made(case), RUNTIME)[1].replace("/run/qwen3vl", str(tmp_path / "run"))
     (tmp_path / "cfg").write_text(config)

@@ -1,0 +1,162 @@
+"""Two gateways for real, as on two hosts: they answer for one another, and nobody else gets in between."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from installer.base.host import Host
+from installer.spec.settings import Settings
+from installer.units import haproxy
+from installer.units.api import ONLY_HERE
+from installer.units.authority import link_key
+from tests.kit.gateway import HAPROXY, LAYOUT, Gateway
+from tests.kit.replica import POISON, Replica, replicas_on
+from tests.runtime.test_gateway import eventually
+
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
+
+ONE, OTHER = "127.0.0.1", "127.0.0.2"  # where each is reached; whoever connects here does so from 127.0.0.1
+
+
+class Pair:
+    def __init__(self, held: contextlib.ExitStack, key: str, other_key: str, count: int) -> None:
+        with socket.socket() as free:
+            free.bind((OTHER, 0))
+            self.port = int(free.getsockname()[1])
+        settings = Settings(service="q", gateway_hosts=(ONE, OTHER), group_port=self.port, hold=2)
+        self.replicas: list[Replica] = []
+        made = []
+        for at, other, secret in ((ONE, OTHER, key), (OTHER, ONE, other_key)):
+            replicas = held.enter_context(replicas_on(count))
+            self.replicas += replicas
+            ports = [replica.port for replica in replicas]
+            home = Path(held.enter_context(tempfile.TemporaryDirectory()))
+            one = Gateway(home, settings, ports, (other,))
+            held.callback(one.close)
+            self.configure(one, at, ports, lets_in=ONE)
+            (one.credentials / "peers.pem").write_text(secret)
+            made.append(one)
+        self.one, self.other = made
+
+    def configure(self, made: Gateway, at: str, ports: list[int], *, lets_in: str) -> None:
+        where = {f'bind ":{self.port}"': f'bind "{at}:{self.port}"'}
+        made.configure(ports, where | {f"src {made.others[0]}": f"src {lets_in}"})
+
+    def reach(self) -> bool:
+        return [up(self.one, OTHER), up(self.other, ONE)] == [True, True]
+
+
+def up(made: Gateway, other: str) -> bool:
+    return haproxy.state(made.host, LAYOUT).others[other].is_up
+
+
+@contextlib.contextmanager
+def pair(key: str, other_key: str = "", count: int = 1) -> Iterator[Pair]:
+    with contextlib.ExitStack() as held:
+        made = Pair(held, key, other_key or key, count)
+        made.one.start()
+        made.other.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def key() -> str:
+    return link_key("q", Host())
+
+
+def test_each_asks_the_replicas_of_both_and_says_who_asked(key: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        for gateway in (hosts.one, hosts.other):
+            told = {"X-Forwarded-For": "1.2.3.4", "Authorization": "Bearer sk-1"}
+            assert {gateway.ask(headers=told).status for _ in range(8)} == {200}
+        assert [len(replica.asked) for replica in hosts.replicas] == [8, 8]
+        for replica in hosts.replicas:
+            for head in replica.asked:
+                assert b"x-forwarded-for: 127.0.0.1\r\n" in head.lower()
+                assert b"authorization: bearer sk-1\r\n" in head.lower()
+
+
+def test_one_without_replicas_has_the_other_answer_and_a_proof_asks_nobody_but_its_own(key: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        hosts.replicas[0].die()
+        assert Counter(hosts.one.ask().status for _ in range(6)) == {200: 6}
+        eventually(lambda: not up(hosts.other, ONE), "the other knows that nobody answers there")
+        assert hosts.one.ask(headers={ONLY_HERE: "1"}).status == 503
+        before = len(hosts.replicas[1].asked)
+        hosts.replicas[0].start()
+        assert hosts.one.ask(headers={ONLY_HERE: "1"}).status == 200
+        assert len(hosts.replicas[1].asked) == before
+
+
+def test_nobody_is_sent_round_in_a_circle(key: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        for replica in hosts.replicas:
+            replica.die()
+        assert hosts.one.ask().status == 503
+        assert hosts.other.ask().status == 503
+
+
+def test_whose_engine_ended_on_another_host_is_answered_by_the_next(key: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        hosts.replicas[1].status = 502  # what the gateway there says then
+        assert Counter(hosts.one.ask().status for _ in range(4)) == {200: 4}
+        assert hosts.replicas[1].asked
+
+
+def test_what_kills_an_engine_is_tried_once_more_and_not_again(key: str) -> None:
+    with pair(key, count=2) as hosts:
+        eventually(hosts.reach)
+        assert hosts.one.ask(POISON).status in (502, 503)
+        assert sum(POISON in asked for replica in hosts.replicas for asked in replica.asked) <= 2
+
+
+def test_a_stranger_is_not_heard_nor_believed(key: str) -> None:
+    stranger = link_key("q", Host())
+    with pair(key, stranger) as hosts:
+        eventually(lambda: not up(hosts.one, OTHER) and not up(hosts.other, ONE), "another key opens nothing")
+        assert {hosts.one.ask().status for _ in range(4)} == {200}
+        assert len(hosts.replicas[1].asked) == 0
+        assert [spoken(ONE, hosts.port, each) for each in ("", stranger)] == [b"", b""]
+        assert spoken(OTHER, hosts.port, stranger).startswith(b"HTTP/1.1 200"), "the same words with the right key"
+
+
+def test_the_right_key_from_another_address_is_not_heard(key: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        hosts.configure(hosts.one, ONE, [hosts.replicas[0].port], lets_in=OTHER)
+        assert hosts.one.reload().returncode == 0
+        eventually(lambda: not up(hosts.other, ONE))
+        assert spoken(ONE, hosts.port, key) == b""
+
+
+def spoken(address: str, port: int, key: str) -> bytes:
+    """What somebody hears who has this key, or none, and does not care whom he asks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(key)
+        file.flush()
+        if key:
+            context.load_cert_chain(file.name)
+    heard = b""
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((address, port), timeout=30) as plain,
+        context.wrap_socket(plain) as connection,
+    ):
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        while chunk := connection.recv(4096):
+            heard += chunk
+    return heard
