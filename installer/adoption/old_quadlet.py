@@ -45,7 +45,7 @@ def _serve(section: Section, path: Path) -> tuple[str, ...]:
     entrypoint, image = section.text("Entrypoint"), section.text("Image")
     try:
         first = json.loads(entrypoint) if entrypoint.startswith("[") else [entrypoint] * bool(entrypoint)
-    except ValueError:
+    except (ValueError, RecursionError):
         first = []
     after = words((section.last_of("Exec") or [""])[-1], section.unit)
     given = [*map(str, first), *(_plain(section, word) for word in after)]

@@ -157,6 +157,15 @@ def test_a_file_that_podman_would_take_otherwise_is_no_image(
     assert not (store.root / "said").exists(), "podman was asked about what the file says"
 
 
+def test_an_archive_without_an_end_is_no_image(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = store.archive(more=[(f"{number}", b"") for number in range(9)])
+    settings = dataclasses.replace(SETTINGS, image=str(path))
+    assert store.resolved(settings)
+    monkeypatch.setattr(images, "MOST_MEMBERS", 10)
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        store.resolved(settings)
+
+
 def test_a_description_without_an_end_is_no_image(store: Store) -> None:
     with tarfile.open(store.host.at(Path("/vllm.tar")), "w") as file:
         member = tarfile.TarInfo("manifest.json")

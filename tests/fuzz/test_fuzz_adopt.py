@@ -184,6 +184,7 @@ def test_a_damaged_compose_file(text: str) -> None:
 @settings(max_examples=200)
 @example(QUADLET.replace("Entrypoint=vllm", "Entrypoint=[]"))
 @example(QUADLET.replace("Entrypoint=vllm", "Entrypoint=[{"))
+@example(QUADLET.replace("Entrypoint=vllm", f"Entrypoint={'[' * 100_000}"))
 def test_a_quadlet(text: str) -> None:
     taken_over("llm.container", text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -31,6 +32,7 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 ID = re.compile(r"[0-9a-f]{64}")
 BROUGHT = "image.tar"  # out of a bundle, while it is loaded
 LARGEST = 1 << 22  # bytes of an image's description in an archive
+MOST_MEMBERS = 10_000  # of an archive; an image has 127 layers at most
 ABOUT = Path(__file__).with_name("image_check.py")
 ANSWERS_WITHIN = 300  # seconds
 # As little as its own description of itself needs.
@@ -107,7 +109,7 @@ def _in_archive(path: Path) -> Image | None:
     """What `podman save` wrote says which image it is, before it is loaded."""
     try:
         with tarfile.open(path, "r:") as archive:
-            _check_means_one(archive.getmembers())
+            _check_means_one(list(itertools.islice(archive, MOST_MEMBERS + 1)))
             (about,) = json.loads(_member(archive, "manifest.json"))
             config = _member(archive, about["Config"])
             found, machine = hashlib.sha256(config).hexdigest(), str(json.loads(config)["architecture"])
@@ -119,7 +121,7 @@ def _in_archive(path: Path) -> Image | None:
 def _check_means_one(members: list[tarfile.TarInfo]) -> None:
     """Podman takes the first of two with one name, and an archive of OCI's before its own: it is to see what we do."""
     names = [os.path.normpath(f"/{member.name}") for member in members]
-    if names.count("/manifest.json") != 1 or {"/index.json", "/oci-layout"} & {*names}:
+    if len(names) > MOST_MEMBERS or names.count("/manifest.json") != 1 or {"/index.json", "/oci-layout"} & {*names}:
         raise ValueError("it can be read in two ways")
 
 
