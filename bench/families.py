@@ -113,7 +113,7 @@ def main() -> int:
             failed += tested["failed"]
             if family not in compared:
                 compared[family] = figures(machine, port, key)
-        compare(**compared)
+                compare(**compared)
     return bool(failed)
 
 

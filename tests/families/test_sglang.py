@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from installer.base.errors import UsageError
-from installer.families.known import family_of, label
+from installer.families.family import Refusal
+from installer.families.known import family_of, label, refusal_in
 from installer.families.sglang.parsers import NO_TOOLS, REASONING, TOOLS, in_own_words
 from installer.model import profiles
 from installer.runtime import vllm_flags
@@ -101,6 +102,12 @@ def test_of_another_version_it_is_only_warned() -> None:
 def test_settings_that_cannot_be(name: str, value: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         load_settings("x", {name: value}, {}, {})
+
+
+def test_its_own_word_on_memory_is_read() -> None:
+    line = "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=1e-05. Raise"
+    assert refusal_in([line]) == Refusal()
+    assert refusal_in(["Load weight end. mem usage=1.00 GB"]) is None
 
 
 def test_every_parser_of_the_profiles_that_it_has_is_found_under_its_name() -> None:
