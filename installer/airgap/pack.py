@@ -126,10 +126,13 @@ def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Pac
 
 
 def _resolved(settings: Settings, host: Host, layout: Layout, report: Report) -> Model:
-    model = models.resolve(settings, host, layout, report=report)
-    if model.source == "local":
+    model = None if settings.model.startswith("/") else models.resolve(settings, host, layout, report=report)
+    if model is None or model.source == "local":  # which MODELS_DIR may lead to as well
         raise UsageError(
-            tr("{path} is a directory of your own, which a bundle does not carry", path=model.path),
+            tr(
+                "{path} is a directory of your own, which a bundle does not carry",
+                path=model.path if model else settings.model,
+            ),
             tr("copy it to the other host, and make a bundle without it: --model builtin:tiny, or --lora ''"),
         )
     return model

@@ -93,11 +93,11 @@ def _targets(host: Host) -> Iterator[str]:
 
 def _missing(record: Record, found: Prometheus, host: Host) -> Iterator[str]:
     if found.version is None or host.owner(textfile.TEXTFILES) is None:
-        command = f"sudo apt-get install {PACKAGES}"
+        command = f"sudo apt-get install {PACKAGES} && sudo vllm-install monitor enable"
         yield tr("Prometheus and node-exporter on this host (about 90 MB of memory): {command}", command=command)
     if found.why:
         yield tr("{path} cannot be read: {reason}", path=found.configuration, reason=found.why)
-    if not key.is_readable(host):
+    if found.version is not None and not key.is_readable(host):
         yield tr("the group {name} cannot read {path}: sudo vllm-install monitor enable", name=key.READER, path=KEY)
     for path in _edited(record, host):
         yield tr("{path} was edited by hand", path=path)

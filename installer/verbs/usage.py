@@ -40,8 +40,10 @@ def usage(service: str, all_hosts: bool, since: str, key: str | None, as_json: b
     if as_json:
         print_json(as_plain(found))
         return
-    for line in view.lines(found, by_day=key is not None):
+    for line in view.lines(found, by_day=key is not None) if found.keys else ():
         click.echo(line)
+    if not found.keys:
+        click.echo(tr("no key of {service} was used in that time", service=service))
     if not found.tokens_are_counted:
         click.echo(tr("tokens are not known: this vLLM is not one in which they can be counted"), err=True)
 

@@ -94,6 +94,12 @@ def test_its_adapters_are_served_and_a_bundle_without_leaves_them_to_the_host(bu
         bundled.fixed(with_adapter(tmp_path, "v2,evil=/etc"), {})
 
 
+def test_a_directory_of_ones_own_does_not_travel_whether_it_is_there_or_not(host: Host) -> None:
+    for settings in (Settings(model="/srv/m"), Settings().of_adapter("sql=/srv/m")):
+        with pytest.raises(UsageError, match="/srv/m is a directory of your own, which a bundle does not carry"):
+            pack._resolved(settings, host, Layout("llm"), Report())
+
+
 OTHERS = [
     ("model", "Org/Other"),
     ("engine", "cuda"),

@@ -143,6 +143,7 @@ def test_what_cannot_be_resolved_is_explained(
         resolve(host, replace(settings, **change))
     assert caught.value.exit_code == Exit.ENGINE
     assert caught.value.hint
+    assert "warning" not in caught.value.message, "what uv thinks of our files is of no help"
     assert tree(host.root) == []
 
 

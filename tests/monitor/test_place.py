@@ -12,7 +12,7 @@ import yaml
 
 from installer.base.errors import Refused
 from installer.base.host import Host
-from installer.monitor import place, scrape, targets
+from installer.monitor import place, scrape, targets, watching
 from installer.monitor.moment import Moment
 from installer.monitor.place import RECORD, Record, Wish
 from installer.monitor.scrape import Prometheus
@@ -26,6 +26,13 @@ def test_below_2_43_the_job_itself_is_to_be_added_and_one_line_from_there_on() -
     assert (old["scrape_configs"][0]["job_name"], "scrape_config_files" in old) == ("vllm-install", False)
     assert new == {"scrape_config_files": [str(scrape.SCRAPE)], "rule_files": [str(scrape.RULES)]}
     assert scrape.missing_lines(Prometheus(scrapes=True, has_rules=True)) == ""
+
+
+def test_nobody_is_told_to_do_again_what_cannot_help_before_prometheus_is_there(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    (there_is_none,) = watching._missing(Record(), Prometheus(), host)
+    assert there_is_none.endswith("&& sudo vllm-install monitor enable")
+    assert "the group prometheus cannot read" in list(watching._missing(Record(), NEW, host))[-1]
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")

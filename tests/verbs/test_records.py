@@ -127,3 +127,4 @@ def test_a_service_that_there_is_not_is_said_so_by_what_only_looks(host: Host) -
         assert "good" not in out, line
     code, out, err = answers(host, ["bench history --service nosuch"]).popitem()[1]
     assert (code, out, err) == (0, "nothing of nosuch was measured yet\n", "")
+    assert answers(host, ["usage good"])["usage good"][1] == "no key of good was used in that time\n"

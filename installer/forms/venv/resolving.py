@@ -76,9 +76,12 @@ class Resolving:
         """The lock of what the indexes offer today, and the index of PyTorch's that it takes besides."""
         family = family_of(self.settings)
         rules = family.packages.rules(self.kind, family.version(self.settings))
-        files = {"constraints": "\n".join(rules.constraints), "exclusions": "\n".join(rules.exclusions)}
+        given = {"constraints": "\n".join(rules.constraints), "excludes": "\n".join(rules.exclusions)}
+        files = {
+            name: text for name, text in given.items() if text
+        }  # uv warns of an empty one, in the midst of an error
         with self.host.scratch(files) as scratch:
-            options = ("--constraints", scratch / "constraints", "--excludes", scratch / "exclusions")
+            options = [word for name in files for word in (f"--{name}", scratch / name)]
             said, torch_backend = self._compile("\n".join(rules.requirements), *options)
         lock = "".join(f"{line}\n" for line in said.splitlines() if "==" in line)
         self._refuse_wrong_build(lock)
