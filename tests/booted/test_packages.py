@@ -39,6 +39,11 @@ NEXT = "0.9.0"
 HOME = "usr/lib/vllm-install"
 SITE = f"{HOME}/lib/python3/site-packages"
 STANDIN = "/srv/standin"
+# Its stages as systemd runs them at a boot, and what it is to leave alone here: the host's network, and disks.
+CLOUD_INIT = (
+    "cloud-init init --local; cloud-init init; for part in config final; do cloud-init modules --mode $part; done"
+)
+HERE = "datasource_list: [NoCloud]\nnetwork: {config: disabled}\ngrowpart: {mode: 'off'}\nresize_rootfs: false\n"
 # What apt remembers, the tool of `make install` with its sources, and what somebody was told of.
 BESIDE = (
     "var/lib/apt", "var/lib/dpkg", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig", "opt/vllm-install/tool",
@@ -248,4 +253,38 @@ def test_it_takes_over_from_make_install_and_gives_way_to_it_again(machine: Mach
     machine.shell(f"make -C {source} install", timeout=600)
     assert cli(machine, "plan").out == "nothing to change\n"
     service.goes_on()
+    cli(machine, "uninstall", "--yes", "--purge")
+
+
+def test_cloud_init_makes_a_host_that_serves_from_its_first_boot_on(machine: Machine, dist: Path) -> None:
+    """By its own stages, in their order; of the user data the settings alone are others, and where the .deb lies."""
+    port = free_port()
+    data = (REPO / "packages/cloud-init/user-data").read_text()
+    settings = (
+        f"MODEL_NAME=builtin:tiny\n      ENGINE=cpu\n      FIND_LINKS={STANDIN}\n      OFFLINE=yes\n      PORT={port}"
+    )
+    for ours, here in {
+        f"https://example.org/{DEB}": f"file:///srv/{DEB}", "SHA256": packages.sha256(dist / DEB),
+        "[ca-certificates, curl]": "[ca-certificates, curl, g++, libnuma1, python3-dev]",
+        "MODEL_NAME=Qwen/Qwen3-VL-8B-Instruct": settings,
+    }.items():  # fmt: skip
+        assert data.count(ours) == 1
+        data = data.replace(ours, here)
+    apt(machine, "install", "cloud-init")
+    machine.write("/etc/cloud/cloud.cfg.d/99-here.cfg", HERE)
+    machine.write("/var/lib/cloud/seed/nocloud/meta-data", "instance-id: first\n")
+    machine.write("/var/lib/cloud/seed/nocloud/user-data", data)
+    machine.run("cloud-init", "schema", "--config-file", "/var/lib/cloud/seed/nocloud/user-data")
+    machine.shell(CLOUD_INIT, timeout=600)
+    result = json.loads(machine.at("/var/lib/cloud/data/result.json").read_text())["v1"]
+    logs = machine.shell("cat /var/log/cloud-init*.log").stdout
+    assert result["errors"] == [], logs
+    kept = machine.at("/root/vllm-install.json")
+    key = json.loads(kept.read_text())["api_key"]
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert key not in logs
+    serves(machine, key, port)
+    pid = main_pid(machine)
+    machine.shell(CLOUD_INIT, timeout=600)  # as at the next boot
+    assert main_pid(machine) == pid
     cli(machine, "uninstall", "--yes", "--purge")
