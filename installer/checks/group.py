@@ -10,6 +10,7 @@ from typing import Any
 
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.base.layout import Layout
 from installer.checks.placement import gpus_of_group
 from installer.checks.secret_files import exposed
 from installer.runtime.vllm_group import SHORTEST_KEY
@@ -24,7 +25,7 @@ def look(host: Host, settings: Settings) -> Peers:
         interfaces.setdefault(address["local"], card)
     ranks = [rank for rank, address in enumerate(settings.group_hosts) if address in interfaces]
     first = next((interfaces[settings.group_hosts[rank]] for rank in ranks), "")
-    return Peers(tuple(ranks), first, _unfit(host, settings.group_key_file))
+    return Peers(tuple(ranks), first, _unfit(host, settings.group_key_file or str(Layout(settings.service).group_key)))
 
 
 def addresses(host: Host) -> list[str]:
@@ -40,9 +41,7 @@ def _cards(host: Host) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield card["ifname"], address
 
 
-def _unfit(host: Host, path: str | None) -> str:
-    if path is None:
-        return tr("GROUP_KEY_FILE names none")
+def _unfit(host: Host, path: str) -> str:
     if why := exposed(host, path):
         return why
     if host.at(Path(path)).stat().st_size < SHORTEST_KEY:

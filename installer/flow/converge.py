@@ -239,7 +239,7 @@ def _converge_back(state: State, host: Host, layout: Layout, report: Report, out
     state, held = recorded(host, layout, report)
     proved = state.proved
     assert proved is not None, "there is something to converge to"
-    want = with_probe_key(proved, host, layout, held)
+    want = dataclasses.replace(with_probe_key(proved, host, layout, held), is_way_back=True)
     verb = state.pending or "deploy"
     with shared(verb, host, report):
         changes = steps.plan(want, host)
@@ -259,7 +259,7 @@ def _converge_back(state: State, host: Host, layout: Layout, report: Report, out
 
 
 def _carried_out(changes: Sequence[Change], want: Wanted, host: Host, report: Report) -> None:
-    start = prove.started_by(changes, host)
+    start = prove.started_by(changes, host, is_way_back=want.is_way_back)
     apply(changes, host, report)
     prove.serving(want, host, report, start)
     if start.since:

@@ -16,9 +16,10 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks import preflight
-from installer.flow import fit, ownership, prove, receipt, steps, watched
+from installer.flow import fit, ownership, prove, receipt, staged, steps, watched
 from installer.flow.converge import Convergence, Judge, not_half_adopted, recorded, settled, with_probe_key
 from installer.flow.resolve import Request, Resolved, resolve
+from installer.flow.staged import Staged
 from installer.flow.transaction import apply, changing
 from installer.flow.wanted import Wanted
 from installer.flow.watched import Watched
@@ -71,13 +72,14 @@ def deploy(request: Request, host: Host, report: Report, show: Show) -> None:
         _converge(request, state, host, report, show, held)
 
 
-def stage(request: Request, host: Host, report: Report) -> None:
+def stage(request: Request, host: Host, report: Report) -> Staged:
     """What is slow and only adds, engine and weights, while everything serves on as it is."""
     layout = Layout(request.settings.service)
     with changing(layout, request.verb, host):
         state = load_state(host, layout) or State(layout.service)
         want = resolve(request, state, host, report, for_real=False).want
         apply([*steps.engine(want, host), *steps.weights(want, host)], host, report)
+        return staged.of(want, host)
 
 
 def adopt(request: Request, host: Host, report: Report, show: Show) -> None:

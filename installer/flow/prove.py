@@ -34,6 +34,7 @@ POLL = 0.2
 ANSWER_WITHIN = 120.0
 KEYS_WITHIN = 10.0  # the guard answers this, while the engine is at its work
 OTHERS_WITHIN = 900.0  # seconds: all hosts of a group change at the same time
+BACK_WITHIN = 30.0  # seconds for those who go back to what was there: one of them may be what has failed
 HELD_FOR = 7200  # seconds that a start may take at most: the unit's TimeoutStartSec=
 FOLLOWED = ("ActiveState", "SubState", "StatusText", "NRestarts", "Result", "ReloadResult", "Job", "InvocationID")
 # What is wrong with a service that answers these.
@@ -44,6 +45,13 @@ ANSWERS_WRONG_KEY = mark("a request with a wrong key was answered with {status} 
 class NotProved(InstallError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint, Exit.NOT_PROVED)
+
+
+class Apart(NotProved):
+    """A host of a group runs as it should, and the others are not there.
+
+    Whoever goes back to what was there leaves it at that: it serves as soon as they do.
+    """
 
 
 class Silent(NotProved):
@@ -58,24 +66,30 @@ class Start:
     before: frozenset[str] = frozenset()  # the runs whose place it takes; what those said explains nothing
     # Of each unit that is handed over, which stays in the same run: the journal's last entry before that.
     since: Mapping[str, str] = field(default_factory=dict)
+    is_way_back: bool = False  # to what was proved before
 
 
 NOT_WATCHED = Start()  # one that was over, or well under way, when it was first looked at
 
 
-def started_by(changes: Iterable[Change], host: Host, *, is_first: bool = False) -> Start:
+def started_by(changes: Iterable[Change], host: Host, *, is_first: bool = False, is_way_back: bool = False) -> Start:
     """The start that these changes will make, seen before they are applied."""
     changes = tuple(changes)
     anew = [unit for change in changes if isinstance(change, Restart) for unit in (change.unit, *change.along)]
     runs = {invocation(host, unit) for unit in anew}
     since = {change.unit: last_entry(host, change.unit) for change in changes if isinstance(change, Handover)}
-    return Start(is_first, frozenset(runs), since)
+    return Start(is_first, frozenset(runs), since, is_way_back)
 
 
 def serving(want: Wanted, host: Host, report: Report, start: Start = NOT_WATCHED) -> None:
     """Return when everything a client relies on was seen to hold, of every member and of what clients reach."""
-    for member in units(want.layout, want.target):
-        serves(want, member, host, report, start)
+    try:
+        for member in units(want.layout, want.target):
+            serves(want, member, host, report, start)
+    except Apart as apart:
+        if not start.is_way_back:
+            raise
+        report.warn(apart.message)
 
 
 def serves(want: Wanted, member: Member, host: Host, report: Report, start: Start) -> None:
@@ -104,8 +118,9 @@ def wait_until_ready(member: Member, host: Host, report: Report, start: Start = 
         has_job, state = bool(now.get("Job")), now.get("ActiveState")
         is_apart = now["StatusText"].startswith((WAITING, BROKEN))
         apart_since = (apart_since or time.monotonic()) if is_apart else None
-        if apart_since and time.monotonic() - apart_since > OTHERS_WITHIN:
-            raise failure(member, host, tr("the other hosts have not come: {stage}", stage=now["StatusText"]), run)
+        if apart_since and time.monotonic() - apart_since > (BACK_WITHIN if start.is_way_back else OTHERS_WITHIN):
+            why = tr("the other hosts have not come: {stage}", stage=translated(now["StatusText"]))
+            raise Apart(why, _look(member))
         if not has_job and state == "active":
             _check_handed_over(member, now, host, start)
             held = holding(host, member)

@@ -99,6 +99,8 @@ def resolve(
     settings = advice.with_model(settings, seen, report)
     if not for_real:
         seen = dataclasses.replace(seen, is_root=True)
+        if seen.peers and settings.group_key_file is None:  # it comes with the change, and only root could see it
+            seen = dataclasses.replace(seen, peers=dataclasses.replace(seen.peers, unfit=""))
     if request.bundle:
         settings, seen = bundled.fitting(request.bundle, settings, seen)
     if throwaway:

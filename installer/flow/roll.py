@@ -11,7 +11,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
-from installer.flow.prove import NotProved
+from installer.flow.prove import Apart, NotProved
 from installer.flow.wanted import Wanted
 from installer.units import haproxy, keyring
 from installer.units.graph import Member
@@ -87,14 +87,22 @@ class Renew:
         return {**self.how.to_json(), "proved": True}
 
     def apply(self, host: Host, report: Report) -> None:
-        start = prove.started_by([self.how], host, is_first=self.want.is_first)
+        back = self.want.is_way_back
+        start = prove.started_by([self.how], host, is_first=self.want.is_first, is_way_back=back)
         self.how.apply(host, report)
         if self.is_gateway:  # which holds whoever asks until a member is up
             prove.wait_until_ready(self.member, host, report, start)
         else:
-            prove.serves(self.want, self.member, host, report, start)
+            self._see_it_serves(host, report, start)
         if start.since:
             keys_of_now(host, self.want.layout, report)
+
+    def _see_it_serves(self, host: Host, report: Report, start: prove.Start) -> None:
+        try:
+            prove.serves(self.want, self.member, host, report, start)
+        except Apart:
+            if not start.is_way_back:
+                raise
 
 
 @dataclass(frozen=True)

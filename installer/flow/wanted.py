@@ -23,3 +23,4 @@ class Wanted:
     caches: tuple[Path, ...] = ()  # of the hub's, that were used there
     held: tuple[Key, ...] | None = None  # the unit's keys when the change began; those of now if none began
     is_first: bool = False  # no service was there before
+    is_way_back: bool = False  # to what was proved before

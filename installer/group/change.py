@@ -2,8 +2,8 @@
 
 Each host makes it as its own transaction: claimed, applied, proved, remembered, or undone. What is added here is what
 holds these together, in two phases: looked at and staged everywhere, all at once; then switched and proved one host
-after the other. Before the first host is touched each has written down what is about to happen (`claim`), and whoever
-comes later finds by that what has to be done:
+after the other, or at once where all of them serve one model. Before the first host is touched each has written down
+what is about to happen (`claim`), and whoever comes later finds by that what has to be done:
 
     some host has not been changed    nobody can have said that the change holds: all go back
     all have it                       it holds, and is written down as that
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from installer.group.member import Look, Ran
 from installer.group.reach import Team, raise_all, reached, refused, understood
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Joint, Peer, load_group, to_data
+from installer.spec.values import SPAN
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def look_ahead(team: Team, group: Group, job: Job, *words: str) -> dict[str, str
     return _run_all(team, [peer.name for peer in group.serving], job, "--dry-run", *words)
 
 
-def run(team: Team, group: Group, job: Job, report: Report) -> Group:
-    """All hosts have it and were proved, or all are as they were."""
+def run(team: Team, group: Group, job: Job, report: Report, like: Sequence[str] = ()) -> Group:
+    """All hosts have it and were proved, or all are as they were. They are to serve what others serve as well."""
     names = [peer.name for peer in group.serving]
     if job.looks:
         look_ahead(team, group, job)
@@ -173,11 +175,15 @@ def run(team: Team, group: Group, job: Job, report: Report) -> Group:
         team.each("claim", names, group=to_data(claimed), key=job.group_key)
         if job.stages:
             report.note(tr("engine and weights, on all hosts at once"))
-            _run_all(team, names, job, "--stage")
-        for name in names:
-            report.note(tr("{what}: {why}", what=name, why=job.what))
-            _check(name, team.one(name, "switch", **job.on(name)))
-        seen = {name: look for name, look in facts.looks(team).items() if name in names}
+            facts.check_staged(_run_all(team, [*names, *like], job, "--stage"), group.mode)
+        if group.mode == SPAN and not job.of_keys:
+            report.note(tr("{what}: {why}", what=", ".join(names), why=job.what))
+            _switch_together(team, names, job)
+        else:
+            for name in names:
+                report.note(tr("{what}: {why}", what=name, why=job.what))
+                _check(name, team.one(name, "switch", **job.on(name)))
+        seen = {name: look for name, look in facts.looks(team).items() if name in (*names, *like)}
         facts.check_same(seen)
         facts.check_linked(team, group, seen)
         check_all_there(team, group)
@@ -186,6 +192,28 @@ def run(team: Team, group: Group, job: Job, report: Report) -> Group:
     after = _end(team, names, claimed, kept=True)
     assert after is not None, "what is kept has a record"
     return after
+
+
+def _switch_together(team: Team, names: Sequence[str], job: Job) -> None:
+    """None of them serves without the others, nor goes back without them: one that fails ends it for all."""
+
+    def back(name: str) -> None:
+        begun[name].exception()  # when it has ended
+        team.try_each("undo", [name])
+
+    with ThreadPoolExecutor(2 * len(names)) as pool:
+        begun = {name: pool.submit(team.one, name, "switch", **job.on(name)) for name in names}
+        of = {future: name for name, future in begun.items()}
+        try:
+            for future in as_completed(of):
+                _check(of[future], future.result())
+        except Exception:
+            for name in names:
+                if not begun[name].done():
+                    team.far[name].stop()
+            for name in names:
+                pool.submit(back, name)
+            raise
 
 
 def _all_back(team: Team, names: Sequence[str], claimed: Group) -> str:

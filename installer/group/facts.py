@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +11,13 @@ from ipaddress import IPv4Interface, IPv4Network
 from installer.base.errors import InstallError, Refused
 from installer.base.language import tr
 from installer.base.report import Report
+from installer.flow.staged import Staged
 from installer.group.member import LEADS_ASTRAY, Look
 from installer.group.reach import Lost, Team, puzzling, raise_all, understood
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Peer
+from installer.spec.record import UNREADABLE, read_as
+from installer.spec.values import SPAN
 
 CLOCKS_DIFFER = 60.0  # seconds; keys expire by the clock of their host
 
@@ -92,16 +96,33 @@ def _problems(seen: Mapping[str, Look], service: str, group_id: str | None) -> I
             )
 
 
+def check_staged(said: Mapping[str, str], mode: str) -> None:
+    """That all would serve the same, before any of them does; those of one model by the same words."""
+    try:
+        found = {name: read_as(Staged, json.loads(text)) for name, text in said.items()}
+    except UNREADABLE:
+        raise Refused(tr("what the hosts would serve cannot be compared")) from None
+    for what in ("model", "engine"):
+        _check_equal(what, {name: getattr(staged, what) for name, staged in found.items()})
+    if mode == SPAN:
+        shared = set.intersection(*(set(staged.words) for staged in found.values()))
+        own = {name: [word for word in staged.words if word not in shared] for name, staged in found.items()}
+        _check_equal("command", {name: " ".join(words) for name, words in own.items()})
+
+
 def check_same(seen: Mapping[str, Look]) -> None:
     """That all serve the same by the same."""
     for what in ("model", "engine"):
-        found = {name: getattr(look, what) for name, look in seen.items()}
-        if len(set(found.values())) > 1:
-            shown = ", ".join(f"{name}: {one_line(value)}" for name, value in found.items())
-            raise Refused(
-                tr("the hosts would not serve the same: {what} is {shown}", what=what, shown=shown),
-                tr("name the version (VLLM_VERSION, MODEL_REVISION) and the Python (PYTHON) that all of them have"),
-            )
+        _check_equal(what, {name: getattr(look, what) for name, look in seen.items()})
+
+
+def _check_equal(what: str, found: Mapping[str, str]) -> None:
+    if len(set(found.values())) > 1:
+        shown = ", ".join(f"{name}: {one_line(value)}" for name, value in found.items())
+        raise Refused(
+            tr("the hosts would not serve the same: {what} is {shown}", what=what, shown=shown),
+            tr("name the version (VLLM_VERSION, MODEL_REVISION) and the Python (PYTHON) that all of them have"),
+        )
 
 
 def check_linked(team: Team, group: Group, seen: Mapping[str, Look]) -> None:

@@ -11,14 +11,16 @@ from installer.base.host import Host
 from installer.base.language import english, mark, tr
 from installer.base.report import Report
 from installer.diagnosis.finding import Finding
+from installer.diagnosis.said import translated
 from installer.group import facts
 from installer.group.member import Look
 from installer.group.reach import reached
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group
 
-SERVES, OUT, LOST, STOPPED, BEHIND = (
+SERVES, OUT, LOST, STOPPED, BEHIND, APART = (
     mark("serves"), mark("taken out"), mark("lost"), mark("does not serve"), mark("does not know of this group"),
+    mark("waits for the others"),
 )  # fmt: skip
 
 
@@ -28,7 +30,7 @@ class HostLook:
     state: str  # one of the words above
     model: str = ""
     engine: str = ""
-    why: str = ""  # it is lost
+    why: str = ""  # it is lost, or waits
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ def at(host: Host, group: Group, service: str, report: Report) -> GroupLook:
 def _of(name: str, state: str | None, look: Look, group_id: str) -> HostLook:
     if state is None and (look.group is None or look.group.id != group_id):
         state = BEHIND
+    if state is None and look.stage and look.active in ("active", "activating"):
+        state = APART
     if state is None:
         state = SERVES if look.served and look.active in ("active", "reloading") else STOPPED
-    return HostLook(name, state, one_line(look.model), one_line(look.engine), one_line(look.damage))
+    return HostLook(name, state, one_line(look.model), one_line(look.engine), one_line(look.damage or look.stage))
 
 
 def findings(found: GroupLook) -> Iterator[Finding]:
@@ -84,6 +88,13 @@ def findings(found: GroupLook) -> Iterator[Finding]:
                 tr("it has no record of the group"),
                 (f"sudo vllm-install hosts join {host.name} --service {found.service}",),
             )
+        elif host.state == APART:
+            yield Finding(
+                "group-broken",
+                tr("{name} waits for the other hosts of its model", name=host.name),
+                host.why,
+                (f"ssh {host.name} sudo vllm-install doctor {found.service}",),
+            )
         elif host.state == STOPPED:
             yield Finding(
                 "host-down",
@@ -102,7 +113,8 @@ def findings(found: GroupLook) -> Iterator[Finding]:
 
 def lines(found: GroupLook) -> Iterator[str]:
     for host in found.hosts:
-        yield f"{pad(host.name, 20)} {pad(tr(host.state), 28)} {host.model or host.why or '-'}"
+        about = translated(host.why) if host.state == APART else host.model or host.why or "-"
+        yield f"{pad(host.name, 20)} {pad(tr(host.state), 28)} {about}"
     if found.pending:
         yield tr(
             "{what} was cut off; the next command that changes {service} completes it or undoes it on all hosts",

@@ -31,6 +31,8 @@ from installer.spec.records import load_state, managed, services
 from installer.spec.settings import FIELDS, to_text
 from installer.spec.state import State
 from installer.units import haproxy, keyring
+from installer.units.graph import members
+from installer.units.group import standing
 from installer.units.render import generation
 from installer.units.systemd import unit_properties
 
@@ -65,6 +67,7 @@ class Look:
     keys: tuple[str, ...] = ()
     gateway: bool = False  # it answers for other hosts, and they for it
     active: str = ""
+    stage: str = ""  # what it waits for, where it is one of the hosts of one model
     damage: str = ""
 
 
@@ -99,9 +102,11 @@ class Member:
         if state.proved is None:
             return seen
         parts = generation(state.proved, self.layout)
+        engine = members(self.layout, state.proved)[0]
         return dataclasses.replace(
             seen,
             served=True,
+            stage=standing(self.host, engine).stage if state.proved.place else "",
             engine=state.proved.engine.id,
             model=f"{state.proved.model.id}@{state.proved.model.commit or 'local'}",
             generation=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
@@ -127,9 +132,9 @@ class Member:
     def addresses(self) -> list[str]:
         return checks.addresses(self.host)
 
-    def group_key(self) -> str | None:
+    def group_key(self) -> str:
         """For a host that comes to the others: they know each other by it."""
-        return self.host.read(self.layout.group_key)
+        return self.host.read(self.layout.group_key) or ""
 
     def linked(self, addresses: list[str]) -> None:
         """That the gateway of this host reaches those of others."""

@@ -16,6 +16,7 @@ from installer.group.member import Look, Ran
 from installer.group.reach import Team, understood
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Peer, to_data
+from installer.spec.values import SPAN
 
 
 @contextmanager
@@ -34,7 +35,16 @@ def _settled(
         yield team, now, facts.looks(team)
 
 
+def _check_not_needed(group: Group, service: str) -> None:
+    if group.mode == SPAN:
+        raise Refused(
+            tr("each of these hosts holds a part of the model: without one none serves"),
+            f"vllm-install uninstall --service {service}",
+        )
+
+
 def drain(group: Group, name: str, service: str, host: Host, report: Report) -> None:
+    _check_not_needed(group, service)
     with _settled(group, name, "drain", service, host, report) as (team, now, _):
         if [peer.name for peer in now.serving] == [name]:
             raise Refused(
@@ -48,6 +58,7 @@ def drain(group: Group, name: str, service: str, host: Host, report: Report) -> 
 
 
 def remove(group: Group, name: str, service: str, host: Host, report: Report) -> None:
+    _check_not_needed(group, service)
     with _settled(group, name, "remove", service, host, report) as (team, now, seen):
         if len(now.peers) == 1:
             raise Refused(
@@ -71,16 +82,16 @@ def join(group: Group, name: str, service: str, host: Host, report: Report) -> N
         example = example_for(name, now, seen, host)
         wishes = understood(example, dict[str, str], team.one(example, "wishes"))
         held = tuple(word for key in seen[example].keys for word in ("--held-key", key))
-        words = ("deploy", "--service", service, "--this-host-only", *(() if seen[name].keys else held))
+        more = {name: () if seen[name].keys else held}
+        has_key = now.mode == SPAN or seen[example].gateway
+        key = understood(example, str, team.one(example, "group_key")) if has_key else None
         alone = replace(back, peers=tuple(replace(peer, out=peer.name != name) for peer in back.peers))
-        key = understood(example, str, team.one(example, "group_key")) if seen[example].gateway else None
-        job = Job(f"hosts join {name}", words, environment=wishes, stages=True, group_key=key)
-        run(team, alone, job, report)
+        words = ("deploy", "--service", service, "--this-host-only")
+        job = Job(f"hosts join {name}", words, environment=wishes, more=more, stages=True, group_key=key)
+        run(team, alone, job, report, like=(example,))
         team.one(name, "take_keys", held=list(seen[example].keys))
         _tell(team, replace(back, epoch=back.epoch + 1))
-        after = facts.looks(team)
-        facts.check_same({each: look for each, look in after.items() if each in (name, example)})
-        facts.check_linked(team, back, after)
+        facts.check_linked(team, back, facts.looks(team))
 
 
 def _back(peer: Peer, seen: Mapping[str, Look]) -> Peer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from installer.base.errors import InstallError
@@ -17,6 +18,7 @@ from installer.look import load
 from installer.look import soak as soaking
 from installer.look.load import GpuUse, Sample
 from installer.look.soak import SoakView
+from installer.spec.group import load_group
 from installer.spec.keys import Key
 from installer.spec.model import Model
 from installer.spec.records import services
@@ -57,11 +59,18 @@ class MemberStatus:
 class GroupView:
     """This host among those that serve one model together."""
 
-    hosts: tuple[str, ...]  # the head first
+    hosts: tuple[str, ...]  # by their addresses, the head first
+    names: tuple[str, ...]  # by which they are reached over ssh, in the same order; none where it was set up by hand
     rank: int
     complete: bool | None  # needs root
     stage: str | None  # needs root: what it waits for
     lost: str | None  # needs root: why all had to start anew the last time
+
+    @property
+    def words(self) -> str:
+        """All of them in a line."""
+        head, *others = self.names or self.hosts
+        return tr("one model on {head} (head), {others}", head=head, others=", ".join(others))
 
 
 @dataclass(frozen=True)
@@ -174,10 +183,17 @@ def _group(scene: Scene, target: Target | None) -> GroupView | None:
     if target is None or target.place is None:
         return None
     seen = next((part.standing for part in reversed(scene.parts) if part.standing), None)
-    hosts, rank = target.settings.group_hosts, target.place.rank
+    hosts, rank, names = target.settings.group_hosts, target.place.rank, _names(scene)
     if seen is None:
-        return GroupView(hosts, rank, None, None, None)
-    return GroupView(hosts, rank, not seen.waits, seen.stage or None, seen.lost or None)
+        return GroupView(hosts, names, rank, None, None, None)
+    return GroupView(hosts, names, rank, not seen.waits, seen.stage or None, seen.lost or None)
+
+
+def _names(scene: Scene) -> tuple[str, ...]:
+    with suppress(InstallError, OSError):  # a record that cannot be read is what `hosts` says
+        group = load_group(scene.host, scene.layout)
+        return tuple(peer.name for peer in group.peers) if group else ()
+    return ()
 
 
 def _address(settings: Settings) -> str:

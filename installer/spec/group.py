@@ -18,7 +18,7 @@ from installer.base.layout import Layout
 from installer.spec import values
 from installer.spec.record import UNREADABLE, read_as
 
-VERSION = 1
+VERSION = 2
 LONGEST = 1 << 20  # bytes of a record
 
 
@@ -61,6 +61,7 @@ class Ended:
 class Group:
     id: str
     peers: tuple[Peer, ...]
+    mode: str = values.REPLICAS
     epoch: int = 0
     change: Joint | None = None
     ended: Ended | None = None

@@ -18,6 +18,7 @@ REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 BUILTIN = "builtin:tiny"
 LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
 AUTO = ("auto",)
+REPLICAS, SPAN = "replicas", "span"  # several hosts: each serves by itself, or all of them one model
 AUTO_MODEL = "auto"  # the largest that fits the host
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
 IMAGE = re.compile(
@@ -364,8 +365,6 @@ def host_names(value: str) -> tuple[str, ...]:
 
 def network(value: str) -> str:
     """IPv4, as GROUP_HOSTS are."""
-    import ipaddress
-
     try:
         return str(ipaddress.IPv4Network(text(value), strict=False))
     except ValueError:

@@ -39,7 +39,7 @@ from installer.verbs.options import (
     soak_option,
     yes_option,
 )
-from installer.verbs.output import print_changes, print_json, show_deployed
+from installer.verbs.output import as_plain, print_changes, print_json, show_deployed
 from installer.verbs.over import OverHosts, stage_option
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _change(
         print_changes(service, flow.plan_change(request, host, report), as_json)
         return
     if stage:
-        flow.stage(request, host, report)
+        print_json(as_plain(flow.stage(request, host, report)))
         return
     flow.change(request, host, report, show_deployed(service, as_json), judge)
     if judge and judge.was is None:

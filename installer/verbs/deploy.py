@@ -30,7 +30,7 @@ from installer.verbs.options import (
     settings_from,
     yes_option,
 )
-from installer.verbs.output import print_changes, print_failed, show_deployed
+from installer.verbs.output import as_plain, print_changes, print_failed, print_json, show_deployed
 from installer.verbs.over import OverHosts, stage_option
 
 FOR_ALL = ("every", "resolve", "discard_edits", "dry_run", "as_json", "quiet")
@@ -66,6 +66,9 @@ def _host_names(context: click.Context, option: click.Parameter, text: str | Non
     callback=_host_names,
     help="Deploy to these hosts over ssh, commas between; changes are then made on all of them, or on none.",
 )
+@click.option(
+    "--mode", type=click.Choice([values.REPLICAS, values.SPAN]), help="Each host serves by itself, or all one model."
+)
 @click.option("--peer-network", metavar="NET", callback=_network, help="By which the hosts reach each other.")
 @setting_options
 @bundle_options
@@ -76,8 +79,8 @@ def _host_names(context: click.Context, option: click.Parameter, text: str | Non
 @json_option
 @quiet_option
 def deploy(
-    service: str, hosts: tuple[str, ...], peer_network: str | None, every: bool, stage: bool, dry_run: bool,
-    as_json: bool, quiet: bool, **options: object,
+    service: str, hosts: tuple[str, ...], mode: str | None, peer_network: str | None, every: bool, stage: bool,
+    dry_run: bool, as_json: bool, quiet: bool, **options: object,
 ) -> None:  # fmt: skip
     """Converge the host to the settings asked for.
 
@@ -91,13 +94,13 @@ def deploy(
     if every:
         _check_for_all(click.get_current_context())
         sys.exit(_deploy_all(options, host, report, dry_run=dry_run, as_json=as_json))
-    if peer_network:
-        raise UsageError(tr("--peer-network is for several hosts"), "vllm-install deploy --hosts gpu1,gpu2")
+    if mode or peer_network:
+        raise UsageError(tr("--mode and --peer-network are for several hosts"), "vllm-install deploy --hosts gpu1,gpu2")
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, os.environ, bundle)
     request = _request("deploy", settings, options, bundle)
     if stage and not dry_run:
-        flow.stage(request, host, report)
+        print_json(as_plain(flow.stage(request, host, report)))
     else:
         _deploy(request, host, report, dry_run=dry_run, as_json=as_json)
 

@@ -8,6 +8,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sudo vllm-install deploy --model Qwen/Qwen3-4B --context 32k",
         "sudo vllm-install deploy --service coder --port auto -- --seed 1",
         "sudo vllm-install deploy --hosts gpu1,gpu2",
+        "sudo vllm-install deploy --hosts gpu1,gpu2 --mode span",
         "sudo vllm-install deploy --all --dry-run",
     ),
     "plan": ("vllm-install plan --model Qwen/Qwen3-4B --context 32k",),

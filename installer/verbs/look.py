@@ -69,6 +69,18 @@ def _hosts(service: str, host: Host) -> Iterator[str]:
             yield f"{pad('', -12)}  {tr('{what} was cut off', what=group.change.what)}"
 
 
+def _elsewhere(service: str, host: Host) -> Iterator[str]:
+    """Of one model on several hosts each has a part of the journal."""
+    from installer.group.change import group_of
+    from installer.spec.values import SPAN
+
+    if (group := group_of(host, service)) and group.mode == SPAN:
+        names = ", ".join(peer.name for peer in group.peers)
+        command = f"ssh {group.peers[-1].name} sudo vllm-install logs {service}"
+        yield tr("{service} is one model on {names}, each with a journal of its own: {command}",
+                 service=service, names=names, command=command)  # fmt: skip
+
+
 def _watch(service: str, as_json: bool) -> None:
     """Live on a terminal; elsewhere one line, or one JSON object on a line, for every look."""
     from installer.base.host import Host
@@ -120,6 +132,8 @@ def list_services(watch: bool, as_json: bool) -> None:
         click.echo(tr("no services yet; make one with: sudo vllm-install deploy"), err=True)
     for one in [] if as_json else found:
         click.echo(f"{pad(one.service, 20)} {pad(one.active, 20)} {pad(one.address or '-', 28)} {one.model or '-'}")
+        if one.group:
+            click.echo(f"  {one.group.words}")
         for member in one.members:
             name = f"  {member.unit.removesuffix('.service')}"
             click.echo(
@@ -215,6 +229,8 @@ def logs(service: str, follow: bool, journalctl_args: tuple[str, ...]) -> None:
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)  # how following ends
     sys.stdout.flush()
+    for line in _elsewhere(service, Host()):
+        click.echo(line, err=True)
     if held := journal.waiting(service, Host()):
         click.echo(tr("{what}: {why}", what=service, why=held.words), err=True)
     if not Host().exists(Layout(service).state_file):

@@ -15,6 +15,7 @@ from installer.base.language import tr
 from installer.base.report import choose
 from installer.runtime.vllm_text import one_line
 from installer.spec.settings import NAMES, check_service
+from installer.spec.values import REPLICAS, SPAN
 from installer.verbs.options import agree, meant_service
 from installer.verbs.output import print_json
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 TYPED = "installer.verbs.over.typed"
 ALONE, STAGE = "this_host_only", "stage"
 NOT_PASSED = {
-    "service", "word", "hosts", "peer_network", "gateway_hosts", "as_json", "quiet", "dry_run", "yes", "api_key_file",
-    "key", "file", ALONE,
+    "service", "word", "hosts", "mode", "peer_network", "gateway_hosts", "as_json", "quiet", "dry_run", "yes",
+    "api_key_file", "key", "file", ALONE,
 }  # fmt: skip
 
 stage_option = click.option("--stage", is_flag=True, hidden=True)  # engine and weights, and nothing that serves
@@ -153,14 +154,24 @@ def _over(call: _Call, names: Sequence[str], group: Group | None, host: Host) ->
                 tr("the group is no more: what made it was cut off, and is undone"),
                 f"vllm-install deploy --service {call.service} --hosts {','.join(known)}",
             )
-        now = settled or Group(_new_id(), ())
+        mode = call.context.params.get("mode")
+        now = settled or Group(_new_id(), (), mode or REPLICAS)
         now = replace(now, peers=_peers(now, peers, seen))
+        check_stays(call.service, now, mode, settled)
         if missing := [peer.name for peer in now.serving if peer.name not in {*team.far, *team.lost}]:
             raise UsageError(
                 tr("{name} is of this group and not named", name=missing[0]),
                 f"vllm-install hosts remove {missing[0]} --service {call.service}",
             )
         VERBS[call.verb](call, now, team, seen)
+
+
+def check_stays(service: str, now: Group, mode: str | None, settled: Group | None) -> None:
+    anew = tr("uninstall it and deploy it anew")
+    if settled and mode and mode != settled.mode:
+        raise UsageError(tr("{service} is of mode {mode} already", service=service, mode=settled.mode), anew)
+    if settled and settled.mode == SPAN and len(now.peers) > len(settled.peers):
+        raise UsageError(tr("{service} is one model on its hosts: no other joins them", service=service), anew)
 
 
 def _new_id() -> str:
@@ -191,7 +202,8 @@ def _deploy(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> 
             raise UsageError(tr("{option} is for one host", option=option), tr("deploy each host by itself with it"))
     facts.check(team, seen, call.service, group.id, call.report)
     held, new = _keys(call, seen)
-    group, for_all, group_key = _answering(call, group, team, seen)
+    joined = _span if group.mode == SPAN else _answering
+    group, for_all, group_key = joined(call, group, team, seen)
     given = tuple(word for key in held for word in ("--held-key", key))
     more = {name: (*for_all, *(() if look.keys else given)) for name, look in seen.items()}
     environment = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
@@ -223,6 +235,20 @@ def _answering(
     peers = tuple(replace(peer, address=found.get(peer.name, peer.address)) for peer in group.peers)
     key = understood(there[0], str, team.one(there[0], "group_key")) if there else link_key(call.service, Host())
     return replace(group, peers=peers), ("--gateway-hosts", ",".join(peer.address for peer in peers)), key
+
+
+def _span(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> tuple[Group, tuple[str, ...], str | None]:
+    """What makes hosts one span, the first time: their addresses, the head's first, and a key that nobody types."""
+    import secrets
+
+    from installer.group import facts
+
+    if call.typed.get("gateway_hosts"):
+        raise UsageError(tr("--gateway-hosts is for hosts that each serve by themselves"), tr("leave it out"))
+    if group.epoch:
+        return group, (), None
+    meeting = facts.meet(team, [peer.name for peer in group.peers], call.context.params["peer_network"])
+    return group, ("--group-hosts", ",".join(meeting)), secrets.token_hex(32) + "\n"
 
 
 def _keys(call: _Call, seen: Mapping[str, Look]) -> tuple[tuple[str, ...], str | None]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from installer.base.host import Host
-from installer.checks.group import check_group, look
+from installer.base.layout import Layout
+from installer.checks.group import addresses, check_group, look
 from installer.checks.placement import gpus_of_one
 from installer.families.vllm.serve import serve_arguments
 from installer.spec.facts import Peers
@@ -54,7 +55,13 @@ def test_each_fault_is_told(changed: dict[str, object], found: Peers, words: str
 
 
 def with_cards(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *addresses: str) -> Peers:
-    cards = [{"ifname": f"card{n}", "addr_info": [{"local": each}]} for n, each in enumerate(addresses)]
+    cards = [
+        {
+            "ifname": f"card{n}",
+            "addr_info": [{"local": each, "prefixlen": 24, "scope": "host" if each[:3] == "127" else "global"}],
+        }
+        for n, each in enumerate(addresses)
+    ]
     fake = tmp_path / "bin/ip"
     fake.parent.mkdir()
     fake.write_text(f"#!/bin/sh\nprintf '%s' '{json.dumps(cards)}'\n")
@@ -80,9 +87,10 @@ def test_the_key_is_roots_alone_and_long(host: Host) -> None:
     assert look(host, SETTINGS).unfit == ""
     key.write_text("short")
     assert look(host, SETTINGS).unfit == "/key: it is shorter than 32 characters"
+    own = Layout(SETTINGS.service).group_key
+    assert look(host, replace(SETTINGS, group_key_file=None)).unfit == f"{own}: No such file or directory"
     host.at(Path("/")).chmod(0o777)
     assert look(host, SETTINGS).unfit == "/key: others than root can change /"
-    assert look(host, replace(SETTINGS, group_key_file=None)).unfit == "GROUP_KEY_FILE names none"
 
 
 def test_the_layers_are_divided_among_the_hosts_and_the_gpus_counted_on_one() -> None:
@@ -97,3 +105,10 @@ def test_the_layers_are_divided_among_the_hosts_and_the_gpus_counted_on_one() ->
 def test_a_group_that_is_asked_from_elsewhere_is_asked_by_way_of_a_gateway() -> None:
     assert needs_gateway(replace(SETTINGS, host="0.0.0.0"))
     assert not needs_gateway(replace(SETTINGS, host="127.0.0.1"))
+
+
+def test_others_reach_it_by_the_addresses_that_are_no_loopback(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_cards(host, tmp_path, monkeypatch, "127.0.0.1", "10.0.0.2")
+    assert addresses(host) == ["10.0.0.2/24"]

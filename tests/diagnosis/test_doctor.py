@@ -20,12 +20,15 @@ from installer.look import status as view
 from installer.look.screen import lines
 from installer.look.status import status
 from installer.model import builtin
+from installer.spec.group import Group, Peer, save_group
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
-from installer.spec.target import Placed
+from installer.spec.target import Place, Placed
+from installer.spec.values import SPAN
 from installer.units.api import Answer, Api
 from installer.units.graph import handle
+from installer.units.group import Standing
 from installer.units.holding import Holding
 from installer.units.journal import Entry, entries
 from installer.units.render import fingerprint, render
@@ -353,6 +356,33 @@ def test_a_service_that_is_handed_over_serves_until_callers_are_held(
     assert scene.serves == serves
     if active != "active":
         assert [(each.id, each.severity) for each in check_state(scene)] == [("service-changing", "note")]
+
+
+class Apart(Held):
+    """A part of one model on two hosts, the other of which is lost."""
+
+    standing = Standing("waiting for the group: 10.0.0.2", "10.0.0.2 is lost: it has closed the connection")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("active", ["active", "activating"])
+def test_a_host_of_one_model_that_is_missing_is_named_and_nobody_is_asked(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, active: str
+) -> None:
+    monkeypatch.setattr(Held, "unit", {**Held.unit, "ActiveState": active})
+    state = look(SERVICE, tree.host).state
+    assert state is not None
+    assert state.proved is not None
+    settings = dataclasses.replace(state.proved.settings, group_hosts=("10.0.0.1", "10.0.0.2"))
+    member = dataclasses.replace(state.proved, settings=settings, place=Place(0, "e0"))
+    save_group(tree.host, LAYOUT, Group("mine", (Peer("gpu1"), Peer("gpu2")), SPAN, 1))
+    scene = Apart(tree.host, LAYOUT, dataclasses.replace(state, proved=member), None)
+    (finding,) = check_state(scene)
+    assert (finding.id, finding.severity) == ("group-broken", "fault")
+    assert finding.evidence == f"{Apart.standing.stage}; {Apart.standing.lost}"
+    found = view.of(scene)
+    assert (found.ready, found.group and found.group.complete) == (False, False)
+    assert found.group
+    assert found.group.words == "one model on gpu1 (head), gpu2"
 
 
 class Ran(Scene):

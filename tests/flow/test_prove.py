@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -397,3 +398,20 @@ def test_where_nothing_is_known_the_last_words_are_shown() -> None:
     lines = [f"line {number}" for number in range(1, 12)]
     said = prove.reason_in(lines, "it ended", "look").message
     assert said == "it ended\nits last words:\n" + "\n".join(f"    line {number}" for number in range(4, 12))
+
+
+@pytest.mark.parametrize("is_way_back", [False, True])
+def test_others_that_do_not_come_are_waited_for_and_not_by_whoever_goes_back(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_way_back: bool
+) -> None:
+    """One of them may be what has failed: it is back as it was, and serves as soon as they do."""
+    monkeypatch.setattr(prove, "BACK_WITHIN" if is_way_back else "OTHERS_WITHIN", 0.0)
+    told: list[str] = []
+    report = Report()
+    report.warn = told.append  # type: ignore[method-assign]
+    story = BEGINS | {"StatusText": "waiting for the group: 10.0.0.2"}
+    (tmp_path / "1").write_text("".join(f"{name}={value}\n" for name, value in story.items()))
+    expected = "the other hosts have not come: waiting for the group: 10.0.0.2"
+    with nullcontext() if is_way_back else pytest.raises(NotProved, match=expected):
+        prove.serving(WANT, host, report, Start(is_way_back=is_way_back))
+    assert told == ([expected] if is_way_back else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ from installer.group import carry
 from installer.group.reach import Lost
 from installer.spec.group import Group, Joint, Peer, load_group, save_group
 from installer.spec.records import load_state
+from installer.spec.values import REPLICAS, SPAN
 from installer.units.keyring import unit_keys
 from tests.flow import test_deploy, test_transaction
 from tests.flow.test_transaction import LAYOUT, Proofs
@@ -76,6 +78,13 @@ def change(world: World) -> None:
     world.set("PORT=8001")
 
 
+ACTS = (
+    pytest.param(first, REPLICAS, None, 8000, id="first"),
+    pytest.param(change, REPLICAS, 8000, 8001, id="set"),
+    pytest.param(change, SPAN, 8000, 8001, id="set-span"),
+)
+
+
 def points(asked: list[tuple[str, str]]) -> Iterator[tuple[str, int, str, str]]:
     for name in NAMES:
         for number, do in enumerate(do for each, do in asked if each == name):
@@ -83,12 +92,13 @@ def points(asked: list[tuple[str, str]]) -> Iterator[tuple[str, int, str, str]]:
                 yield name, number, moment, do
 
 
-@pytest.mark.parametrize(("act", "before", "after"), [(first, None, 8000), (change, 8000, 8001)], ids=["first", "set"])
+@pytest.mark.parametrize(("act", "mode", "before", "after"), ACTS)
 def test_whoever_makes_a_change_may_be_killed_at_any_request(
-    act: Callable[[World], None], before: int | None, after: int, world: World, copies: Callable[[], World]
+    act: Callable[[World], None], mode: str, before: int | None, after: int, world: World, copies: Callable[[], World]
 ) -> None:
     """What the next command finds, from whichever host, it completes or undoes on both."""
     ended: dict[int | None, int] = {}
+    world.mode = mode
     if before:
         world.deploy()
     for name, number, moment, do in points(requests(copies(), act)):
@@ -111,12 +121,13 @@ def test_whoever_makes_a_change_may_be_killed_at_any_request(
     assert set(ended) == {before, after}
 
 
-@pytest.mark.parametrize(("act", "before", "after"), [(first, None, 8000), (change, 8000, 8001)], ids=["first", "set"])
+@pytest.mark.parametrize(("act", "mode", "before", "after"), ACTS)
 def test_a_host_may_vanish_at_any_request(
-    act: Callable[[World], None], before: int | None, after: int, world: World, copies: Callable[[], World]
+    act: Callable[[World], None], mode: str, before: int | None, after: int, world: World, copies: Callable[[], World]
 ) -> None:
     """The others go back; it follows with the first command after it is back, from whichever host."""
     ended: dict[int | None, int] = {}
+    world.mode = mode
     if before:
         world.deploy()
     for name, number, moment, do in points(requests(copies(), act)):
@@ -231,3 +242,64 @@ def test_every_host_has_the_same_key_and_none_of_them_was_sent_it(world: World) 
     first, second = ([key for key in unit_keys(host, LAYOUT) if key.name == "default"] for host in world.hosts.values())
     assert first == second
     assert len(first) == 1
+
+
+# Hosts that serve one model together
+
+
+def test_all_hosts_of_one_model_change_at_once_and_one_that_fails_ends_it_for_all(world: World) -> None:
+    """Neither would serve without the other: the first is still at it when the second has failed, and is stopped."""
+    world.mode = SPAN
+    world.deploy()
+    stopped, undone = threading.Event(), threading.Event()
+    world.stop = {ONE: stopped.set}
+
+    def cut(name: str, do: str, done: bool) -> None:
+        if (name, do, done) == (ONE, "switch", False):
+            stopped.wait(10)  # it waits for the other, as a host of one model does, and so does its own way back
+            undone.wait(10)
+            raise InstallError("gpu1: it was interrupted")
+        if (name, do, done) == (TWO, "undo", True):
+            undone.set()
+
+    world.cut, world.fault[TWO] = cut, NotProved("it answers nonsense")
+    with pytest.raises(InstallError, match=r"gpu2: it answers nonsense; .*; all hosts are as they were"):
+        world.set("PORT=8001")
+    assert (stopped.is_set(), undone.is_set()) == (True, True)
+    world.check_settled()
+    assert world.ports() == [8000, 8000]
+    world.cut = lambda *_: None
+    world.set("PORT=8001")
+    assert world.ports() == [8001, 8001]
+
+
+def test_a_key_of_one_model_is_set_on_one_host_after_the_other(world: World) -> None:
+    """No engine starts anew for it, so nobody waits for anybody."""
+    world.mode = SPAN
+    world.deploy()
+    asked = [name for name, do in requests(world, lambda world: world.set_apikey("sk-a-third-one-0123456789abcdefgh"))
+             if do == "switch"]  # fmt: skip
+    assert asked == [ONE, TWO]
+
+
+def test_the_key_of_one_model_comes_with_the_change_and_goes_with_it(world: World) -> None:
+    world.mode = SPAN
+    paths = [host.at(LAYOUT.group_key) for host in world.hosts.values()]
+    world.fault[TWO] = NotProved("it answers nonsense")
+    with pytest.raises(InstallError, match="it answers nonsense"):
+        world.deploy(group_key="0123456789abcdef\n")
+    assert not any(path.exists() for path in paths)
+
+    def full(name: str, do: str, done: bool) -> None:
+        if (name, do, done) == (TWO, "claim", False):
+            raise InstallError("gpu2: the disk is full")
+
+    world.cut = full
+    with pytest.raises(InstallError, match="the disk is full"):
+        world.deploy(group_key="0123456789abcdef\n")
+    world.cut = lambda *_: None
+    assert not any(path.exists() for path in paths)
+    world.deploy(group_key="0123456789abcdef\n")
+    assert [(path.read_text(), path.stat().st_mode & 0o777) for path in paths] == [("0123456789abcdef\n", 0o600)] * 2
+    world.set("PORT=8001")
+    assert [path.read_text() for path in paths] == ["0123456789abcdef\n"] * 2

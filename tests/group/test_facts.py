@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from installer.group.member import LEADS_ASTRAY, Look
 from installer.group.reach import Team, raise_all, refused, understood
 from installer.group.roster import example_for
 from installer.spec.group import Group, Peer
+from installer.spec.values import REPLICAS, SPAN
 from tests.group.world import Told
 
 HEALTHY = Look("a" * 32, "x86_64", "the-same", time.time())
@@ -198,6 +201,78 @@ def test_nothing_that_is_typed_becomes_an_option_of_ssh() -> None:
     assert words[-3:] == ["--", "gpu1", "true"]
     assert "StrictHostKeyChecking=yes" in words
     assert "BatchMode=yes" in words
+
+
+STAGED = {"engine": "e", "model": "m@1", "words": ["serve", "--tensor-parallel-size", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("other", "mode", "said"),
+    [
+        ({}, SPAN, ""),
+        ({"model": "m@sha256:2"}, REPLICAS, "model is gpu1: m@1, gpu2: m@sha256:2"),
+        ({"engine": "f"}, REPLICAS, "engine is gpu1: e, gpu2: f"),
+        ({"words": ["serve", "--tensor-parallel-size", "4"]}, REPLICAS, ""),
+        ({"words": ["serve", "--tensor-parallel-size", "4"]}, SPAN, "command is gpu1: 2, gpu2: 4"),
+        ({"words": "x"}, SPAN, "cannot be compared"),
+    ],
+)
+def test_hosts_that_would_serve_different_things_are_not_switched(
+    other: dict[str, object], mode: str, said: str
+) -> None:
+    ran = {"code": 0, "message": "", "hint": ""}
+    asked: list[str] = []
+
+    class Staging(Answering):
+        def ask(self, do: str, **given: Any) -> Any:
+            asked.append(do)
+            if do == "look":
+                return json.loads(json.dumps(asdict(HEALTHY)))
+            staged = STAGED | other if self.name == "gpu2" else STAGED
+            return {**ran, "out": json.dumps(staged) if "--stage" in given.get("words", ()) else ""}
+
+    team = Team(Staging(name) for name in ("gpu1", "gpu2"))
+    job = Job("set", ("set",), stages=True)
+    with pytest.raises(InstallError, match=re.escape(said)) if said else nullcontext():
+        run(team, Group("mine", (Peer("gpu1"), Peer("gpu2")), mode), job, Report())
+    assert ("switch" in asked) == (said == "")
+
+
+CARDS = {"gpu1": ["192.0.2.7/24", "172.17.0.1/16", "10.0.0.1/24"], "gpu2": ["172.17.0.1/16", "10.0.0.2/24"]}
+
+
+@pytest.mark.parametrize(
+    ("cards", "within", "meeting"),
+    [
+        (CARDS, None, ("10.0.0.1", "10.0.0.2")),  # not the bridge that each has for itself
+        (CARDS, "10.0.0.0/8", ("10.0.0.1", "10.0.0.2")),
+        (CARDS, "192.0.2.0/24", None),
+        (CARDS, "172.17.0.0/16", None),
+        ({"gpu1": ["10.1.0.1/24"], "gpu2": ["10.2.0.1/24"]}, None, None),
+        ({"gpu1": ["10.1.0.1/24"], "gpu2": ["10.2.0.1/24"]}, "10.0.0.0/8", ("10.1.0.1", "10.2.0.1")),
+        ({name: [*own, f"10.9.0.{name[-1]}/24"] for name, own in CARDS.items()}, None, None),
+        ({"gpu1": ["10.0.0.1/24", "10.0.0.3/24"], "gpu2": ["10.0.0.2/24"]}, None, None),
+        ({"gpu1": ["10.0.0.1/24", "10.0.0.3/24"], "gpu2": ["192.0.2.1/24"]}, None, None),
+        ({"gpu1": [], "gpu2": ["10.0.0.2/24"]}, None, None),
+    ],
+)
+def test_hosts_of_one_model_meet_in_the_one_network_that_all_of_them_are_in(
+    cards: Mapping[str, list[str]], within: str | None, meeting: tuple[str, ...] | None
+) -> None:
+    team = Team(Answering(name, {"addresses": own}) for name, own in cards.items())
+    if meeting is None:
+        with pytest.raises(Refused, match="no single network") as caught:
+            facts.meet(team, list(cards), within)
+        assert "--peer-network" in caught.value.hint
+        assert all(address in caught.value.message for own in cards.values() for address in own)
+    else:
+        assert facts.meet(team, list(cards), within) == meeting
+
+
+@pytest.mark.parametrize("told", [None, "10.0.0.1/24", ["10.0.0.1/24", "\x1b[2J"], [{}]])
+def test_what_a_host_says_of_its_addresses_is_checked(told: object) -> None:
+    with pytest.raises(Refused, match="gpu1: it says what nobody understands"):
+        facts.meet(Team([Answering("gpu1", {"addresses": told})]), ["gpu1"], None)
 
 
 def test_a_verb_that_fails_on_one_host_is_undone_on_all() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from installer.base.host import Host
 from installer.base.report import Report
 from installer.flow import deploy, rotate
 from installer.flow.resolve import KeyChoice, Request
+from installer.flow.wanted import Wanted
 from installer.group import change, facts
 from installer.group.change import Job
 from installer.group.member import Member, Ran
@@ -22,6 +24,7 @@ from installer.spec import keys
 from installer.spec.group import Group, Peer, load_group
 from installer.spec.records import load_state
 from installer.spec.settings import Settings, assigned, load_settings
+from installer.spec.values import REPLICAS
 from tests.flow.test_transaction import LAYOUT
 
 NAMES = ("gpu1", "gpu2")
@@ -42,6 +45,8 @@ class World:
         self.cut: Callable[[str, str, bool], None] = lambda *_: None
         self.fault: dict[str, BaseException] = {}  # what the verb of a host ends with, once
         self.said: list[str] = []
+        self.mode = REPLICAS
+        self.stop: dict[str, Callable[[], None]] = {}  # what ends that which a host does
         self.switched: set[str] = set()  # hosts that have the change, whether or not anybody heard it
 
     @classmethod
@@ -54,14 +59,16 @@ class World:
 
     def copy(self, root: Path) -> World:
         shutil.copytree(self.root, root, symlinks=True)
-        return World(root)
+        copied = World(root)
+        copied.mode = self.mode
+        return copied
 
     def team(self, *away: str) -> Team:
         lost = {name: Lost(f"{name}: it is away") for name in away}
         return Team([Wire(name, self) for name in NAMES if name not in away], lost)
 
     def group(self, name: str = NAMES[0]) -> Group:
-        return load_group(self.hosts[name], LAYOUT) or Group("the-group", tuple(map(Peer, NAMES)))
+        return load_group(self.hosts[name], LAYOUT) or Group("the-group", tuple(map(Peer, NAMES)), self.mode)
 
     def settle(self, *away: str) -> Group | None:
         team = self.team(*away)
@@ -73,9 +80,9 @@ class World:
         settled = change.settle(team, facts.looks(team), Told(self.said))
         return change.run(team, settled or self.group(), job, Told(self.said))
 
-    def deploy(self) -> Group:
+    def deploy(self, group_key: str | None = None) -> Group:
         more = dict.fromkeys(NAMES, ("--held-key", KEY))
-        return self.run(Job("deploy", ("deploy",), more=more, stages=True))
+        return self.run(Job("deploy", ("deploy",), more=more, stages=True, group_key=group_key))
 
     def set_apikey(self, key: str) -> Group:
         return self.run(Job("set-apikey default", ("set-apikey",), text=key, looks=False, of_keys=True))
@@ -123,7 +130,8 @@ class Wire:
         self.world.cut(self.name, do, True)
         return answer
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        self.world.stop.get(self.name, lambda: None)()
 
 
 def run(host: Host, words: Sequence[str], text: str, fault: BaseException | None) -> Ran:
@@ -136,33 +144,38 @@ def run(host: Host, words: Sequence[str], text: str, fault: BaseException | None
             raise fault
         if fault:
 
-            def failing(*_: object) -> None:
+            def failing(want: Wanted, at: Host, *given: Any) -> None:
+                if at is not host:  # whose change runs at the same time
+                    serving(want, at, *given)
+                    return
                 prove.serving = serving
                 raise fault
 
             prove.serving = failing  # type: ignore[assignment]
-        _verb(host, list(words), text)
+        out = _verb(host, list(words), text)
     except InstallError as error:
         return Ran(error.exit_code, "", error.message, error.hint)
-    return Ran(0, "{}")
+    return Ran(0, out)
 
 
-def _verb(host: Host, words: list[str], text: str) -> None:
+def _verb(host: Host, words: list[str], text: str) -> str:
+    """What it prints."""
     verb, options, arguments = words[0], words[1 : words.index("--")] if "--" in words else words[1:], words
     given = assigned(arguments[arguments.index("--") + 1 :]) if "--" in words and verb == "set" else {}
     if verb == "set-apikey":
         rotate.set_key(SERVICE, rotate.Rotation(text=text), host, Report(), lambda _: None)
-        return
+        return ""
     settings = _settings(host, given)
     held = tuple(keys.parse(word) for word in options if word.startswith("default"))
     request = Request(verb, settings, KeyChoice(held=held))
     if "--dry-run" in options:
         deploy.plan(request, host, Report())
     elif "--stage" in options:
-        deploy.stage(request, host, Report())
+        return json.dumps(asdict(deploy.stage(request, host, Report())))
     else:
         begin = deploy.deploy if verb == "deploy" else deploy.change
         begin(request, host, Report(), lambda _: None)
+    return ""
 
 
 def _settings(host: Host, given: Mapping[str, str]) -> Settings:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from installer.runtime import vllm_group
-from installer.runtime.vllm_group import Channel, Follower, Group, Head
+from installer.runtime.vllm_channel import LENGTH, MAC, Channel
+from installer.runtime.vllm_group import Follower, Group, Head
 
 KEY = b"k" * 64
 RUNS = {"engine": "e1", "model": "tiny@1", "settings": "s1"}
@@ -271,11 +272,11 @@ class Recorded:
                 taken.append(data)
                 super()._write(data)
 
-        real, vllm_group.Channel = vllm_group.Channel, Tapped  # type: ignore[misc]
+        vllm_group.Channel = Tapped  # type: ignore[misc]
         try:
             network.until(lambda: follower.channel)
         finally:
-            vllm_group.Channel = real  # type: ignore[misc]
+            vllm_group.Channel = Channel  # type: ignore[misc]
         network.until(lambda: network.head.members and len(taken) >= 4)
         network.sides.remove(follower)
         self.follower, self.frames = follower, list(taken)
@@ -411,4 +412,4 @@ def test_what_the_hosts_have_in_common_leaves_out_what_is_each_ones_own() -> Non
 def test_no_word_of_the_key_is_in_what_is_told_to_anybody(network: Network) -> None:
     recorded = Recorded(network)
     assert KEY not in b"".join(recorded.frames)
-    assert json.loads(recorded.frames[1][vllm_group.LENGTH + vllm_group.MAC :])["is"] == "hello"
+    assert json.loads(recorded.frames[1][LENGTH + MAC :])["is"] == "hello"

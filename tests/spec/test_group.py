@@ -9,7 +9,7 @@ import pytest
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.layout import Layout
-from installer.spec.group import Ended, Group, Joint, Peer, load_group, save_group, to_data
+from installer.spec.group import VERSION, Ended, Group, Joint, Peer, load_group, save_group, to_data
 from installer.spec.values import host_names
 
 LAYOUT = Layout("qwen3vl")
@@ -45,7 +45,7 @@ def test_a_field_of_a_later_tool_is_passed_over_and_a_later_version_is_not(host:
     data = {**to_data(GROUP), "colour": "red"}
     host.write(LAYOUT.group_file, json.dumps(data))
     assert load_group(host, LAYOUT) == GROUP
-    host.write(LAYOUT.group_file, json.dumps({**data, "version": 2}))
+    host.write(LAYOUT.group_file, json.dumps({**data, "version": VERSION + 1}))
     with pytest.raises(Refused, match="newer version") as caught:
         load_group(host, LAYOUT)
     assert caught.value.hint.startswith("to go on with this host alone")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from installer.base.errors import UsageError
+from installer.base.errors import Refused, UsageError
+from installer.base.host import Host
+from installer.base.report import Report
 from installer.cli import cli
+from installer.group import roster
 from installer.spec.group import Group, Peer
+from installer.spec.values import REPLICAS, SPAN
 from installer.verbs import over
 
 
@@ -79,3 +86,33 @@ def test_a_name_that_is_no_hosts_is_refused_before_anything_is_reached(name: str
     with pytest.raises(UsageError, match="--hosts: "):
         cli.main(["deploy", f"--hosts={name}"], prog_name="vllm-install", standalone_mode=False)
     assert calls == []
+
+
+def test_what_is_for_all_hosts_is_said_to_none_of_them_by_itself(calls: list[tuple[str, ...]]) -> None:
+    typed = "deploy --hosts gpu1,gpu2 --mode span --peer-network 10.0.0.0/24"
+    cli.main(typed.split(), prog_name="vllm-install", standalone_mode=False)
+    assert [" ".join(found) for found in calls] == ["deploy --service qwen3vl --this-host-only"]
+    with pytest.raises(UsageError, match="are for several hosts"):
+        cli.main(["deploy", "--this-host-only", "--mode", "span"], prog_name="vllm-install", standalone_mode=False)
+    with pytest.raises(UsageError, match="--peer-network: expected an IPv4 network"):
+        cli.main(["deploy", "--peer-network", "gpu1"], prog_name="vllm-install", standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "peers", "said"),
+    [
+        (None, 2, ""), (SPAN, 2, ""), (REPLICAS, 2, "is of mode span already"), (None, 3, "no other joins them"),
+    ],
+)  # fmt: skip
+def test_hosts_of_one_model_stay_what_they_are(mode: str | None, peers: int, said: str) -> None:
+    before = Group("mine", (Peer("gpu1"), Peer("gpu2")), SPAN, 1)
+    now = replace(before, peers=tuple(Peer(f"gpu{number}") for number in range(1, peers + 1)))
+    with pytest.raises(UsageError, match=said) if said else nullcontext():
+        over.check_stays("qwen3vl", now, mode, before)
+
+
+@pytest.mark.parametrize("verb", [roster.drain, roster.remove])
+def test_no_host_of_one_model_is_taken_out(verb: Callable[..., None]) -> None:
+    group = Group("mine", (Peer("gpu1"), Peer("gpu2")), SPAN, 1)
+    with pytest.raises(Refused, match="each of these hosts holds a part of the model"):
+        verb(group, "gpu2", "qwen3vl", Host(), Report())

@@ -34,11 +34,11 @@ SUDO = "auth sufficient pam_permit.so\naccount sufficient pam_permit.so\nsession
 
 
 @contextmanager
-def hosts(count: int = 2) -> Iterator[tuple[Network, list[Machine]]]:
-    """gpu1, gpu2, ... in one network."""
+def hosts(count: int = 2, *, store: bool = False) -> Iterator[tuple[Network, list[Machine]]]:
+    """gpu1, gpu2, ... in one network; place `count + 1` is free for a stranger."""
     with ExitStack() as held:
         network = held.enter_context(Network(count + 1))
-        machines = [held.enter_context(network.machine(number)) for number in range(1, count + 1)]
+        machines = [held.enter_context(network.machine(number, store=store)) for number in range(1, count + 1)]
         for number, machine in enumerate(machines, 1):
             _prepare(machine, number, network, count)
         known = "".join(
