@@ -91,6 +91,7 @@ def look(host: Host) -> None:
 
 
 def test_the_change_that_made_us_tell_is_told_and_each_later_one_once(host: Host, sent: Sent) -> None:
+    host.write(Path("/proc/sys/kernel/hostname"), "gpu-7\n")
     happened(host, "set NOTIFY_URL=https://alerts.example/hook", "proved")
     look(host)
     assert sent.news == [("changed", "set NOTIFY_URL=[secret]: proved")], "and not what was long before"
@@ -105,9 +106,8 @@ def test_the_change_that_made_us_tell_is_told_and_each_later_one_once(host: Host
     message = sent[1]["message"]
     assert (sent[1]["url"], sent[1]["form"], message["service"]) == ("https://alerts.example/hook", "json", "qwen3vl")
     assert message["news"][0]["when"] == WHEN
-    assert message["summary"].endswith(
-        ": set-apikey default: in force as soon as the service answers; upgrade: confirmed"
-    )
+    said = "set-apikey default: in force as soon as the service answers; upgrade: confirmed"
+    assert (message["host"], message["summary"]) == ("gpu-7", f"qwen3vl on gpu-7: {said}")
 
 
 @pytest.mark.parametrize(

@@ -66,14 +66,16 @@ class World:
         monkeypatch.setattr(running, "hands_over", lambda *_: self.hands_over)
         monkeypatch.setattr(running, "render", rendered)
         monkeypatch.setattr(running, "process_digest", digest)
-        monkeypatch.setattr(haproxy, "state", lambda *_: self._state())
-        monkeypatch.setattr(haproxy, "has_read", lambda *_: self._has_read())
+        monkeypatch.setattr(haproxy, "state", self._state)
+        monkeypatch.setattr(haproxy, "has_read", self._has_read)
 
-    def _has_read(self) -> bool:
+    def _has_read(self, host: Host, layout: Layout, config: Path) -> bool:
         """As HAProxy would: of what lies there, if the test says nothing else."""
+        assert (host, layout, config) == (self.host, LAYOUT, config_file(LAYOUT))
         return self.is_current and self.read in (None, self.host.read(config_file(LAYOUT)))
 
-    def _state(self) -> GatewayState:
+    def _state(self, host: Host, layout: Layout) -> GatewayState:
+        assert (host, layout) == (self.host, LAYOUT)
         if 0 not in self.processes:
             raise NoGateway("nobody is there")
         shown = {number: "DOWN" if number in self.down else "UP" for number in self.known}

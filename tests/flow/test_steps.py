@@ -16,6 +16,7 @@ from installer.base.report import Report
 from installer.flow import ownership, receipt, running, steps
 from installer.flow.steps import STEPS, plan, removal
 from installer.flow.wanted import Wanted
+from installer.forms.podman import images
 from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model import builtin
 from installer.spec.former import Former
@@ -585,3 +586,13 @@ def test_an_image_is_in_use_for_as_long_as_a_unit_starts_it(host: Host, want: Wa
     made = boxed("cpu", want.target.settings)
     host.write(LAYOUT.unit.with_name("let-go.service"), unit(made, LAYOUT))
     assert path not in [change.path for change in steps.unused_programs(LAYOUT, [], host)]
+
+
+def test_the_image_that_was_asked_for_is_brought_unless_it_is_there(host: Host, want: Wanted) -> None:
+    host.write(Path("/srv/vllm.tar"), "x" * 10)
+    settings = dataclasses.replace(want.target.settings, image="/srv/vllm.tar")
+    boxed_want = dataclasses.replace(want, target=boxed("cpu", settings))
+    (change,) = steps.engine(boxed_want, host)
+    assert isinstance(change, images.BringImage)
+    assert (change.reference, change.bytes_needed, change.layout) == ("/srv/vllm.tar", 20, LAYOUT)
+    assert change.engine == boxed_want.target.engine
