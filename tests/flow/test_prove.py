@@ -394,6 +394,11 @@ def test_a_worker_that_ends_itself_is_not_the_reason_but_what_it_said() -> None:
     assert "died unexpectedly" in prove.reason_in(killed, "it ended", "look").message
 
 
+def test_where_nothing_was_said_it_is_said_where_to_look() -> None:
+    silent = prove.reason_in([], "it ended", "journalctl -u x")
+    assert (silent.message, silent.hint) == ("it ended", "journalctl -u x")
+
+
 def test_where_nothing_is_known_the_last_words_are_shown() -> None:
     lines = [f"line {number}" for number in range(1, 12)]
     said = prove.reason_in(lines, "it ended", "look").message

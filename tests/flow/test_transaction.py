@@ -81,7 +81,7 @@ class Proofs:
         self.asked: list[tuple[Wanted, Start]] = []
 
     def serving(self, want: Wanted, host: Host, report: Report, start: Start = prove.NOT_WATCHED) -> None:
-        assert isinstance(host, Host)
+        assert (type(want), type(host)) == (Wanted, Host)
         assert isinstance(report, Report)
         self.asked.append((want, start))
         if self.faults:

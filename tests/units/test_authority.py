@@ -18,7 +18,7 @@ from installer.runtime import vllm_certificate
 from installer.spec.settings import Settings
 from installer.units import authority
 from installer.units.authority import CERTIFICATE, KEY, IssueCertificate, due, names
-from installer.units.gateway import certificate_files
+from installer.units.gateway import certificate_files, config_file
 from tests.kit.certificates import certificate
 
 LAYOUT = Layout("q")
@@ -68,6 +68,17 @@ def test_one_that_serves_is_kept_and_another_service_has_the_same_authority(name
     named.make_dir(Layout("other").state_dir)
     other.apply(named, Report())
     assert named.read(CERTIFICATE) == before
+
+
+def test_a_gateway_that_runs_is_told_of_a_new_one(named: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Host, "systemctl", lambda _, *words, check=True: told.append((*words, str(check))))
+    issue(named)
+    assert told == [], "there is none yet"
+    named.write(Path("/etc/hostname"), "gpu2.example\n")
+    named.write(config_file(LAYOUT), "")
+    issue(named)
+    assert told == [("reload", "q.service", "False")], "of one that does not run that fails, and is no fault"
 
 
 @pytest.mark.parametrize("fault", ["expires", "garbage", "another host", "another key"])
