@@ -214,6 +214,21 @@ def test_what_is_as_it_should_be_is_left_alone(world: World) -> None:
     assert world.plan(TWO) == []
 
 
+@pytest.mark.parametrize(("unit", "planned"), [("qwen3vl.service", ["daemon-reload"]), ("other.service", [])])
+def test_systemd_reads_a_unit_that_it_has_not_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, unit: str, planned: list[str]
+) -> None:
+    """Though it lies there as it should: of a change that was cut off before it said so."""
+
+    def shown(_: Host, asked: str, *names: str) -> dict[str, str]:
+        return {name: {"NeedDaemonReload": "yes" if asked == unit else "no"}[name] for name in names}
+
+    monkeypatch.setattr(running, "unit_properties", shown)
+    world.lies(BARE)
+    world.runs(BARE, 0)
+    assert world.plan(BARE) == planned
+
+
 def test_one_member_after_the_other_and_only_those_that_differ(world: World) -> None:
     world.lies(TWO)
     world.runs(TWO, 0, 1, 2)

@@ -226,6 +226,13 @@ def test_why_one_of_them_ended_stands_in_its_own_journal(host: Host, monkeypatch
     assert asked[1:] == [("qwen3vl.service", "run")]
 
 
+def test_a_replica_that_only_starts_is_still_known_by_the_run_before() -> None:
+    """By which it shows later that it was started again."""
+    now = looked(BOTH, of_two({"run": "c", "pid": 3}, {"active": "activating", "run": "d", "pid": 4, "requests": None}))
+    assert [(each.run, each.pid) for each in now.replicas] == [("c", 3), ("b", 4)]
+    assert now.replicas[1].counted == BOTH.replicas[1].counted
+
+
 def test_each_of_them_is_looked_at_where_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     asked: list[tuple[str, int]] = []
