@@ -153,6 +153,7 @@ def _unit(whole: Target, member: Member, digest: str) -> str:
         exec_check=[python, launcher, "check", "--", words[0], "--host", settings.host, "--port", str(settings.port)],
         exec_reload=[python, starter, "reload", *_key_words(target.keys), *([] if boxed else ["--", *words])],
         container=container.run_words(target, layout, member.stem, runtime) if boxed else None,
+        container_name=container.called(member.stem),
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
         local_only=listens == "localhost" or listens == "::1" or listens.startswith("127."),

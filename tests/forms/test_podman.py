@@ -339,6 +339,13 @@ def test_adapters_are_bound_in_as_the_model_is() -> None:
     assert "--volume=/srv/sql:/srv/sql:ro" in words
 
 
+def test_no_container_of_anybody_elses_has_the_name_of_ours() -> None:
+    """One of that name is taken away before each start."""
+    words = run_words(target(SETTINGS), LAYOUT, "qwen3vl", Path("/r")).split()
+    assert "--replace" in words
+    assert "--name=vllm-install-qwen3vl" in words
+
+
 def test_gpus_are_given_by_name_and_no_others() -> None:
     made = dataclasses.replace(target(SETTINGS), gpus=(Placed("GPU-1", "NVIDIA H200"), Placed("GPU-2", "NVIDIA H200")))
     words = run_words(made, LAYOUT, "qwen3vl", Path("/r")).split()

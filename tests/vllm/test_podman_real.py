@@ -126,7 +126,8 @@ def is_back(machine: Machine, pid: int, key: str) -> None:
 
 @pytest.fixture(scope="module")
 def before(machine: Machine) -> tuple[dict[str, str], list[list[str]]]:
-    """What is on the disk, and what podman has."""
+    """What is on the disk, and what podman has: among it somebody's container of the service's name."""
+    machine.run("podman", "create", "--name=qwen3vl", OTHER, "true")
     return snapshot(machine.root, [STORAGE]), kept(machine)
 
 
@@ -201,7 +202,7 @@ def test_what_is_stopped_or_taken_away_by_hand_comes_back(machine: Machine, key:
     machine.shell(f"mkdir -p {DROP_IN}; printf '[Service]\\nWatchdogSec=40\\n' >{DROP_IN}/own.conf")
     machine.run("systemctl", "daemon-reload")
     pid = main_pid(machine)
-    machine.run("podman", "rm", "--force", "--time=0", "qwen3vl")
+    machine.run("podman", "rm", "--force", "--time=0", "vllm-install-qwen3vl")
     is_back(machine, pid, key)
 
     pid = main_pid(machine)

@@ -32,10 +32,15 @@ def run_words(target: Target, layout: Layout, name: str, runtime: Path) -> str:
     weights = dict.fromkeys(weights_of(model, layout) for model in target.read)
     read_only = (runtime, layout.settings_file.parent, credentials, *weights)
     return shlex.join([
-        f"--name={name}", *SANDBOX, f"--workdir={layout.cache_dir}",
+        f"--name={called(name)}", *SANDBOX, f"--workdir={layout.cache_dir}",
         *(f"--volume={path}:{path}" for path in writable), *(f"--volume={path}:{path}:ro" for path in read_only),
         *_gpus(target), target.engine.image,
     ])  # fmt: skip
+
+
+def called(name: str) -> str:
+    """The container of a unit: a name that nobody else's has, for one of that name is taken away (--replace)."""
+    return f"vllm-install-{name}"
 
 
 def weights_of(model: Model, layout: Layout) -> Path:
