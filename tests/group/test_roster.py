@@ -1,0 +1,103 @@
+"""A host that is let go: where hosts answer for one another nobody asks it any more, nor it the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from installer.base.errors import Refused
+from installer.base.host import Host
+from installer.group import roster
+from installer.group.reach import Team
+from installer.spec.group import Group, Peer, of_data
+from tests.group.test_facts import HEALTHY
+from tests.group.world import Told
+
+PEERS = tuple(Peer(f"gpu{number}", address=f"10.0.0.{number}") for number in (1, 2, 3))
+
+
+class Hosts:
+    """Three of them, with a gateway each; what is asked of whom, and which record each has in the end."""
+
+    def __init__(self, *away: str, gateway: bool = True) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.records: dict[str, Any] = {peer.name: Group("mine", PEERS, epoch=3) for peer in PEERS}
+        self.away, self.gateway = away, gateway
+
+    @contextmanager
+    def changing(self, peers: Any, *_: Any) -> Iterator[Team]:
+        lost = {name: Refused(f"{name}: it cannot be reached") for name in self.away}
+        yield Team([Asked(peer.name, self) for peer in peers if peer.name not in self.away], lost)
+
+
+class Asked:
+    def __init__(self, name: str, hosts: Hosts) -> None:
+        self.name, self.hosts = name, hosts
+
+    def ask(self, do: str, **told: Any) -> Any:
+        given = json.loads(json.dumps(told))
+        if do == "look":
+            group = self.hosts.records[self.name]
+            look = replace(HEALTHY, machine=self.name, gateway=self.hosts.gateway, active="active", group=group)
+            return json.loads(json.dumps(asdict(look)))
+        if do in ("run", "switch") and "--dry-run" not in given["words"]:
+            self.hosts.asked.append((self.name, given["words"][-1]))
+        if do in ("claim", "end"):
+            self.hosts.records[self.name] = of_data(given["group"]) if given["group"] else None
+        if do == "linked":
+            self.hosts.asked.append((self.name, ",".join(given["addresses"])))
+        return {"code": 0, "out": "{}", "message": "", "hint": ""}
+
+    def stop(self) -> None: ...
+
+
+def remove(hosts: Hosts, monkeypatch: pytest.MonkeyPatch, name: str = "gpu3") -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(roster, "changing", hosts.changing)
+    roster.remove(Group("mine", PEERS, epoch=3), name, "qwen3vl", Host(), Told(said))
+    return said
+
+
+def test_the_others_go_on_without_it_and_it_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts()
+    remove(hosts, monkeypatch)
+    left = "GATEWAY_HOSTS=10.0.0.1,10.0.0.2"
+    assert hosts.asked == [
+        ("gpu1", left), ("gpu2", left), ("gpu1", "10.0.0.2"), ("gpu2", "10.0.0.1"), ("gpu3", "GATEWAY_HOSTS="),
+    ]  # fmt: skip
+    assert hosts.records["gpu3"] is None
+    assert hosts.records["gpu1"] == hosts.records["gpu2"]
+    assert [peer.name for peer in hosts.records["gpu1"].peers] == ["gpu1", "gpu2"]
+    assert hosts.records["gpu1"].change is None
+
+
+def test_of_two_the_one_that_is_left_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts()
+    hosts.records = {name: Group("mine", PEERS[:2], epoch=3) for name in ("gpu1", "gpu2")}
+    monkeypatch.setattr("tests.group.test_roster.PEERS", PEERS[:2])
+    remove(hosts, monkeypatch, "gpu2")
+    assert hosts.asked == [("gpu1", "GATEWAY_HOSTS="), ("gpu1", ""), ("gpu2", "GATEWAY_HOSTS=")]
+
+
+def test_one_that_is_lost_is_let_go_and_one_that_stays_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts("gpu3")
+    assert remove(hosts, monkeypatch) == [
+        *(f"{name}: hosts remove gpu3" for name in ("gpu1", "gpu2")), "gpu3: it cannot be reached",
+    ]  # fmt: skip
+    assert [name for name, _ in hosts.asked] == ["gpu1", "gpu2", "gpu1", "gpu2"]
+    hosts = Hosts("gpu2")
+    with pytest.raises(Refused, match="gpu2: it cannot be reached"):
+        remove(hosts, monkeypatch)
+    assert hosts.asked == []
+
+
+def test_where_each_is_at_its_own_address_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts(gateway=False)
+    remove(hosts, monkeypatch)
+    assert hosts.asked == []
+    assert hosts.records["gpu3"] is None
