@@ -91,6 +91,13 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     cli(one, "deploy", "--hosts", "gpu1,gpu2", "--gateway-hosts", "auto", *options)
     assert network.stranger(3, sys.executable, "-c", KNOCK, network.address(1)).stdout == "heard nothing\n"
 
+    # Each is told of from any
+    shown = cli(other, "status", "--all-hosts", "--json").json["hosts"]
+    assert {name: status["ready"] for name, status in shown.items()} == {"gpu1": True, "gpu2": True}
+    told = cli(one, "logs", "--all-hosts", "-n", "3").out.splitlines()
+    assert {line.partition(":")[0] for line in told} == {"gpu1", "gpu2"}
+    assert cli(one, "usage", "--all-hosts", "--json").json["service"] == "qwen3vl"
+
     # No change costs a request: one that fails on the second host, an upgrade of both, one taken out and back
     with asked(one, new) as asking:
         other.write(MEMBER_DROP_IN, "[Service]\nEnvironment=VLLM_STANDIN=refuse-context=2048\n")
@@ -119,7 +126,9 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     cli(one, "hosts", "drain", "gpu2")
     cli(one, "set-context", "1024")
 
+    # It comes back as one that was installed anew does, with nothing of ours
     other.boot()
+    cli(other, "uninstall", "--yes", "--purge", "--this-host-only")
     cli(one, "hosts", "join", "gpu2")
     assert cli(other, "status", "--json").json["context"] == 1024
     serves(other, new, 8001)
