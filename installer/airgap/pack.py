@@ -79,7 +79,8 @@ class Packed:
 
 def create(settings: Settings, wanted: Cargo, host: Host, report: Report) -> Packed:
     """Interrupted, the same command goes on with the wheels and weights that are here by then."""
-    family_of(settings).check_words(settings, report.warn)
+    if settings.lora:  # names and flags are chosen on the other host
+        family_of(settings).check_words(settings, report.warn)
     layout = Layout(settings.service)
     seen = facts.gather(host, settings, layout)
     kind = _kind(settings, seen)

@@ -76,8 +76,8 @@ class Advance(Protocol):
 class Report:
     """Silent: for --quiet, and the base of the others."""
 
-    def begin(self, change: Described) -> None:
-        """A change is about to be applied."""
+    def begin(self, change: Described, line: str | None = None) -> None:
+        """A change is about to be applied; `line` is what is said of it, where it is not its own description."""
 
     def done(self, change: Described) -> None:
         """A change was applied."""
@@ -114,8 +114,9 @@ class Lines(Report):
 
     EVERY = 5.0
 
-    def begin(self, change: Described) -> None:
-        self.note(change.describe())
+    def begin(self, change: Described, line: str | None = None) -> None:
+        if said := change.describe() if line is None else line:
+            self.note(said)
 
     def note(self, text: str) -> None:
         # Beside a live bar rich stands in for the stream, and takes colours from a text.

@@ -72,8 +72,7 @@ def apply(changes: Iterable[Change], host: Host, report: Report) -> None:
     changes = tuple(changes)
     for change, said in zip(changes, told(changes), strict=True):
         with _alone(change, host, report):
-            if said:
-                report.begin(said)
+            report.begin(change, said.describe() if said else "")
             change.apply(host, report)
             report.done(change)
 

@@ -355,7 +355,7 @@ def test_what_services_share_is_changed_by_one_at_a_time(host: Host, change: Cha
     held: list[bool] = []
 
     class Looks(Report):
-        def begin(self, change: Described) -> None:
+        def begin(self, change: Described, line: str | None = None) -> None:
             held.extend(host.lock_holder(path) is not None for path in (LAYOUT.shared_lock, LAYOUT.engines_lock))
 
     run_changes([change], host, Looks())
@@ -1082,7 +1082,7 @@ def test_each_change_is_told_when_it_begins_and_when_it_is_done(host: Host) -> N
     told: list[tuple[str, object, bool]] = []
 
     class Told(Report):
-        def begin(self, change: Described) -> None:
+        def begin(self, change: Described, line: str | None = None) -> None:
             told.append(("begins", change, host.exists(Path("/srv/a"))))
 
         def done(self, change: Described) -> None:
@@ -1098,7 +1098,7 @@ def test_who_waits_for_what_is_shared_is_told_for_which_change(host: Host) -> No
     holders: list[str] = []
 
     class Looking(Report):
-        def begin(self, change: Described) -> None:
+        def begin(self, change: Described, line: str | None = None) -> None:
             holder = host.lock_holder(LAYOUT.shared_lock)
             holders.append(holder.command if holder else "nobody")
 

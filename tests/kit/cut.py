@@ -49,11 +49,11 @@ class Cutter(report.Lines):
         else:
             os.kill(os.getpid(), self.signal)
 
-    def begin(self, change: Change) -> None:
+    def begin(self, change: Change, line: str | None = None) -> None:
         self.effects.append(0)
         self.folders.append(str(change.path.parent) if isinstance(change, Write) else "")
         self.reach(f"begin:{len(self.effects)}")
-        super().begin(change)
+        super().begin(change, line)
         self.within = True
 
     def done(self, change: Change) -> None:
