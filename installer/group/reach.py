@@ -161,14 +161,26 @@ def understood(name: str, kind: type[T], answer: object) -> T:
         raise puzzling(name) from None
 
 
+def data_of(name: str, text: str) -> object:
+    """What a verb printed on a host for a program."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise puzzling(name) from None
+
+
+def known(code: int) -> Exit:
+    """The status that a verb ended with on a host; a number that is none of ours could stand for any."""
+    return Exit(code) if code in list(Exit) else Exit.BUG
+
+
 def refused(name: str, error: Mapping[str, Any]) -> InstallError:
     """What a host refused, on lines that bear its name."""
     lines = [one_line(line) for line in str(error["message"]).splitlines()[:30]]
     text = "\n".join(tr("{what}: {why}", what=name, why=line) for line in lines)
-    code = error["code"]
     hint = one_line(str(error["hint"]))
     hint = tr("on {name}: {hint}", name=name, hint=hint) if hint else ""
-    return InstallError(text, hint, Exit(code) if code in list(Exit) else Exit.BUG)
+    return InstallError(text, hint, known(error["code"]))
 
 
 class Team:

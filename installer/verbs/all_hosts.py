@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -49,14 +48,18 @@ class OnAllHosts(click.Command):
         if "service" in context.params:
             service = check_service(meant_service(context, context.params["service"], context.params.get("word")))
             words = ["--service", service, *words]
+        from installer.group.reach import data_of, known
+
         found = heard(service, [self.name or "", *words])
         if context.params.get("as_json"):
-            print_json({"hosts": {name: json.loads(ran.out) for name, ran in found.ran.items()}})
+            print_json({"hosts": {name: data_of(name, ran.out) for name, ran in found.ran.items()}})
         else:
             for name, ran in found.ran.items():
                 for line in ran.out.splitlines():
                     click.echo(tr("{what}: {why}", what=name, why=one_line(line, 10_000)))
-        sys.exit(max([Exit.FAULTS_FOUND if found.lost else Exit.DONE, *(ran.code for ran in found.ran.values())]))
+        sys.exit(
+            max([Exit.FAULTS_FOUND if found.lost else Exit.DONE, *(known(ran.code) for ran in found.ran.values())])
+        )
 
 
 def heard(service: str | None, words: Sequence[str]) -> Heard:

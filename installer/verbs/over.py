@@ -350,22 +350,13 @@ def _carry_out(call: _Call, group: Group, job: Job, team: Team, key: str | None 
 
 def _print_ahead(call: _Call, out: Mapping[str, str]) -> None:
     if call.as_json:
-        print_json({"service": call.service, "hosts": {name: _of_json(name, text) for name, text in out.items()}})
+        from installer.group.reach import data_of
+
+        print_json({"service": call.service, "hosts": {name: data_of(name, text) for name, text in out.items()}})
         return
     for name, text in out.items():
         for line in text.splitlines():
             click.echo(tr("{what}: {why}", what=name, why=one_line(line)))
-
-
-def _of_json(name: str, text: str) -> object:
-    import json
-
-    from installer.group.reach import puzzling
-
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise puzzling(name) from None
 
 
 def _show(call: _Call, group: Group, seen: Mapping[str, Look], key: str | None) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 import click
 import pytest
 
-from installer.base.errors import Refused, UsageError
+from installer.base.errors import Exit, Refused, UsageError
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.cli import cli
 from installer.group import roster
+from installer.group.everywhere import Heard
+from installer.group.member import Ran
+from installer.group.reach import Lost
 from installer.spec.group import Group, Peer
 from installer.spec.values import REPLICAS, SPAN
-from installer.verbs import over
+from installer.verbs import all_hosts, over
 
 
 @pytest.fixture
@@ -116,3 +119,32 @@ def test_no_host_of_one_model_is_taken_out(verb: Callable[..., None]) -> None:
     group = Group("mine", (Peer("gpu1"), Peer("gpu2")), SPAN, 1)
     with pytest.raises(Refused, match="each of these hosts holds a part of the model"):
         verb(group, "gpu2", "qwen3vl", Host(), Report())
+
+
+def on_all_hosts(monkeypatch: pytest.MonkeyPatch, words: str, *ran: Ran) -> Exit:
+    monkeypatch.setattr(all_hosts, "heard", lambda *_: Heard({f"gpu{n}": each for n, each in enumerate(ran, 1)}, {}))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words.split(), "--all-hosts"], prog_name="vllm-install", standalone_mode=False)
+    return Exit(ended.value.code)
+
+
+def test_what_a_host_shows_stands_behind_its_name_and_does_nothing_to_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = Ran(0, "serving\x1b]0;mine\x07\rgpu1: gone\n")
+    assert on_all_hosts(monkeypatch, "status", Ran(0, "serving\n"), said) is Exit.DONE
+    shown = capsys.readouterr().out
+    assert [line.split(" ")[0] for line in shown.splitlines()] == ["gpu1:", "gpu2:", "gpu2:"]
+    assert not {"\x1b", "\r", "\x07"} & set(shown)
+
+
+@pytest.mark.parametrize("out", ["", "{", "[" * 100_000])
+def test_a_host_that_says_no_data_is_named(monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    with pytest.raises(Lost, match="gpu2: it says what nobody understands"):
+        on_all_hosts(monkeypatch, "status --json", Ran(0, "{}"), Ran(0, out))
+
+
+def test_a_status_that_is_none_of_ours_hides_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Ran(Exit.FAULTS_FOUND, "")
+    assert on_all_hosts(monkeypatch, "doctor", faults, Ran(0, "")) is Exit.FAULTS_FOUND
+    assert on_all_hosts(monkeypatch, "doctor", faults, Ran(256, "")) is not Exit.DONE
