@@ -78,8 +78,8 @@ def test_each_asks_the_replicas_of_both_and_says_who_asked(key: str) -> None:
         for gateway in (hosts.one, hosts.other):
             told = {"X-Forwarded-For": "1.2.3.4", "Authorization": "Bearer sk-1"}
             assert {gateway.ask(headers=told).status for _ in range(8)} == {200}
-        counts = [len(replica.asked) for replica in hosts.replicas]  # whoever has fewest connections: about as many each
-        assert sum(counts) == 16 and min(counts) >= 6, counts
+        counts = sorted(len(replica.asked) for replica in hosts.replicas)  # whoever has fewest connections is next
+        assert counts in ([8, 8], [7, 9], [6, 10])
         for replica in hosts.replicas:
             for head in replica.asked:
                 assert b"x-forwarded-for: 127.0.0.1\r\n" in head.lower()
