@@ -67,7 +67,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         unprivileged_port=int(host.read(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")) or 1024),
         disks={target: probe_disk(host, target) for target in (*own, *containers)},
         libnuma=any(any(host.at(path).glob("libnuma.so.1")) for path in _library_directories(host)),
-        cxx_version=_cxx_version(host) if settings.cuda_toolkit in ("wheels", "host") else 0,
+        cxx_version=_cxx_version(host) if settings.cuda_toolkit != "none" else 0,
         nvcc=_nvcc(host) if settings.cuda_toolkit == "host" else None,
         gateway=gateway.look(host, settings) if needs_gateway(settings) else None,
         podman=_podman(host) if settings.runtime == PODMAN else None,

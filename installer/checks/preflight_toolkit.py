@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from installer.base.language import tr
@@ -31,6 +32,12 @@ def check_toolkit(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
         )
     if settings.cuda_toolkit == "host":
         yield from _check_host(facts)
+
+
+def fits_wheels(settings: Settings, facts: Facts) -> bool:
+    """Whether the compiler of the engine's own packages would work here."""
+    asked = dataclasses.replace(settings, cuda_toolkit="wheels")
+    return facts.cxx_version > 0 and not any(check_toolkit(asked, facts, NVIDIA.kind))
 
 
 def _check_host(facts: Facts) -> Iterator[Problem]:

@@ -107,6 +107,8 @@ class Compiling:
     describe: Callable[[Toolkit], str]
     cost: str  # of none, to be translated
     attention: Callable[[Sequence[tuple[int, int]], Callable[[], bool]], str]  # without one; "" for its own choice
+    # Whether a compiler was measured to be worth its longer first start; asks whether weights are dense FP8.
+    pays: Callable[[Sequence[tuple[int, int]], Callable[[], bool]], bool]
 
 
 @dataclass(frozen=True)

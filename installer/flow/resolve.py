@@ -17,6 +17,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks import facts, placement, preflight
 from installer.checks.placement import Choice
+from installer.checks.preflight_toolkit import fits_wheels
 from installer.checks.tenants import ports_of_replicas, visible, visible_devices, with_port, with_tenants
 from installer.families.known import family_of
 from installer.flow import adapters, advice
@@ -36,8 +37,8 @@ from installer.spec.profile import Profile
 from installer.spec.settings import PODMAN, Settings
 from installer.spec.state import State
 from installer.spec.target import Place, Replica, Target
-from installer.spec.toolkit import Toolkit
-from installer.spec.values import AUTO
+from installer.spec.toolkit import NONE, WHEELS, Toolkit
+from installer.spec.values import AUTO, AUTO_TOOLKIT
 from installer.spec.vendors import AMD
 from installer.units import monitoring
 from installer.units.gateway import needs_gateway
@@ -105,6 +106,8 @@ def resolve(
         settings, seen = bundled.fitting(request.bundle, settings, seen)
     if throwaway:
         seen = dataclasses.replace(seen, systemd=preflight.MINIMUM_SYSTEMD, systemd_is_pid1=True, sysusers=True)
+        if settings.cuda_toolkit == AUTO_TOOLKIT:  # nobody waits for kernels of a server that ends with its answer
+            settings = dataclasses.replace(settings, cuda_toolkit=NONE)
     problems = preflight.problems(settings, seen, layout)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise preflight.refuse(fatal)
@@ -130,7 +133,8 @@ def resolve(
     )
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
-    compiler = _toolkit(settings, engine, seen, look_at_model, report)
+    config = partial(_config, about, look_at_model)
+    compiler = None if engine.image else _toolkit(settings, engine, seen, state.proved, config, report)
     place = Place(seen.peers.ranks[0], seen.peers.interface) if seen.peers else None
     behind = _replicas(settings, choice, state, host, report) if place is None or place.rank == 0 else ()
     ours = seen.gateway.addresses if seen.gateway else ()
@@ -260,16 +264,35 @@ def _engine(
 
 
 def _toolkit(
-    settings: Settings, engine: Engine, seen: Facts, look_at_model: Callable[[], About], report: Report
+    settings: Settings, engine: Engine, seen: Facts, proved: Target | None, config: Callable[[], Config], report: Report
 ) -> Toolkit | None:
-    """For the GPUs that were chosen, of which alone `seen` tells."""
-    if engine.image:  # what it compiles with, it brings
-        return None
-    chosen = toolkit.choose(settings, engine, seen.gpus, seen.nvcc, lambda: Config.of(look_at_model().config).is_mla)
+    """For the GPUs that were chosen, of which alone `seen` tells; a container brings what it compiles with."""
+    if settings.cuda_toolkit == AUTO_TOOLKIT:
+        mode = _toolkit_by_itself(settings, engine, seen, proved, config)
+        settings = dataclasses.replace(settings, cuda_toolkit=mode)
+    chosen = toolkit.choose(settings, engine, seen.gpus, seen.nvcc, lambda: config().is_mla)
     compiling = family_of(settings).compiling
     if chosen and compiling:
         report.note(compiling.describe(chosen))
     return chosen
+
+
+def _toolkit_by_itself(
+    settings: Settings, engine: Engine, seen: Facts, proved: Target | None, config: Callable[[], Config]
+) -> str:
+    """A compiler where it was measured to pay; what was proved with its model keeps what it had."""
+    if proved and proved.toolkit and (proved.settings.model, proved.settings.cuda_toolkit) == (
+        settings.model, AUTO_TOOLKIT,
+    ):  # fmt: skip
+        return proved.toolkit.mode
+    compiling = family_of(settings).compiling
+    pays = compiling is not None and compiling.pays(toolkit.capabilities(seen.gpus), lambda: config().is_dense_fp8)
+    works = settings.tensor_parallel_size == 1 and toolkit.has_compiler(engine) and fits_wheels(settings, seen)
+    return WHEELS if pays and works else NONE
+
+
+def _config(about: About | None, look_at_model: Callable[[], About]) -> Config:
+    return Config.of((about or look_at_model()).config)
 
 
 def _check_senses(model: Model, kind: str, host: Host) -> None:

@@ -156,6 +156,12 @@ class Config:
         return self.section("quantization_config") or self.section("compression_config")
 
     @property
+    def is_dense_fp8(self) -> bool:
+        """Whether every layer is of 8-bit numbers with a scale for each block, and none of experts."""
+        blocks = self.quantization.get("quant_method") == "fp8" and bool(self.quantization.get("weight_block_size"))
+        return blocks and not self.experts_per_token
+
+    @property
     def has_fp8_cache(self) -> bool:
         """Whether the checkpoint itself asks for a cache of 8-bit numbers."""
         scheme = self.quantization.get("kv_cache_scheme")

@@ -19,6 +19,7 @@ BUILTIN = "builtin:tiny"
 LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
 AUTO = ("auto",)
 REPLICAS, SPAN = "replicas", "span"  # several hosts: each serves by itself, or all of them one model
+AUTO_TOOLKIT = "auto"  # a CUDA compiler where it was measured to pay
 AUTO_MODEL = "auto"  # the largest that fits the host
 # A GPU as nvidia-smi -L or rocminfo names it, by its number, or by its address on the PCI bus.
 IMAGE = re.compile(

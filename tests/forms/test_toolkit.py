@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from installer.base.errors import Exit, Refused
 from installer.base.host import Host
 from installer.base.layout import Layout
+from installer.base.report import Report
 from installer.checks import facts
 from installer.families.vllm import cuda
 from installer.families.vllm.serve import serve_arguments
-from installer.flow import steps
+from installer.flow import resolve, steps
 from installer.forms.venv import cuda_home, toolkit
 from installer.forms.venv.toolkit import CompileKernels
+from installer.model.model_config import Config
 from installer.spec.engine import Engine
-from installer.spec.facts import Gpu, Nvcc
+from installer.spec.facts import Facts, Gpu, Nvcc
 from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
+from installer.spec.target import Target
 from installer.spec.toolkit import Toolkit
 from installer.units.render import unit
 from installer.units.syntax import environment, exec_line
 from tests.checks.test_facts import Machine
+from tests.checks.test_preflight import HEALTHY
 from tests.kit.targets import target, wanted
 
 LAYOUT = Layout("qwen3vl")
@@ -37,14 +42,14 @@ A100, L40, H200, B200, RTX = (
 )
 
 
-def engine(*packages: str, kind: str = "cuda") -> Engine:
+def engine_of(*packages: str, kind: str = "cuda") -> Engine:
     lock = "".join(f"{package}\n" for package in ("torch==2.13.0", "vllm==0.32.0", *packages))
     return dataclasses.replace(target(kind=kind).engine, lock=lock)
 
 
 def chosen(which: str, *gpus: Gpu, packages: tuple[str, ...] = COMPILER, mla: bool = False) -> Toolkit:
     nvcc = Nvcc(Path("/usr/local/cuda-13.0"), (13, 0))
-    found = toolkit.choose(Settings(cuda_toolkit=which), engine(*packages), gpus, nvcc, lambda: mla)
+    found = toolkit.choose(Settings(cuda_toolkit=which), engine_of(*packages), gpus, nvcc, lambda: mla)
     assert found is not None
     return found
 
@@ -56,6 +61,50 @@ def test_without_a_compiler_nothing_is_used_that_needs_one(which: str, gpu: Gpu)
     assert variables["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert variables["VLLM_USE_DEEP_GEMM"] == variables["VLLM_MOE_USE_DEEP_GEMM"] == "0"
     assert variables["CUDA_HOME"] == "/nonexistent", "or a toolkit of any version that lies on the host is taken"
+
+
+FP8 = {"model_type": "qwen3", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+ON_HOPPER = dataclasses.replace(HEALTHY, gpus=(H200,), cxx_version=12, glibc=(2, 36))
+
+
+def by_itself(
+    config: dict[str, object] | None = None, proved: Target | None = None, engine: Engine | None = None,
+    seen: Facts = ON_HOPPER, **asked: Any,
+) -> str:  # fmt: skip
+    found = engine or engine_of(*COMPILER)
+    return resolve._toolkit_by_itself(Settings(**asked), found, seen, proved, lambda: Config.of(config or FP8))
+
+
+def test_a_service_has_a_compiler_by_itself_where_it_was_measured_to_pay() -> None:
+    assert by_itself() == "wheels"
+    assert by_itself(seen=dataclasses.replace(ON_HOPPER, gpus=(H200, H200)), replicas=2) == "wheels"
+    found = resolve._toolkit(Settings(), engine_of(*COMPILER), ON_HOPPER, None, lambda: Config.of(FP8), Report())
+    assert found is not None
+    assert (found.mode, found.capabilities) == ("wheels", "9.0")
+    for gpus in ((A100,), (L40,), (B200,), (RTX,), (H200, B200), ()):
+        assert by_itself(seen=dataclasses.replace(ON_HOPPER, gpus=gpus)) == "none"
+    assert by_itself({"model_type": "qwen3"}) == "none"
+    assert by_itself({**FP8, "quantization_config": {"quant_method": "fp8"}}) == "none", "without blocks no DeepGEMM"
+    assert by_itself({**FP8, "quantization_config": {"quant_method": "gptq", "weight_block_size": [1, 1]}}) == "none"
+    assert by_itself({**FP8, "num_experts_per_tok": 8}) == "none", "nobody has measured experts"
+    assert by_itself(tensor_parallel_size=2) == "none", "nor several GPUs"
+    assert by_itself(engine_family="sglang") == "none"
+
+
+def test_and_where_it_works_at_all() -> None:
+    assert by_itself(engine=engine_of()) == "none", "packages without a compiler"
+    for unfit in ({"cxx_version": 0}, {"cxx_version": 16}, {"glibc": (2, 42)}):
+        assert by_itself(seen=dataclasses.replace(ON_HOPPER, **unfit)) == "none", unfit
+
+
+def test_what_runs_keeps_what_it_was_proved_with() -> None:
+    without = dataclasses.replace(target(), toolkit=Toolkit())
+    assert by_itself(proved=without) == "none", "or an upgrade of this tool would be a start of five minutes"
+    compiled = dataclasses.replace(target(), toolkit=Toolkit("wheels", "/home", capabilities="9.0"))
+    assert by_itself({"model_type": "qwen3"}, proved=compiled) == "wheels"
+    assert by_itself(proved=without, model="org/other") == "wheels"
+    by_hand = dataclasses.replace(without, settings=Settings(cuda_toolkit="none"))
+    assert by_itself(proved=by_hand) == "wheels", "auto after none is a new choice"
 
 
 def test_on_blackwell_attention_is_named_that_needs_no_compiler() -> None:
@@ -95,7 +144,7 @@ def test_no_variable_of_ours_looks_like_one_of_vllms() -> None:
 
 
 def test_the_engines_own_compiler_and_ninja_are_found() -> None:
-    want = dataclasses.replace(target(), engine=engine(*COMPILER), toolkit=chosen("wheels", H200))
+    want = dataclasses.replace(target(), engine=engine_of(*COMPILER), toolkit=chosen("wheels", H200))
     text = unit(want, LAYOUT)
     home = f"/opt/vllm-install/engines/{want.engine.id}"
     assert environment(text)["CUDA_HOME"] == f"{home}/cuda"
@@ -124,7 +173,7 @@ def test_a_compiler_that_is_not_whole_is_refused(packages: tuple[str, ...]) -> N
 
 
 def test_other_engines_have_none() -> None:
-    assert toolkit.choose(Settings(cuda_toolkit="wheels"), engine(kind="cpu"), [], None, lambda: False) is None
+    assert toolkit.choose(Settings(cuda_toolkit="wheels"), engine_of(kind="cpu"), [], None, lambda: False) is None
 
 
 # The tree
@@ -184,7 +233,7 @@ def test_the_version_of_the_host_compiler_is_known(tmp_path: Path) -> None:
 
 def with_toolkit(which: str) -> steps.Wanted:
     want = wanted()
-    made = dataclasses.replace(want.target, engine=engine(*COMPILER), toolkit=chosen(which, H200))
+    made = dataclasses.replace(want.target, engine=engine_of(*COMPILER), toolkit=chosen(which, H200))
     return dataclasses.replace(want, target=made)
 
 

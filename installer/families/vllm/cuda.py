@@ -20,6 +20,7 @@ NEVER_LATE = {"VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER": "0"}
 COST = mark("FlashInfer's sampler and DeepGEMM are off, vLLM's own kernels do their work")
 # On this generation vLLM prefers FlashInfer's attention, and does not ask whether it can be compiled.
 BLACKWELL = 10
+HOPPER = 9
 ATTENTION, MLA_ATTENTION = "FLASH_ATTN", "TRITON_MLA"
 
 
@@ -45,6 +46,11 @@ def attention(capabilities: Sequence[tuple[int, int]], is_mla: Callable[[], bool
     if not any(major == BLACKWELL for major, _ in capabilities):
         return ""
     return MLA_ATTENTION if is_mla() else ATTENTION
+
+
+def pays(capabilities: Sequence[tuple[int, int]], is_dense_fp8: Callable[[], bool]) -> bool:
+    """DeepGEMM for FP8 on one GPU of this generation, and nothing else that was measured."""
+    return [major for major, _ in capabilities] == [HOPPER] and is_dense_fp8()
 
 
 def describe(toolkit: Toolkit) -> str:

@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 PATIENCE = "30min"
 
 
+def capabilities(gpus: Sequence[Gpu]) -> list[tuple[int, int]]:
+    return sorted({gpu.capability for gpu in gpus if gpu.capability})
+
+
+def has_compiler(engine: Engine) -> bool:
+    return cuda_home.has_compiler(engine.packages)
+
+
 def choose(
     settings: Settings, engine: Engine, gpus: Sequence[Gpu], nvcc: Nvcc | None, is_mla: Callable[[], bool]
 ) -> Toolkit | None:
@@ -38,18 +46,18 @@ def choose(
     compiling = family_of(settings).compiling
     if engine.kind != NVIDIA.kind or compiling is None:
         return None
-    found = sorted({gpu.capability for gpu in gpus if gpu.capability})
-    capabilities = " ".join(f"{major}.{minor}" for major, minor in found)
+    found = capabilities(gpus)
+    dotted = " ".join(f"{major}.{minor}" for major, minor in found)
     if settings.cuda_toolkit == HOST and nvcc:
-        return Toolkit(HOST, str(nvcc.home), capabilities=capabilities)
+        return Toolkit(HOST, str(nvcc.home), capabilities=dotted)
     if settings.cuda_toolkit == WHEELS:
-        if not cuda_home.has_compiler(engine.packages):
+        if not has_compiler(engine):
             raise Refused(
                 tr("the packages of vLLM {version} hold no complete CUDA compiler", version=engine.vllm_version),
                 tr("choose CUDA_TOOLKIT=none, or CUDA_TOOLKIT=host with a toolkit of your own"),
             )
         home = Layout(settings.service).engines / engine.id / cuda_home.TREE
-        return Toolkit(WHEELS, str(home), capabilities=capabilities)
+        return Toolkit(WHEELS, str(home), capabilities=dotted)
     return Toolkit(attention=compiling.attention(found, is_mla))
 
 
