@@ -92,10 +92,17 @@ class Host(Locks):
             return done.stdout if done and done.returncode == 0 else ""
         return ""
 
-    def ask(self, *argv: str | Path, within: float, lock: Path | None = None) -> tuple[str, bool]:
+    def ask(
+        self,
+        *argv: str | Path,
+        within: float,
+        longest: int = LONGEST,
+        errors: bool = False,
+        lock: Path | None = None,
+    ) -> tuple[str, bool]:
         """What a command says in so long, and whether it said all. One that cannot even be killed is left behind.
 
-        It holds the lock for as long as it lives, so no second one ever joins it.
+        With its `errors`, where they are wanted. It holds the lock for as long as it lives: no second one joins it.
         """
         end = time.monotonic() + within
         with self._turn(lock, end) as handle:
@@ -103,7 +110,7 @@ class Host(Locks):
                 (*self._leash(), *map(str, argv)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT if errors else subprocess.DEVNULL,
                 env=self.environment({}),
                 pass_fds=() if handle is None else (handle,),
             )
@@ -112,7 +119,7 @@ class Host(Locks):
         with process.stdout as out:
             while (
                 not is_whole
-                and len(said) < LONGEST
+                and len(said) < longest
                 and select.select([out], [], [], max(0.0, end - time.monotonic()))[0]
             ):
                 chunk = os.read(out.fileno(), CHUNK)

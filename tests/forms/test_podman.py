@@ -11,6 +11,7 @@ import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,8 @@ case "$1 $2" in
 "tag "*) ln -sf "${2#sha256:}" "$(ref "$3")" ;;
 "untag "*) rm -f "$(ref "$3")" ;;
 "rmi "*) rm -f "$(ref "$2")" ;;
-"run "*) sed -n 2p "$(ls | grep -E '^[0-9a-f]{64}$')" ;;
+"run "*) [ ! -e flood ] || exec head -c 16777216 /dev/zero
+    sed -n 2p "$(ls | grep -E '^[0-9a-f]{64}$')" ;;
 "load "*) [ ! -e full ] || { echo "write: no space left on device" >&2; exit 125; }
     [ ! -e loads ] || cp "$(cat loads)" . ;;
 esac
@@ -161,9 +163,47 @@ def test_an_archive_without_an_end_is_no_image(store: Store, monkeypatch: pytest
     path, _ = store.archive(more=[(f"{number}", b"") for number in range(9)])
     settings = dataclasses.replace(SETTINGS, image=str(path))
     assert store.resolved(settings)
-    monkeypatch.setattr(images, "MOST_MEMBERS", 10)
+    monkeypatch.setattr(images, "MOST_HEADERS", 5000)
     with pytest.raises(Refused, match="holds no image that can be read"):
         store.resolved(settings)
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        {"pax_headers": {"comment": "x" * 2000}},
+        {"pax_headers": {"comment": "x" * 10_000_000}},
+        {"name": "x" * 2000},
+        {"linkname": "x" * 2000},
+        {"size": 1 << 40, "type": tarfile.XHDTYPE},
+    ],
+)
+def test_a_member_of_which_much_is_said_besides_is_in_no_image(store: Store, besides: dict[str, Any]) -> None:
+    path, _ = store.archive()
+    assert store.resolved(dataclasses.replace(SETTINGS, image=str(path)))
+    member = tarfile.TarInfo("x")
+    for name, value in besides.items():
+        setattr(member, name, value)
+    form = tarfile.PAX_FORMAT if "pax_headers" in besides else tarfile.GNU_FORMAT
+    whole = store.host.at(path)
+    whole.write_bytes(member.tobuf(form) + whole.read_bytes())
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        store.resolved(dataclasses.replace(SETTINGS, image=str(path)))
+
+
+def test_what_is_said_of_all_members_is_in_no_image(store: Store) -> None:
+    """The few bytes would be kept once more for every member."""
+    path, _ = store.archive()
+    whole = store.host.at(path)
+    whole.write_bytes(tarfile.TarInfo.create_pax_global_header({"comment": "x"}) + whole.read_bytes())
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        store.resolved(dataclasses.replace(SETTINGS, image=str(path)))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store: Store) -> None:
+    os.mkfifo(store.host.at(Path("/vllm.tar")))
+    with pytest.raises(Refused, match="holds no image that can be read"):
+        store.resolved(dataclasses.replace(SETTINGS, image="/vllm.tar"))
 
 
 def test_a_description_without_an_end_is_no_image(store: Store) -> None:
@@ -268,6 +308,15 @@ def test_an_image_comes_out_of_a_bundle_and_later_commands_mean_the_same(store: 
     assert store.resolved(dataclasses.replace(SETTINGS, image=f"sha256:{image}")) == engine
 
 
+def test_a_bundle_with_an_image_that_cannot_be_read_says_so(store: Store) -> None:
+    engine, change = carried(store, "b" * 64)
+    store.host.at(Path("/vllm.tar")).write_bytes(tarfile.TarInfo.create_pax_global_header({"comment": "x"}))
+    with pytest.raises(ImageFailed, match=r"/x\.bundle holds no image that can be read") as caught:
+        change.apply(store.host, Lines())
+    assert caught.value.exit_code == Exit.ENGINE
+    assert not store.host.exists(LAYOUT.engines / engine.id)
+
+
 def test_a_bundle_with_another_image_than_it_says_is_not_loaded(store: Store) -> None:
     engine, change = carried(store, "b" * 64)
     with pytest.raises(ImageFailed, match="is another image now"):
@@ -315,6 +364,17 @@ def test_no_engine_inside_is_said_with_what_it_printed(store: Store) -> None:
     with pytest.raises(ImageFailed, match="no vLLM that its python3 finds") as caught:
         store.bring()
     assert "\x1b" not in caught.value.message
+
+
+def test_an_image_that_prints_without_an_end_is_ended_and_leaves_nothing(store: Store) -> None:
+    store.name(store.add())
+    (store.root / "flood").touch()
+    with pytest.raises(ImageFailed, match="did not say within 300 s and 1048576 bytes what is in it") as caught:
+        store.bring()
+    assert len(caught.value.message) < 1000
+    name = f"{images.ASKED}{store.resolved().id}"
+    assert f"rm --force --time=0 --ignore {name}" in (store.root / "said").read_text().splitlines()
+    assert store.names == {NAME.replace("/", "_")}
 
 
 def test_who_needs_it_no_more_takes_only_the_own_name(store: Store) -> None:

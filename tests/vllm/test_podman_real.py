@@ -26,7 +26,7 @@ from tests.kit.load import Plan, load
 from tests.vllm.test_try_real import passes
 
 BUNDLE, BROKEN = "/srv/vllm.bundle", "/srv/broken.tar"
-FIRST, OTHER = "localhost/vllm:1", "localhost/vllm:2"
+FIRST, OTHER, FLOOD = "localhost/vllm:1", "localhost/vllm:2", "localhost/flood:1"
 UNIT = "/etc/systemd/system/qwen3vl.service"
 DROP_IN = "/run/systemd/system/qwen3vl.service.d"
 START = 240  # seconds
@@ -63,6 +63,8 @@ made --change 'ENV OTHER=1' - {OTHER}
 made --change 'ENV VLLM_CPU_KVCACHE_SPACE=much' - localhost/broken:1
 podman save --quiet --output {BROKEN} localhost/broken:1
 podman rmi --force localhost/broken:1
+printf '#!/bin/sh\\nexec yes\\n' >opt/python3; chmod 755 opt/python3
+made --change 'ENV PATH=/opt:/usr/bin' - {FLOOD}
 """
 
 
@@ -196,6 +198,13 @@ def test_an_image_that_fails_is_undone_and_rollback_leads_back(machine: Machine,
     cli(machine, "rollback", timeout=600)
     serves(machine, key)
     assert "OTHER=1" not in variables(machine)
+
+
+def test_an_image_that_prints_without_an_end_is_ended(machine: Machine, key: str) -> None:
+    refused = cli(machine, "set", f"IMAGE={FLOOD}", code=4)
+    assert "did not say within 300 s and 1048576 bytes what is in it, and was ended" in refused.err
+    assert podman(machine, "ps", "--all", "--format", "{{.Names}}") == ["qwen3vl", "vllm-install-qwen3vl"]
+    serves(machine, key)
 
 
 def test_what_is_stopped_or_taken_away_by_hand_comes_back(machine: Machine, key: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import io
 import json
 import os
 import re
@@ -32,9 +32,13 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 ID = re.compile(r"[0-9a-f]{64}")
 BROUGHT = "image.tar"  # out of a bundle, while it is loaded
 LARGEST = 1 << 22  # bytes of an image's description in an archive
-MOST_MEMBERS = 10_000  # of an archive; an image has 127 layers at most
+MOST_HEADERS = 1 << 20  # bytes of an archive that are no member's; an image has 127 layers at most
+LONGEST_HEADER = 1024  # bytes of what is said of one member besides
+BESIDES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 ABOUT = Path(__file__).with_name("image_check.py")
 ANSWERS_WITHIN = 300  # seconds
+MOST_SAID = 1 << 20  # bytes
+ASKED = "vllm-install-look-into-"  # the name of the container in which an image is asked, up to its ID
 # As little as its own description of itself needs.
 HARMLESS = (
     "--rm", "--pull=never", "--network=none", "--read-only", "--read-only-tmpfs=false", "--image-volume=ignore",
@@ -62,10 +66,7 @@ def resolve(settings: Settings, kind: str, python: Path, host: Host) -> Engine:
     reference = meant(settings, kind)
     image = find(reference, host)
     if image is None and is_file(reference):
-        raise Refused(
-            tr("{path} holds no image that can be read", path=reference),
-            tr("make the file with: podman save --output FILE NAME"),
-        )
+        raise Refused(*_unreadable(reference))
     if image is None:
         raise Refused(tr("the image {image} is not on this host", image=reference), f"sudo podman pull {reference}")
     if image.machine != os.uname().machine:
@@ -75,6 +76,11 @@ def resolve(settings: Settings, kind: str, python: Path, host: Host) -> Engine:
             tr("name one for this host: --image REF"),
         )  # fmt: skip
     return engine_of(f"sha256:{image.id}", settings, kind, python)
+
+
+def _unreadable(path: str | Path) -> tuple[str, str]:
+    hint = tr("make the file with: podman save --output FILE NAME")
+    return tr("{path} holds no image that can be read", path=path), hint
 
 
 def engine_of(image: str, settings: Settings, kind: str, python: Path) -> Engine:
@@ -108,20 +114,46 @@ def _image(found: str, machine: str, names: tuple[str, ...] = ()) -> Image | Non
 def _in_archive(path: Path) -> Image | None:
     """What `podman save` wrote says which image it is, before it is loaded."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            _check_means_one(list(itertools.islice(archive, MOST_MEMBERS + 1)))
-            (about,) = json.loads(_member(archive, "manifest.json"))
-            config = _member(archive, about["Config"])
+        with _Sparing(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
+            _check_means_one(archive.getmembers())
+            (about,) = json.loads(_member(archive, "manifest.json", file))
+            config = _member(archive, about["Config"], file)
             found, machine = hashlib.sha256(config).hexdigest(), str(json.loads(config)["architecture"])
             return _image(found, machine, tuple(map(_name, about.get("RepoTags") or ())))
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
+class _Sparing(io.FileIO):
+    """An archive for tarfile, which keeps in memory whatever headers say: so much is read and no more."""
+
+    def __init__(self, path: Path) -> None:
+        # A pipe in the place of a file must not be waited for.
+        super().__init__(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        self.left = MOST_HEADERS
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= self.left:
+            raise ValueError("it says more than an image needs")
+        self.left -= size
+        return super().read(size) or b""
+
+
+class _Header(tarfile.TarInfo):
+    """One that podman writes says little besides, and of one member: tarfile keeps what is said of all for each."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type == tarfile.XGLTYPE or (found.type in BESIDES and found.size > LONGEST_HEADER):
+            raise ValueError("it says more than an image needs")
+        return found
+
+
 def _check_means_one(members: list[tarfile.TarInfo]) -> None:
     """Podman takes the first of two with one name, and an archive of OCI's before its own: it is to see what we do."""
     names = [os.path.normpath(f"/{member.name}") for member in members]
-    if len(names) > MOST_MEMBERS or names.count("/manifest.json") != 1 or {"/index.json", "/oci-layout"} & {*names}:
+    if names.count("/manifest.json") != 1 or {"/index.json", "/oci-layout"} & {*names}:
         raise ValueError("it can be read in two ways")
 
 
@@ -132,10 +164,11 @@ def _name(given: object) -> str:
     return given
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
+def _member(archive: tarfile.TarFile, name: str, whole: _Sparing) -> bytes:
     file = archive.extractfile(name)
     if file is None:
         raise KeyError(name)
+    whole.left = LARGEST
     with file:
         return file.read(LARGEST)
 
@@ -221,7 +254,9 @@ class BringImage:
 
     def _load(self, path: Path, host: Host) -> tuple[str, ...]:
         image = _in_archive(host.at(path))
-        if image is None or f"sha256:{image.id}" != self.engine.image:
+        if image is None:
+            raise ImageFailed(*_unreadable(self.bundle.path if self.bundle else path))
+        if f"sha256:{image.id}" != self.engine.image:
             return ()  # not the one that is meant
         before = {name: find(name, host) for name in image.names}
         if taken := next((name for name, other in before.items() if other and other.id != image.id), None):
@@ -244,13 +279,18 @@ class BringImage:
     def _check(self, host: Host) -> None:
         """By what its packages say of themselves; that it serves, the service's proof sees."""
         engine, family = self.engine, family_named(self.engine.family)
-        script = ABOUT.read_text()
-        done = _podman(host, "run", *HARMLESS, engine.image, "-I", "-c", script, family.name, check=False)
-        found = _said(done.stdout)
+        said, is_whole = _asked(engine, family.name, host)
+        if not is_whole:
+            raise ImageFailed(
+                tr("{image} did not say within {seconds} s and {bytes} bytes what is in it, and was ended:\n{said}",
+                   image=self.reference, seconds=ANSWERS_WITHIN, bytes=MOST_SAID, said=last_lines(said)),
+                tr("name an image of vLLM: --image {image}", image=image_of(engine.kind, engine.vllm_version)),
+            )  # fmt: skip
+        found = _found(said)
         if found is None:
             raise ImageFailed(
                 tr("{image} has no {engine} that its python3 finds:\n{said}", image=self.reference,
-                   engine=family.title, said=last_lines(done.stdout + done.stderr)),
+                   engine=family.title, said=last_lines(said)),
                 tr("name an image of vLLM: --image {image}", image=image_of(engine.kind, engine.vllm_version)),
             )  # fmt: skip
         version, kind = found
@@ -268,7 +308,17 @@ class BringImage:
             )  # fmt: skip
 
 
-def _said(text: str) -> tuple[str, str] | None:
+def _asked(engine: Engine, package: str, host: Host) -> tuple[str, bool]:
+    """What the image prints, and whether that was all: it may be anybody's, and print without an end."""
+    name = f"{ASKED}{engine.id}"
+    words = (*HARMLESS, f"--name={name}", "--replace", engine.image, "-I", "-c", ABOUT.read_text(), package)
+    try:
+        return host.ask(host.at(PODMAN), "run", *words, within=ANSWERS_WITHIN, longest=MOST_SAID, errors=True)
+    finally:
+        _podman(host, "rm", "--force", "--time=0", "--ignore", name, check=False)
+
+
+def _found(text: str) -> tuple[str, str] | None:
     """The version and the kind of build, from the last line that the image printed."""
     try:
         found = json.loads(text.strip().splitlines()[-1])
