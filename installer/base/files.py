@@ -175,11 +175,11 @@ class Files:
                 trees.is_unlinked(parent, new)
                 raise
 
-    def write_out(self, path: Path, text: str, *, force: bool) -> None:
-        """A file where somebody wants it, for all to read: over no other unless asked, and by no link of others."""
+    def write_out(self, path: Path, text: str, mode: int = 0o644, *, force: bool) -> None:
+        """A file where somebody wants it: over no other unless asked, through no link, and by no link of others."""
         try:
             with trees.reached(self.at(path.parent)) as parent:
-                self._write_out(parent, path, text, force)
+                self._write_out(parent, path, text, mode, force)
         except (FileNotFoundError, NotADirectoryError):
             raise Refused(
                 tr("there is no directory {path}", path=path.parent), tr("make it, or name another place")
@@ -189,10 +189,12 @@ class Files:
             raise
 
     @staticmethod
-    def _write_out(parent: int, path: Path, text: str, force: bool) -> None:
+    def _write_out(parent: int, path: Path, text: str, mode: int, force: bool) -> None:
         with contextlib.suppress(FileNotFoundError):
             if force and not stat.S_ISREG(os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode):
-                raise Strange(path, tr("it is no regular file"))
+                raise Refused(
+                    tr("{path} is no regular file", path=path), tr("name another place, or - for standard output")
+                )
         new = f".{secrets.token_hex(8)}.new" if force else path.name
         try:
             handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
@@ -200,8 +202,8 @@ class Files:
             raise Refused(tr("{path} is there already", path=path), tr("write over it with --force")) from None
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, 0o644)
-                file.write(text.encode())
+                os.fchmod(handle, mode)
+                file.write(text.encode(errors="surrogateescape"))
             if force:
                 os.rename(new, path.name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:

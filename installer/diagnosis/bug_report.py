@@ -52,8 +52,8 @@ def write(scene: Scene, found: Diagnosis, path: Path) -> None:
             except (InstallError, OSError) as error:
                 text = f"could not be had: {error}\n"
             _add(archive, f"{scene.service}-report/{name}", harmless(redactor(text[-LARGEST:])))
-    # Host.write takes text; bytes pass through it unharmed in this form.
-    scene.host.write(path, packed.getvalue().decode(errors="surrogateescape"), 0o600)
+    # It takes text; bytes pass through unharmed in this form.
+    scene.host.write_out(path, packed.getvalue().decode(errors="surrogateescape"), 0o600, force=False)
 
 
 def redactor_of(scene: Scene, harmless: str | None) -> Redactor:

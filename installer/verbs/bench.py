@@ -14,7 +14,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report, choose
 from installer.spec.settings import check_service, check_typed
 from installer.verbs.options import Percent, ServiceGroup, json_option, quiet_option, service_option
-from installer.verbs.output import as_plain, print_json
+from installer.verbs.output import as_plain, print_json, write_out
 from installer.verbs.use import TRIAL_OPTIONS, trial_options
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 GOALS = ("ttft", "tpot", "e2el")
 MOST = 4096  # at once, or in a step of the ladder
-svg_option = click.option(
-    "--svg", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw it, too; - is standard output."
-)
+svg_option = click.option("--svg", type=click.Path(), metavar="FILE", help="Draw it, too; - is standard output.")
 throwaway_option = click.option(
     "--throwaway", is_flag=True, help="Of throwaway servers (bench --model), not a service."
 )
@@ -51,7 +49,7 @@ throwaway_option = click.option(
 @click.pass_context
 def bench(
     context: click.Context, /, service: str, model: str | None, quick: bool, concurrency: str | None,
-    input_len: int | None, output_len: int | None, goodput: str | None, key_file: TextIO | None, svg: TextIO | None,
+    input_len: int | None, output_len: int | None, goodput: str | None, key_file: TextIO | None, svg: str | None,
     as_json: bool, quiet: bool, **options: str | None,
 ) -> None:  # fmt: skip
     """Measure how fast a service is, with ever more who ask at once, and say what that speaks for.
@@ -89,7 +87,7 @@ def bench(
                 tr("a throwaway server has a key and a name of its own"), tr("leave out --service and --key-file")
             )
         measured = _of_trial({**given, "model": model}, wishes, host, report)
-    _show(measured, svg, as_json=as_json)
+    _show(measured, svg, host, as_json=as_json)
     if measured.ended == "interrupted":
         sys.exit(Exit.INTERRUPTED)
     if measured.ended == "failed":
@@ -144,13 +142,13 @@ def _goals(text: str) -> dict[str, float]:
     return found
 
 
-def _show(measured: Measured, svg: TextIO | None, *, as_json: bool) -> None:
+def _show(measured: Measured, svg: str | None, host: Host, *, as_json: bool) -> None:
     from installer.acceptance import bench_advice, bench_shown
     from installer.acceptance.bench_picture import draw
 
     advice = bench_advice.advice(measured)
     if svg:
-        svg.write(draw([measured]))
+        write_out(draw([measured]), svg, host)
     if as_json:
         print_json({**as_plain(measured), "advice": [as_plain(each) for each in advice]})
         return
@@ -169,14 +167,14 @@ def _show(measured: Measured, svg: TextIO | None, *, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(
-    chosen: str, /, name: str | None, service: str | None, throwaway: bool, svg: TextIO | None, as_json: bool
+    chosen: str, /, name: str | None, service: str | None, throwaway: bool, svg: str | None, as_json: bool
 ) -> None:
     """Show a result again, the newest where none is named; NAME is one of `bench history`, or a file."""
     from installer.acceptance import measured
     from installer.base.host import Host
 
-    layout = _layout(service or chosen, throwaway=throwaway)
-    _show(measured.load(name, layout, Host()) if name else measured.latest(layout, Host()), svg, as_json=as_json)
+    layout, host = _layout(service or chosen, throwaway=throwaway), Host()
+    _show(measured.load(name, layout, host) if name else measured.latest(layout, host), svg, host, as_json=as_json)
 
 
 @bench.command("history")
@@ -214,7 +212,7 @@ def history(chosen: str, /, service: str | None, throwaway: bool, as_json: bool)
 @click.pass_obj
 def compare(
     chosen: str, /, before: str, after: str, service: str | None, throwaway: bool, margin: float | None,
-    svg: TextIO | None, as_json: bool,
+    svg: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Lay result B beside result A: names of `bench history`, or files."""
     from installer.acceptance import bench_shown, compared, measured
@@ -228,7 +226,7 @@ def compare(
             tr("they have no step in common: nothing can be compared"), tr("measure both with the same --concurrency")
         )
     if svg:
-        svg.write(draw([a, b]))
+        write_out(draw([a, b]), svg, host)
     slower = compared.slower(a, b)
     if as_json:
         unlike = [{"what": what, "a": was, "b": now} for what, was, now in compared.differences(a, b)]

@@ -7,6 +7,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from installer.base.changes import Change
     from installer.base.errors import InstallError
+    from installer.base.host import Host
     from installer.flow.deploy import Deployed, Show
     from installer.spec.target import Placed
 
@@ -35,6 +37,14 @@ def as_plain(value: DataclassInstance) -> dict[str, object]:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
+
+
+def write_out(text: str, file: str, host: Host) -> None:
+    """Where the user says, over a file that is there; - is standard output."""
+    if file == "-":
+        click.echo(text, nl=False)
+    else:
+        host.write_out(Path(file).absolute(), text, force=True)
 
 
 def print_changes(service: str, changes: list[Change], as_json: bool, gpus: Sequence[Placed] | None = None) -> None:

@@ -20,7 +20,7 @@ from installer.verbs.options import (
     service_option,
     service_word,
 )
-from installer.verbs.output import as_plain, print_json
+from installer.verbs.output import as_plain, print_json, write_out
 
 if TYPE_CHECKING:
     from installer.acceptance.apitest import Outcome, Subject
@@ -140,13 +140,13 @@ def _show_nothing(piece: str, is_thought: bool) -> None:
     "--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds an answer may take."
 )
 @click.option("--member", type=click.IntRange(1, 64), metavar="K", help="Ask this replica directly, not the gateway.")
-@click.option("--junit", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Write the results for CI, too.")
+@click.option("--junit", type=click.Path(), metavar="FILE", help="Write the results for CI, too; - is standard output.")
 @json_option
 @quiet_option
 @click.pass_context
 def test(
     context: click.Context, /, service: str, model: str | None, tools: bool | None, image: bool | None,
-    key_file: TextIO | None, timeout: float, member: int | None, junit: TextIO | None, as_json: bool, quiet: bool,
+    key_file: TextIO | None, timeout: float, member: int | None, junit: str | None, as_json: bool, quiet: bool,
     vllm_args: tuple[str, ...], **options: str | None,
 ) -> None:  # fmt: skip
     """Ask a service all that its clients will ask of it; exit status 6 unless every test that applies passes.
@@ -181,12 +181,12 @@ def test(
             )
         found, outcomes = _run_trial({**given, "model": model}, tools, image, timeout, host, report)
     name = service if model is None else None
-    if junit:
-        junit.write(results.to_junit(name, found, outcomes))
     if as_json:
         print_json(results.to_json(name, found, outcomes))
     else:
         results.show(name, found, outcomes)
+    if junit:
+        write_out(results.to_junit(name, found, outcomes), junit, host)
     sys.exit(Exit.DONE if results.all_passed(outcomes) else Exit.NOT_PROVED)
 
 

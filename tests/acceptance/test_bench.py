@@ -302,6 +302,24 @@ def test_a_result_is_shown_and_drawn_from_a_file(files: tuple[str, str], tmp_pat
     assert ET.parse(svg).getroot().tag.endswith("svg")
     shown = json.loads(CliRunner().invoke(cli, ["bench", "show", files[0], "--json"]).output)
     assert (shown["at"], shown["advice"]) == (GROWING.at, [])
+    printed = CliRunner().invoke(cli, ["bench", "show", files[0], "--svg", "-"]).output
+    assert svg.read_text() in printed
+
+
+@pytest.mark.parametrize("verb", [["show"], ["compare"]])
+def test_a_picture_goes_over_a_file_and_through_no_link(
+    files: tuple[str, str], tmp_path: Path, verb: list[str]
+) -> None:
+    own, precious, link = (tmp_path / name for name in ("own", "precious", "link"))
+    own.write_text("of before")
+    precious.write_text("root's")
+    link.symlink_to(precious)
+    words = ["bench", *verb, *(files if verb == ["compare"] else files[:1]), "--svg"]
+    assert CliRunner().invoke(cli, [*words, str(own)]).exit_code == 0
+    assert own.read_text().startswith("<svg")
+    refused = CliRunner().invoke(cli, [*words, str(link)])
+    assert isinstance(refused.exception, Refused), refused.output
+    assert precious.read_text() == "root's"
 
 
 @pytest.mark.parametrize(

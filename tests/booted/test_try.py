@@ -111,6 +111,16 @@ def test_the_table_and_the_file_for_ci_say_the_same(machine: Machine, key: str) 
     machine.at("/root/junit.xml").unlink()
 
 
+def test_what_is_for_ci_goes_through_no_link_that_somebody_made(machine: Machine) -> None:
+    """In /tmp many kernels see to that; in any other directory that all may write nobody does."""
+    machine.shell("mkdir -m 777 /srv/all; echo kept >/srv/kept; ln -s /srv/kept /srv/all/x; chown -h nobody /srv/all/x")
+    refused = cli(machine, "test", "--junit", "/srv/all/x", code=3)
+    assert "/srv/all/x is no regular file" in refused.err
+    assert " passed, " in refused.out
+    assert machine.at("/srv/kept").read_text() == "kept\n"
+    machine.shell("rm -r /srv/all /srv/kept")
+
+
 def test_no_key_is_ever_printed(machine: Machine, key: str) -> None:
     probe = machine.at(PROBE_KEY).read_text().strip()
     for args in ((), ("--json",), ("--junit", "-"), ("--key-file", "-")):

@@ -27,8 +27,6 @@ MAY = {
     "checks/gateway.py": "asks the resolver where the names of a certificate lead",
     "look/client.py": "asks resolver and kernel for the way to a client; sends nothing there",
     "monitor/ship.py": "remembers what was sent, in its own unit's directory and as a user who is nobody",
-    "verbs/bench.py": "draws a picture where the user says, as click opens it",
-    "verbs/use.py": "writes the results of a test for CI where the user says, as click opens it",
 }
 WRITING_MODES = frozenset("wax+")
 WRITING_FLAGS = ("O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND")
