@@ -34,7 +34,7 @@ from installer.spec.facts import Facts, Gpu, Interpreter, Process
 from installer.spec.former import Former
 from installer.spec.model import Model
 from installer.spec.profile import Profile
-from installer.spec.settings import PODMAN, Settings
+from installer.spec.settings import FIELDS, PODMAN, Settings
 from installer.spec.state import State
 from installer.spec.target import Place, Replica, Target
 from installer.spec.toolkit import NONE, WHEELS, Toolkit
@@ -47,6 +47,7 @@ from installer.units.keyring import unit_keys
 from installer.weights import models
 from installer.weights.about import of_model
 
+OF_GATEWAY = ("replicas", "tls", "tls_cert", "fallback_url", "gateway_hosts")  # settings for which it is needed
 USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
 
 
@@ -164,8 +165,10 @@ def _check_form(request: Request, settings: Settings, *, throwaway: bool) -> Non
     """A container is one engine of vLLM at a port of its own: the rest is said, and not half done."""
     if settings.runtime != PODMAN:
         return
+    behind = [FIELDS[name].names[0] for name in OF_GATEWAY if getattr(settings, name) != getattr(Settings, name)]
     cannot = {
-        tr("replicas, TLS and a fallback, which need the gateway"): needs_gateway(settings),
+        tr("what needs the gateway ({settings})", settings=", ".join(behind)): bool(behind),
+        tr("other hosts beside this one (GROUP_HOSTS)"): bool(settings.group_hosts),
         tr("SGLang (ENGINE_FAMILY)"): settings.engine_family != Settings.engine_family,
         tr("GPUs of AMD (ENGINE=rocm)"): settings.engine == AMD.kind,
         tr("a compiler chosen by CUDA_TOOLKIT"): settings.cuda_toolkit != Settings.cuda_toolkit,

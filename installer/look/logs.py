@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from installer.base.errors import UsageError
 from installer.base.host import Host
+from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.scene import Scene
@@ -23,6 +25,7 @@ LAST = 200  # lines, where nothing else was asked for
 QUIET_FOR = 100
 COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
 # With these journalctl hands on what a message holds; without them it shows no message that holds a terminal code.
+TIMES = ("--since", "--until", "-S", "-U")
 AS_IT_IS = re.compile(r"-[A-Za-z]*a|--a(l|ll)?|(-o|--output=)?cat")
 
 Show = Callable[[str], None]
@@ -34,6 +37,7 @@ def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, sh
 
     On a terminal a line may hold colours, where they are journalctl's own, and nothing else that steers it.
     """
+    _check_times(words, host)
     argv = ["journalctl", *_units(service, host), "--no-pager", *(words or [f"--lines={LAST}"])]
     human = _format(words).startswith(HUMAN)
     colour = terminal and human and not os.environ.get("NO_COLOR") and not any(map(AS_IT_IS.fullmatch, words))
@@ -50,6 +54,21 @@ def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, sh
             if finding:
                 said[finding.id] = number
         return process.wait()
+
+
+def _check_times(words: Sequence[str], host: Host) -> None:
+    """Asked of systemd itself, by whose rule journalctl reads them."""
+    judge = host.which("systemd-analyze")
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        option, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], word[2:])
+        time = value if equals else following
+        if judge is None or option not in TIMES:
+            continue
+        if host.run(host.at(judge), "timestamp", "--", time, check=False, env=_terminal()).returncode != 0:
+            raise UsageError(
+                tr("{text!r} is no time", text=time),
+                tr("for example: --since today, --since -2h, --since '2026-11-30 08:00'"),
+            )
 
 
 def _units(service: str, host: Host) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -184,8 +185,15 @@ class Percent(click.FloatRange):
         super().__init__(0, 100)
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        number: Any = str(value).removesuffix("%")
-        return float(super().convert(number, parameter, context))
+        try:
+            number = float(str(value).removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if not 0 <= number <= 100:
+            raise UsageError(
+                tr("{text!r} is no share from 0 to 100 percent", text=str(value)), tr("for example: --margin 5%")
+            )
+        return number
 
 
 soak_option = click.option(

@@ -10,12 +10,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from installer.base import trees
+from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import Advance, Report
@@ -25,7 +27,7 @@ from installer.spec.model import COMMIT, DIGEST, Model, ModelFile, Origin, disti
 from installer.weights import cache, checksums
 
 LONGEST_WORD = 100  # bytes of a file that holds a commit
-MOST_FILES = 10_000
+MOST_NAMES = 10_000  # in a snapshot: no model has so many files
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def find(caches: Iterable[Path], origin: Origin, host: Host) -> Held | None:
     for each in caches if origin.provider == "hub" else ():
         place = each / origin.folder
         commit = _commit(place, origin.revision or "main", host)
-        if commit and (files := tuple(_files(place, commit, host))):
+        if commit and (files := _files(place, commit, host)):
             return Held(place, commit, files)
     return None
 
@@ -96,24 +98,35 @@ def _commit(place: Path, revision: str, host: Host) -> str:
         return word if COMMIT.fullmatch(word) else ""
 
 
-def _files(place: Path, commit: str, host: Host) -> Iterator[ModelFile]:
+def _files(place: Path, commit: str, host: Host) -> tuple[ModelFile, ...]:
+    return tuple(sorted(_shown(place, commit, host), key=attrgetter("name")))
+
+
+def _shown(place: Path, commit: str, host: Host) -> Iterator[ModelFile]:
     """The names in a snapshot, each a link to a blob: its target is read and not followed."""
     with _entered(place / "snapshots" / commit, host) as snapshot:
         if snapshot is None:
             return
-        count = 0
-        for directory, below, names, handle in os.fwalk(".", dir_fd=snapshot, follow_symlinks=False):
-            if directory.count("/") >= DEEPEST:
-                below.clear()
-            for name in sorted(names):
-                count += 1
-                file = os.path.normpath(os.path.join(directory, name))  # noqa: PTH118 relative to an open directory
-                digest = _target(name, handle)
-                size = _size(place / "blobs", digest, host) if digest and is_inside(file) else None
-                if size is not None:
-                    yield ModelFile(file, size, digest)
-                if count >= MOST_FILES:
-                    return
+        for count, (handle, below, name) in enumerate(_entries(".", snapshot)):
+            if count >= MOST_NAMES:
+                raise Refused(
+                    tr("{place} holds more than {count} names of {commit}, as no model does",
+                       place=place, count=MOST_NAMES, commit=commit),
+                    tr("move it away, and the weights are fetched anew: mv {place} {place}.before", place=place),
+                )  # fmt: skip
+            digest = _target(name, handle)
+            size = _size(place / "blobs", digest, host) if digest and is_inside(below + name) else None
+            if size is not None:
+                yield ModelFile(below + name, size, digest)
+
+
+def _entries(folder: str, parent: int, below: str = "", depth: int = 0) -> Iterator[tuple[int, str, str]]:
+    """One after the other, as the file system has them: however many there are, none are kept."""
+    with suppress(OSError), trees.opened(folder, parent) as directory, os.scandir(directory) as found:
+        for entry in found:
+            yield directory, below, entry.name
+            if depth < DEEPEST and entry.is_dir(follow_symlinks=False):
+                yield from _entries(entry.name, directory, f"{below}{entry.name}/", depth + 1)
 
 
 def _target(name: str, directory: int) -> str:

@@ -34,17 +34,24 @@ def test_a_model_that_sees_is_recognised_on_disk_as_well(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        ({"replicas": 2}, "replicas, TLS and a fallback"),
-        ({"tls": "self"}, "replicas, TLS and a fallback"),
-        ({"engine_family": "sglang"}, "SGLang"),
-        ({"engine": "rocm"}, "GPUs of AMD"),
+        ({"replicas": 2}, "what needs the gateway (REPLICAS)"),
+        ({"tls": "self"}, "what needs the gateway (TLS)"),
+        ({"tls_cert": "/c", "tls_key": "/k"}, "what needs the gateway (TLS_CERT)"),
+        ({"fallback_url": "https://x/v1"}, "what needs the gateway (FALLBACK_URL)"),
+        ({"gateway_hosts": ("10.0.0.1", "10.0.0.2")}, "what needs the gateway (GATEWAY_HOSTS)"),
+        ({"replicas": 2, "tls": "self"}, "what needs the gateway (REPLICAS, TLS)"),
+        ({"group_hosts": ("10.0.0.1", "10.0.0.2")}, "other hosts beside this one (GROUP_HOSTS)"),
+        ({"replicas": 2, "engine_family": "sglang"}, "what needs the gateway (REPLICAS); SGLang (ENGINE_FAMILY)"),
+        ({"engine": "rocm"}, "GPUs of AMD (ENGINE=rocm)"),
         ({"cuda_toolkit": "host"}, "a compiler chosen by CUDA_TOOLKIT"),
     ],
 )
 def test_what_a_container_cannot_do_is_said_before_anything_is_looked_at(asked: dict[str, Any], named: str) -> None:
     asking = Request("deploy", Settings(runtime="podman", **asked))
-    with pytest.raises(UsageError, match=f"^RUNTIME=podman cannot have {named}"):
+    with pytest.raises(UsageError) as caught:
         _check_form(asking, asking.settings, throwaway=False)
+    assert caught.value.message == f"RUNTIME=podman cannot have {named}"
+    assert caught.value.hint == "leave that out, or choose RUNTIME=venv"
     _check_form(Request("deploy", Settings(**asked)), Settings(**asked), throwaway=False)
 
 

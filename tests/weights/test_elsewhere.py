@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from installer.base.errors import InstallError
+from installer.base.errors import InstallError, Refused
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.model.model_about import SMALL
 from installer.spec.model import Model
+from installer.weights import elsewhere
 from installer.weights.about import of_model
 from installer.weights.models import changes, resolve
 from tests.kit.hub import Hub
@@ -148,6 +149,30 @@ def test_the_old_cache_says_nothing_about_another_revision(server: Hub, host: Ho
     assert taken(server, host, revision="refs/pr/1").commit == other
     with pytest.raises(InstallError, match="cannot be used offline"):
         resolve(settings(server, revision="v9", offline=True), host, LAYOUT, caches=(OLD,))
+
+
+@pytest.mark.parametrize("kind", ["links", "files", "directories", "nested"])
+def test_a_cache_with_names_without_an_end_is_refused(
+    server: Hub, host: Host, old: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner may make millions; what is above the bound is neither read on nor left out in silence."""
+    monkeypatch.setattr(elsewhere, "MOST_NAMES", 40)
+    snapshot = host.at(FOLDER / "snapshots" / old)
+    shard = os.readlink(snapshot / SHARD)
+    assert resolve(settings(server), host, LAYOUT, caches=(OLD,)).commit == old
+    for number in range(40):
+        path = snapshot / f"{number % 8}/{number}" if kind == "nested" else snapshot / str(number)
+        if kind in ("links", "nested"):
+            path.parent.mkdir(exist_ok=True)
+            path.symlink_to(shard)
+        elif kind == "files":
+            path.touch()
+        else:
+            path.mkdir()
+    with pytest.raises(Refused, match=f"{FOLDER} holds more than 40 names") as caught:
+        resolve(settings(server), host, LAYOUT, caches=(OLD,))
+    assert f"mv {FOLDER} {FOLDER}.before" in caught.value.hint
+    assert not host.exists(LAYOUT.hub)
 
 
 def test_what_is_taken_and_from_where_is_said(server: Hub, host: Host, old: str) -> None:
