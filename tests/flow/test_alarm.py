@@ -264,6 +264,11 @@ def test_what_was_told_may_be_damaged(host: Host, sent: Sent, text: str) -> None
     assert len(sent) == 1
 
 
+def test_what_was_told_is_read_where_an_earlier_tool_wrote_less_of_it(host: Host) -> None:
+    host.write(LAYOUT.told_file, '{"down": "qwen3vl", "failures": 3}')
+    assert alarm.told(host, LAYOUT) == alarm.Told(down="qwen3vl", failures=3)
+
+
 def test_nobody_is_told_where_nobody_wants_to_be(
     host: Host, plain: Wanted, proofs: object, unit: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +316,16 @@ def test_a_test_is_told_at_once_and_says_what_became_of_it(host: Host, sent: Sen
     sent.outcome = NOT_TAKEN
     assert alarm.test("qwen3vl", host, REPORT) == NOT_TAKEN
     assert alarm.of("qwen3vl", host).failures == 1
+
+
+def test_tests_count_among_the_messages_of_an_hour_and_change_nothing_else(host: Host, sent: Sent) -> None:
+    look(host)
+    before = alarm.told(host, LAYOUT)
+    for _ in range(alarm.MOST - 1):
+        assert not alarm.of("qwen3vl", host).waits
+        alarm.test("qwen3vl", host, REPORT)
+    assert alarm.of("qwen3vl", host).waits
+    assert dataclasses.replace(alarm.told(host, LAYOUT), sent=()) == dataclasses.replace(before, sent=())
 
 
 def test_the_message_is_roots_alone_while_it_is_sent_and_gone_then(host: Host, sent: Sent, tmp_path: Path) -> None:

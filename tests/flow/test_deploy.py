@@ -20,6 +20,7 @@ from installer.checks import facts
 from installer.flow import deploy, fit, prove, remove, rotate
 from installer.flow.prove import NotProved
 from installer.flow.resolve import KeyChoice, Request, resolve
+from installer.flow.transaction import changing
 from installer.flow.wanted import Wanted
 from installer.forms.venv import engines
 from installer.forms.venv.engines import MARKER, InstallEngine
@@ -321,6 +322,13 @@ def test_what_was_cut_off_is_undone_before_a_change_and_completed_by_a_deploy(ho
     deploy.deploy(Request("deploy", TINY), host, heard, lambda _: None)
     assert "set PORT=8001 was cut off; this run completes it" in heard.said
     assert record(host).history[-1].outcome == "proved"
+
+
+def test_where_nothing_was_cut_off_nobody_who_changes_the_service_is_in_the_way(host: Host, proofs: Proofs) -> None:
+    deployed(host)
+    with changing(LAYOUT, "upgrade", host):
+        deploy.settle("qwen3vl", "set", host, Heard())
+        deploy.settle("no-such-service", "set", host, Heard())
 
 
 def test_a_service_that_is_not_there_is_not_changed(host: Host) -> None:

@@ -39,7 +39,12 @@ class Scripted(Server):
 
     def ask(self, method: str, path: str, key: str | None, body: dict[str, object] | None = None) -> Answer:
         known = {None: "none", PROBE_KEY: "probe", DEFAULT_KEY: "default"}.get(key, "wrong")
+        if body is not None:
+            assert (method, body["model"], body["max_tokens"]) == ("POST", MODEL, 1), "a proof costs next to nothing"
+            assert body.get("prompt", "Hi") == "Hi"
         if path.endswith("/chat/completions"):
+            assert body
+            assert (known, body["messages"]) == ("probe", [{"role": "user", "content": "Hi"}])
             return self.answers["chat"]
         asked = "stream" if body and body.get("stream") else path.rpartition("/")[2]
         if found := self.answers.get(f"{asked} {known}"):
@@ -149,6 +154,13 @@ def test_a_model_with_a_template_has_to_hold_a_chat(
     with pytest.raises(NotProved, match=said) as caught:
         prove.serving(WANT, host, report)
     assert "set-context 1024 --service qwen3vl" in caught.value.hint
+
+
+def test_a_model_without_a_template_is_asked_for_no_chat(up: type[Scripted], tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.write(WANT.target.model.path / "config.json", "{}")
+    up.answers = {"chat": Answer(500, b"there is no chat template")}
+    prove.serving(WANT, host, Report())
 
 
 def test_a_question_about_keys_waits_for_seconds_only(up: type[Scripted]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from installer.adoption import former
+from installer.airgap.bundle_file import open_bundle
 from installer.base.changes import Change, Handover, Remove, Restart, Run, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
@@ -18,6 +19,7 @@ from installer.flow.steps import STEPS, plan, removal
 from installer.flow.wanted import Wanted
 from installer.forms.podman import images
 from installer.forms.venv.engines import MARKER, InstallEngine
+from installer.forms.venv.toolkit import CompileKernels
 from installer.model import builtin
 from installer.spec.former import Former
 from installer.spec.keys import Key, digest
@@ -26,12 +28,15 @@ from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.settings_file import wanted as settings_text
 from installer.spec.state import State
+from installer.spec.target import Placed
+from installer.spec.toolkit import Toolkit
 from installer.spec.values import BUILTIN
 from installer.units.graph import handle
 from installer.units.keyring import TakeKeys, WriteUnit
 from installer.units.render import process_digest, render, runtime_dir, shared_units, unit
 from installer.units.systemd import MainProcess
 from installer.weights.models import Download
+from tests.airgap.test_bundle_file import write as write_bundle
 from tests.kit.targets import KEYS, PROBE_KEY, boxed, replicated, wanted, with_settings
 
 LAYOUT = Layout("qwen3vl")
@@ -596,3 +601,30 @@ def test_the_image_that_was_asked_for_is_brought_unless_it_is_there(host: Host, 
     assert isinstance(change, images.BringImage)
     assert (change.reference, change.bytes_needed, change.layout) == ("/srv/vllm.tar", 20, LAYOUT)
     assert change.engine == boxed_want.target.engine
+
+
+def test_what_a_bundle_carries_comes_from_there(host: Host, want: Wanted, tmp_path: Path) -> None:
+    """The index and the registry may be out of reach."""
+    bundle = open_bundle(write_bundle(tmp_path / "bundle"))
+    carried = dataclasses.replace(want, bundle=bundle)
+    (change,) = steps.engine(carried, host)
+    assert isinstance(change, InstallEngine)
+    assert change.bundle == bundle
+    (change,) = steps.engine(dataclasses.replace(carried, target=boxed("cpu", want.target.settings)), host)
+    assert isinstance(change, images.BringImage)
+    assert change.bundle == bundle
+
+
+def test_kernels_are_compiled_as_the_replicas_will_run_them(host: Host) -> None:
+    """The unit that people type is the gateway's: it shows no GPU to anybody."""
+    gpus = [(Placed(f"GPU-{number}", "H200", f"/dev/nvidia{number}"),) for number in (1, 2)]
+    want = replicated(*gpus, kind="cuda")
+    made = dataclasses.replace(want.target, toolkit=Toolkit("wheels", "/cuda", capabilities="9.0"))
+    want = dataclasses.replace(want, target=made)
+    (change,) = steps.kernels(want, host)
+    assert isinstance(change, CompileKernels)
+    assert dict(change.variables).items() >= {"CUDA_HOME": "/cuda", "CUDA_VISIBLE_DEVICES": "GPU-1"}.items()
+    assert any("/dev/nvidia1" in line for line in change.sandbox)
+    host.write(LAYOUT.kernels_stamp, change.stamp)
+    assert list(steps.kernels(want, host)) == []
+    assert list(steps.kernels(wanted(), host)) == [], "without a compiler"

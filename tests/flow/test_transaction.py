@@ -19,7 +19,7 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.locks import Busy
 from installer.base.report import Described, Report
-from installer.flow import converge, deploy, eject, fit, ownership, prove, roll, rotate, steps, transaction
+from installer.flow import converge, deploy, eject, fit, limit, ownership, prove, roll, rotate, steps, transaction
 from installer.flow import running as processes
 from installer.flow.converge import Convergence, settled
 from installer.flow.prove import NotProved, Silent, Start
@@ -311,6 +311,30 @@ def test_an_edit_that_was_there_when_a_change_was_cut_off_stays(host: Host, want
     assert (host.read(LAYOUT.unit) or "").endswith("# by hand\n")
 
 
+@pytest.mark.parametrize("edited", [LAYOUT.unit, LAYOUT.sysusers])
+def test_of_what_was_edited_by_hand_an_undoing_keeps_the_unit_with_the_keys_of_today(
+    host: Host, want: Wanted, proofs: Proofs, edited: Path
+) -> None:
+    deployed(want, host)
+    before = host.read(edited) or ""
+    attempt(with_settings(want, port=8001), host).claim()
+    leaked = Key("leaked", digest("sk-leaked"))
+    host.write(edited, with_keys(before, (*KEYS, leaked)) + "# by hand\n")
+    settled(host, LAYOUT, REPORT)
+    assert host.read(edited) == (before + "# by hand\n" if edited == LAYOUT.unit else before)
+
+
+def test_a_unit_that_somebody_took_away_comes_back_when_a_change_is_undone(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    deployed(want, host)
+    before = host.read(LAYOUT.unit)
+    attempt(with_settings(want, port=8001), host).claim()
+    host.remove(LAYOUT.unit)
+    settled(host, LAYOUT, REPORT)
+    assert host.read(LAYOUT.unit) == before
+
+
 def test_a_new_key_has_to_open_the_service(
     host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +550,70 @@ def test_where_nothing_is_due_it_is_proved_and_what_was_cut_off_is_done(
     assert [(done.changes, done.first) for done in shown] == [((), False)]
     assert (record(host) == known) == (pending is None)
     assert record(host).pending is None
+
+
+# A change of several hosts that is taken back
+
+
+def taken_back(before: State | None, settings_text: str | None, host: Host) -> None:
+    converge.go_back(before, settings_text, "set PORT=8001", host, LAYOUT, REPORT)
+
+
+def test_a_change_of_several_hosts_is_taken_back_once_also_where_it_was_proved(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    before = deployed(want, host)
+    known, settings = record(host), host.read(LAYOUT.settings_file)
+    attempt(with_settings(want, port=8001), host).run()
+    taken_back(known, settings, host)
+    now = record(host)
+    assert files(host) == before, "to the byte, with what the admin wrote"
+    assert (now.proved, now.previous, now.pending) == (known.proved, None, None)
+    assert (now.history[-1].what, now.history[-1].outcome) == ("set PORT=8001", "undone on all hosts")
+    asked = len(proofs.asked)
+    taken_back(known, settings, host)
+    assert (record(host), len(proofs.asked)) == (now, asked), "the second time nothing is left to do"
+
+
+def test_a_change_of_several_hosts_that_was_cut_off_here_is_taken_back(
+    host: Host, want: Wanted, proofs: Proofs
+) -> None:
+    """What was proved is what it was, but the host is no more."""
+    before = deployed(want, host)
+    known, settings = record(host), host.read(LAYOUT.settings_file)
+    change = attempt(with_settings(want, port=8001), host)
+    change.claim()
+    change.apply()
+    taken_back(known, settings, host)
+    assert (files(host), record(host).pending) == (before, None)
+
+
+@pytest.mark.parametrize("port", [8000, 8001])
+def test_a_key_that_was_revoked_since_comes_back_on_no_host(
+    host: Host, want: Wanted, proofs: Proofs, port: int
+) -> None:
+    guest = Key("guest", digest("sk-guest"))
+    of_before = dataclasses.replace(want, target=dataclasses.replace(want.target, keys=(*KEYS, guest)))
+    deployed(of_before, host)
+    known, settings = record(host), host.read(LAYOUT.settings_file)
+    recorded(with_settings(want, port=port), steps.plan(with_settings(want, port=port), host), host)
+    assert unit_keys(host, LAYOUT) == list(KEYS)
+    taken_back(known, settings, host)
+    proved = record(host).proved
+    assert proved
+    assert (proved.settings.port, proved.keys, unit_keys(host, LAYOUT)) == (8000, KEYS, list(KEYS))
+    assert len(proofs.asked) == (port == 8001), "with no change but that of a key nothing has to go back"
+
+
+@pytest.mark.parametrize("before", [None, State(LAYOUT.service)])
+def test_of_a_service_that_was_not_on_this_host_before_nothing_is_left(
+    host: Host, want: Wanted, proofs: Proofs, before: State | None
+) -> None:
+    deployed(want, host)
+    taken_back(before, None, host)
+    assert load_state(host, LAYOUT) is None
+    assert not host.exists(LAYOUT.unit)
+    assert host.exists(LAYOUT.engines / want.target.engine.id)
 
 
 # A handover
@@ -771,6 +859,20 @@ def test_a_revocation_stays_where_the_service_says_nothing(host: Host, running: 
     assert "keys revoke guest is in force and stays so" in caught.value.message
     assert "no answer within 10 s" in caught.value.message
     assert "sudo systemctl restart qwen3vl" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_gone"), [(None, True), (Silent("no answer"), True), (NotProved("200 instead of 401"), False)]
+)
+def test_a_limit_goes_with_the_key_that_is_revoked_and_with_no_other(
+    host: Host, running: Answers, fault: Exception | None, is_gone: bool
+) -> None:
+    set_key(host, "sk-guest", "guest")
+    limit.change("qwen3vl", "guest", {"concurrent": "8"}, host, REPORT)
+    running(fault)
+    with pytest.raises(InstallError) if fault else nullcontext():
+        rotate.revoke_key("qwen3vl", "guest", host, REPORT)
+    assert ("guest" in limit.of_service(host, LAYOUT)) != is_gone
 
 
 def test_a_key_that_took_anothers_place_is_shown_where_the_service_says_nothing(host: Host, running: Answers) -> None:

@@ -9,6 +9,7 @@ import uuid
 
 import pytest
 
+from installer.spec import guessing
 from installer.spec.guessing import is_first_guess, is_weak
 
 GUESSED = (
@@ -24,6 +25,14 @@ GUESSED = (
 @pytest.mark.parametrize("text", GUESSED)
 def test_what_people_make_up_is_weak_however_long(text: str) -> None:
     assert is_weak(text)
+
+
+def test_what_is_said_again_is_no_harder_to_guess_than_once() -> None:
+    text = "kQ7vXm2pZr9T"
+    for again in (text, text * 2, text[:4], text[-4:], "www"):
+        assert guessing.bits(text + again) == pytest.approx(guessing.bits(text) + guessing.KNOWN), again
+    assert guessing.bits(text + text[:4] + "Y") == pytest.approx(guessing.bits(text + "Y") + guessing.KNOWN)
+    assert guessing.bits(text + text[:3]) > guessing.bits(text + text[:4]), "three letters meet by chance"
 
 
 def made(kind: str, chance: random.Random) -> str:

@@ -384,6 +384,9 @@ def test_service_names(name: str) -> None:
 @given(any_settings())
 def test_a_value_written_as_text_is_read_back(settings: Settings) -> None:
     texts = {name: to_text(name, getattr(settings, name)) for name in FIELDS}
+    assert {name: of_text(name, text) for name, text in texts.items()} == {
+        name: getattr(settings, name) for name in FIELDS
+    }, "also where nothing is judged"
     assert load_settings(settings.service, {}, {}, texts) == settings
     names = {FIELDS[name].names[-1]: text for name, text in texts.items()}
     assert load_settings(settings.service, names, {}, {}) == settings

@@ -53,6 +53,17 @@ def test_it_names_this_host_and_is_believed_by_who_knows_its_authority(named: Ho
     assert ssl.create_default_context(cafile=str(named.at(CERTIFICATE))).cert_store_stats()["x509_ca"] == 1
 
 
+def test_addresses_stand_in_it_as_addresses_and_names_as_names(named: Host) -> None:
+    """A client that asks for an address believes no name that looks like one."""
+    made, _ = issue(named, dataclasses.replace(SELF, host="fd00::7"))
+    command = ("openssl", "x509", "-in", str(made), "-noout", "-ext", "subjectAltName")
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[1].strip().split(", ") == [
+        "DNS:localhost", "IP Address:127.0.0.1", "IP Address:0:0:0:0:0:0:0:1", "DNS:gpu1.example",
+        "IP Address:FD00:0:0:0:0:0:0:7",
+    ]  # fmt: skip
+
+
 def test_keys_are_for_root_alone_and_certificates_for_all(named: Host) -> None:
     made, key = issue(named)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (named.at(KEY), key)] == [0o600, 0o600]
