@@ -21,6 +21,7 @@ from tests.kit.sglang import wheels as sglang
 from tests.kit.standin.wheel import build_wheel
 
 REAL = "tests/vllm/"
+SGLANG = f"{REAL}test_sglang"
 NEED_ROOT = {"boot", "machine", "cpu_engine", "sglang_wheels"}
 
 
@@ -49,13 +50,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist everything runs in one process
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: most of what a test of a machine does is wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Several processes share the modules; those with a real vLLM, which takes all cores, go to one of them."""
+    """Several processes share the modules; those with a real vLLM, which takes all cores, go to one of them.
+
+    So do those with a real SGLang, for which an engine is built as well, but once.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return REAL if nodeid.startswith(REAL) else nodeid.partition("::")[0]
+            return next((each for each in (SGLANG, REAL) if nodeid.startswith(each)), nodeid.partition("::")[0])
 
     return ByModule(config, log)
 
