@@ -152,11 +152,11 @@ def taken(machine: Machine, port: int = 8000) -> str:
 
 def until(what: str, condition: Callable[[], T], machine: Machine, seconds: float = 60) -> T:
     """Ask until the condition holds, and give what it gave; beyond the deadline, show the machine."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < seconds:
         if found := condition():
             return found
-        time.sleep(0.05)
+        time.sleep(min(0.25, max(0.05, waited / 20)))  # most ask by a process, which takes from what they wait for
     raise AssertionError(f"not within {seconds:g} s: {what}\n{machine.evidence()}")
 
 
