@@ -8,12 +8,14 @@ A place is a network namespace by itself: what a machine is booted in, and where
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.kit.boot.machine import PREFIX, Machine, has_owner
 
@@ -21,6 +23,9 @@ PLACES = Path("/run/netns")
 CARD = "peers0"  # the network card of each place
 NOBODY = "02:00:00:00:00:ff"  # the address of a card that none has
 
+CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
 _count = itertools.count(1)
 
 
@@ -75,6 +80,16 @@ class Network:
         command = ["ip", "netns", "exec", self.place(number), *map(str, argv)]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
 
+    @contextmanager
+    def inside(self, number: int) -> Iterator[None]:
+        """This thread is in that place, and what it starts stays there."""
+        with open("/proc/thread-self/ns/net") as before, open(PLACES / self.place(number)) as place:
+            _enter(place)
+            try:
+                yield
+            finally:
+                _enter(before)
+
     # Cables: what is sent into a cut one is lost, and nobody is told
 
     def cut(self, number: int) -> None:
@@ -101,6 +116,11 @@ def _port(number: int) -> str:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+def _enter(place: IO[str]) -> None:
+    if _libc.setns(place.fileno(), CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), f"setns: {place.name}")
 
 
 def _sweep() -> None:
