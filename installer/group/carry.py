@@ -30,6 +30,7 @@ TOP = Layout("any").opt
 CARRIED = TOP / "carried"  # a link to the version in use, which timers may name
 MODULES = "lib/python3/site-packages"
 COMMAND = Path("/usr/local/bin/vllm-install")
+BY_HAND = f"sudo sh -c 'rm -rf {CARRIED}*; find {COMMAND} -xtype l -delete'"  # `take_away`, where nobody leads
 SESSION = ("-m", "installer", "hosts", "--session")
 ENTRY = f"#!{CARRIED}/bin/python3 -I\nfrom installer.__main__ import main\n\nmain()\n"
 REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*")

@@ -230,10 +230,11 @@ class Member:
         wanted = keys.in_order([*map(keys.parse, held), *probe])
         rotate.take_keys(self.layout.service, wanted, self.host, self.report)
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """Nothing of ours stays on a host that has no service of ours."""
-        if not services(self.host):
+        if is_bare := not services(self.host):
             carry.take_away(self.host)
+        return is_bare
 
 
 LEADS_ASTRAY = "leads astray"  # the name is another host's there

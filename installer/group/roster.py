@@ -10,7 +10,7 @@ from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import Report
-from installer.group import facts, ssh
+from installer.group import carry, facts, ssh
 from installer.group.change import Job, changing, check_all_there, run, settle
 from installer.group.member import Look, Ran
 from installer.group.reach import Team, understood
@@ -72,6 +72,13 @@ def remove(group: Group, name: str, service: str, host: Host, report: Report) ->
             report.warn(team.lost[name].message)
         else:
             team.one(name, "end", of=now.id, group=None)
+            if not understood(name, bool, team.one(name, "leave")):
+                report.note(
+                    tr(
+                        "this tool stays on {name} with what serves there; once that is uninstalled: {command}",
+                        name=name, command=carry.BY_HAND,
+                    )
+                )  # fmt: skip
 
 
 def join(group: Group, name: str, service: str, host: Host, report: Report) -> None:

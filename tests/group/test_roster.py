@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from installer.base.errors import Refused
 from installer.base.host import Host
-from installer.group import roster
+from installer.base.report import Report
+from installer.group import carry, roster
+from installer.group.member import Member, Ran
 from installer.group.reach import Team
 from installer.spec.group import Group, Peer, of_data
 from tests.group.test_facts import HEALTHY
@@ -28,6 +32,7 @@ class Hosts:
         self.asked: list[tuple[str, str]] = []
         self.records: dict[str, Any] = {peer.name: Group("mine", PEERS, epoch=3) for peer in PEERS}
         self.away, self.gateway = away, gateway
+        self.is_bare = False  # whether the host that is let go has no service of ours
 
     @contextmanager
     def changing(self, peers: Any, *_: Any) -> Iterator[Team]:
@@ -49,6 +54,8 @@ class Asked:
             self.hosts.asked.append((self.name, given["words"][-1]))
         if do in ("claim", "end"):
             self.hosts.records[self.name] = of_data(given["group"]) if given["group"] else None
+        if do == "leave":
+            return self.hosts.is_bare
         if do == "linked":
             self.hosts.asked.append((self.name, ",".join(given["addresses"])))
         return {"code": 0, "out": "{}", "message": "", "hint": ""}
@@ -94,6 +101,41 @@ def test_one_that_is_lost_is_let_go_and_one_that_stays_has_to_be_there(monkeypat
     with pytest.raises(Refused, match="gpu2: it cannot be reached"):
         remove(hosts, monkeypatch)
     assert hosts.asked == []
+
+
+def test_what_stays_on_a_host_that_is_let_go_is_said_with_the_command_that_removes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = Hosts(gateway=False)
+    (said,) = remove(hosts, monkeypatch)
+    assert said == f"this tool stays on gpu3 with what serves there; once that is uninstalled: {carry.BY_HAND}"
+    hosts = Hosts(gateway=False)
+    hosts.is_bare = True
+    assert remove(hosts, monkeypatch) == []
+
+
+def test_that_command_takes_away_what_was_carried_and_nothing_else(tmp_path: Path) -> None:
+    """As the step does where no service is left."""
+    for by_hand in (False, True):
+        host = Host(tmp_path / str(by_hand))
+        for path in (f"{carry.CARRIED}-0123/bin/vllm-install", f"{carry.TOP}/runtime/x", "/usr/local/bin/other"):
+            host.write(Path(path), "")
+        host.at(carry.CARRIED).symlink_to("carried-0123")
+        host.at(carry.COMMAND).symlink_to(carry.CARRIED / "bin/vllm-install")
+        member = Member("q", host, Report(), lambda *_: Ran(0, ""))
+        host.write(Path("/var/lib/vllm-install/q/state.json"), "{}")
+        assert member.leave() is False
+        assert host.at(carry.COMMAND).is_symlink()
+        host.remove(Path("/var/lib/vllm-install/q/state.json"))
+        if by_hand:
+            command = carry.BY_HAND.removeprefix("sudo ")
+            for path in (carry.CARRIED, carry.COMMAND):
+                command = command.replace(str(path), str(host.at(path)))
+            subprocess.run(command, shell=True, check=True)
+        else:
+            assert member.leave() is True
+        left = {path.name for path in host.at(Path("/")).rglob("*") if not path.is_dir()}
+        assert left == {"x", "other"}
 
 
 def test_where_each_is_at_its_own_address_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

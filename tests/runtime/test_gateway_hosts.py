@@ -19,7 +19,7 @@ from installer.units.api import ONLY_HERE
 from installer.units.authority import link_key
 from tests.kit.gateway import HAPROXY, LAYOUT, Gateway
 from tests.kit.replica import POISON, Replica, replicas_on
-from tests.runtime.test_gateway import eventually
+from tests.runtime.test_gateway import are_up, eventually
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 
@@ -121,6 +121,15 @@ def test_what_kills_an_engine_is_tried_once_more_and_not_again(key: str) -> None
         eventually(hosts.reach)
         assert hosts.one.ask(POISON).status in (502, 503)
         assert sum(POISON in asked for replica in hosts.replicas for asked in replica.asked) <= 2
+
+
+def test_who_wants_an_answer_of_one_host_kills_one_engine_there(key: str) -> None:
+    """So does another gateway, which asks the next host itself: were it tried again here as well, four would die."""
+    with pair(key, count=2) as hosts:
+        eventually(hosts.reach)
+        eventually(lambda: are_up(hosts.one, 1, 2))
+        assert hosts.one.ask(POISON, headers={ONLY_HERE: "1"}).status in (502, 503)
+        assert sum(POISON in asked for replica in hosts.replicas for asked in replica.asked) == 1
 
 
 def test_a_stranger_is_not_heard_nor_believed(key: str) -> None:

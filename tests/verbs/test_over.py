@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import click
 import pytest
@@ -18,7 +19,7 @@ from installer.cli import cli
 from installer.group import roster
 from installer.group.everywhere import Heard
 from installer.group.member import Ran
-from installer.group.reach import Lost
+from installer.group.reach import Lost, Team
 from installer.spec.group import Group, Peer
 from installer.spec.values import REPLICAS, SPAN
 from installer.verbs import all_hosts, over
@@ -112,6 +113,13 @@ def test_hosts_of_one_model_stay_what_they_are(mode: str | None, peers: int, sai
     now = replace(before, peers=tuple(Peer(f"gpu{number}") for number in range(1, peers + 1)))
     with pytest.raises(UsageError, match=said) if said else nullcontext():
         over.check_stays("qwen3vl", now, mode, before)
+
+
+def test_hosts_of_one_model_do_not_answer_for_one_another() -> None:
+    group = Group("mine", (Peer("gpu1"), Peer("gpu2")), SPAN)
+    call = cast("over._Call", SimpleNamespace(typed={"gateway_hosts": "auto"}))
+    with pytest.raises(UsageError, match="--gateway-hosts is for hosts that each serve by themselves"):
+        over._span(call, group, Team([], {}), {})
 
 
 @pytest.mark.parametrize("verb", [roster.drain, roster.remove])
