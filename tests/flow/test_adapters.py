@@ -76,6 +76,8 @@ def test_a_hub_s_adapter_is_fetched_verified_and_stays_at_its_commit(server: Hub
     before = State("llm", proved=made.target)
     (again,) = found(settings, host, before)
     assert again.model.commit == commit
+    (other,) = found(chosen(f"a={REPO}@main", hf_endpoint=server.url), host, before)
+    assert (other.rank, other.model.commit == commit) == (8, False), "who names another revision gets that"
     (newer,) = adapters.resolve(settings, before, host, LAYOUT, Report(), new_commit=True)
     assert (newer.rank, newer.model.commit == commit) == (8, False)
     (pinned,) = found(chosen(f"a={REPO}@{commit}", hf_endpoint=server.url), host)
@@ -121,6 +123,12 @@ def test_a_rank_that_vllm_has_no_room_for_is_refused(host: Host, said: dict[str,
     adapter.write(host.at(PLACE), **{"rank": 4, **said})  # type: ignore[arg-type]
     with pytest.raises(InstallError, match="names a rank of"):
         found(chosen(f"a={PLACE}"), host)
+
+
+def test_the_largest_rank_that_vllm_has_room_for_is_taken(host: Host) -> None:
+    adapter.write(host.at(PLACE), rank=512)
+    (one,) = found(chosen(f"a={PLACE}"), host)
+    assert one.rank == 512
 
 
 def test_a_directory_that_is_not_there_is_named_as_an_adapter_s(host: Host) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from installer.base.changes import Write
+from installer.base.changes import Remove, Write
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.diagnosis import scene
-from installer.flow import alarm, steps
+from installer.flow import alarm, eject, steps
 from installer.flow.transaction import changing
 from installer.flow.wanted import Wanted
 from installer.runtime.vllm_notify import NOT_TAKEN, PARTLY, TAKEN
@@ -352,6 +352,16 @@ def test_a_change_rouses_who_tells_however_it_ends(
     with changing(LAYOUT, "set", host):
         pass
     assert len((tmp_path / "asked").read_text().splitlines()) == 2, "who tells nobody is not roused"
+
+
+def test_who_tells_goes_with_the_service_and_stays_with_nobody_who_is_let_go(host: Host, sent: Sent) -> None:
+    going = {
+        "uninstall": steps.removal(LAYOUT, record(host), host, weights=False, engine=False),
+        "eject": eject.plan("qwen3vl", host),
+    }
+    for verb, changes in going.items():
+        removed = {change.path for change in changes if isinstance(change, Remove)}
+        assert removed >= set(units.paths(LAYOUT)), verb
 
 
 def test_who_is_told_is_a_change_of_files_alone(host: Host, sent: Sent, plain: Wanted) -> None:

@@ -22,6 +22,7 @@ from installer.flow.prove import NotProved
 from installer.flow.resolve import KeyChoice, Request, resolve
 from installer.flow.transaction import changing
 from installer.flow.wanted import Wanted
+from installer.forms.podman.images import STORAGE, BringImage
 from installer.forms.venv import engines
 from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model.builtin import MakeBuiltin
@@ -30,7 +31,7 @@ from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Process
 from installer.spec.former import Former
 from installer.spec.keys import digest
-from installer.spec.model import ModelError
+from installer.spec.model import ModelError, ModelFile
 from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
@@ -41,9 +42,11 @@ from installer.units.graph import handle
 from installer.units.keyring import unit_keys
 from installer.units.monitoring import KEY, NAME
 from installer.units.render import with_keys
+from installer.weights.models import Download
 from tests.checks.test_preflight import CUDA, CUDA_13, H200, HEALTHY
 from tests.flow import test_transaction
 from tests.flow.test_transaction import LAYOUT, Proofs, files, record
+from tests.kit.targets import target
 
 host, proofs = test_transaction.host, test_transaction.proofs
 TINY = Settings(model=BUILTIN, offline=True)
@@ -256,6 +259,18 @@ def test_a_file_of_somebody_else_is_not_written_over(host: Host) -> None:
     assert host.read(LAYOUT.unit) == "[Service]\nExecStart=/usr/bin/theirs\n"
 
 
+def test_what_a_change_needs_of_which_disk_is_known_before_it_begins(host: Host) -> None:
+    made = target(TINY, kind="cpu")
+    engine = InstallEngine(made.engine, TINY, LAYOUT)
+    files = (ModelFile("a.safetensors", 100, "a"), ModelFile("b.safetensors", 50, "b", cached=True))
+    weights = Download(dataclasses.replace(made.model, files=files), 1, ())
+    image = BringImage(made.engine, "/srv/vllm.tar", LAYOUT, 20)
+    assert engine.bytes_needed > 0
+    assert deploy.space_needed([engine, weights, image, Write(LAYOUT.unit, "x" * 10)], LAYOUT) == {
+        LAYOUT.engines: engine.bytes_needed, LAYOUT.hub: 100, STORAGE: 20,
+    }  # fmt: skip
+
+
 # A directory of the user's own
 
 
@@ -291,6 +306,64 @@ def test_a_change_is_made_of_what_is_there_and_the_way_back_leads_to_it(host: Ho
     assert state.proved.settings.port == 8000
     assert key is not None
     assert unit_keys(host, LAYOUT)[0].digest == digest(key), "with the keys of today"
+
+
+def test_no_rollback_brings_back_a_key_that_was_revoked_since(host: Host, proofs: Proofs) -> None:
+    deployed(host)
+    mine = tuple(unit_keys(host, LAYOUT))
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", (*mine, keys.Key("guest", digest("sk-guest")))))
+    for port in (8001, 8002):
+        deployed(host, dataclasses.replace(TINY, port=port), f"set PORT={port}")
+    state = record(host)
+    assert state.proved
+    host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", mine))
+    save_state(host, LAYOUT, dataclasses.replace(state, proved=dataclasses.replace(state.proved, keys=mine)))
+    deploy.rollback("qwen3vl", host, Heard(), lambda _: None)
+    proved = record(host).proved
+    assert proved
+    assert (proved.settings.port, proved.keys, tuple(unit_keys(host, LAYOUT))) == (8001, mine, mine)
+
+
+def test_a_rollback_writes_over_no_edit(host: Host, proofs: Proofs) -> None:
+    deployed(host)
+    deployed(host, dataclasses.replace(TINY, port=8001), "set PORT=8001")
+    text = f"{host.read(LAYOUT.unit)}# by hand\n"
+    host.write(LAYOUT.unit, text)
+    with pytest.raises(Refused, match=r"qwen3vl\.service was edited by hand"):
+        deploy.rollback("qwen3vl", host, Heard(), lambda _: None)
+    assert host.read(LAYOUT.unit) == text
+
+
+class Judging:
+    """Whether a change stays that serves; and how often it was proved when that was asked."""
+
+    def __init__(self, proofs: Proofs, fault: Exception | None = None) -> None:
+        self.proofs, self.fault = proofs, fault
+        self.asked: list[tuple[str, int]] = []
+
+    def before(self) -> None:
+        self.asked.append(("before", len(self.proofs.asked)))
+
+    def after(self, target: Target) -> None:
+        self.asked.append((f"after, at {target.settings.port}", len(self.proofs.asked)))
+        if self.fault:
+            raise self.fault
+
+
+def test_a_change_is_judged_before_it_and_when_it_is_proved_and_goes_back_where_it_is_worse(
+    host: Host, proofs: Proofs
+) -> None:
+    deployed(host)
+    before = files(host)
+    request = Request("set PORT=8001", dataclasses.replace(TINY, port=8001))
+    judge = Judging(proofs, NotProved("it is slower"))
+    with pytest.raises(InstallError, match=r"it is slower; qwen3vl\.service is back as it was"):
+        deploy.change(request, host, Heard(), lambda _: None, judge)
+    assert judge.asked == [("before", 1), ("after, at 8001", 2)]
+    assert files(host) == before
+    nothing_new = Judging(proofs)
+    deploy.change(Request("set", TINY), host, Heard(), lambda _: None, nothing_new)
+    assert nothing_new.asked == []
 
 
 def test_without_an_earlier_generation_there_is_no_way_back(host: Host, proofs: Proofs) -> None:

@@ -11,6 +11,7 @@ import pytest
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.report import Report
+from installer.base.sizes import GIB
 from installer.flow import fit
 from installer.memory.capacity import Outlook, Verdict
 from installer.memory.device import Device
@@ -20,7 +21,7 @@ from installer.spec.model import ModelFile
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed, Target
-from tests.checks.test_preflight import GB10, HEALTHY, SPARK
+from tests.checks.test_preflight import CUDA, GB10, H200, HEALTHY, SPARK
 from tests.kit.targets import target
 
 MEASURED = Calibration(available=1, tokens=2, context=3)
@@ -35,6 +36,14 @@ def test_weights_that_are_not_here_are_counted_but_for_what_vllm_may_leave_out()
 def test_the_memory_of_a_gpu_that_has_none_is_the_hosts() -> None:
     device = fit._device(target(), GB10)
     assert device == Device("cuda", SPARK.memory_total, Settings.gpu_memory_utilization, "NVIDIA GB10", is_unified=True)
+
+
+def test_what_fits_is_reckoned_for_the_smallest_of_the_gpus_that_are_used() -> None:
+    sizes = (80 * GIB, 40 * GIB, 20 * GIB)
+    gpus = tuple(dataclasses.replace(H200, uuid=f"GPU-{size}", memory_total=size) for size in sizes)
+    facts = dataclasses.replace(CUDA, gpus=gpus)
+    found = [fit._device(target(Settings(tensor_parallel_size=number)), facts) for number in (1, 2, 3)]
+    assert [device and device.memory for device in found] == list(sizes)
 
 
 def placed(*names: str) -> Target:

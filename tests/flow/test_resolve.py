@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,16 @@ import pytest
 
 from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
-from installer.flow.resolve import KeyChoice, Request, _check_form, _check_senses
+from installer.base.layout import Layout
+from installer.flow.resolve import KeyChoice, Request, _check_form, _check_senses, _known_profile, _without
+from installer.spec.facts import Process
 from installer.spec.model import Model, ModelFile
 from installer.spec.settings import Settings
+from installer.spec.state import State
+from tests.checks.test_preflight import CUDA, H200
+from tests.kit.targets import target
 
+LAYOUT = Layout("qwen3vl")
 SEEING = Model("org/seeing", Path("/hub/seeing"), "c" * 40, "hub", (ModelFile("preprocessor_config.json", 1, "d"),))
 READING = Model("org/reading", Path("/hub/reading"), "c" * 40, "hub", (ModelFile("config.json", 1, "d"),))
 
@@ -62,3 +69,26 @@ def test_a_container_is_for_a_service_without_a_key_in_clear() -> None:
     with pytest.raises(UsageError, match="a throwaway server"):
         _check_form(Request("test", settings), settings, throwaway=True)
     _check_form(Request("deploy", settings), settings, throwaway=False)
+
+
+def test_what_an_old_unit_held_is_the_service_s_when_it_has_made_way_and_nothing_else() -> None:
+    old, other = Process(7, "vllm", "old.service"), Process(8, "nginx", "other.service")
+    facts = dataclasses.replace(CUDA, gpus=(dataclasses.replace(H200, holders=(old, other)),), port_holder=other)
+    seen = _without("old.service", facts, LAYOUT)
+    assert [holder.unit for holder in seen.gpus[0].holders] == ["qwen3vl.service", "other.service"]
+    assert (seen.port_holder, seen.service_runs) == (other, True)
+    assert _without("old.service", dataclasses.replace(facts, port_holder=old), LAYOUT).port_holder is None
+
+
+def test_a_profile_that_was_proved_stays_for_the_same_model_in_the_same_words_on_the_same_kind_of_engine() -> None:
+    proved = target()
+    settings, model, state = proved.settings, proved.model, State("qwen3vl", proved=proved)
+    assert _known_profile(settings, model, "cuda", state) == proved.profile
+    for other in (
+        _known_profile(settings, model, "cpu", state),
+        _known_profile(settings, dataclasses.replace(model, path=Path("/other")), "cuda", state),
+        _known_profile(dataclasses.replace(settings, tool_call_parser="qwen3_xml"), model, "cuda", state),
+        _known_profile(dataclasses.replace(settings, vllm_args=("--enforce-eager",)), model, "cuda", state),
+        _known_profile(settings, model, "cuda", State("qwen3vl")),
+    ):
+        assert other is None

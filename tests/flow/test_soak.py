@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.base.changes import Restart, Write
+from installer.base.changes import Remove, Restart, Write
 from installer.base.errors import Exit, InstallError, Refused
 from installer.base.host import Host
 from installer.flow import deploy, eject, prove, rotate, soak, soak_rules, steps, watched
@@ -404,6 +404,25 @@ def test_nothing_is_watched_where_nothing_changes(host: Host, want: Wanted, proo
     assert watched.beginning(60, list(some), want, record(host)) == [], "what serves stays the same"
     assert watched.beginning(None, list(some), other, record(host)) == []
     assert watched.beginning(60, list(some), other, record(host)) != []
+
+
+def test_nobody_watches_a_service_that_is_gone(host: Host, before: dict[str, str]) -> None:
+    changes = steps.removal(LAYOUT, record(host), host, weights=False, engine=False)
+    assert {change.path for change in changes if isinstance(change, Remove)} >= set(soaking.paths(LAYOUT))
+
+
+def test_nobody_is_to_watch_with_a_tool_that_others_can_change(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise Refused("it can be changed by others than root")
+
+    deployed(want, host)
+    monkeypatch.setattr(soaking, "check_tool", refuse)
+    other, some = with_settings(want, port=8001), [Restart(LAYOUT.unit_name)]
+    assert watched.beginning(None, list(some), other, record(host)) == []
+    with pytest.raises(Refused, match="by others than root"):
+        watched.beginning(60, list(some), other, record(host))
 
 
 def test_during_a_soak_other_changes_are_refused(host: Host, want: Wanted, before: dict[str, str]) -> None:

@@ -31,6 +31,7 @@ from installer.forms.venv.engines import InstallEngine
 from installer.model.builtin import MakeBuiltin
 from installer.spec.calibration import Calibration
 from installer.spec.former import Former
+from installer.spec.group import Group, Peer, save_group
 from installer.spec.keys import Key, digest
 from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
@@ -875,6 +876,15 @@ def test_a_limit_goes_with_the_key_that_is_revoked_and_with_no_other(
     assert ("guest" in limit.of_service(host, LAYOUT)) != is_gone
 
 
+def test_the_keys_of_before_are_taken_again_where_they_are_others_now(host: Host, running: Answers) -> None:
+    rotate.take_keys("qwen3vl", KEYS, host, REPORT)
+    known = record(host)
+    assert [event.what for event in known.history] == ["deploy"], "they are the same"
+    set_key(host, "sk-guest", "guest")
+    rotate.take_keys("qwen3vl", KEYS, host, REPORT)
+    assert held(host) == {key.digest for key in KEYS}
+
+
 def test_a_key_that_took_anothers_place_is_shown_where_the_service_says_nothing(host: Host, running: Answers) -> None:
     running(Silent("no answer"))
     shown: list[Rotated] = []
@@ -1152,6 +1162,15 @@ def test_what_stands_behind_a_gateway_is_not_let_go(host: Host, proofs: Proofs) 
         eject.eject("qwen3vl", host, REPORT)
     assert caught.value.exit_code == Exit.REFUSED
     assert record(host).proved is not None
+
+
+def test_a_host_of_several_is_not_let_go(host: Host, want: Wanted, proofs: Proofs) -> None:
+    before = deployed(want, host)
+    save_group(host, LAYOUT, Group("g", (Peer("gpu-1"), Peer("gpu-2"))))
+    with pytest.raises(Refused, match="on several hosts"):
+        eject.eject("qwen3vl", host, REPORT)
+    host.remove(LAYOUT.group_file)
+    assert files(host) == before
 
 
 def test_replicas_that_are_gone_are_ours_no_more(host: Host, want: Wanted, proofs: Proofs) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.base.errors import Exit, UsageError
+from installer.spec import values
 from installer.spec.settings import (
     FIELDS,
     NAMES,
@@ -204,6 +205,7 @@ GARBAGE = {
         "gpu1,gpu2",
         "::1,::2",
         "0.0.0.0,10.0.0.1",
+        "224.0.0.1,10.0.0.1",
         "10.0.0.1,10.0.0.2\nx",
     ],
     "gateway_hosts": ["gpu1,gpu2", "10.0.0.1", "auto,10.0.0.1", "AUTO", "10.0.0.1,10.0.0.2\nserver x"],
@@ -376,6 +378,15 @@ def test_a_name_of_our_own_is_refused(name: str) -> None:
 def test_service_names(name: str) -> None:
     assert check_service(name) == name
     assert len(f"vllm-{name}") <= 31  # what Linux takes as the name of an account
+
+
+def test_versions_compare_as_they_were_released() -> None:
+    released = ["0.9.2", "0.25.1", "0.32.0rc1", "0.32.0rc2", "0.32.0", "0.32.0.post1", "0.32.1"]
+    assert sorted({*released}, key=values.version_key) == released
+
+
+def test_a_time_is_the_same_in_either_unit() -> None:
+    assert [values.seconds(text) for text in ("2s", "2000ms", "50ms")] == [2.0, 2.0, 0.05]
 
 
 # Text and back

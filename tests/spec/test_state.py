@@ -52,6 +52,18 @@ def state(**changed: object) -> State:
     return dataclasses.replace(whole, **changed)  # type: ignore[arg-type]
 
 
+def test_what_is_not_finished_is_a_change_or_else_one_of_keys() -> None:
+    assert state().unfinished == "deploy"
+    assert state(pending=None).unfinished == "set-apikey default"
+    assert state(pending=None, rekeying=None).unfinished is None
+
+
+def test_an_engine_is_needed_that_runs_or_could_or_is_worked_towards() -> None:
+    before = dataclasses.replace(target(), engine=dataclasses.replace(target().engine, id="before"))
+    assert state(previous=before).engines == {target().engine.id, "before", "0123"}
+    assert State("qwen3vl").engines == set()
+
+
 def test_nothing_is_known_of_a_service_never_deployed(host: Host) -> None:
     assert load_state(host, LAYOUT) is None
     assert services(host) == []

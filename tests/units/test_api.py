@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from installer.units import api
-from installer.units.api import Answer, Api, NoAnswer
+from installer.units.api import ONLY_HERE, Answer, Api, NoAnswer
 from tests.kit.certificates import certificate
 
 STREAM = b'data: {"choices": [1]}\n: a comment\n\ndata:  [DONE] \n'
@@ -33,6 +33,7 @@ class Asked(BaseHTTPRequestHandler):
             self.say(200, STREAM, "text/event-stream; charset=utf-8")
         else:
             heard = {name: self.headers[name] for name in ("Authorization", "Content-Type")}
+            heard |= {ONLY_HERE: here} if (here := self.headers[ONLY_HERE]) else {}
             self.say(418, json.dumps({"how": self.command, **heard, "body": body.decode()}).encode(), "text/plain")
 
     do_GET = do_POST = answer
@@ -168,3 +169,24 @@ def test_with_a_certificate_nobody_else_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["[1]", "1", "null", "{", "\\xff"])
 def test_an_answer_that_is_no_object_says_nothing(body: str) -> None:
     assert Answer(200, body.encode()).json() == {}
+
+
+@pytest.mark.parametrize("only_here", [False, True])
+def test_a_gateway_is_told_to_ask_nobody_but_its_own_host(port: int, only_here: bool) -> None:
+    answer = Api("127.0.0.1", port, None, 10, only_here=only_here).ask("GET", "/v1/x").json()
+    assert answer.get(ONLY_HERE) == ("1" if only_here else None)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ('running{model="a"} 2\nrunning{model="b"} 3.5\nrunning_total 9\n', 5.5),
+        ("running 0\n", 0),
+        ("# running 7\nsrunning 7\n", None),
+        ("running NaN\n", None),
+        ("running +Inf\n", None),
+        ("running many\nrunning 2\n", None),
+    ],
+)
+def test_a_figure_is_the_sum_of_its_parts_or_none(metrics: str, found: float | None) -> None:
+    assert api.gauge(metrics, "running") == found

@@ -15,7 +15,7 @@ import pytest
 from installer.base.host import Host
 from installer.units.api import Api, NoAnswer
 from installer.units.custody import Custody
-from installer.units.processes import listener, listening
+from installer.units.processes import listener, listening, of_unit
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 PORT = 8000
@@ -58,6 +58,18 @@ def test_who_takes_connections_to_an_address(
         tables[table] += row("::" if table == "tcp6" else "0.0.0.0", 98, port=PORT + 1)
         host.write(Path(f"/proc/net/{table}"), tables[table])
     assert set(map(int, listening(host, ipaddress.ip_address(address), PORT))) == found
+
+
+@pytest.mark.parametrize("group", ["/system.slice/a.service", ""])
+def test_a_unit_has_the_processes_below_its_control_group_too_and_no_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    monkeypatch.setattr("installer.base.host.PATH", f"{host.at(Path('/usr/bin'))}:/usr/bin:/bin")
+    host.write(Path("/usr/bin/systemctl"), f"#!/bin/sh\necho '{group}'\n", 0o755)
+    places = ("/system.slice/a.service", "/system.slice/a.service/payload", "/system.slice/a.service2", "/", "/other")
+    for pid, place in enumerate(places, 1):
+        host.write(Path(f"/proc/{pid}/cgroup"), f"0::{place}\n")
+    assert list(of_unit(host, "a.service")) == ([1, 2] if group else [])
 
 
 def opened(host: Host, pid: int, inode: int) -> None:

@@ -15,10 +15,20 @@ from hypothesis import strategies as st
 from installer import __version__
 from installer.base.assets import RUNTIME
 from installer.base.errors import UsageError
+from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.spec.settings import Settings, load_settings
 from installer.spec.target import Replica, Target
-from installer.units.gateway import config_file, gateway_config, gateway_digest, gateway_files, needs_gateway
+from installer.units.gateway import (
+    certificate_files,
+    certificate_of,
+    config_file,
+    gateway_config,
+    gateway_digest,
+    gateway_files,
+    needs_gateway,
+)
+from installer.units.graph import members, units
 from installer.units.syntax import exec_line
 from tests.kit.gateway import HAPROXY
 from tests.kit.golden import golden
@@ -157,3 +167,23 @@ def certificate(path: Path) -> None:
         check=True, capture_output=True,
     )  # fmt: skip
     path.write_text(path.with_suffix(".c").read_text() + path.with_suffix(".k").read_text())
+
+
+def test_a_gateway_has_to_present_its_certificate_and_a_replica_speaks_plain_http(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dataclasses.replace(target(Settings(replicas=2, tls="self")), replicas=TWO)
+    files = certificate_files(made.settings, LAYOUT)
+    assert files
+    host.write(files[0], "the certificate")
+    (*engines, gateway) = units(LAYOUT, made)
+    assert certificate_of(host, gateway, made.settings) == "the certificate"
+    assert [certificate_of(host, each, made.settings) for each in engines] == [None, None]
+    (single,) = members(LAYOUT)
+    assert certificate_of(host, single, Settings()) is None
+
+    def closed(*_: object) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr(Host, "read", closed)
+    assert certificate_of(host, gateway, made.settings) == "", "then nobody is believed, and not everybody"
