@@ -28,7 +28,7 @@ from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model.builtin import MakeBuiltin
 from installer.spec import keys
 from installer.spec.engine import Engine
-from installer.spec.facts import Facts, Process
+from installer.spec.facts import Facts, Gateway, Process
 from installer.spec.former import Former
 from installer.spec.keys import digest
 from installer.spec.model import ModelError, ModelFile
@@ -250,6 +250,24 @@ def test_a_throwaway_server_needs_no_systemd(host: Host, seen: Seen) -> None:
     assert resolved.want.target.engine.kind == "cpu"
     with pytest.raises(Refused):
         resolve(Request("test", TINY), state, host, Heard(), for_real=False)
+
+
+def test_what_is_staged_is_what_is_slow_and_nothing_of_the_service(host: Host) -> None:
+    before = set(files(host))
+    staged = deploy.stage(Request("deploy", TINY), host, Heard())
+    made = {Path("/", path) for path in set(files(host)) - before}
+    assert LAYOUT.engines / staged.engine / MARKER in made
+    assert LAYOUT.builtin_models / "tiny/config.json" in made
+    assert not [path for path in made if not path.is_relative_to(LAYOUT.engines) and path.is_relative_to("/etc")]
+    assert load_state(host, LAYOUT) is None
+
+
+def test_the_gateway_asks_the_other_hosts_and_not_its_own_as_one_of_them(host: Host, seen: Seen) -> None:
+    gateway = Gateway((2, 8), addresses=("10.0.0.2",))
+    seen.facts = dataclasses.replace(HEALTHY, gateway=gateway)
+    settings = dataclasses.replace(TINY, gateway_hosts=("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+    plan = deploy.plan(Request("plan", settings), host, Heard())
+    assert plan.want.target.others == ("10.0.0.1", "10.0.0.3")
 
 
 def test_a_file_of_somebody_else_is_not_written_over(host: Host) -> None:

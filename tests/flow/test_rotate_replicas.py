@@ -10,7 +10,7 @@ import pytest
 from installer.base.errors import InstallError, Refused
 from installer.base.host import Host
 from installer.base.report import Report
-from installer.flow import prove, rotate, transaction
+from installer.flow import prove, roll, rotate, transaction
 from installer.flow.prove import NotProved, Silent
 from installer.flow.rotate import Rotated, Rotation
 from installer.flow.steps import Wanted
@@ -238,6 +238,13 @@ def test_while_one_engine_becomes_two_the_old_one_has_the_keys_as_well(service: 
     service.revoke_guest()
     assert GUEST not in (service.host.read(LAYOUT.run_dir / "keys") or "")
     assert {key.digest for key in keyring.keys_in(service.host.read(GATEWAY.path) or "")} == service.held_by(ONE)
+
+
+def test_the_one_that_was_handed_over_with_other_keys_gets_those_of_now(service: Service) -> None:
+    service.set_guest()
+    service.host.write(TWO.run_dir / "keys", f"default inference {KEYS[0].digest} -\n")
+    roll.keys_of_now(service.host, LAYOUT, REPORT)
+    assert service.knows_guest()
 
 
 def test_one_that_somebody_edited_gets_what_the_first_has(service: Service) -> None:

@@ -496,6 +496,13 @@ def test_an_account_that_was_there_before_stays(host: Host, want: Wanted) -> Non
     assert host.read(Path("/etc/passwd")) == USER
 
 
+def test_an_account_that_we_made_is_ours_after_the_next_change_too(host: Host, want: Wanted) -> None:
+    recorded(want, plan(want, host), host)
+    other = with_settings(want, port=8001)
+    state = recorded(other, plan(other, host), host)
+    assert ("userdel", LAYOUT.user) in removed(host, state)[1]
+
+
 @pytest.mark.usefixtures("accounts")
 def test_two_services_share_what_they_share_until_the_last_goes(host: Host, want: Wanted) -> None:
     before = tree(host)

@@ -513,6 +513,22 @@ def test_weights_that_went_bad_are_no_reason_to_touch_a_service_that_is_put_back
     assert record(host).history[-1].outcome == "undone: cut off"
 
 
+def test_what_else_is_due_is_put_back_also_where_weights_went_bad(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = deployed(want, host)
+    change = attempt(with_settings(want, port=8001), host)
+    change.claim()
+    change.apply()
+    planned = steps.plan
+    fetched: list[Download] = []
+    monkeypatch.setattr(Download, "apply", lambda self, *_: fetched.append(self))
+    monkeypatch.setattr(steps, "plan", lambda *given: [Download(want.target.model, 1, ()), *planned(*given)])
+    settled(host, LAYOUT, REPORT)
+    unit = str(LAYOUT.unit)[1:]
+    assert (files(host)[unit], len(fetched)) == (before[unit], 1)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_key_counts_as_known_when_it_was_shown(host: Host, want: Wanted, proofs: Proofs, fails: bool) -> None:
     files = [change for change in steps.plan(want, host) if isinstance(change, Write)]
@@ -725,6 +741,25 @@ def test_a_change_begins_when_the_handover_before_it_is_over(
         story[:] = [{"ActiveState": quiet, "Job": "7"}] * 2
         converge.recorded(host, LAYOUT, report)
     assert len(told) == 1
+
+
+def test_a_change_begins_when_each_replica_is_handed_over(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(want, host)
+    replica = LAYOUT.unit.with_name("qwen3vl@2.service")
+    host.write(replica, "")
+    reloading, told = [replica.name] * 2, list[str]()
+
+    def shown(_: Host, unit: str, *names: str) -> dict[str, str]:
+        return {"ActiveState": "reloading" if unit in reloading and reloading.pop() else "active"}
+
+    monkeypatch.setattr(prove, "POLL", 0)
+    monkeypatch.setattr(converge, "unit_properties", shown)
+    report = Report()
+    report.note = told.append  # type: ignore[method-assign]
+    converge.recorded(host, LAYOUT, report)
+    assert (reloading, told) == ([], ["waiting for qwen3vl@2.service, which is handed over just now"])
 
 
 def test_a_key_that_was_revoked_while_it_was_handed_over_is_in_force_no_more(

@@ -16,6 +16,16 @@ LAYOUT = Layout("qwen3vl")
 GROUP = Group("one", (Peer("gpu1", "a" * 32), Peer("10.0.0.7", "b" * 32, out=True)), epoch=3)
 
 
+@pytest.mark.parametrize(("name", "address"), [("-oProxyCommand=id", ""), ("gpu1;id", ""), ("gpu1", "10.0.0.1 x")])
+def test_what_another_host_wrote_down_as_a_name_or_an_address_is_one(name: str, address: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|name"):
+        Peer(name, address=address)
+
+
+def test_who_is_taken_out_does_not_serve() -> None:
+    assert [peer.name for peer in GROUP.serving] == ["gpu1"]
+
+
 def test_hosts_are_named_with_commas_between() -> None:
     assert host_names("gpu1,gpu-2.lab.example,10.0.0.7") == ("gpu1", "gpu-2.lab.example", "10.0.0.7")
 

@@ -130,6 +130,32 @@ def test_old_keys_keep_the_names_they_were_given() -> None:
     assert [key.name for key in held] == ["default"], "all of them have ended"
 
 
+def test_an_old_key_ends_when_it_was_to_end_anyway() -> None:
+    new, until = Key("default", digest("new")), "2030-06-01T00:00:00Z"
+    olds = [Key("default", HEX, expiry=expiry) for expiry in (None, LATER, "2031-01-01T00:00:00Z")]
+    assert [rotate([old], new, until, NOW)[1].expiry for old in olds] == [until, LATER, until]
+
+
+@pytest.mark.parametrize(
+    ("beside", "is_last"),
+    [
+        (Key("guest", digest("g")), False),
+        (Key("guest", digest("g"), "admin", LATER), False),
+        (Key("board", digest("g"), "metrics"), True),
+        (Key("guest", digest("g"), expiry=PAST), True),
+        (Key("guest", digest("g"), expiry=NOW), True),
+        (Key("probe", digest("g")), True),
+    ],
+)
+def test_the_last_key_that_can_ask_is_not_revoked(beside: Key, is_last: bool) -> None:
+    held = (Key("default", HEX), beside)
+    if not is_last:
+        assert revoke(held, "default", NOW) == (beside,)
+        return
+    with pytest.raises(UsageError, match="'default' is the last key that can ask the model"):
+        revoke(held, "default", NOW)
+
+
 def test_a_key_that_is_over_says_so() -> None:
     assert Key("a", HEX, expiry=PAST.replace("2029", "2019")).is_over
     assert not Key("a", HEX, expiry="2099-01-01T00:00:00Z").is_over

@@ -35,6 +35,7 @@ def test_a_limit_is_understood(name: str, text: str, number: int | None) -> None
         ("concurrent", "many"), ("concurrent", "8/min"), ("concurrent", ""), ("concurrent", "-1"), ("requests", "600"),
         ("requests", "600/s"), ("requests", "600/hour"), ("tokens", "100k"), ("budget", "5M/min"), ("budget", "5M"),
         ("tokens", "1.2/min"), ("tokens", "1e6/min"), ("tokens", "١٠/min"), ("budget", "999999999999999G/month"),
+        ("budget", "9999999G/month"),
         ("concurrent", "0.5"), ("requests", "6 00/min"), ("requests", "600/min\n"), ("concurrent", "NONE"),
     ],
 )  # fmt: skip
@@ -57,6 +58,7 @@ def test_what_is_given_takes_the_place_of_what_was_there() -> None:
     assert limits.changed(before, {"concurrent": "8", "priority": "high"}) == Limit(8, tokens=10, priority="high")
     assert limits.changed(before, {"tokens": "none"}) == Limit(4)
     assert limits.changed(before, {}) == before
+    assert limits.changed(Limit(4, priority="high"), {"priority": "none"}) == Limit(4)
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z0-9_-]{1,40}", fullmatch=True), LIMITS, max_size=5))

@@ -130,6 +130,16 @@ def test_a_listener_that_came_while_the_connection_was_opened_is_no_proof_of_who
         assert "another one listens" in custody.objection("127.0.0.1", port, before)
 
 
+def test_no_key_is_sent_where_another_one_listens_once_the_connection_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{"1": os.geteuid()}, {"2": os.geteuid()}])
+    monkeypatch.setattr(Custody, "sockets", lambda *_: next(looks))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asking = Api("127.0.0.1", server.getsockname()[1], "sk-secret", 10, Custody(Host(), ""))
+        with pytest.raises(NoAnswer, match="another one listens"):
+            asking.ask("GET", "/v1/models")
+        assert server.accept()[0].recv(1000) == b""
+
+
 # Listens as another user until its input ends.
 OTHER = """
 import os, socket
