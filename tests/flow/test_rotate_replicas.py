@@ -265,6 +265,7 @@ def test_what_others_made_of_that_name_is_not_touched(service: Service) -> None:
 
 @pytest.mark.parametrize("how_far", [0, 1, 2, 3])
 def test_a_change_that_was_cut_off_is_undone_on_all(service: Service, how_far: int) -> None:
+    service.host.at(TWO.path).chmod(0o600)
     change = rotating(service)
     change.claim()
     transaction.apply(list(change.changes)[:how_far], service.host, REPORT)
@@ -272,6 +273,7 @@ def test_a_change_that_was_cut_off_is_undone_on_all(service: Service, how_far: i
         assert state is not None
         assert state.rekeying is None
     assert not service.knows_guest()
+    assert service.host.mode(TWO.path) == 0o600
 
 
 def rotating(service: Service) -> rotate._Rekeying:

@@ -112,6 +112,8 @@ def test_they_come_once_and_go_when_nobody_wants_to_be_told(host: Host) -> None:
             host.write(change.path, change.text)
     host.write(CLOCK.parent / "timers.target.wants" / CLOCK.name, "")
     assert list(alarm.due(made, LAYOUT, RUNTIME, host)) == []
+    host.remove(CLOCK.parent / "timers.target.wants" / CLOCK.name)
+    assert list(alarm.due(made, LAYOUT, RUNTIME, host)) == [change for change in first if isinstance(change, Run)]
     gone = list(alarm.due(target(kind="cpu"), LAYOUT, RUNTIME, host))
     assert [change.path for change in gone if isinstance(change, Remove)] == [LOOK, CLOCK, SEND]
     assert [change.argv[1] for change in gone if isinstance(change, Run)] == [

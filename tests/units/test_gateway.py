@@ -169,6 +169,13 @@ def certificate(path: Path) -> None:
     path.write_text(path.with_suffix(".c").read_text() + path.with_suffix(".k").read_text())
 
 
+@pytest.mark.parametrize("fallback", [None, "https://api.example/v1"])
+def test_a_gateway_for_this_host_alone_reaches_no_other_but_for_a_fallback(fallback: str | None) -> None:
+    chosen = Settings(replicas=2, host="127.0.0.1", fallback_url=fallback)
+    unit, _ = gateway_files(dataclasses.replace(target(chosen), replicas=TWO), LAYOUT, PLACE).values()
+    assert ("IPAddressDeny=any" in unit) == (fallback is None)
+
+
 def test_a_gateway_has_to_present_its_certificate_and_a_replica_speaks_plain_http(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
