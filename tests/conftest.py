@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from installer.base.host import Host
+from tests.kit.boot import compiled
 from tests.kit.boot.machine import SGLANG_STORE, Machine
 from tests.kit.boot.surroundings import REPO
 from tests.kit.hub import Hub
@@ -98,6 +99,7 @@ def cpu_engine() -> str:
     with Machine(network=True, store=True) as machine:
         built = machine.run(sys.executable, REPO / "tests/kit/boot/build_engine.py", timeout=900).stdout.split()[-1]
         machine.save_store()
+        compiled.keep(machine, built)
     return built
 
 

@@ -16,6 +16,7 @@ from installer.base.host import Host
 from installer.base.report import Report
 from installer.model import builtin
 from tests.kit import adapter
+from tests.kit.boot import compiled
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import REPO, free_port
 from tests.kit.hub import Hub
@@ -39,6 +40,7 @@ def test_the_flags_of_vllm_are_those_of_its_own_parser(cpu_engine: str) -> None:
 @pytest.fixture(scope="module")
 def machine(cpu_engine: str) -> Iterator[Machine]:
     with Machine(network=True, store=True) as machine:
+        compiled.give(machine)
         builtin.MakeBuiltin(MODEL).apply(Host(machine.root), Report())
         yield machine
 

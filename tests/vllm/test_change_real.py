@@ -20,6 +20,7 @@ from installer.base.host import Host
 from installer.forms.venv.pipconf import read_sources
 from installer.model import builtin
 from installer.spec.settings import Settings
+from tests.kit.boot import compiled
 from tests.kit.boot.machine import STORE, Machine
 from tests.kit.boot.surroundings import free_port
 from tests.kit.life import cli, main_pid, processes, serves
@@ -35,6 +36,7 @@ BROKEN = "\nimport sys\nif 'serve' in sys.argv:\n    raise ImportError('half a r
 @pytest.fixture(scope="module")
 def machine(cpu_engine: str) -> Iterator[Machine]:
     with Machine(network=True, store=True) as machine:
+        compiled.give(machine)
         furnish(machine)
         yield machine
 

@@ -12,6 +12,7 @@ import jsonschema
 
 from installer.look.formats import PLACEHOLDER
 from tests.kit import openai_client
+from tests.kit.boot import compiled
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
 from tests.kit.boot.surroundings import REPO, free_port
@@ -38,6 +39,7 @@ def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
     # On the CPU the share is one of all memory, and this test is not alone on the host.
     options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--port", str(port))
     with Machine(network=True, store=True) as machine:
+        compiled.give(machine)
         bare = snapshot(machine.root, [PROGRAMS])
         done = cli(machine, "deploy", *options, timeout=600)
         assert "checking that it imports" not in done.err, "the engine at hand was not taken"

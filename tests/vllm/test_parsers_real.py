@@ -7,6 +7,7 @@ from typing import Any
 
 from installer.base.host import Host
 from installer.model import builtin
+from tests.kit.boot import compiled
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import free_port
 from tests.kit.life import ask, cli
@@ -31,6 +32,7 @@ WEATHER = {
 def test_parity_row_28_a_request_with_tools_is_taken(cpu_engine: str) -> None:
     port = free_port()
     with Machine(network=True, store=True) as machine:
+        compiled.give(machine)
         folder: Path = machine.at(MODEL)
         folder.mkdir(parents=True)
         builtin.write(folder, Host())

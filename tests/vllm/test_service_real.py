@@ -26,6 +26,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from installer.spec.engine import versions
 from tests.booted.test_trial import PID, kill
 from tests.kit import grafana
+from tests.kit.boot import compiled
 from tests.kit.boot.machine import Machine, MachineFailed
 from tests.kit.figures import figures
 from tests.kit.life import (
@@ -120,6 +121,7 @@ class Deployed:
 @pytest.fixture(scope="module")
 def machine(cpu_engine: str) -> Iterator[Machine]:
     with Machine(network=True, store=True) as machine:
+        compiled.give(machine)
         yield machine
 
 

@@ -1,0 +1,44 @@
+"""What the first start of the real vLLM compiles, which takes longer than all else that it does: kept for later ones.
+
+Torch finds it by its content: where a model or an engine differs, it compiles as ever.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from tests.kit.boot.machine import Machine
+from tests.kit.boot.surroundings import REPO, free_port
+
+COMPILED = REPO / "build/compiled"  # a folder for each engine
+SERVICE = "qwen3vl.service"
+UNITS = "/etc/systemd/system"
+CACHE = "/var/cache/qwen3vl"
+# Not earlier than the service, for a deploy refuses a cache that is there already; systemd gives it to its user.
+UNIT = f"""
+[Unit]
+Before={SERVICE}
+ConditionPathExists=!{CACHE}
+[Service]
+Type=oneshot
+ExecStart=mkdir --parents {CACHE}/inductor
+ExecStart=sh -c "cp --recursive {COMPILED}/*/. {CACHE}/inductor"
+"""
+
+
+def keep(machine: Machine, engine: str) -> None:
+    """Deploy the engine, which the machine has, unless this was done before."""
+    if (COMPILED / engine).exists():
+        return
+    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1")
+    machine.cli("deploy", *options, "--port", str(free_port()), timeout=600)
+    fresh = shutil.copytree(machine.at(CACHE) / "inductor", COMPILED.with_name(f"compiled.{machine.name}"))
+    COMPILED.mkdir(exist_ok=True)
+    fresh.rename(COMPILED / engine)
+
+
+def give(machine: Machine) -> None:
+    """Have the service of this machine, which is to be deployed, begin with it."""
+    machine.write(f"{UNITS}/compiled.service", UNIT)
+    wants = f"{UNITS}/{SERVICE}.wants"
+    machine.shell(f"mkdir {wants}; ln -s ../compiled.service {wants}; systemctl daemon-reload")
