@@ -91,6 +91,17 @@ def test_one_engine_without_tls_and_fallback_has_none(chosen: Settings, has_one:
     assert gateway_files(target(chosen), LAYOUT, PLACE) == {}
 
 
+def test_before_the_head_of_one_model_on_several_hosts_tls_ends_at_the_gateway() -> None:
+    """Which asks this host's engine and no other host, and lets in more than the group."""
+    hosts = ("10.0.0.1", "10.0.0.2")
+    chosen = Settings(group_hosts=hosts, group_key_file="/k", tls="self", host="0.0.0.0")
+    unit, config = texts(dataclasses.replace(target(chosen), replicas=TWO[:1]))
+    assert 'bind "fd@${LISTENER}" ssl crt "/run/qwen3vl/tls.pem"' in config
+    assert set(re.findall(r"^ +server (\S+)", config, re.MULTILINE)) == {"r1", "wait"}
+    assert "IPAddressDeny=any" not in unit
+    assert not [host for host in hosts if host in unit + config]
+
+
 def test_which_replicas_there_are_is_no_reason_for_a_restart() -> None:
     one, two = (dataclasses.replace(made("two"), replicas=TWO[:count]) for count in (1, 2))
     assert gateway_digest(one, LAYOUT, PLACE) == gateway_digest(two, LAYOUT, PLACE)
