@@ -184,10 +184,10 @@ class Client:
         try:
             answer = await asyncio.wait_for(self._exchange(), self.plan.patience)
         except (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError, asyncio.TimeoutError) as error:
-            self.leave()
+            await self.leave()
             return failure(error) + (" on a kept connection" if reused else "")
         if not self.keep or answer.headers.get("connection", "").lower() == "close":
-            self.leave()
+            await self.leave()
         return judge(answer, stream=self.stream)
 
     def _is_open(self) -> bool:
@@ -195,7 +195,7 @@ class Client:
 
     async def _exchange(self) -> Answer:
         if not self._is_open():  # what every pool of connections looks for before it sends
-            self.leave()
+            await self.leave()
             self._streams = await asyncio.open_connection(self.plan.address, self.plan.port)
         assert self._streams is not None
         reader, writer = self._streams
@@ -213,9 +213,11 @@ class Client:
         )  # fmt: skip
         return "\r\n".join(lines).encode() + body
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
+            with contextlib.suppress(OSError):  # how it ended is known; unheard, asyncio may say it on its own
+                await self._streams[1].wait_closed()
             self._streams = None
 
 
@@ -276,7 +278,7 @@ async def run(plan: Plan, end: asyncio.Event, tell: Callable[[Seen], None]) -> N
         while not end.is_set():
             await ask(client, KEPT)
             await pause(plan.pause * random.uniform(0.5, 1.5))
-        client.leave()
+        await client.leave()
 
     kept = [Client(plan, stream=number % 2 == 1, keep=True) for number in range(plan.keep)]
     tasks = [asyncio.ensure_future(keep_asking(client)) for client in kept]
