@@ -100,7 +100,8 @@ def podman(machine: Machine, *words: str) -> list[str]:
 def kept(machine: Machine) -> list[list[str]]:
     """All that podman has."""
     return [
-        podman(machine, "ps", "--all", "--quiet", "--external"), podman(machine, "volume", "ls", "--quiet"),
+        podman(machine, "ps", "--all", "--external", "--format", "{{.ID}} {{.Names}} {{.Status}}"),
+        podman(machine, "volume", "ls", "--quiet"),
         sorted(podman(machine, "images", "--all", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}")),
     ]  # fmt: skip
 
