@@ -162,7 +162,7 @@ def check_toolkit(scene: Scene) -> Iterator[Finding]:
     if compiling and proved and proved.toolkit and proved.toolkit.mode == NONE:
         yield Finding(
             "no-cuda-toolkit",
-            tr("{what}; on an H200 a compiler made FP8 models faster and no others", what=tr(compiling.cost)),
+            tr("{what}; on an H200 a compiler made an FP8 model faster and a bf16 one not", what=tr(compiling.cost)),
             f"CUDA_TOOLKIT={scene.settings.cuda_toolkit}, CUDA_HOME={proved.toolkit.home}",
             (f"sudo vllm-install set CUDA_TOOLKIT=wheels --service {scene.service}",),
             NOTE,

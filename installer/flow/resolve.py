@@ -283,13 +283,13 @@ def _toolkit(
 def _toolkit_by_itself(
     settings: Settings, engine: Engine, seen: Facts, proved: Target | None, config: Callable[[], Config]
 ) -> str:
-    """A compiler where it was measured to pay; what was proved with its model keeps what it had."""
-    if proved and proved.toolkit and (proved.settings.model, proved.settings.cuda_toolkit) == (
-        settings.model, AUTO_TOOLKIT,
-    ):  # fmt: skip
-        return proved.toolkit.mode
-    compiling = family_of(settings).compiling
-    pays = compiling is not None and compiling.pays(toolkit.capabilities(seen.gpus), lambda: config().is_dense_fp8)
+    """A compiler where it works and was measured to pay; without asking anew, where the model was proved with one."""
+    compiling, before = family_of(settings).compiling, proved.settings if proved else None
+    if proved and proved.toolkit and before and before.model == settings.model and before.cuda_toolkit == AUTO_TOOLKIT:
+        pays = proved.toolkit.mode == WHEELS
+    else:
+        found = toolkit.capabilities(seen.gpus)
+        pays = compiling is not None and compiling.pays(found, lambda: config().is_dense_fp8)
     works = settings.tensor_parallel_size == 1 and toolkit.has_compiler(engine) and fits_wheels(settings, seen)
     return WHEELS if pays and works else NONE
 

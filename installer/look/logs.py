@@ -24,8 +24,8 @@ LAST = 200  # lines, where nothing else was asked for
 # A traceback says the same thing many times; it is explained again after this many other lines.
 QUIET_FOR = 100
 COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
-# With these journalctl hands on what a message holds; without them it shows no message that holds a terminal code.
 TIMES = ("--since", "--until", "-S", "-U")
+# With these journalctl hands on what a message holds; without them it shows no message that holds a terminal code.
 AS_IT_IS = re.compile(r"-[A-Za-z]*a|--a(l|ll)?|(-o|--output=)?cat")
 
 Show = Callable[[str], None]

@@ -23,9 +23,10 @@ from installer.flow.resolve import KeyChoice, Request, resolve
 from installer.flow.transaction import changing
 from installer.flow.wanted import Wanted
 from installer.forms.podman.images import STORAGE, BringImage
-from installer.forms.venv import engines
+from installer.forms.venv import engines, toolkit
 from installer.forms.venv.engines import MARKER, InstallEngine
 from installer.model.builtin import MakeBuiltin
+from installer.model.model_config import Config
 from installer.spec import keys
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Gateway, Process
@@ -518,10 +519,32 @@ def test_a_gpu_that_does_not_say_how_much_memory_it_has_is_not_judged(host: Host
     assert fit._device(on_gpu, HEALTHY) is None
 
 
+def test_dense_fp8_on_hopper_is_planned_with_a_compiler_and_a_throwaway_server_without(
+    host: Host, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `deploy` compiles before the first start is among its changes."""
+    seen.facts = dataclasses.replace(CUDA, cxx_version=12)
+    monkeypatch.setattr(toolkit, "has_compiler", lambda engine: True)
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    monkeypatch.setattr(Config, "quantization", blocks)
+    settings = dataclasses.replace(TINY, gpus=("GPU-1",))
+    planned = deploy.plan(Request("plan", settings), host, Heard())
+    assert planned.want.target.toolkit
+    assert planned.want.target.toolkit.mode == "wheels"
+    assert [change for change in planned.changes if change.to_json()["kind"] == "compile"]
+    state = State("qwen3vl")
+    thrown = resolve(Request("test", settings), state, host, Heard(), for_real=False, throwaway=True)
+    assert thrown.want.target.toolkit == Toolkit()
+
+
 @pytest.mark.parametrize(
     ("asked", "expected", "said"),
     [
-        ("host", Toolkit("host", "/usr/local/cuda", capabilities="10.0"), "CUDA toolkit: /usr/local/cuda"),
+        (
+            "host",
+            Toolkit("host", "/usr/local/cuda", capabilities="10.0"),
+            "CUDA toolkit: /usr/local/cuda; a first start compiles kernels, for minutes",
+        ),
         ("none", Toolkit(attention="FLASH_ATTN"), "; attention by FLASH_ATTN"),
     ],
 )

@@ -102,6 +102,7 @@ def test_what_runs_keeps_what_it_was_proved_with() -> None:
     assert by_itself(proved=without) == "none", "or an upgrade of this tool would be a start of five minutes"
     compiled = dataclasses.replace(target(), toolkit=Toolkit("wheels", "/home", capabilities="9.0"))
     assert by_itself({"model_type": "qwen3"}, proved=compiled) == "wheels"
+    assert by_itself(proved=compiled, engine=engine_of()) == "none", "another version without one"
     assert by_itself(proved=without, model="org/other") == "wheels"
     by_hand = dataclasses.replace(without, settings=Settings(cuda_toolkit="none"))
     assert by_itself(proved=by_hand) == "wheels", "auto after none is a new choice"
@@ -282,6 +283,7 @@ def test_flags_of_the_toolkit_stand_before_the_users_own() -> None:
 
 def test_facts_ask_no_compiler_that_nobody_wants(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "root")
-    machine.command("/usr/bin/g++", "touch /nonexistent/asked")
-    assert machine.gather(Settings()).cxx_version == 0
+    machine.command("/usr/bin/g++", "echo 14.2.0")
+    assert machine.gather(Settings(cuda_toolkit="none")).cxx_version == 0
+    assert machine.gather(Settings()).cxx_version == 14, "who leaves it to us gets one where it pays"
     assert facts.gather(Host(machine.root), Settings(), LAYOUT).nvcc is None

@@ -142,7 +142,11 @@ def test_a_service_is_asked_on_this_host(listen: str, reached: str) -> None:
         ("vllm:running 3\n", 3),
         ('vllm:running{engine="0"} 3.5\nvllm:running{engine="1"} 2\n', 5.5),
         ("vllm:running_more 3\n# vllm:running 4\n", None),
+        ("vllm:running 0\n", 0),
+        ("svllm:running 7\n", None),
         ("vllm:running NaN\n", None),
+        ("vllm:running +Inf\n", None),
+        ("vllm:running many\nvllm:running 2\n", None),
         ("vllm:running three\n", None),
         ("", None),
     ],
@@ -175,18 +179,3 @@ def test_an_answer_that_is_no_object_says_nothing(body: str) -> None:
 def test_a_gateway_is_told_to_ask_nobody_but_its_own_host(port: int, only_here: bool) -> None:
     answer = Api("127.0.0.1", port, None, 10, only_here=only_here).ask("GET", "/v1/x").json()
     assert answer.get(ONLY_HERE) == ("1" if only_here else None)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "found"),
-    [
-        ('running{model="a"} 2\nrunning{model="b"} 3.5\nrunning_total 9\n', 5.5),
-        ("running 0\n", 0),
-        ("# running 7\nsrunning 7\n", None),
-        ("running NaN\n", None),
-        ("running +Inf\n", None),
-        ("running many\nrunning 2\n", None),
-    ],
-)
-def test_a_figure_is_the_sum_of_its_parts_or_none(metrics: str, found: float | None) -> None:
-    assert api.gauge(metrics, "running") == found

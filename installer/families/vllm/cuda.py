@@ -55,6 +55,6 @@ def pays(capabilities: Sequence[tuple[int, int]], is_dense_fp8: Callable[[], boo
 
 def describe(toolkit: Toolkit) -> str:
     if toolkit.mode != NONE:
-        return tr("CUDA toolkit: {path}", path=toolkit.home)
+        return tr("CUDA toolkit: {path}; a first start compiles kernels, for minutes", path=toolkit.home)
     said = tr("CUDA toolkit: none; {cost}", cost=tr(COST))
     return said + (tr("; attention by {backend}", backend=toolkit.attention) if toolkit.attention else "")
