@@ -20,6 +20,7 @@ from tests.kit.load import Load, Plan, load
 
 RECORD = "/var/lib/vllm-install/qwen3vl/group.json"
 SETTINGS = "/etc/vllm-install/qwen3vl.env"
+FAULTS = "/var/cache/qwen3vl/standin"
 MEMBER_DROP_IN = "/etc/systemd/system/qwen3vl@.service.d/fault.conf"
 # Whatever is said to a gateway where only those of the group may speak.
 KNOCK = """
@@ -80,7 +81,9 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
         serves(machine, new, 8001)
 
     # Whoever changes both is killed when the first has it: the other one's next command undoes it
+    other.write(FAULTS, "slow-start=30")  # so that it is not done before its session finds that nobody is there
     killed_when(one, "gpu2: set PORT=8002", "set", "PORT=8002")
+    other.at(FAULTS).unlink()
     until("gpu2 has undone its own part", lambda: not running(other), other)
     assert "set PORT=8002 was cut off" in cli(other, "hosts", code=8).out
     assert "set PORT=8002 was cut off; undoing it on all hosts first" in cli(other, "set-context", "2048").err

@@ -194,12 +194,26 @@ def test_watching_as_data_gives_an_object_on_every_line(machine: Machine) -> Non
 @pytest.mark.parametrize("columns", [20, 100])
 def test_parity_row_20_watching_on_a_terminal(machine: Machine, columns: int) -> None:
     watch = f"stty cols {columns} rows 40; exec {sys.executable} -m installer status --watch"
-    command = ("timeout", "--signal=INT", "6", "script", "--quiet", "--return", "--command", watch, "/dev/null")
-    done = machine.run(*command, env={"TERM": "xterm-256color"}, check=False)
-    assert "Traceback" not in done.stdout
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
-    assert "tokens/s" in plain
-    assert "视觉" in plain.replace("\r\n", "") or columns == 20
+    script = ("script", "--quiet", "--return", "--command", watch, "/dev/null")
+    with machine.start(*script, env={"TERM": "xterm-256color"}) as process:
+        plain = "".join(until_it_says("tokens/s", process))
+        watching = psutil.Process(process.pid).children(recursive=True)[-1]
+        assert "status" in watching.cmdline()
+        watching.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in plain + rest
+    assert "视觉" in plain or columns == 20
+
+
+def until_it_says(word: str, process: Popen[str]) -> Iterator[str]:
+    """What a terminal shows, up to the line with the word."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield (plain := re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r\n"))
+        if word in plain:
+            return
+    pytest.fail(f"it ended and never said {word}")
 
 
 # logs
