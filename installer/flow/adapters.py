@@ -18,6 +18,7 @@ from installer.model.model_about import About
 from installer.model.selection import ADAPTER, ADAPTER_WEIGHTS, is_adapter
 from installer.runtime.vllm_text import one_line
 from installer.spec.model import Model, ModelError
+from installer.spec.offer import Elsewhere
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Adapter
@@ -28,7 +29,7 @@ LARGEST_RANK = 512  # that vLLM has room for
 
 
 def resolve(
-    settings: Settings, state: State, host: Host, layout: Layout, report: Report, caches: Sequence[Path] = (),
+    settings: Settings, state: State, host: Host, layout: Layout, report: Report, caches: Sequence[Elsewhere] = (),
     bundle: Bundle | None = None, *, new_commit: bool,
 ) -> tuple[Adapter, ...]:  # fmt: skip
     _check_names(settings)
@@ -68,7 +69,7 @@ def _carried(wanted: Settings, bundle: Bundle, host: Host, layout: Layout) -> Ad
 
 
 def _adapter(
-    wanted: Settings, known: Model | None, caches: Sequence[Path], host: Host, layout: Layout, report: Report
+    wanted: Settings, known: Model | None, caches: Sequence[Elsewhere], host: Host, layout: Layout, report: Report
 ) -> Adapter:
     """Once resolved it stays at its commit, as a model does."""
     same = known and (known.repo, known.revision) == (wanted.model, wanted.revision)

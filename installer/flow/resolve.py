@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from installer.airgap import bundled
 from installer.airgap.bundle_file import Bundle
@@ -33,6 +32,7 @@ from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Gpu, Interpreter, Process
 from installer.spec.former import Former
 from installer.spec.model import Model
+from installer.spec.offer import Elsewhere
 from installer.spec.profile import Profile
 from installer.spec.settings import FIELDS, PODMAN, Settings
 from installer.spec.state import State
@@ -75,7 +75,7 @@ class Request:
     bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
     former: Former | None = None  # the unit whose place the service is to take
     environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
-    caches: tuple[Path, ...] = ()  # of the hub's, that the service used before it was ours
+    caches: tuple[Elsewhere, ...] = ()  # of the hub's, that the service used before it was ours; or of other hosts
     soak: int | None = None  # seconds for which it is watched after its proof
 
 
@@ -247,7 +247,7 @@ def _model(request: Request, settings: Settings, state: State, host: Host, repor
     layout = Layout(settings.service)
     if request.bundle:
         return bundled.model(request.bundle, settings, host, layout)
-    known = None if request.new_commit else _known_commit(settings, state)
+    known = None if request.new_commit else known_commit(settings, state)
     return models.resolve(settings, host, layout, known, report, request.caches)
 
 
@@ -312,7 +312,7 @@ def _check_senses(model: Model, kind: str, host: Host) -> None:
         )
 
 
-def _known_commit(settings: Settings, state: State) -> str | None:
+def known_commit(settings: Settings, state: State) -> str | None:
     """A model once resolved stays at its commit until its name or revision is changed."""
     before = state.proved
     if before and (before.settings.model, before.settings.revision) == (settings.model, settings.revision):

@@ -31,14 +31,14 @@ CARRIED = TOP / "carried"  # a link to the version in use, which timers may name
 MODULES = "lib/python3/site-packages"
 COMMAND = Path("/usr/local/bin/vllm-install")
 BY_HAND = f"sudo sh -c 'rm -rf {CARRIED}*; find {COMMAND} -xtype l -delete'"  # `take_away`, where nobody leads
-SESSION = ("-m", "installer", "hosts", "--session")
+SESSION, GIVE, TAKE = ENDS = "session", "give", "take"  # what the far end of a connection is
 ENTRY = f"#!{CARRIED}/bin/python3 -I\nfrom installer.__main__ import main\n\nmain()\n"
 REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*")
 HAVE, WANT, NO_PYTHON = "have", "want", "no-python"
 # On the host, as root. Its words come by standard input; in it is nothing that anybody typed.
 SCRIPT = f"""
 set -eu; umask 022; PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin;
-read -r language digest;
+read -r language digest end;
 top={TOP}; at=$top/carried-$digest; python=;
 for each in /usr/bin/python3 python3; do
   if "$each" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null; then
@@ -59,7 +59,7 @@ fi;
 ln -sfn "carried-$digest" "$top/.carried.new"; mv -T "$top/.carried.new" {CARRIED};
 for old in "$top"/carried-*; do [ "$old" = "$at" ] || flock -n "$old/lock" rm -rf "$old" || true; done;
 command -v vllm-install >/dev/null || ln -sfn {CARRIED}/bin/vllm-install {COMMAND} || true;
-exec flock -s "$at/lock" {CARRIED}/bin/python3 -I -m installer {OPTION} "$language" hosts --session
+exec flock -s "$at/lock" {CARRIED}/bin/python3 -I -m installer {OPTION} "$language" hosts --"$end"
 """
 
 
@@ -70,9 +70,9 @@ def remote_command() -> str:
     return f"sh -c {shlex.quote(as_root)}"
 
 
-def local_command() -> tuple[str, ...]:
-    """The same session on this host, by this tool itself."""
-    return (sys.executable, *(("-I",) if sys.flags.isolated else ()), *SESSION)
+def local_command(end: str) -> tuple[str, ...]:
+    """The same end on this host, by this tool itself."""
+    return (sys.executable, *(("-I",) if sys.flags.isolated else ()), "-m", "installer", "hosts", f"--{end}")
 
 
 @cache
@@ -95,10 +95,11 @@ def _archive() -> bytes:
     return buffer.getvalue()
 
 
-def greeting(language: str) -> bytes:
+def greeting(language: str, end: str) -> bytes:
     """What the script reads first."""
     assert language in LANGUAGES, "it becomes a word of a command"
-    return f"{language} {digest()}\n".encode()
+    assert end in ENDS, "it does as well"
+    return f"{language} {digest()} {end}\n".encode()
 
 
 def parcel() -> bytes:

@@ -17,7 +17,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from installer.base.errors import InstallError, Refused, undone
@@ -25,33 +24,13 @@ from installer.base.host import Host
 from installer.base.language import english, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.group import facts
+from installer.group import copies, facts
+from installer.group.job import STAGE, Job
 from installer.group.member import Look, Ran
 from installer.group.reach import Team, raise_all, reached, refused, understood
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Joint, Peer, load_group, to_data
 from installer.spec.values import SPAN
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be done on every host: a verb of ours with its words, and what that reads from standard input."""
-
-    what: str
-    words: tuple[str, ...]
-    text: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # words for one host alone
-    stages: bool = False  # it has something slow that only adds
-    looks: bool = True  # it can say beforehand what it would do
-    of_keys: bool = False
-    group_key: str | None = None  # by which the hosts are to know each other, where it is new to one
-
-    def on(self, name: str, *words: str) -> dict[str, Any]:
-        """The request for one host."""
-        verb, *rest = self.words
-        given = [verb, *self.more.get(name, ()), *words, *rest]
-        return {"words": given, "text": self.text, "environment": dict(self.environment)}
 
 
 @contextmanager
@@ -159,14 +138,22 @@ def check_all_there(team: Team, group: Group) -> None:
     raise_all(missing)
 
 
+def plan(team: Team, group: Group, job: Job, host: Host, *words: str) -> dict[str, str]:
+    """What `run` would do on each host."""
+    if job.stages:
+        job, _ = copies.arranged(team, [peer.name for peer in group.serving], job, host)
+    return look_ahead(team, group, job, *words)
+
+
 def look_ahead(team: Team, group: Group, job: Job, *words: str) -> dict[str, str]:
     """What it would do on each host; or all that stands against it on any."""
     return _run_all(team, [peer.name for peer in group.serving], job, "--dry-run", *words)
 
 
-def run(team: Team, group: Group, job: Job, report: Report, like: Sequence[str] = ()) -> Group:
+def run(team: Team, group: Group, job: Job, host: Host, report: Report, like: Sequence[str] = ()) -> Group:
     """All hosts have it and were proved, or all are as they were. They are to serve what others serve as well."""
     names = [peer.name for peer in group.serving]
+    job, given = copies.arranged(team, [*names, *like], job, host) if job.stages else (job, ())
     if job.looks:
         look_ahead(team, group, job)
     change = Joint(secrets.token_hex(8), english(job.what), of_keys=job.of_keys)
@@ -175,7 +162,11 @@ def run(team: Team, group: Group, job: Job, report: Report, like: Sequence[str] 
         team.each("claim", names, group=to_data(claimed), key=job.group_key)
         if job.stages:
             report.note(tr("engine and weights, on all hosts at once"))
-            facts.check_staged(_run_all(team, [*names, *like], job, "--stage"), group.mode)
+            for copy in given:
+                if not copy.begun:
+                    _run_all(team, [copy.offer.host], job, *STAGE)
+                copies.carry_out(copy, team, report)
+            facts.check_staged(_run_all(team, [*names, *like], job, *STAGE), group.mode)
         if group.mode == SPAN and not job.of_keys:
             report.note(tr("{what}: {why}", what=", ".join(names), why=job.what))
             _switch_together(team, names, job)

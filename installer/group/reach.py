@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import IO, Any, Protocol, TypeVar
 
 from installer.base.errors import Exit, InstallError, Interrupted, Refused
@@ -61,10 +61,10 @@ class Connection:
         self._complaints: list[str] = []
         threading.Thread(target=self._hear, args=(process.stderr,), daemon=True).start()
 
-    def open(self, language: str, *, here: bool) -> None:
+    def open(self, language: str, *, here: bool, end: str = carry.SESSION) -> None:
         """Bring the tool there if it is not, and see that it answers."""
         if not here:
-            self._write(carry.greeting(language))
+            self._write(carry.greeting(language, end))
             word, _, told = self._line_of((carry.HAVE, carry.WANT, carry.NO_PYTHON)).partition(" ")
             if word == carry.NO_PYTHON:
                 why = tr("{name}: it has no Python of 3.10 or newer", name=self.name)
@@ -75,7 +75,8 @@ class Connection:
                 self._write(carry.parcel())
         if self._said(self._line_of(("{",))).get("ready") != READY:
             raise self._lost()
-        threading.Thread(target=self._beat, daemon=True).start()
+        if end == carry.SESSION:  # what else is sent there are bytes that mean something
+            threading.Thread(target=self._beat, daemon=True).start()
 
     def _line_of(self, beginnings: tuple[str, ...]) -> str:
         """The first line of ours; a login shell may have said something before it."""
@@ -86,7 +87,14 @@ class Connection:
         raise self._lost()
 
     def ask(self, do: str, **given: Any) -> Any:
-        self._write(json.dumps({"do": do, "service": self._service, **given}).encode() + b"\n")
+        self.tell({"do": do, "service": self._service, **given})
+        return self.hear()
+
+    def tell(self, request: Mapping[str, Any]) -> None:
+        self._write(json.dumps(request).encode() + b"\n")
+
+    def hear(self) -> Any:
+        """The next answer."""
         while True:
             try:
                 said = self._said(self._read())
@@ -98,6 +106,15 @@ class Connection:
                     return said["answer"]
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise puzzling(self.name) from None
+
+    def take(self, most: int) -> bytes:
+        """Some of the bytes that come, where it is no lines that come any more; Lost where none do."""
+        if not (found := self._comes.read1(most)):  # type: ignore[attr-defined]
+            raise self._lost()
+        return bytes(found)
+
+    def give(self, data: memoryview) -> None:
+        self._write(data)
 
     def _said(self, line: str) -> dict[str, Any]:
         try:
@@ -124,7 +141,7 @@ class Connection:
             raise self._lost()
         return line.decode(errors="replace").rstrip("\n")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         try:
             with self._writing:
                 self._goes.write(data)
@@ -183,12 +200,30 @@ def refused(name: str, error: Mapping[str, Any]) -> InstallError:
     return InstallError(text, hint, known(error["code"]))
 
 
-class Team:
-    """The hosts that answer, and why the others do not."""
+Beside = Callable[[Mapping[str, str]], AbstractContextManager[dict[str, Connection]]]
 
-    def __init__(self, far: Iterable[Far], lost: Mapping[str, InstallError] | None = None) -> None:
+
+def nobody(ends: Mapping[str, str]) -> AbstractContextManager[dict[str, Connection]]:
+    return nullcontext({})
+
+
+class Team:
+    """The hosts that answer, and why the others do not.
+
+    `beside` makes further connections for the length of a block: to whom, and what is at the far end. `here` is the
+    one of them that is this host, if one is.
+    """
+
+    def __init__(
+        self,
+        far: Iterable[Far],
+        lost: Mapping[str, InstallError] | None = None,
+        beside: Beside = nobody,
+        here: str | None = None,
+    ) -> None:
         self.far = {each.name: each for each in far}
         self.lost = dict(lost or {})
+        self.beside, self.here = beside, here
 
     def one(self, name: str, do: str, **given: Any) -> Any:
         return self.each(do, [name], **given)[name]
@@ -241,34 +276,56 @@ def raise_all(errors: Iterable[InstallError]) -> None:
     raise InstallError("\n".join(helped), "", codes.pop() if len(codes) == 1 else Exit.REFUSED)
 
 
+def is_here(peer: Peer, host: Host) -> bool:
+    return peer.machine == ssh.machine_id(host) if peer.machine else ssh.is_here(peer.name, host)
+
+
 @contextmanager
 def reached(peers: Iterable[Peer], service: str, host: Host, report: Report) -> Iterator[Team]:
     """Connections to all of them for the length of a block, made at the same time."""
+    known = {peer.name: peer for peer in peers}
+
+    @contextmanager
+    def beside(ends: Mapping[str, str]) -> Iterator[dict[str, Connection]]:
+        with _connected(ends, known, service, host, report) as (found, faults):
+            raise_all(faults.values())
+            yield found
+
+    with _connected(dict.fromkeys(known, carry.SESSION), known, service, host, report) as (found, faults):
+        here = next((name for name, peer in known.items() if is_here(peer, host)), None)
+        yield Team(found.values(), faults, beside, here)
+
+
+@contextmanager
+def _connected(
+    ends: Mapping[str, str], peers: Mapping[str, Peer], service: str, host: Host, report: Report
+) -> Iterator[tuple[dict[str, Connection], dict[str, InstallError]]]:
+    """To each, and what is to be at the far end; who is no peer is this host itself."""
     language = choose(sys.argv, os.environ)
     with ExitStack() as held:
 
-        def begun(peer: Peer) -> tuple[Connection, bool]:
+        def begun(name: str, end: str) -> tuple[Connection, bool]:
             """In this thread, which lives as long as the block: with the one that began it a process would end."""
-            here = peer.machine == ssh.machine_id(host) if peer.machine else ssh.is_here(peer.name, host)
-            argv = carry.local_command() if here else ssh.command(peer.name, carry.remote_command())
+            here = name not in peers or is_here(peers[name], host)
+            argv = carry.local_command(end) if here else ssh.command(name, carry.remote_command())
             env = {**environment_of_tool(), "LANGUAGE": language} if here else ssh.environment()
             process = held.enter_context(host.conversing(*argv, env=env))
-            connection = Connection(peer.name, service, process, report)
+            connection = Connection(name, service, process, report)
             held.callback(connection.close)
             return connection, here
 
-        def opened(connection: Connection, here: bool) -> InstallError | None:
+        def opened(connection: Connection, here: bool, end: str) -> InstallError | None:
             try:
-                connection.open(language, here=here)
+                connection.open(language, here=here, end=end)
             except InstallError as error:
                 return error
             return None
 
-        connections = [begun(peer) for peer in peers]
+        connections = [(*begun(name, end), end) for name, end in ends.items()]
         pool = ThreadPoolExecutor(max(1, len(connections)))
         try:
             errors = list(pool.map(lambda each: opened(*each), connections))
         finally:
             pool.shutdown(wait=False)  # after Ctrl-C nobody waits for a host that says nothing
-        faults = {each.name: error for (each, _), error in zip(connections, errors, strict=True) if error}
-        yield Team((each for each, _ in connections if each.name not in faults), faults)
+        faults = {each.name: error for (each, *_), error in zip(connections, errors, strict=True) if error}
+        yield {each.name: each for each, *_ in connections if each.name not in faults}, faults

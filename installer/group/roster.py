@@ -11,7 +11,8 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import Report
 from installer.group import carry, facts, ssh
-from installer.group.change import Job, changing, check_all_there, run, settle
+from installer.group.change import changing, check_all_there, run, settle
+from installer.group.job import Job
 from installer.group.member import Look, Ran
 from installer.group.reach import Team, understood
 from installer.runtime.vllm_text import one_line
@@ -66,7 +67,8 @@ def remove(group: Group, name: str, service: str, host: Host, report: Report) ->
             )
         left = replace(now, epoch=now.epoch + 1, peers=tuple(peer for peer in now.peers if peer.name != name))
         if any(look.gateway for look in seen.values()):
-            left = _apart(team, left, name, service, report, served=name in {peer.name for peer in now.serving})
+            was_there = name in {peer.name for peer in now.serving}
+            left = _apart(team, left, name, service, host, report, served=was_there)
         _tell(team, left, without=name)
         if name in team.lost:
             report.warn(team.lost[name].message)
@@ -95,7 +97,7 @@ def join(group: Group, name: str, service: str, host: Host, report: Report) -> N
         alone = replace(back, peers=tuple(replace(peer, out=peer.name != name) for peer in back.peers))
         words = ("deploy", "--service", service, "--this-host-only")
         job = Job(f"hosts join {name}", words, environment=wishes, more=more, stages=True, group_key=key)
-        run(team, alone, job, report, like=(example,))
+        run(team, alone, job, host, report, like=(example,))
         team.one(name, "take_keys", held=list(seen[example].keys))
         _tell(team, replace(back, epoch=back.epoch + 1))
         facts.check_linked(team, back, facts.looks(team))
@@ -105,13 +107,13 @@ def _back(peer: Peer, seen: Mapping[str, Look]) -> Peer:
     return replace(peer, out=False, machine=seen[peer.name].machine if peer.name in seen else peer.machine)
 
 
-def _apart(team: Team, left: Group, name: str, service: str, report: Report, *, served: bool) -> Group:
+def _apart(team: Team, left: Group, name: str, service: str, host: Host, report: Report, *, served: bool) -> Group:
     """Nobody's request goes to it any more, and none from there to the others."""
     check_all_there(team, left)
     words = ("set", "--service", service, "--this-host-only", "--")
     rest = [peer.address for peer in left.peers]
     others = f"GATEWAY_HOSTS={','.join(rest) if rest[1:] else ''}"
-    after = run(team, left, Job(f"hosts remove {name}", (*words, others)), report)
+    after = run(team, left, Job(f"hosts remove {name}", (*words, others)), host, report)
     if served and name not in team.lost:
         ran = understood(name, Ran, team.one(name, "run", words=[*words, "GATEWAY_HOSTS="]))
         if ran.code:

@@ -11,10 +11,12 @@ import json
 import os
 import queue
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, TextIO
+from dataclasses import asdict
+from typing import Any, BinaryIO, TextIO
 
 from installer.base.errors import InstallError, explain
 from installer.base.host import Host
@@ -22,7 +24,11 @@ from installer.base.language import tr
 from installer.base.report import Lines
 from installer.group.member import Member, Run
 from installer.runtime.vllm_text import one_line
+from installer.spec.offer import Offer
+from installer.spec.record import read_as
 from installer.spec.settings import check_service
+from installer.weights import handover
+from installer.weights.handover import Part
 
 READY = "vllm-install session"
 BEATS_EVERY = 5.0  # seconds between two signs of life
@@ -40,6 +46,59 @@ class Notes(Lines):
 
     def warn(self, text: str) -> None:
         self.note(tr("warning: {text}", text=text))
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    known = explain(error) or InstallError(repr(error))
+    return {"error": {"message": known.message, "hint": known.hint, "code": int(known.exit_code)}}
+
+
+class End:
+    """The far end of a connection for bytes: one request, what is said to it, and then those."""
+
+    def __init__(self, came: BinaryIO, goes: BinaryIO, host: Host) -> None:
+        self._came, self._goes, self._host = came, goes, host
+        self._pours = False  # bytes and no lines follow
+
+    def serve(self, act: Callable[[End, dict[str, Any]], None]) -> None:
+        try:
+            self._say({"ready": READY})
+            if line := self._came.readline():
+                act(self, json.loads(line))
+        except BrokenPipeError:  # nobody hears it, now or when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._goes.fileno())
+        except Exception as error:
+            told = _told(error)
+            if self._pours:
+                print(told["error"]["message"], file=sys.stderr)
+            else:
+                self._say(told)
+
+    def give(self, request: dict[str, Any]) -> None:
+        """Weights of this host, for others of the group."""
+
+        def begins() -> None:
+            self._say({"answer": None})
+            self._pours = True
+
+        parts = read_as(tuple[Part, ...], request["parts"])
+        handover.give(read_as(Offer, request["offer"]), parts, self._host, self._goes.fileno(), begins)
+
+    def take(self, request: dict[str, Any]) -> None:
+        """Weights of another host, for this one."""
+
+        def ask(parts: Sequence[Part]) -> None:
+            self._say({"answer": [asdict(part) for part in parts]})
+
+        def note(text: str) -> None:
+            self._say({"note": one_line(text)})
+
+        handover.take(read_as(Offer, request["offer"]), self._host, self._came.fileno(), ask, note)
+        self._say({"answer": None})
+
+    def _say(self, line: dict[str, Any]) -> None:
+        self._goes.write(json.dumps(line).encode() + b"\n")
+        self._goes.flush()
 
 
 class Session:
@@ -68,10 +127,7 @@ class Session:
                 with self._turn:
                     self._busy = False
         except Exception as error:
-            known = explain(error)
-            if known is None:
-                known = InstallError(repr(error))
-            return {"error": {"message": known.message, "hint": known.hint, "code": int(known.exit_code)}}
+            return _told(error)
 
     def _done(self, request: dict[str, Any], held: ExitStack) -> Any:
         service, report = check_service(str(request.pop("service"))), Notes(self._send)

@@ -39,8 +39,8 @@ from installer.verbs.options import (
     soak_option,
     yes_option,
 )
-from installer.verbs.output import as_plain, print_changes, print_json, show_deployed
-from installer.verbs.over import OverHosts, stage_option
+from installer.verbs.output import print_changes, print_json, show_deployed
+from installer.verbs.over import OverHosts, show_staged, stage_option, with_offers
 
 if TYPE_CHECKING:
     from installer.acceptance.bench_judge import BenchJudge
@@ -61,16 +61,17 @@ discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite f
 @json_option
 @quiet_option
 def set_context(
-    service: str, tokens: str, dry_run: bool, soak: int | None, stage: bool, discard_edits: bool, as_json: bool,
+    service: str, tokens: str, dry_run: bool, soak: int | None, stage: str | None, discard_edits: bool, as_json: bool,
     quiet: bool,
 ) -> None:  # fmt: skip
     """Change the context length; proved, or undone."""
 
     check_typed("max_model_len", SET_CONTEXT, tokens)
-    if dry_run:
+    if dry_run and not stage:
         _show_capacity(service, tokens, as_json)
         return
-    _settle(service, "set-context", quiet=quiet or as_json)
+    if not dry_run:
+        _settle(service, "set-context", quiet=quiet or as_json)
     request = _request(service, f"set-context {tokens}", {"max_model_len": tokens}, discard_edits=discard_edits)
     _change(replace(request, soak=soak), as_json, quiet, stage=stage)
 
@@ -103,8 +104,8 @@ def _show_capacity(service: str, tokens: str, as_json: bool) -> None:
 @json_option
 @quiet_option
 def set_values(
-    service: str, assignments: tuple[str, ...], soak: int | None, stage: bool, dry_run: bool, discard_edits: bool,
-    as_json: bool, quiet: bool, **options: object,
+    service: str, assignments: tuple[str, ...], soak: int | None, stage: str | None, dry_run: bool,
+    discard_edits: bool, as_json: bool, quiet: bool, **options: object,
 ) -> None:  # fmt: skip
     """Change any setting, by its name in the settings file or its option; proved, or undone."""
 
@@ -146,8 +147,8 @@ def set_values(
 @quiet_option
 def upgrade(
     service: str, vllm_version: str | None, revision: str | None, resolve: bool, soak: int | None, bench: bool,
-    margin: float | None, concurrency: str | None, stage: bool, dry_run: bool, discard_edits: bool, as_json: bool,
-    quiet: bool,
+    margin: float | None, concurrency: str | None, stage: str | None, dry_run: bool, discard_edits: bool,
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Move to another vLLM or model revision; the one before is kept for rollback."""
 
@@ -256,18 +257,18 @@ def prune(dry_run: bool, yes: bool, as_json: bool, quiet: bool) -> None:
 
 
 def _change(
-    request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False, stage: bool = False,
+    request: Request, as_json: bool, quiet: bool, *, dry_run: bool = False, stage: str | None = None,
     judge: BenchJudge | None = None,
 ) -> None:  # fmt: skip
     from installer.base.host import Host
     from installer.flow import deploy as flow
 
     host, report, service = Host(), choose(quiet=quiet or as_json), request.settings.service
+    if stage:
+        show_staged(request, stage, host, report)
+        return
     if dry_run:
         print_changes(service, flow.plan_change(request, host, report), as_json)
-        return
-    if stage:
-        print_json(as_plain(flow.stage(request, host, report)))
         return
     flow.change(request, host, report, show_deployed(service, as_json), judge)
     if judge and judge.was is None:
@@ -303,4 +304,4 @@ def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: b
 
     path = Layout(check_service(service)).settings_file
     values = settings_file.parse(Host().read(path) or "", path)
-    return Request(verb, load_settings(service, values, {}, flags), discard_edits=discard_edits)
+    return with_offers(Request(verb, load_settings(service, values, {}, flags), discard_edits=discard_edits))

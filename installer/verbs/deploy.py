@@ -30,8 +30,8 @@ from installer.verbs.options import (
     settings_from,
     yes_option,
 )
-from installer.verbs.output import as_plain, print_changes, print_failed, print_json, show_deployed
-from installer.verbs.over import OverHosts, stage_option
+from installer.verbs.output import print_changes, print_failed, show_deployed
+from installer.verbs.over import OverHosts, show_staged, stage_option, with_offers
 
 FOR_ALL = ("every", "resolve", "discard_edits", "dry_run", "as_json", "quiet")
 
@@ -79,7 +79,7 @@ def _host_names(context: click.Context, option: click.Parameter, text: str | Non
 @json_option
 @quiet_option
 def deploy(
-    service: str, hosts: tuple[str, ...], mode: str | None, peer_network: str | None, every: bool, stage: bool,
+    service: str, hosts: tuple[str, ...], mode: str | None, peer_network: str | None, every: bool, stage: str | None,
     dry_run: bool, as_json: bool, quiet: bool, **options: object,
 ) -> None:  # fmt: skip
     """Converge the host to the settings asked for.
@@ -88,7 +88,6 @@ def deploy(
     wins; they are kept in that file. Run twice, the second run changes nothing.
     """
     from installer.base.host import Host
-    from installer.flow import deploy as flow
 
     host, report = Host(), choose(quiet=quiet or as_json)
     if every:
@@ -98,9 +97,9 @@ def deploy(
         raise UsageError(tr("--mode and --peer-network are for several hosts"), "vllm-install deploy --hosts gpu1,gpu2")
     bundle = bundle_from(options, host, report)
     settings = settings_from(service, host, options, os.environ, bundle)
-    request = _request("deploy", settings, options, bundle)
-    if stage and not dry_run:
-        print_json(as_plain(flow.stage(request, host, report)))
+    request = with_offers(_request("deploy", settings, options, bundle))
+    if stage:
+        show_staged(request, stage, host, report)
     else:
         _deploy(request, host, report, dry_run=dry_run, as_json=as_json)
 

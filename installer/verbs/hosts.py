@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 @click.group("hosts", cls=ServiceGroup, invoke_without_command=True)
 @service_option
 @click.option("--session", is_flag=True, hidden=True)  # what another host asks this one through
+@click.option("--give", is_flag=True, hidden=True)  # weights to it
+@click.option("--take", is_flag=True, hidden=True)  # weights from it
 @json_option
 @click.pass_context
-def hosts(context: click.Context, service: str, session: bool, as_json: bool) -> None:
+def hosts(context: click.Context, service: str, session: bool, give: bool, take: bool, as_json: bool) -> None:
     """List the hosts that serve as one, and what each says of itself.
 
     A change of all hosts that was cut off is said here, and completed by the next command that changes something.
@@ -43,6 +45,11 @@ def hosts(context: click.Context, service: str, session: bool, as_json: bool) ->
         return
     if session:
         _answer(context.find_root().command)
+        return
+    if give or take:
+        from installer.group.session import End
+
+        End(sys.stdin.buffer, sys.stdout.buffer, Host()).serve(End.give if give else End.take)
         return
     host = Host()
     found = look.at(host, _group(host, service), service, choose(quiet=True))

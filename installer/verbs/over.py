@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,24 +18,56 @@ from installer.runtime.vllm_text import one_line
 from installer.spec.settings import NAMES, check_service
 from installer.spec.values import REPLICAS, SPAN
 from installer.verbs.options import agree, meant_service
-from installer.verbs.output import print_json
+from installer.verbs.output import as_plain, print_json
 
 if TYPE_CHECKING:
     from installer.base.host import Host
     from installer.base.report import Report
-    from installer.group.change import Job
+    from installer.flow.resolve import Request
+    from installer.group.job import Job
     from installer.group.member import Look
     from installer.group.reach import Team
     from installer.spec.group import Group
 
-TYPED = "installer.verbs.over.typed"
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+TYPED, OFFERED = "installer.verbs.over.typed", "installer.verbs.over.offered"
 ALONE, STAGE = "this_host_only", "stage"
 NOT_PASSED = {
     "service", "word", "hosts", "mode", "peer_network", "gateway_hosts", "as_json", "quiet", "dry_run", "yes",
     "api_key_file", "key", "file", ALONE,
 }  # fmt: skip
 
-stage_option = click.option("--stage", is_flag=True, hidden=True)  # engine and weights, and nothing that serves
+
+def stage_option(verb: Decorated) -> Decorated:
+    """What other hosts of a group ask for: engine and weights and nothing that serves, or which weights are needed."""
+    verb = click.option("--stage", type=click.Choice(["all", "needs"]), hidden=True)(verb)
+    return click.option("--offered", multiple=True, hidden=True, expose_value=False, callback=_offers)(verb)
+
+
+def _offers(context: click.Context, _: click.Parameter, texts: Sequence[str]) -> None:
+    """Models that another host of the group has."""
+    if texts:
+        from installer.spec.offer import Offer
+        from installer.spec.record import UNREADABLE, read_as
+
+        try:
+            context.meta[OFFERED] = tuple(read_as(Offer, json.loads(text)) for text in texts)
+        except UNREADABLE:
+            raise UsageError(tr("what another host offers is no offer")) from None
+
+
+def with_offers(request: Request) -> Request:
+    return replace(request, caches=(*request.caches, *click.get_current_context().meta.get(OFFERED, ())))
+
+
+def show_staged(request: Request, stage: str, host: Host, report: Report) -> None:
+    from installer.flow import deploy as flow
+    from installer.flow import needs
+
+    if stage == "needs":
+        print_json([as_plain(need) for need in needs.of(request, host, report)])
+    else:
+        print_json(as_plain(flow.stage(request, host, report)))
 
 
 class OverHosts(click.Command):
@@ -193,7 +226,8 @@ def _peers(group: Group, named: Sequence[Any], seen: Mapping[str, Look]) -> tupl
 
 def _deploy(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> None:
     """Every host gets the same keys, by their digests: no key travels."""
-    from installer.group import change, facts
+    from installer.group import facts
+    from installer.group.job import Job
 
     context = call.context
     for name in ("bundle", "plain_api_key"):
@@ -207,7 +241,7 @@ def _deploy(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> 
     given = tuple(word for key in held for word in ("--held-key", key))
     more = {name: (*for_all, *(() if look.keys else given)) for name, look in seen.items()}
     environment = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
-    job = change.Job("deploy", call.words, environment=environment, more=more, stages=True, group_key=group_key)
+    job = Job("deploy", call.words, environment=environment, more=more, stages=True, group_key=group_key)
     _carry_out(call, group, job, team, key=new)
 
 
@@ -272,14 +306,14 @@ def _keys(call: _Call, seen: Mapping[str, Look]) -> tuple[tuple[str, ...], str |
 
 
 def _change(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> None:
-    from installer.group import change
+    from installer.group.job import Job
 
     stages = any(parameter.name == STAGE for parameter in call.command.params)
-    _carry_out(call, group, change.Job(call.what, call.words, stages=stages, looks=call.verb != "set-context"), team)
+    _carry_out(call, group, Job(call.what, call.words, stages=stages, looks=call.verb != "set-context"), team)
 
 
 def _set_apikey(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> None:
-    from installer.group import change
+    from installer.group.job import Job
     from installer.spec import keys
 
     key, file = call.context.params["key"], call.context.params["file"]
@@ -291,29 +325,31 @@ def _set_apikey(call: _Call, group: Group, team: Team, seen: Mapping[str, Look])
     text = keys.check_plain(typed.strip()) if typed is not None else keys.generate(call.service)
     name = keys.check_name(call.context.params["name"])
     words = (*call.words, "--", "-")
-    job = change.Job(f"set-apikey {name}", words, text=text, looks=False, of_keys=True)
+    job = Job(f"set-apikey {name}", words, text=text, looks=False, of_keys=True)
     _carry_out(call, group, job, team, key=None if typed is not None else text)
 
 
 def _everywhere(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> None:
     """What no host takes back because another cannot be asked: a key that leaked is revoked wherever it can be."""
     from installer.group import change
+    from installer.group.job import Job
     from installer.group.reach import raise_all
 
-    change.everywhere(team, list(team.far), change.Job(call.what, call.words))
+    change.everywhere(team, list(team.far), Job(call.what, call.words))
     raise_all(team.lost.values())
     _show(call, group, {}, None)
 
 
 def _uninstall(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> None:
     from installer.group import change
+    from installer.group.job import Job
 
     change.check_all_there(team, group)
     there = [name for name, look in seen.items() if look.group]
     if not call.dry_run:
         agree(tr("Remove {service} from {hosts}?", service=call.service, hosts=", ".join(there)), (), yes=call.yes)
     words = (*call.words, "--dry-run", *call.format) if call.dry_run else (*call.words, "--yes")
-    out = change.everywhere(team, there, change.Job(call.what, words))
+    out = change.everywhere(team, there, Job(call.what, words))
     if call.dry_run:
         _print_ahead(call, out)
         return
@@ -338,13 +374,14 @@ VERBS: dict[str, Callable[[_Call, Group, Team, Mapping[str, Look]], None]] = {
 
 
 def _carry_out(call: _Call, group: Group, job: Job, team: Team, key: str | None = None) -> None:
+    from installer.base.host import Host
     from installer.group import change, facts
 
     change.check_all_there(team, group)
     if call.dry_run:
-        _print_ahead(call, change.look_ahead(team, group, job, *call.format))
+        _print_ahead(call, change.plan(team, group, job, Host(), *call.format))
         return
-    after = change.run(team, group, job, call.report)
+    after = change.run(team, group, job, Host(), call.report)
     _show(call, after, facts.looks(team), key)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from installer.base.host import Host
 from installer.base.report import Report
@@ -11,13 +10,14 @@ from installer.model import builtin
 from installer.model.model_about import SMALL, About, read_directory, read_small, read_texts
 from installer.model.plain_file import LONGEST
 from installer.spec.model import Model, Origin
+from installer.spec.offer import Elsewhere
 from installer.spec.settings import Settings
 from installer.weights import elsewhere, sources
 from installer.weights.addresses import url_of
 from installer.weights.download import Blob, fetch_all
 
 
-def of_model(model: Model, host: Host, settings: Settings, report: Report, caches: Sequence[Path] = ()) -> About:
+def of_model(model: Model, host: Host, settings: Settings, report: Report, caches: Sequence[Elsewhere] = ()) -> About:
     """The same for a model wherever it is: on disk, in the hub (its small files only, checked), or built in."""
     path = host.at(model.path)
     wanted = [file for file in model.files if file.name in SMALL]
@@ -26,11 +26,22 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report, cache
     if model.source == "builtin":
         texts = {name: content.decode() for name, content in builtin.files().items() if name.endswith(".json")}
         return read_texts(texts, texts)
+    return read_texts(texts_of(model, host, settings, report, caches), (file.name for file in model.files))
+
+
+def texts_of(
+    model: Model, host: Host, settings: Settings, report: Report, caches: Sequence[Elsewhere] = ()
+) -> dict[str, str]:
+    """What the small files of a model of a hub say, checked where they do not lie in our own cache."""
+    path = host.at(model.path)
+    wanted = [file for file in model.files if file.name in SMALL]
+    texts = {file.name: read_small(path / file.name) for file in wanted if (path / file.name).is_file()}
+    wanted = [file for file in wanted if file.name not in texts]
     held = elsewhere.find(caches, model.origin, host)
-    texts = elsewhere.texts(wanted, held.place, host) if held else {}
+    texts |= elsewhere.texts(wanted, held, host) if held else {}
     wanted = [file for file in wanted if file.name not in texts]
     if not wanted:
-        return read_texts(texts, (file.name for file in model.files))
+        return texts
     with host.scratch() as scratch:
 
         def fetch(origin: Origin) -> dict[str, str]:
@@ -43,5 +54,4 @@ def of_model(model: Model, host: Host, settings: Settings, report: Report, cache
                 fetch_all(blobs, origin, min(len(blobs), settings.download_connections), silent)
             return {blob.name: read_small(blob.path) for blob in blobs}
 
-        texts |= sources.first(sources.of_model(settings, model.source), report, fetch)
-    return read_texts(texts, (file.name for file in model.files))
+        return texts | sources.first(sources.of_model(settings, model.source), report, fetch)

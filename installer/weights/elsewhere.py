@@ -1,4 +1,4 @@
-"""Weights in another hub cache of this host, which another user may own: brought into ours, and never believed.
+"""Weights in another hub cache of this host, which another user may own, or on another host: never believed.
 
 No link of another user's is followed on the way. What lies there counts for what its bytes are, which are summed
 before anybody sees them here.
@@ -24,7 +24,8 @@ from installer.base.report import Advance, Report
 from installer.model.model_about import read_small
 from installer.model.plain_file import DEEPEST, LONGEST
 from installer.spec.model import COMMIT, DIGEST, Model, ModelFile, Origin, distinct, is_inside
-from installer.weights import cache, checksums
+from installer.spec.offer import Elsewhere, Offer, unpacked
+from installer.weights import cache, checksums, hub
 
 LONGEST_WORD = 100  # bytes of a file that holds a commit
 MOST_NAMES = 10_000  # in a snapshot: no model has so many files
@@ -34,14 +35,25 @@ MOST_NAMES = 10_000  # in a snapshot: no model has so many files
 class Held:
     """A commit of a model as another cache shows it: its blobs are named by what they should be."""
 
-    place: Path
+    place: Path | None  # in another cache of this host
     commit: str
     files: tuple[ModelFile, ...]
+    offer: Offer | None = None  # of another host
+
+    @property
+    def who(self) -> str:
+        return self.offer.host if self.offer else str(self.place)
 
 
-def find(caches: Iterable[Path], origin: Origin, host: Host) -> Held | None:
+def find(caches: Iterable[Elsewhere], origin: Origin, host: Host) -> Held | None:
     """The commit that was served from there, where there is one."""
-    for each in caches if origin.provider == "hub" else ():
+    for each in caches:
+        if isinstance(each, Offer):
+            if each.is_of(origin):
+                return Held(None, each.commit, tuple(map(hub.checked, each.files)), each)
+            continue
+        if origin.provider != "hub":
+            continue
         place = each / origin.folder
         commit = _commit(place, origin.revision or "main", host)
         if commit and (files := _files(place, commit, host)):
@@ -65,15 +77,25 @@ def bring(model: Model, place: Path, host: Host, report: Report) -> None:
             advance(0, 1)
 
 
-def texts(files: Iterable[ModelFile], place: Path, host: Host) -> dict[str, str]:
-    """What the small ones among a model's files say, as far as they lie there and are right."""
+def texts(files: Iterable[ModelFile], held: Held, host: Host) -> dict[str, str]:
+    """What the small ones among a model's files say, as far as they are there and right."""
+    if held.place is None:
+        said = unpacked(held.offer.texts) if held.offer else {}
+        return {file.name: said[file.name] for file in files if file.name in said and _is_said(file, said[file.name])}
     found = {}
     with host.scratch() as scratch, Report().bytes("", 0) as silent:
         for number, file in enumerate(files):
             copy = scratch / str(number)
-            if file.size <= LONGEST and _bring(file, place, copy, host, silent):
+            if file.size <= LONGEST and _bring(file, held.place, copy, host, silent):
                 found[file.name] = read_small(copy)
     return found
+
+
+def _is_said(file: ModelFile, text: str) -> bool:
+    content = text.encode(errors="replace")
+    checksum = checksums.new(file.digest, len(content))
+    checksum.update(content)
+    return checksum.hexdigest() == file.digest
 
 
 def _bring(file: ModelFile, place: Path, to: Path, host: Host, advance: Advance) -> bool:

@@ -17,11 +17,13 @@ from installer.model import builtin
 from installer.model.checkpoint import check_access, check_directory
 from installer.model.selection import select
 from installer.spec.model import COMMIT, PROVIDERS, Model, ModelError, ModelFile, NoAccess, NotHere, Origin, distinct
+from installer.spec.offer import Elsewhere
 from installer.spec.settings import Settings
 from installer.spec.values import BUILTIN, HUB_ID
 from installer.weights import cache, elsewhere, sources
 from installer.weights.addresses import server_of, url_of
 from installer.weights.download import Blob, fetch_all
+from installer.weights.elsewhere import Held
 from installer.weights.wanted import as_on_disk, files_of, is_present, not_here, ref_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Download", "Model", "ModelError", "ModelFile",
-    "changes", "check_access", "check_directory", "files_of", "is_present", "resolve",
+    "changes", "check_access", "check_directory", "check_space", "files_of", "is_present", "resolve",
 ]  # fmt: skip
 
 # Left free beside the weights: a file system filled to the last byte breaks more than the download.
@@ -38,7 +40,7 @@ HEADROOM = 64 * 1024 * 1024
 
 def resolve(
     settings: Settings, host: Host, layout: Layout, known_commit: str | None = None, report: Report | None = None,
-    caches: Sequence[Path] = (),
+    caches: Sequence[Elsewhere] = (),
 ) -> Model:  # fmt: skip
     """Find the model. With a known commit that is complete on disk, nothing but the disk is asked.
 
@@ -55,10 +57,14 @@ def resolve(
         return _resolve_on_hub(settings, host, layout, known_commit, report)
     if not settings.offline:
         try:
-            return _resolve_on_hub(settings, host, layout, known_commit or held.commit, report)
+            found = _resolve_on_hub(settings, host, layout, known_commit or held.commit, report)
+            if held.offer and found.commit == held.commit:
+                who = tr("{server} and what {other} listed earlier", server=server_of(found.origin), other=held.who)
+                sources.refuse_contradiction(held.commit, held.files, found.files, who)
+            return found
         except (NotHere, NoAccess) as fault:
             report.warn(fault.message)
-    report.note(tr("the checksums of {repo} are taken as {place} names them", repo=settings.model, place=held.place))
+    report.note(tr("the checksums of {repo} are taken as {place} names them", repo=settings.model, place=held.who))
     chosen = select(settings.model, held.files, with_pickles=settings.model in settings.allow_pickle)
     return as_on_disk(_at(settings, sources.origins(settings)[0], layout, held.commit, chosen), host)
 
@@ -69,7 +75,7 @@ def carried(settings: Settings, host: Host, layout: Layout, commit: str, files: 
 
 
 def changes(
-    model: Model, host: Host, settings: Settings, bundle: Carrier | None = None, caches: Sequence[Path] = ()
+    model: Model, host: Host, settings: Settings, bundle: Carrier | None = None, caches: Sequence[Elsewhere] = ()
 ) -> Iterator[Change]:
     """What is due until the model can be served: in the cache, until every byte of it was seen to be right."""
     present = is_present(model, host)
@@ -79,8 +85,7 @@ def changes(
         if not present or odd:
             origins = () if bundle else sources.of_model(settings, model.source)
             held = elsewhere.find(caches, sources.origins(settings)[0], host)
-            place = held.place if held else None
-            yield Download(as_on_disk(model, host), settings.download_connections, origins, bundle, place)
+            yield Download(as_on_disk(model, host), settings.download_connections, origins, bundle, held)
     elif present:
         return
     elif model.source == "builtin":
@@ -101,18 +106,18 @@ class Download:
     connections: int
     origins: tuple[Origin, ...]  # who may be asked, in this order; nobody offline
     bundle: Carrier | None = None  # which has all of it
-    place: Path | None = None  # of the same model in another cache of this host, which is looked into first
+    held: Held | None = None  # the same model elsewhere, which is looked into first
 
     def describe(self) -> str:
         if not self.model.bytes_missing:
             return tr("check {model} in {path}", model=self.model.repo, path=self.model.path)
         repo, missing, path = self.model.repo, size(self.model.bytes_missing), self.model.path
-        if self.place:
+        if self.held:
             return tr(
                 "take {model} ({size}) from {place} into {path}, and download what is not there",
                 model=repo,
                 size=missing,
-                place=self.place,
+                place=self.held.who,
                 path=path,
             )
         if self.bundle:
@@ -134,7 +139,7 @@ class Download:
             "bytes": self.model.bytes_missing,
             "files": sum(not file.cached for file in distinct(self.model.files)),
             **({"bundle": str(self.bundle.path)} if self.bundle else {}),
-            **({"from": str(self.place)} if self.place else {}),
+            **({"from": self.held.who} if self.held else {}),
         }
 
     def apply(self, host: Host, report: Report) -> None:
@@ -148,8 +153,8 @@ class Download:
         with cache.alone(self.model.folder, host, busy=lambda: report.note(waiting)):
             model = self._with_files(host, report)
             cache.write_manifest(model.folder, str(model.commit), cache.Manifest(model.origin, model.files), host)
-            if self.place:
-                elsewhere.bring(as_on_disk(model, host), self.place, host, report)
+            if self.held and self.held.place:  # what another host has, that host's group brings
+                elsewhere.bring(as_on_disk(model, host), self.held.place, host, report)
             self._fill(model, host, report)
             _link(model, host)
             for stranger in cache.strangers(model.path, model.files, host):
@@ -192,7 +197,7 @@ class Download:
             # Anything may have happened since the plan: another process may have fetched it all.
             found = _without_wrong(as_on_disk(model, host), host, report)
             missing = [file.digest for file in found.files if not file.cached]
-            _check_space(found, host)
+            check_space(found, host)
             if missing and self.bundle:
                 _import(found, self.bundle, host, report)
             elif missing:
@@ -300,7 +305,7 @@ def _without_wrong(model: Model, host: Host, report: Report) -> Model:
     return replace(model, files=tuple(replace(f, cached=f.cached and f.digest not in wrong) for f in model.files))
 
 
-def _check_space(model: Model, host: Host) -> None:
+def check_space(model: Model, host: Host) -> None:
     folder = model.folder
     host.make_dir(folder / "blobs")
     free = shutil.disk_usage(host.at(folder)).free

@@ -121,6 +121,15 @@ class Partial:
         self._whole = block
         return block * BLOCK + (counts[block] if block < len(counts) else 0)
 
+    def keep_front(self) -> int:
+        """Only what has come without a gap; how much that is."""
+        front = self.front()
+        first = -(-front // BLOCK)
+        self.counts[first:] = [0] * (len(self.counts) - first)
+        self.have = front
+        self._write_table()
+        return front
+
     def read(self, at: int, into: memoryview) -> int:
         return os.preadv(self._handle, [into], at)
 

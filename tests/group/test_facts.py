@@ -17,7 +17,8 @@ from installer.base.errors import Exit, InstallError, Refused
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.group import carry, facts, ssh
-from installer.group.change import Job, everywhere, run
+from installer.group.change import everywhere, run
+from installer.group.job import Job
 from installer.group.member import LEADS_ASTRAY, Look
 from installer.group.reach import Team, raise_all, refused, understood
 from installer.group.roster import example_for
@@ -228,13 +229,15 @@ def test_hosts_that_would_serve_different_things_are_not_switched(
             asked.append(do)
             if do == "look":
                 return json.loads(json.dumps(asdict(HEALTHY)))
+            if "needs" in given.get("words", ()):
+                return {**ran, "out": "[]"}
             staged = STAGED | other if self.name == "gpu2" else STAGED
             return {**ran, "out": json.dumps(staged) if "--stage" in given.get("words", ()) else ""}
 
     team = Team(Staging(name) for name in ("gpu1", "gpu2"))
     job = Job("set", ("set",), stages=True)
     with pytest.raises(InstallError, match=re.escape(said)) if said else nullcontext():
-        run(team, Group("mine", (Peer("gpu1"), Peer("gpu2")), mode), job, Report())
+        run(team, Group("mine", (Peer("gpu1"), Peer("gpu2")), mode), job, Host(), Report())
     assert ("switch" in asked) == (said == "")
 
 
@@ -280,7 +283,13 @@ def test_a_verb_that_fails_on_one_host_is_undone_on_all() -> None:
     ran = {"code": 0, "out": "{}", "message": "", "hint": ""}
     failed = Answering("gpu2", {"run": ran, "switch": {**ran, "code": 4}})
     with pytest.raises(InstallError, match="gpu2: it ended with exit status 4; all hosts are as they were"):
-        run(Team([Answering("gpu1", {"run": ran, "switch": ran}), failed]), group, Job("set", ("set",)), Report())
+        run(
+            Team([Answering("gpu1", {"run": ran, "switch": ran}), failed]),
+            group,
+            Job("set", ("set",)),
+            Host(),
+            Report(),
+        )
 
 
 # Hosts that answer for one another

@@ -13,11 +13,11 @@ from typing import Any
 from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.report import Report
-from installer.flow import deploy, rotate
+from installer.flow import deploy, needs, rotate
 from installer.flow.resolve import KeyChoice, Request
 from installer.flow.wanted import Wanted
 from installer.group import change, facts
-from installer.group.change import Job
+from installer.group.job import Job
 from installer.group.member import Member, Ran
 from installer.group.reach import Lost, Team
 from installer.spec import keys
@@ -78,7 +78,7 @@ class World:
         """As the command line does it, from either host."""
         team = self.team()
         settled = change.settle(team, facts.looks(team), Told(self.said))
-        return change.run(team, settled or self.group(), job, Told(self.said))
+        return change.run(team, settled or self.group(), job, Host(self.root / "leader"), Told(self.said))
 
     def deploy(self, group_key: str | None = None) -> Group:
         more = dict.fromkeys(NAMES, ("--held-key", KEY))
@@ -168,6 +168,8 @@ def _verb(host: Host, words: list[str], text: str) -> str:
     settings = _settings(host, given)
     held = tuple(keys.parse(word) for word in options if word.startswith("default"))
     request = Request(verb, settings, KeyChoice(held=held))
+    if "needs" in options:
+        return json.dumps([asdict(need) for need in needs.of(request, host, Report())])
     if "--dry-run" in options:
         deploy.plan(request, host, Report())
     elif "--stage" in options:

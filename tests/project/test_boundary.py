@@ -19,6 +19,7 @@ MAY = {
     "airgap/bundle_file.py": "streams an archive's members to their places, or links them there",
     "airgap/wheelhouse.py": "collects wheels beside the archive that they go into",
     "weights/partial.py": "streams a download into its file, in pieces and any order",
+    "weights/handover.py": "streams blobs to another host's cache",
     "weights/wire.py": "opens the connections of downloads",
     "weights/hub.py": "asks the hub, by its own client",
     "units/api.py": "asks the service over HTTP",
