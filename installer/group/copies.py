@@ -155,7 +155,7 @@ def _lead(part: Part, source: Connection, takers: Mapping[Connection, Part | Non
     while at < part.size:
         data = memoryview(source.take(min(PIECE, part.size - at)))
         for taker, own in takers.items():
-            if own and at + len(data) > own.at:
+            if own:
                 _give(taker, data[max(own.at - at, 0) :])
         at += len(data)
         advance(len(data))

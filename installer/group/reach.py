@@ -59,6 +59,8 @@ class Connection:
         self._goes, self._comes = process.stdin, process.stdout
         self._writing, self._ended = threading.Lock(), threading.Event()
         self._complaints: list[str] = []
+        self._pours = False  # it sends bytes, however many
+        self.here = False  # it is this host
         threading.Thread(target=self._hear, args=(process.stderr,), daemon=True).start()
 
     def open(self, language: str, *, here: bool, end: str = carry.SESSION) -> None:
@@ -75,6 +77,7 @@ class Connection:
                 self._write(carry.parcel())
         if self._said(self._line_of(("{",))).get("ready") != READY:
             raise self._lost()
+        self.here, self._pours = here, end == carry.GIVE
         if end == carry.SESSION:  # what else is sent there are bytes that mean something
             threading.Thread(target=self._beat, daemon=True).start()
 
@@ -133,6 +136,8 @@ class Connection:
         """What it still undoes is waited for, and not for ever."""
         with contextlib.suppress(OSError), self._writing:
             self._goes.close()
+        if self._pours:  # else it would go on to, and nobody reads them any more
+            self._comes.close()
         self._ended.wait(ENDS_WITHIN)
 
     def _read(self) -> str:
@@ -276,7 +281,7 @@ def raise_all(errors: Iterable[InstallError]) -> None:
     raise InstallError("\n".join(helped), "", codes.pop() if len(codes) == 1 else Exit.REFUSED)
 
 
-def is_here(peer: Peer, host: Host) -> bool:
+def _is_here(peer: Peer, host: Host) -> bool:
     return peer.machine == ssh.machine_id(host) if peer.machine else ssh.is_here(peer.name, host)
 
 
@@ -292,7 +297,7 @@ def reached(peers: Iterable[Peer], service: str, host: Host, report: Report) -> 
             yield found
 
     with _connected(dict.fromkeys(known, carry.SESSION), known, service, host, report) as (found, faults):
-        here = next((name for name, peer in known.items() if is_here(peer, host)), None)
+        here = next((name for name, each in found.items() if each.here), None)
         yield Team(found.values(), faults, beside, here)
 
 
@@ -306,7 +311,7 @@ def _connected(
 
         def begun(name: str, end: str) -> tuple[Connection, bool]:
             """In this thread, which lives as long as the block: with the one that began it a process would end."""
-            here = name not in peers or is_here(peers[name], host)
+            here = name not in peers or _is_here(peers[name], host)
             argv = carry.local_command(end) if here else ssh.command(name, carry.remote_command())
             env = {**environment_of_tool(), "LANGUAGE": language} if here else ssh.environment()
             process = held.enter_context(host.conversing(*argv, env=env))

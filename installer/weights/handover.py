@@ -178,7 +178,7 @@ def _wrong(part: Part, offer: Offer) -> ModelError:
     names = ", ".join(file.name for file in offer.files if file.digest == part.digest)
     return ModelError(
         tr("{file} of {model} came from {host} with wrong bytes", file=names, model=offer.repo, host=offer.host),
-        tr("on {name}: {hint}", name=offer.host, hint=f"sudo vllm-install models verify {offer.repo} --repair"),
+        tr("look where they came from: sudo vllm-install models verify {model} --repair", model=offer.repo),
     )
 
 

@@ -241,13 +241,14 @@ def test_where_each_can_fetch_what_nobody_has_each_does(tmp_path: Path, server: 
 
 
 def test_hosts_that_want_different_commits_are_not_helped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.reaches = {"gpu1", "gpu2"}
+    """gpu1 stays at what it was proved with, and gpu2 would begin with the newest."""
+    before = site.hosts["gpu1"].word(FOLDER / "refs/main")
     site.server.add(REPO, checkpoint(seed=3))
-    monkeypatch.setattr(needs, "known_commit", lambda settings, state: None)
-    site.offline = False
-    ref = site.hosts["gpu1"].word(FOLDER / "refs/main")
-    stays = dataclasses.replace(site.settings("gpu1"), revision=ref)
-    monkeypatch.setattr(site, "settings", lambda name: stays if name == "gpu1" else Site.settings(site, name))
+    site.reaches = {"gpu1", "gpu2"}
+    monkeypatch.setattr(needs, "known_commit", lambda of, _: before if of.download_connections == 7 else None)
+    one, other = (site.settings(name) for name in ("gpu1", "gpu2"))
+    one = dataclasses.replace(one, download_connections=7)
+    monkeypatch.setattr(site, "settings", lambda name: one if name == "gpu1" else other)
     assert site.arranged()[1] == ()
 
 
@@ -317,6 +318,23 @@ def test_a_beginning_with_gaps_is_continued_where_the_first_gap_is(site: Site) -
     site.run()
     assert site.given == {"gpu1": TOTAL - 1000}
     assert site.holds("gpu2")
+
+
+def test_each_gets_what_it_misses_itself_of_what_is_read_once(tmp_path: Path, server: Hub) -> None:
+    server.add(REPO, checkpoint(size=SIZE))
+    site = Site(tmp_path, server, "gpu1", "gpu2", "gpu3")
+    pull(server, site.hosts["gpu1"])
+    site.reaches = {"gpu1"}
+    file, content = next(file for file in offer(site).files if file.name == SHARD), checkpoint(size=SIZE)[SHARD]
+    for name, have in (("gpu2", 1000), ("gpu3", 2_000_000)):
+        site.hosts[name].make_dir(FOLDER / "blobs")
+        partial = Partial(partial_path(site.blobs(name) / file.digest), file.size)
+        partial.write(0, memoryview(content[:have]), record=True)
+        partial.close()
+    site.run()
+    assert site.given == {"gpu1": TOTAL - 1000}
+    assert site.holds("gpu2")
+    assert site.holds("gpu3")
 
 
 def test_of_a_beginning_only_what_came_without_a_gap_counts(tmp_path: Path) -> None:
