@@ -186,6 +186,6 @@ def _of_root(folder: Path, host: Host) -> Path:
     if theirs := of_others(folder, host):
         raise Refused(
             tr("{path} can be changed by others than root: no weights are given or taken there", path=theirs),
-            f"ls -ld {theirs}",
+            tr("see whose it is: ls -ld {path}", path=theirs),
         )
     return folder
