@@ -8,12 +8,15 @@ from dataclasses import replace
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
+from installer.checks import facts
+from installer.flow import advice
 from installer.flow.resolve import Request, known_commit
 from installer.spec.model import PROVIDERS, Model, ModelError
 from installer.spec.offer import Need, packed
 from installer.spec.records import load_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
+from installer.spec.values import AUTO_MODEL
 from installer.weights import cache, handover, models, sources
 from installer.weights.about import texts_of
 from installer.weights.wanted import as_on_disk, files_of, is_present
@@ -22,8 +25,10 @@ from installer.weights.wanted import as_on_disk, files_of, is_present
 def of(request: Request, host: Host, report: Report) -> Iterator[Need]:
     """Of each model that comes from a hub; what lies in a directory of the user's own is his to bring."""
     layout = Layout(request.settings.service)
-    state = load_state(host, layout) or State(layout.service)
-    for settings in (request.settings, *map(request.settings.of_adapter, request.settings.lora)):
+    state, chosen = load_state(host, layout) or State(layout.service), request.settings
+    if chosen.model == AUTO_MODEL:
+        chosen = advice.with_model(chosen, facts.gather(host, chosen, layout), report)
+    for settings in (chosen, *map(chosen.of_adapter, chosen.lora)):
         if settings.model.startswith("/") or (need := _need(request, settings, state, host, report)) is None:
             continue
         yield need

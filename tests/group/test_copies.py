@@ -252,6 +252,16 @@ def test_hosts_that_want_different_commits_are_not_helped(site: Site, monkeypatc
     assert site.arranged()[1] == ()
 
 
+def test_a_model_that_each_host_chooses_by_its_gpus_is_named_by_what_it_chose(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needs.facts, "gather", lambda *_: None)
+    monkeypatch.setattr(needs.advice, "with_model", lambda chosen, *_: dataclasses.replace(chosen, model=REPO))
+    request = Request("deploy", settings(site.server, model="auto"))
+    (need,) = needs.of(request, site.hosts["gpu1"], Report())
+    assert (need.repo, need.gives, need.lacks) == (REPO, True, False)
+
+
 # What goes wrong
 
 
