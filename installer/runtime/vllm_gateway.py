@@ -25,22 +25,23 @@ sys.dont_write_bytecode = True  # `reload` runs as root, and nobody would remove
 
 if TYPE_CHECKING:
     from installer.runtime import vllm_certificate, vllm_fallback, vllm_hold
-    from installer.runtime.vllm_haproxy import SOCKET, ask, worker
+    from installer.runtime.vllm_haproxy import SOCKET, ask, began, worker
     from installer.runtime.vllm_port import BAD_CONFIGURATION, TRY_LATER, Refused, listen, runtime_directory
-    from installer.runtime.vllm_systemd import notify, say, seconds, write
+    from installer.runtime.vllm_systemd import notify, say, seconds, stat, write
     from installer.runtime.vllm_text import one_line
 else:
     import vllm_certificate
     import vllm_fallback
     import vllm_hold
-    from vllm_haproxy import SOCKET, ask, worker
+    from vllm_haproxy import SOCKET, ask, began, worker
     from vllm_port import BAD_CONFIGURATION, TRY_LATER, Refused, listen, runtime_directory
-    from vllm_systemd import notify, say, seconds, write
+    from vllm_systemd import notify, say, seconds, stat, write
     from vllm_text import one_line
 
 SERVERS, CERTIFICATE, PEERS = "servers", "tls.pem", "peers.pem"  # in the runtime directory
 STARTS_WITHIN = 30.0  # seconds
 LOOK_EVERY = 0.05
+READ_WITHIN = 2.0  # seconds from its reading of the configuration to the worker that goes by it
 LONGEST = 1 << 20  # bytes of a certificate's file
 SOON, MOST_DEATHS = 10.0, 5  # so many deaths, each within that of its start, are not mended by another start
 SERVER = re.compile(r"^    server (\S+) (\d+(?:\.\d+){3}):(\d+)( ssl)?", re.MULTILINE)
@@ -170,10 +171,10 @@ def reload(options: argparse.Namespace) -> int:
     before = worker(path)
     if not before:
         raise Refused("the gateway does not run, or does not answer", TRY_LATER)
-    if os.stat(options.config).st_ctime > time.time() - before[1] - 1:
+    if os.stat(options.config).st_ctime > began(stat(before)) - READ_WITHIN:
         check(options.config, runtime)
         os.kill(int(os.environ["MAINPID"]), signal.SIGHUP)
-        wait_for_another(path, before[0])
+        wait_for_another(path, before)
     if content:
         replace_certificate(path, os.path.join(runtime, CERTIFICATE), content)
     return 0
@@ -197,8 +198,7 @@ def check(config: str, runtime: str) -> None:
 def wait_for_another(path: str, former: int) -> None:
     end = time.monotonic() + STARTS_WITHIN
     while time.monotonic() < end:
-        found = worker(path)
-        if found and found[0] != former:
+        if worker(path) not in (0, former):
             return
         time.sleep(LOOK_EVERY)
     raise Refused("HAProxy goes on with the configuration that it had", TRY_LATER)

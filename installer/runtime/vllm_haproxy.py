@@ -8,19 +8,28 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Sequence
 
 SOCKET = "haproxy.sock"  # in the runtime directory
 ANSWERS_WITHIN = 5.0  # seconds
 LONGEST = 1 << 20  # bytes of an answer
 
 
-def worker(path: str) -> tuple[int, int] | None:
-    """Pid and age in seconds of the worker that answers there."""
+def worker(path: str) -> int:
+    """The pid of the worker that answers there; 0 where none does."""
     with contextlib.suppress(OSError):
-        said = ask(path, "show info")
-        pid, age = (re.search(rf"^{name}: (\d{{1,9}})$", said, re.MULTILINE) for name in ("Pid", "Uptime_sec"))
-        return (int(pid[1]), int(age[1])) if pid and age else None
-    return None
+        found = re.search(r"^Pid: (\d{1,9})$", ask(path, "show info"), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
+
+
+def began(stat: Sequence[str]) -> float:
+    """When a process did, as time.time() counts: by what its line in /proc says from field 3 on.
+
+    What HAProxy says of its age are whole seconds, and too few where it was kept from the processor.
+    """
+    ticks = int(stat[19]) if len(stat) > 19 else 0
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def ask(path: str, command: str, within: float = ANSWERS_WITHIN) -> str:

@@ -7,7 +7,6 @@ short word.
 from __future__ import annotations
 
 import csv
-import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -116,12 +115,10 @@ def reaches(host: Host, layout: Layout, addresses: Collection[str], seconds: flo
 
 def has_read(host: Host, layout: Layout, config: Path) -> bool:
     """Whether the worker that answers began after the configuration was written."""
-    found, written = vllm_haproxy.worker(_socket(host, layout)), host.modified(config)
-    if found is None or written is None:
+    pid, written = vllm_haproxy.worker(_socket(host, layout)), host.modified(config)
+    if not pid or written is None:
         return False
-    words = (host.read(Path(f"/proc/{found[0]}/stat")) or "").rpartition(")")[2].split()
-    began = int(words[19]) / os.sysconf("SC_CLK_TCK") if len(words) > 19 else 0.0
-    return written < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + began
+    return written < vllm_haproxy.began((host.read(Path(f"/proc/{pid}/stat")) or "").rpartition(")")[2].split())
 
 
 def _socket(host: Host, layout: Layout) -> str:
