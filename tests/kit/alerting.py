@@ -90,7 +90,7 @@ class Watch:
 
     def mark(self, alert: str) -> None:
         """Begin to count; the alert must not be firing any more from something else."""
-        until(f"{alert} is over", lambda: not self.query(f'ALERTS{{alertname="{alert}"}}'), self.machine, 60)
+        until(f"{alert} is over", lambda: not self.query(f'ALERTS{{alertname="{alert}"}}'), self.machine)
         self.since = datetime.now(timezone.utc).isoformat()
 
     def received(self) -> list[dict[str, object]]:
@@ -105,5 +105,5 @@ class Watch:
         )
 
     def fired(self, alert: str, since: float) -> float:
-        until(f"{alert} at the webhook", lambda: self.has_come(alert), self.machine, 100)
+        until(f"{alert} at the webhook", lambda: self.has_come(alert), self.machine)
         return time.monotonic() - since

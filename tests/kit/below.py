@@ -20,7 +20,7 @@ from installer.diagnosis import bug_report, doctor  # noqa: F401  with what is i
 from installer.flow import adopt, eject, rotate  # noqa: F401
 from installer.look import client, screen, status  # noqa: F401
 
-PATIENCE = 30  # seconds; what waits for longer waits for ever
+PATIENCE = 300  # seconds; what waits for longer waits for ever
 
 
 def run(words: list[str]) -> tuple[int, str, str]:

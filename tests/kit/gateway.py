@@ -25,12 +25,13 @@ from installer.base.layout import Layout
 from installer.spec.settings import Settings
 from installer.spec.target import Replica as Placed
 from installer.units.gateway import config_file, gateway_config
+from tests.kit.boot.surroundings import held_port
 from tests.kit.replica import Replica, replicas_on
 from tests.kit.targets import target
 
 LAYOUT = Layout("q")
 PROGRAM = RUNTIME / "vllm_gateway.py"
-PATIENCE = 60.0
+PATIENCE = 180.0
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"  # a HAProxy of another release may come first
 HAPROXY = shutil.which("haproxy", path=PATH)
 
@@ -52,9 +53,8 @@ class Gateway:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(home / "notify"))
         threading.Thread(target=self._listen, daemon=True).start()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self._place, self.port = held_port()
+        self.drain = 3  # seconds
         self.process: subprocess.Popen[bytes] | None = None
         self.extra: tuple[str, ...] = ()
 
@@ -75,7 +75,7 @@ class Gateway:
         return {
             "PATH": PATH,
             "RUNTIME_DIRECTORY": str(self.run_dir),
-            "DRAIN": "3",
+            "DRAIN": str(self.drain),
             "CREDENTIALS_DIRECTORY": str(self.credentials),
             "NOTIFY_SOCKET": str(self.home / "notify"),
         }
@@ -127,6 +127,7 @@ class Gateway:
         for descriptor in self.kept.values():
             os.close(descriptor)
         self._notify.close()
+        self._place.close()
 
     def _listen(self) -> None:
         """Take note at once, as systemd does; keep what is to be kept."""

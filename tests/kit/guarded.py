@@ -40,7 +40,7 @@ class Guarded:
 
     def reached(self) -> str:
         """What came through so far, as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
         connection.request("GET", "/v1/reached", headers={"Authorization": f"Bearer {KEY}"})
         answer = connection.getresponse()
         assert answer.status == 200
@@ -69,7 +69,7 @@ def guarded() -> Iterator[Guarded]:
 
 
 def await_answer(made: Guarded) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while True:
         with contextlib.suppress(OSError):
             made.reached()

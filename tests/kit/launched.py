@@ -17,11 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from installer.base.assets import RUNTIME
-from tests.kit.boot.surroundings import REPO
+from tests.kit.boot.surroundings import REPO, held_port
 
 LAUNCHER = RUNTIME / "vllm_launcher.py"
 PROBE, USER = "sk-probe-0123456789abcdef", "sk-user-0123456789abcdef"
-PATIENCE = 60.0
+PATIENCE = 180.0
 ONLY_AT_START = ("CREDENTIALS_DIRECTORY", "WATCHDOG_USEC")
 # Puts what systemd has kept where systemd would put it, for the very process that the command becomes.
 HAND_IN = (
@@ -54,9 +54,7 @@ class Service:
         self.socket.bind(str(home / "notify"))
         self.messages: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self.listen, daemon=True).start()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.place, self.port = held_port()
         self.environment = {
             "PATH": f"{home}/bin:/usr/bin:/bin",
             "HOME": str(home),
@@ -65,7 +63,7 @@ class Service:
             "RUNTIME_DIRECTORY": str(self.run),
             "CREDENTIALS_DIRECTORY": str(self.credentials),
             "NOTIFY_SOCKET": str(home / "notify"),
-            "WATCHDOG_USEC": "4000000",
+            "WATCHDOG_USEC": "8000000",
         }
         self.heard: list[str] = []
         self.store: dict[str, list[int]] = {}  # what systemd keeps, by name
@@ -173,7 +171,7 @@ esac
                 return self.heard[-1]
 
     def status(self, path: str, key: str | None = None) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
         status = connection.getresponse().status
         connection.close()
@@ -197,9 +195,14 @@ esac
         return found
 
     def named(self, words: str) -> int:
-        pids = self.pids(words)
-        assert len(pids) == 1, pids
-        return pids[0]
+        """A process that is about to become a command has the words of who starts it, for a moment."""
+        wait_until(lambda: len(self.pids(words)) == 1)
+        return self.pids(words)[0]
+
+    def serving(self) -> set[int]:
+        """Supervisor, watcher, vLLM and its engine, and nobody else any more: a watcher asks systemctl now and then."""
+        wait_until(lambda: len(self.ours()) == 4)
+        return set(self.ours())
 
     def vllm(self) -> int:
         return self.named("vllm_listen.py")
@@ -210,6 +213,7 @@ esac
             last.sendto(b"", str(self.home / "notify"))
         for number in [each for kept in self.store.values() for each in kept]:
             os.close(number)
+        self.place.close()
 
     def kill(self) -> None:
         """As systemd does: whatever is left of the unit is killed."""

@@ -150,7 +150,7 @@ def taken(machine: Machine, port: int = 8000) -> str:
     return machine.run(*user, "/usr/bin/python3", "-c", TAKE, str(port)).stdout
 
 
-def until(what: str, condition: Callable[[], T], machine: Machine, seconds: float = 60) -> T:
+def until(what: str, condition: Callable[[], T], machine: Machine, seconds: float = 300) -> T:
     """Ask until the condition holds, and give what it gave; beyond the deadline, show the machine."""
     began = time.monotonic()
     while (waited := time.monotonic() - began) < seconds:

@@ -26,7 +26,7 @@ from tests.kit.boot.surroundings import REPO
 
 OK = "ok"
 NEW, KEPT = "new", "kept"  # a connection for this one request, or one that its client keeps
-ENDS_WITHIN = 60.0  # beyond the clients' own patience
+ENDS_WITHIN = 300.0  # beyond the clients' own patience
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Load:
         with self._news:
             return Result(tuple(self._seen))
 
-    def wait_for(self, count: int, seconds: float = 120.0) -> None:
+    def wait_for(self, count: int, seconds: float = 600.0) -> None:
         """Return when so many more requests have ended, well or not."""
         with self._news:
             goal = len(self._seen) + count

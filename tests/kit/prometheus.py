@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.kit.boot.surroundings import free_port
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 @dataclass(frozen=True)

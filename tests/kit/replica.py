@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 from collections.abc import Awaitable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any
+
+from tests.kit.boot.surroundings import held_port
 
 POISON = b"POISON"  # in a request: the engine dies of it
 HUGE = b"HUGE"  # asks for more than any buffer holds
@@ -21,6 +22,7 @@ class Replica:
     def __init__(self, name: str = "r1") -> None:
         self.name = name
         self.delay = 0.0  # seconds before an answer
+        self.stands_still = False  # and answers nobody until it does not any more
         self.gap = 0.0  # seconds between two pieces of a stream
         self.status = 200
         self.is_healthy = True
@@ -31,9 +33,7 @@ class Replica:
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self._place, self.port = held_port()
 
     def __enter__(self) -> Replica:
         self._thread.start()
@@ -46,6 +46,7 @@ class Replica:
         self.die()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._place.close()
 
     def start(self) -> None:
         self._do(self._start())
@@ -101,6 +102,8 @@ class Replica:
             await self._die()
             return
         await asyncio.sleep(self.delay)
+        while self.stands_still:
+            await asyncio.sleep(0.01)
         if HUGE in body:
             await self._say(writer, 200, b"x" * (64 << 20))
         elif self.status != 200:

@@ -129,7 +129,7 @@ def test_what_was_being_answered_there_is_asked_again_unless_a_word_had_come(hos
         asked = in_background(4, hosts.one.ask)
         eventually(lambda: there.busy > 1)
         with hosts.cut():
-            assert [future.result(60).status for future in asked] == [200] * 4  # type: ignore[attr-defined]
+            assert [future.result(PATIENCE).status for future in asked] == [200] * 4  # type: ignore[attr-defined]
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 heard[lost].read()
         assert not any(lost in each for each in here.asked)

@@ -8,6 +8,7 @@ import ssl
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from installer.spec.settings import Settings
 from installer.units import haproxy
 from installer.units.api import ONLY_HERE
 from installer.units.authority import link_key
-from tests.kit.gateway import HAPROXY, LAYOUT, Gateway
+from tests.kit.boot.surroundings import held_port
+from tests.kit.gateway import HAPROXY, LAYOUT, PATIENCE, Gateway
 from tests.kit.replica import POISON, Replica, replicas_on
-from tests.runtime.test_gateway import are_up, eventually
+from tests.runtime.test_gateway import are_up, eventually, one_after_another, standing_still
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 
@@ -28,9 +30,8 @@ ONE, OTHER = "127.0.0.1", "127.0.0.2"  # where each is reached; whoever connects
 
 class Pair:
     def __init__(self, held: contextlib.ExitStack, key: str, other_key: str, count: int) -> None:
-        with socket.socket() as free:
-            free.bind((OTHER, 0))
-            self.port = int(free.getsockname()[1])
+        place, self.port = held_port(OTHER)
+        held.enter_context(place)
         settings = Settings(service="q", gateway_hosts=(ONE, OTHER), group_port=self.port, hold=2)
         self.replicas: list[Replica] = []
         made = []
@@ -77,9 +78,10 @@ def test_each_asks_the_replicas_of_both_and_says_who_asked(key: str) -> None:
         eventually(hosts.reach)
         for gateway in (hosts.one, hosts.other):
             told = {"X-Forwarded-For": "1.2.3.4", "Authorization": "Bearer sk-1"}
-            assert {gateway.ask(headers=told).status for _ in range(8)} == {200}
-        counts = sorted(len(replica.asked) for replica in hosts.replicas)  # whoever has fewest connections is next
-        assert counts in ([8, 8], [7, 9], [6, 10])
+            with standing_still(hosts.replicas):
+                asked = one_after_another(4, partial(gateway.ask, headers=told), hosts.replicas)
+                assert [replica.busy for replica in hosts.replicas] == [2, 2]
+            assert {future.result(PATIENCE).status for future in asked} == {200}  # type: ignore[attr-defined]
         for replica in hosts.replicas:
             for head in replica.asked:
                 assert b"x-forwarded-for: 127.0.0.1\r\n" in head.lower()
@@ -95,6 +97,7 @@ def test_one_without_replicas_has_the_other_answer_and_a_proof_asks_nobody_but_i
         assert hosts.one.ask(headers={ONLY_HERE: "1"}).status == 503
         before = len(hosts.replicas[1].asked)
         hosts.replicas[0].start()
+        eventually(lambda: are_up(hosts.one, 1))
         assert hosts.one.ask(headers={ONLY_HERE: "1"}).status == 200
         assert len(hosts.replicas[1].asked) == before
 
@@ -163,7 +166,7 @@ def spoken(address: str, port: int, key: str) -> bytes:
     heard = b""
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((address, port), timeout=30) as plain,
+        socket.create_connection((address, port), timeout=PATIENCE) as plain,
         context.wrap_socket(plain) as connection,
     ):
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from installer.spec.settings import Settings
-from tests.kit.gateway import HAPROXY, Gateway, gateway
+from tests.kit.gateway import HAPROXY, PATIENCE, Gateway, gateway
 from tests.kit.guarded import KEY, OPEN, Guarded, guarded
 from tests.runtime.test_gateway import are_up, eventually, is_closed
 from tests.runtime.test_guard import TRICKS
@@ -31,7 +31,7 @@ class Pair:
 
     def ask(self, text: bytes) -> bytes:
         """Raw, and all that comes back until one of the two has enough."""
-        with socket.create_connection(("127.0.0.1", self.gateway.port), timeout=60) as client:
+        with socket.create_connection(("127.0.0.1", self.gateway.port), timeout=PATIENCE) as client:
             client.sendall(text)
             try:
                 return b"".join(iter(lambda: client.recv(65536), b""))
@@ -53,20 +53,28 @@ def pair() -> Iterator[Pair]:
         yield Pair(made, engine)
 
 
+@pytest.fixture(scope="module")
+def patient(pair: Pair) -> Iterator[Pair]:
+    """The same engine for whom an answer is meant, however long both take to the end of the request."""
+    with gateway(Settings(service="q"), [pair.engine.port]) as made:
+        eventually(lambda: are_up(made, 1))
+        yield Pair(made, pair.engine)
+
+
 def get(path: bytes, *headers: bytes, method: bytes = b"GET", version: bytes = b"HTTP/1.1") -> bytes:
     lines = (b"%s %s %s" % (method, path, version), b"Host: h", b"Connection: close", *headers, b"", b"")
     return b"\r\n".join(lines)
 
 
-def test_the_open_routes_answer_and_a_key_opens_the_others(pair: Pair) -> None:
+def test_the_open_routes_answer_and_a_key_opens_the_others(patient: Pair) -> None:
     """So that what follows could fail."""
     key = b"Authorization: Bearer " + KEY.encode()
-    assert b" 200 " in pair.ask(get(b"/health"))[:15]
-    assert b" 200 " in pair.ask(get(b"/v1/opened", key))[:15]
-    assert b" 401 " in pair.ask(get(b"/v1/models"))[:15]
-    assert {"/health", "/v1/opened"} <= pair.has_reached()
-    assert h2(pair, [(":method", "GET"), (":path", "/v1/by-h2"), ("authorization", f"Bearer {KEY}")])
-    assert "/v1/by-h2" in pair.has_reached()
+    assert b" 200 " in patient.ask(get(b"/health"))[:15]
+    assert b" 200 " in patient.ask(get(b"/v1/opened", key))[:15]
+    assert b" 401 " in patient.ask(get(b"/v1/models"))[:15]
+    assert {"/health", "/v1/opened"} <= patient.has_reached()
+    assert h2(patient, [(":method", "GET"), (":path", "/v1/by-h2"), ("authorization", f"Bearer {KEY}")])
+    assert "/v1/by-h2" in patient.has_reached()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "PUT", "CONNECT", "TRACE", "PRI", "get"])
@@ -118,12 +126,12 @@ def test_no_request_hides_in_another(pair: Pair, shape: str, body: bytes) -> Non
     assert pair.has_reached() - before <= set(OPEN)
 
 
-def test_a_hidden_one_without_a_key_is_asked_for_one_even_if_it_is_found(pair: Pair) -> None:
+def test_a_hidden_one_without_a_key_is_asked_for_one_even_if_it_is_found(patient: Pair) -> None:
     """Two requests on one connection are two requests: the key of the first is not the second's."""
     first = b"\r\n".join((b"GET /v1/first HTTP/1.1", b"Host: h", b"Authorization: Bearer " + KEY.encode(), b"", b""))
-    answer = pair.ask(first + HIDDEN)
+    answer = patient.ask(first + HIDDEN)
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"401"]
-    assert "/v1/models" not in pair.has_reached()
+    assert "/v1/models" not in patient.has_reached()
 
 
 @pytest.mark.parametrize(
@@ -172,10 +180,10 @@ def test_who_shows_no_key_and_does_not_come_to_an_end_is_left(pair: Pair, head: 
     assert pair.has_reached() == before
 
 
-def test_who_comes_to_an_end_with_a_wrong_key_is_told(pair: Pair) -> None:
+def test_who_comes_to_an_end_with_a_wrong_key_is_told(patient: Pair) -> None:
     body = b"x" * 3_000_000
     wrong = (b"Authorization: Bearer wrong", b"Content-Length: %d" % len(body))
-    answer = pair.ask(get(b"/v1/models", *wrong, method=b"POST") + body)
+    answer = patient.ask(get(b"/v1/models", *wrong, method=b"POST") + body)
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert b"Incorrect or missing API key." in answer
 
@@ -188,7 +196,7 @@ def h2(pair: Pair, headers: list[tuple[str, str]], body: bytes = b"") -> bytes:
     given = {name for name, _ in headers}
     usual = [(name, text) for name, text in ((":scheme", "http"), (":authority", "h")) if name not in given]
     block = b"".join(b"\0" + literal(name) + literal(text) for name, text in (*usual, *headers))
-    with socket.create_connection(("127.0.0.1", pair.gateway.port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", pair.gateway.port), timeout=PATIENCE) as client:
         client.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
         client.sendall(frame(HEADERS, END_HEADERS | (0 if body else END_STREAM), 1, block))
         if body:

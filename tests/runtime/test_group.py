@@ -12,21 +12,36 @@ from typing import Any
 
 import pytest
 
-from installer.runtime import vllm_group
+from installer.runtime import vllm_channel, vllm_group
 from installer.runtime.vllm_channel import LENGTH, MAC, Channel
 from installer.runtime.vllm_group import Follower, Group, Head
+from tests.kit.boot.surroundings import held_port
 
 KEY = b"k" * 64
 RUNS = {"engine": "e1", "model": "tiny@1", "settings": "s1"}
 HEAD, SECOND, THIRD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
-PATIENCE = 20.0
+PATIENCE = 180.0
+STEP = 0.005
+
+
+class Clock:
+    """Goes on by a step when all sides have had their turn: whoever is kept from the processor is silent for nobody."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (vllm_group, vllm_channel):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(vllm_group, "BEAT", 0.05)
     monkeypatch.setattr(vllm_group, "LOST_AFTER", 0.6)
     monkeypatch.setattr(vllm_group, "HELLO_WITHIN", 0.6)
+    return clock
 
 
 @pytest.fixture
@@ -39,10 +54,9 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class Network:
     """A head, its followers, and whoever else is there; what passes between them can be held up."""
 
-    def __init__(self, hosts: tuple[str, ...]) -> None:
-        with socket.socket() as free:
-            free.bind((HEAD, 0))
-            port = free.getsockname()[1]
+    def __init__(self, hosts: tuple[str, ...], clock: Clock) -> None:
+        self.place, port = held_port(HEAD)
+        self.clock = clock
         self.group = Group(hosts, 0, port, KEY, RUNS)
         self.head = Head(self.group)
         self.sides: list[vllm_group.Member] = [self.head]
@@ -59,7 +73,12 @@ class Network:
             assert time.monotonic() < end
             for side in self.sides:
                 side.step()
-            time.sleep(0.005)
+            self.clock.now += STEP
+            time.sleep(STEP)
+
+    def passes(self, seconds: float) -> None:
+        ended = self.clock.now + seconds
+        self.until(lambda: self.clock.now > ended)
 
     def all_begin(self) -> None:
         self.until(lambda: not self.head.waits_for())
@@ -85,6 +104,7 @@ class Network:
         return True
 
     def close(self) -> None:
+        self.place.close()
         self.head.listener.close()
         for connection in self.connections:
             connection.close()
@@ -97,15 +117,15 @@ class Network:
 
 
 @pytest.fixture
-def network(said: list[str]) -> Iterator[Network]:
-    network = Network((HEAD, SECOND))
+def network(said: list[str], clock: Clock) -> Iterator[Network]:
+    network = Network((HEAD, SECOND), clock)
     yield network
     network.close()
 
 
 @pytest.fixture
-def three(said: list[str]) -> Iterator[Network]:
-    network = Network((HEAD, SECOND, THIRD))
+def three(said: list[str], clock: Clock) -> Iterator[Network]:
+    network = Network((HEAD, SECOND, THIRD), clock)
     yield network
     network.close()
 
@@ -123,13 +143,12 @@ def test_all_begin_when_the_last_one_is_there_and_in_one_epoch(three: Network) -
     three.until(lambda: second.head_serves and third.head_serves)
 
 
-def test_a_follower_that_comes_first_waits_and_says_so_once(said: list[str]) -> None:
-    network = Network((HEAD, SECOND))
+def test_a_follower_that_comes_first_waits_and_says_so_once(said: list[str], clock: Clock) -> None:
+    network = Network((HEAD, SECOND), clock)
     follower = network.follower()
     network.head.listener.close()
     network.sides.remove(network.head)
-    ended = time.monotonic() + 0.5
-    network.until(lambda: time.monotonic() > ended)
+    network.passes(0.5)
     assert follower.waits_for() == f"waiting for the group: {HEAD}: it has not answered yet"
     assert not follower.why
     assert said == []
@@ -173,8 +192,7 @@ def test_a_follower_calls_again_only_when_nothing_of_its_engine_is_left(network:
     follower.channel.connection.shutdown(socket.SHUT_RDWR)
     network.until(lambda: network.head.why and follower.why)
     network.head.end()
-    ended = time.monotonic() + 0.3
-    network.until(lambda: time.monotonic() > ended)
+    network.passes(0.3)
     assert network.head.waits_for() == f"waiting for the group: {SECOND}"
     follower.end()
     network.all_begin()
@@ -221,8 +239,7 @@ def test_another_engine_model_or_setting_is_refused_in_words(network: Network, s
     ]
     assert network.head.waits_for() == f"waiting for the group: {SECOND}: {why}"
     assert follower.waits_for() == f"waiting for the group: {HEAD}: it refuses this host: {why}"
-    ended = time.monotonic() + 0.5
-    network.until(lambda: time.monotonic() > ended)
+    network.passes(0.5)
     assert len(said) == 2, "it is tried on and on, and said once"
 
 
@@ -248,8 +265,7 @@ def test_a_false_head_starts_no_engine(network: Network) -> None:
     """Whoever answers at the head's address has to have the key as well."""
     network.head.group = network.group._replace(key=b"x" * 64)
     follower = network.follower()
-    ended = time.monotonic() + 0.5
-    network.until(lambda: time.monotonic() > ended)
+    network.passes(0.5)
     assert follower.epoch == ""
     assert not follower.channel or not follower.channel.is_welcome
 

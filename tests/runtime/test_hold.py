@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from installer.runtime import vllm_hold, vllm_supervision
+from tests.kit.boot.surroundings import held_port
 from tests.kit.launched import PATIENCE, USER, Service, arguments, digest, wait_until
 
 REQUEST = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {USER}\r\nConnection: close\r\n\r\n".encode()
@@ -126,11 +127,10 @@ def test_another_port_is_another_socket(service: Service) -> None:
     service.hear("READY=1")
     service.kill()
     old, caller = service.port, call(service.port)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        service.port = free.getsockname()[1]
-    service.start()
-    assert status(call_when_it_listens(service)) == 200
+    place, service.port = held_port()
+    with place:
+        service.start()
+        assert status(call_when_it_listens(service)) == 200
     with pytest.raises(ConnectionRefusedError):
         call(old)
     with pytest.raises(ConnectionResetError):
@@ -286,12 +286,13 @@ def test_the_last_start_of_several_tells_those_who_wait(
     service: Service, limits: str, before: list[int], *, is_told: bool
 ) -> None:
     service.substate("start", limits=limits)
-    service.faults("die-at-start=1")
+    service.faults("stall=load")
     record = vllm_hold.Record()
     record.write(None, [vllm_hold.now() - seconds for seconds in before])
     service.store["hold"] = [record.descriptor]
     process = service.start()
     caller = call_when_it_listens(service)
+    service.faults("die-at-start=1")
     assert process.wait(PATIENCE) == 1
     if is_told:
         assert status(caller) == 503

@@ -215,7 +215,11 @@ def test_it_listens_on_the_one_socket_until_it_stops(service: Service) -> None:
 
 
 def descriptors(pid: int) -> list[str]:
-    return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed since
+            found.append(os.readlink(link))
+    return found
 
 
 def listening_socket(port: int) -> str:
@@ -283,6 +287,7 @@ def test_former_replicas_make_way_and_an_admin_s_own_units_do_not(
 @pytest.mark.parametrize("verb", ["launch", "check"])
 def test_the_holder_of_the_port_is_named(service: Service, verb: str) -> None:
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", service.port))
         holder.listen()
         refused = service.once(verb, *((digest(USER),) if verb == "launch" else ()), serve=None)
@@ -404,7 +409,7 @@ def test_a_service_that_refuses_its_watcher_is_started_anew_and_says_why(service
     service.hear("READY=1")
     (service.run / "keys").write_text("default inference damaged\n")
     service.hear("STATUS=the watcher's own key is refused: the file with the keys is damaged")
-    process.wait(20)
+    process.wait(PATIENCE)
     assert "makes no progress" not in service.log.read_text()
 
 

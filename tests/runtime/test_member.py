@@ -13,6 +13,7 @@ import pytest
 
 from installer.runtime.vllm_group import CREDENTIAL
 from installer.runtime.vllm_member import ENDED, SHOWN
+from tests.kit.boot.surroundings import held_port
 from tests.kit.launched import PATIENCE, USER, Service, wait_until
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
@@ -26,7 +27,7 @@ class Member(Service):
         (self.credentials / CREDENTIAL).write_text(KEY + "\n")
         self.environment |= {
             "HOLD": "120", "GROUP_HOSTS": ",".join(HOSTS), "GROUP_RANK": str(rank), "GROUP_PORT": str(port),
-            "GROUP_ENGINE": "e1", "GROUP_MODEL": "tiny@1", "WATCHDOG_USEC": "8000000",
+            "GROUP_ENGINE": "e1", "GROUP_MODEL": "tiny@1",
         }  # fmt: skip
 
     @property
@@ -51,10 +52,10 @@ class Member(Service):
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as free:
-        free.bind((HOSTS[0], 0))
-        return int(free.getsockname()[1])
+def port() -> Iterator[int]:
+    place, port = held_port(HOSTS[0])
+    with place:
+        yield port
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_head_that_waits_answers_nobody_until_all_serve(head: Member, follower
     wait_until((head.run / "holding").exists)
     follower.start()
     serve(head, follower)
-    assert not (head.run / "holding").exists()
+    wait_until(lambda: not (head.run / "holding").exists())
 
 
 def test_a_follower_that_dies_ends_the_heads_engine_and_all_start_when_it_is_back(

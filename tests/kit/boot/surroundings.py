@@ -47,6 +47,17 @@ def free_port() -> int:
             return int(server.getsockname()[1])
 
 
+def held_port(address: str = "127.0.0.1") -> tuple[socket.socket, int]:
+    """One that nobody else is given for as long as the socket is open, which does not listen, and whoever is to may.
+
+    Who does is refused to nobody; without it another test's socket could come in between, at a restart as well.
+    """
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind((address, 0))
+    return place, int(place.getsockname()[1])
+
+
 def in_own_mounts(script: str, *arguments: str | Path) -> list[str]:
     """The command line of a shell script whose mounts nobody else sees."""
     mount_points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
