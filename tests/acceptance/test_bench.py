@@ -434,6 +434,6 @@ def test_each_step_is_run_and_the_key_is_nowhere_to_be_seen(tls: bool, tmp_path:
     }  # fmt: skip
     assert second == {"error": "the second"}
     process.stdin.close()
-    assert process.wait(20) == 0
+    assert process.wait(180) == 0
     process.stdout.close()
     assert not home.exists()

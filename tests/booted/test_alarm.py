@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.booted.test_look import watched
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
 from tests.kit.life import SERVICE, cli, is_gone, main_pid, serves, standin, unit, until
@@ -140,9 +141,4 @@ def test_one_that_does_not_take_it_is_said_and_counted(told: Told, how: str) -> 
 
 
 def test_all_services_are_on_one_screen(told: Told) -> None:
-    watch = f"stty cols 100 rows 30; exec {sys.executable} -m installer list --watch"
-    command = ("timeout", "--signal=INT", "6", "script", "--quiet", "--return", "--command", watch, "/dev/null")
-    done = told.machine.run(*command, env={"TERM": "xterm-256color"}, check=False)
-    assert "Traceback" not in done.stdout
-    assert SERVICE in done.stdout
-    assert "active, serving" in done.stdout
+    assert SERVICE in watched(told.machine, 100, "list", "active, serving")

@@ -140,7 +140,7 @@ def test_the_alert_comes_and_doctor_says_why(watch: Watch, fault: Fault) -> None
     try:
         plant(watch, fault)
         if fault.asks:
-            until("it comes", lambda: asked(watch) and watch.has_come(fault.alert), machine, 45)
+            until("it comes", lambda: asked(watch) and watch.has_come(fault.alert), machine)
         seconds = watch.fired(fault.alert, began)
         if fault.alert == "VllmRestarting":
             until("it is back", lambda: is_up(machine), machine)

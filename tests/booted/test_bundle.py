@@ -17,7 +17,7 @@ from tests.kit import adapter
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference
 from tests.kit.hub import Hub
-from tests.kit.life import Outcome, ask, cli, main_pid, until
+from tests.kit.life import Outcome, ask, cli, is_up, main_pid, until
 
 NAME, ADAPTER = "Org/Tiny", "Org/Adapter"
 FILE = "/srv/tiny.bundle"
@@ -99,7 +99,7 @@ def test_a_life_without_a_network(cut_off: Machine) -> None:
     serves(machine, done.key)
     assert cli(machine, "models", "pull", "--json").json["bytes"] >= 0
     machine.reboot()
-    until("the service again", lambda: ask(machine, "GET", "/health").status == 200, machine)
+    until("the service again", lambda: is_up(machine), machine)
     serves(machine, done.key)
     cli(machine, "uninstall", "--yes", "--purge")
 

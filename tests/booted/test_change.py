@@ -542,7 +542,7 @@ def test_two_admins_at_once(machine: Machine) -> None:
             assert re.search(r"under way: vllm-install set-context.* \(pid \d+\)", done.err), done.err
         assert cli(machine, "keys").out, "looking needs no lock"
         cli(machine, "prune", "--yes")
-    first.communicate(timeout=60)
+    first.communicate(timeout=300)
     assert first.returncode == 0
     assert context(machine) == 2048
     serves(machine, KEY)

@@ -94,7 +94,7 @@ def test_who_waits_is_shown_and_nothing_is_asked_meanwhile(machine: Machine, key
             assert "callers wait, longest" in cli(machine, "logs", "-n", "1").err
             guest = cli(machine, "set-apikey", "--name", "guest")
             assert "is in force as soon as the service answers" in guest.err
-        assert change.wait(timeout=60) == 0
+        assert change.wait(timeout=300) == 0
     assert callers.result.failures == {}
     serves(machine, guest.key)
     cli(machine, "keys", "revoke", "guest")

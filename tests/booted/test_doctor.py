@@ -51,6 +51,7 @@ class Fault:
     says: str = ""  # found in the cause, the evidence or a command
 
 
+UNTIL_IT_IS_KILLED = f"while [ $(systemctl show -P SubState {SERVICE}) = running ]; do sleep 0.1; done"
 IMPATIENT = "Restart=no\\nEnvironment=START_PATIENCE_SEC=2"
 NO_SUCH_FLAG = "s/--shutdown-timeout/--no-such-flag 3 &/"
 UFW = """
@@ -107,7 +108,7 @@ FAULTS = [
         f"{dropin(IMPATIENT)}; echo stall=load >{CACHE}/standin; {RESTART}",
     ),
     Fault("disk-full", f"mount -t tmpfs -o size=4m tmpfs {CACHE}; cat /dev/zero >{CACHE}/filler 2>/dev/null || :"),
-    Fault("restarted-by-itself", f"systemctl kill --signal=KILL {SERVICE}; sleep 1", True),
+    Fault("restarted-by-itself", f"systemctl kill --signal=KILL {SERVICE}; {UNTIL_IT_IS_KILLED}", True),
     Fault("service-failed", told("die-at-start=9")),
     # Row 13: out of memory, a slow load, a GPU that idles; each with the exact command.
     Fault(
@@ -170,6 +171,7 @@ def test_parity_row_13_the_planted_fault_is_named_first(machine: Machine, fault:
     try:
         if fault.id in ("restarted-by-itself", "slow-load"):
             until("it serves again", lambda: is_up(machine), machine)
+        machine.run("journalctl", "--sync")
         found = doctor(machine)
         assert found["findings"], "nothing found"
         first = found["findings"][0]

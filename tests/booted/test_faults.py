@@ -261,7 +261,7 @@ def test_a_second_deploy_while_one_runs_names_it(machine: Machine, standin_wheel
         assert f"another change is under way: {holder}" in second.err
         cli(machine, "plan", *standin(standin_wheels))  # looking is free
         machine.run("kill", "-TERM", re.findall(r"pid (\d+)", holder)[0])
-        _, said = first.communicate(timeout=60)
+        _, said = first.communicate(timeout=300)
         assert first.returncode == 130
         assert "interrupted by SIGTERM" in said
     completes(machine, standin_wheels, bare)
@@ -273,7 +273,7 @@ def test_an_engine_killed_while_it_starts_is_reported_and_undone(machine: Machin
     with during(machine, *misbehave("stall=load")), machine.start(*command) as deploy:
         until("vLLM is loading", lambda: "loading" in active(machine), machine)
         machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", SERVICE)
-        _, said = deploy.communicate(timeout=60)
+        _, said = deploy.communicate(timeout=300)
         assert deploy.returncode == 6, said
         assert "did not come up (signal)" in said
     completes(machine, standin_wheels, bare)

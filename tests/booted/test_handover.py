@@ -45,7 +45,7 @@ seen, over = collections.Counter(), threading.Event()
 def client():
     while not over.is_set():
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=100)
+            connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=300)
             body = json.dumps({"model": "builtin:tiny", "prompt": "Hi", "max_tokens": 4})
             headers = {"Authorization": "Bearer " + sys.argv[1], "Content-Type": "application/json"}
             connection.request("POST", "/v1/completions", body, headers)
@@ -77,7 +77,7 @@ def _it_serves_before_and_after(machine: Machine, key: str) -> Iterator[None]:
     yield
     until("it serves again", lambda: is_up(machine), machine)
     serves(machine, key)
-    assert len(processes(machine)) == 4, "supervisor, watcher, vLLM, its engine"
+    until("supervisor, watcher, vLLM, its engine", lambda: len(processes(machine)) == 4, machine)
     assert unit(machine, "NFileDescriptorStore") == {"NFileDescriptorStore": "2"}
 
 
@@ -90,7 +90,7 @@ def asked(machine: Machine, key: str, *, may_fail: tuple[str, ...] = ()) -> Iter
         try:
             yield
         finally:
-            said = load.communicate("", timeout=120)[0]
+            said = load.communicate("", timeout=600)[0]
     seen = json.loads(said)
     assert set(seen) <= {"200", *may_fail}, f"{seen}\n{machine.evidence()}"
     assert seen["200"] > 0
@@ -140,11 +140,10 @@ def test_a_restart_refuses_nobody(machine: Machine, key: str) -> None:
 def test_many_restarts_in_a_row_cost_nobody_anything(machine: Machine, key: str) -> None:
     """New connections and clients that keep theirs, plain and streaming."""
     again = f"for i in $(seq {RESTARTS}); do systemctl restart {SERVICE}; done"
-    with load(Plan(8000, key, patience=100), machine.start) as running:
+    with load(Plan(8000, key), machine.start) as running:
         running.wait_for(10)
         machine.shell(again)
         running.wait_for(10)
-        running.end(100)
     seen = running.result
     print(f"asked {seen.asked}, failed {seen.failures}, longest wait {seen.longest_wait:.1f} s")
     assert seen.failures == {}, machine.evidence()
@@ -152,7 +151,7 @@ def test_many_restarts_in_a_row_cost_nobody_anything(machine: Machine, key: str)
 
 def test_an_answer_that_has_begun_comes_to_its_end_over_a_restart(machine: Machine, key: str) -> None:
     """Word by word on its old connection, while others wait for the next engine."""
-    machine.write(FAULTS, "token-seconds=0.2")
+    machine.write(FAULTS, "token-seconds=1")
     connection = http.client.HTTPConnection("127.0.0.1", 8000)
     connection.sock = machine.connect(8000)
     body = json.dumps({"model": "builtin:tiny", "prompt": "Hi", "max_tokens": WORDS, "stream": True})
@@ -160,13 +159,14 @@ def test_an_answer_that_has_begun_comes_to_its_end_over_a_restart(machine: Machi
     connection.request("POST", "/v1/completions", body, headers)
     answer = connection.getresponse()
     began = answer.readline()
+    machine.write(FAULTS, "hang")  # so that it is stopped in the middle of the answer
     restarting = machine.start("systemctl", "restart", SERVICE)
     until("it is stopping", lambda: unit(machine, "SubState")["SubState"].startswith("stop"), machine)
     machine.at(FAULTS).unlink()
     with asked(machine, key):
         said = began + answer.read()
     assert (said.count(b'"text"'), said.endswith(b"data: [DONE]\n\n")) == (WORDS, True), said
-    assert restarting.wait(60) == 0
+    assert restarting.wait(300) == 0
 
 
 def test_a_stop_refuses_everybody_at_once(machine: Machine, key: str) -> None:
@@ -180,6 +180,8 @@ def test_a_stop_refuses_everybody_at_once(machine: Machine, key: str) -> None:
 def test_a_crash_costs_only_what_was_under_way(machine: Machine, key: str, victim: str) -> None:
     """systemd waits before it starts the unit anew: meanwhile nobody but itself has the socket."""
     pid = main_pid(machine)
+    machine.write(DROP_IN, "[Service]\nRestartSec=1h\n")
+    machine.run("systemctl", "daemon-reload")
     told = ("503",) if victim == "VLLM::EngineCore" else ()  # by the web server, which outlives its engine for a moment
     with asked(machine, key, may_fail=(*IN_FLIGHT, *told)):
         (killed,) = (number for number, line in processes(machine).items() if victim in line)
@@ -188,6 +190,7 @@ def test_a_crash_costs_only_what_was_under_way(machine: Machine, key: str, victi
         assert taken(machine) == ""
         holder = cli(machine, "doctor", code=8).out
         assert "port 8000 is taken" not in holder
+        machine.shell(f"rm -r {Path(DROP_IN).parent}; systemctl daemon-reload")  # by which the hour is over
         until("another main process", lambda: main_pid(machine) not in (0, pid) and is_up(machine), machine)
 
 
@@ -233,11 +236,11 @@ def test_a_changed_unit_is_taken_over_by_a_reload(machine: Machine, key: str) ->
 
 
 def test_the_watchdog_goes_on_with_the_next_engine(machine: Machine, key: str) -> None:
-    machine.write(DROP_IN, "[Service]\nWatchdogSec=4\n")
+    machine.write(DROP_IN, "[Service]\nWatchdogSec=8\n")
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "restart", SERVICE)
     try:
-        machine.write(FAULTS, "slow-start=6")
+        machine.write(FAULTS, "slow-start=12")
         with asked(machine, key), changed(machine, 2048):
             machine.run("systemctl", "reload", SERVICE)
         machine.at(FAULTS).unlink()

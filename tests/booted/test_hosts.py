@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ MEMBER_DROP_IN = "/etc/systemd/system/qwen3vl@.service.d/fault.conf"
 KNOCK = """
 import socket, sys
 try:
-    with socket.create_connection((sys.argv[1], 29500), timeout=10) as connection:
+    with socket.create_connection((sys.argv[1], 29500), timeout=60) as connection:
         connection.sendall(b"GET /health HTTP/1.1\\r\\n\\r\\n")
         print("heard", connection.recv(100) or "nothing")
 except ConnectionResetError:
@@ -119,9 +120,10 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     with asked(one, new) as asking:
         network.cut(2)
         other.cut_power()
+        lost_at = time.monotonic()
         asking.wait_for(150)
     print(f"{asking.result.failures} of {asking.result.asked}, longest wait {asking.result.longest_wait:.1f} s")
-    assert asking.result.failed <= 4, asking.result.failures
+    assert asking.result.failed_since(lost_at) == {}
     network.mend(2)
     found = cli(one, "doctor", "--json", code=8).json["findings"]
     assert [finding["id"] for finding in found if finding["id"].startswith("host")] == ["host-lost"]
@@ -146,7 +148,7 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
 @contextlib.contextmanager
 def asked(machine: Machine, key: str) -> Iterator[Load]:
     """All the while, ten requests a second and clients that keep their connections."""
-    with load(Plan(8001, key, patience=60), machine.start) as asking:
+    with load(Plan(8001, key), machine.start) as asking:
         asking.wait_for(10)
         yield asking
 

@@ -119,7 +119,7 @@ def test_a_new_key_takes_the_place_of_the_old_one_without_a_gap(host: Host) -> N
 
 def test_a_collector_that_is_killed_leaves_the_figures_whole_and_the_next_clears_up(host: Host) -> None:
     machine = host.machine
-    machine.run("systemctl", "stop", "vllm-install-figures.timer")
+    machine.run("systemctl", "stop", "vllm-install-figures.timer", "vllm-install-figures.service")
     figures = machine.at(f"{TEXTFILES}/vllm-install.prom")
     before = figures.read_text()
     machine.write(f"{TEXTFILES}/.vllm-install.prom.0123", "torn")  # as far as one came that was killed while writing

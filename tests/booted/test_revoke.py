@@ -91,7 +91,7 @@ def loading(machine: Machine, *, fails: bool = False) -> Iterator[subprocess.Pop
             assert change.poll() is None, "it was to last longer than what happens meanwhile"
         finally:
             machine.write(f"{HOME}/standin", then)
-            change.communicate(timeout=120)
+            change.communicate(timeout=300)
 
 
 def is_loading(machine: Machine) -> bool:

@@ -62,6 +62,7 @@ def test_a_local_user_on_our_port_says_nothing_in_our_name(machine: Machine) -> 
         assert holder.stdout is not None
         holder.stdout.readline()
         machine.run("systemctl", "start", SERVICE, check=False)
+        machine.run("journalctl", "--sync")
         is_harmless(unit(machine, "StatusText")["StatusText"])
         is_harmless(machine.run("systemctl", "status", SERVICE, check=False).stdout)
         for verb in ("status", "doctor", "logs"):

@@ -75,7 +75,7 @@ def start(
 
 
 def ended(tool: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = tool.communicate(timeout=60)
+    out, err = tool.communicate(timeout=600)
     assert "Traceback" not in err, err
     return tool.returncode, out, err
 

@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.kit.boot.machine import Machine
-from tests.kit.life import MODEL, SERVICE, ask, cli, is_up, main_pid, processes, serves, standin, until
+from tests.kit.life import MODEL, SERVICE, ask, cli, is_up, main_pid, processes, serves, standin, unit, until
 
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 FAULTS = f"/var/cache/{SERVICE}/standin"  # what the stand-in is told to do wrong
@@ -158,8 +158,8 @@ def test_a_fault_fails_the_test_that_is_for_it(machine: Machine, words: str, nam
 
 def test_a_hung_engine_fails_the_first_answer_and_holds_up_nothing_else(machine: Machine) -> None:
     with fault(machine, "hang"):
-        outcomes = outcomes_of(machine, "--timeout", "2", code=6)
-    assert re.search(r"no answer from http://127.0.0.1:8000/v1/completions within 2 s", outcomes["completion"]["text"])
+        outcomes = outcomes_of(machine, "--timeout", "10", code=6)
+    assert re.search(r"no answer from http://127.0.0.1:8000/v1/completions within 10 s", outcomes["completion"]["text"])
     assert outcomes["models"]["status"] == "passed", "which is why nobody may trust it"
     assert {outcomes[name]["text"] for name in ("chat", "streaming")} == {"not run, because completion failed"}
 
@@ -206,16 +206,21 @@ def test_a_failed_service_is_said_with_its_cause(machine: Machine) -> None:
     machine.run("systemctl", "stop", SERVICE)
     with fault(machine, "die-at-start=2"):
         machine.run("systemctl", "start", SERVICE, check=False)
+        machine.run("journalctl", "--sync")
         fails(machine, "listens", r"has failed\nits last words:\n(.*\n)*.*Failed with result .exit-code")
         assert "has failed\nits last words:" in cli(machine, "bench", code=3).err
     machine.run("systemctl", "start", SERVICE)
 
 
 def test_a_service_that_starts_is_waited_for(machine: Machine) -> None:
-    with fault(machine, "slow-start=2"):
+    with fault(machine, "stall=load"):
         machine.run("systemctl", "restart", "--no-block", SERVICE)
-        done = cli(machine, "test")
-    assert "loading weights" in done.err
+        until("it loads", lambda: "loading" in unit(machine, "StatusText")["StatusText"], machine)
+        tool = machine.start(sys.executable, "-m", "installer", "test")
+        assert tool.stderr is not None
+        assert any("loading weights" in line for line in tool.stderr)
+    out, err = tool.communicate(timeout=300)
+    assert tool.returncode == 0, out + err
 
 
 def test_a_foreign_process_on_the_port_is_named(machine: Machine) -> None:
@@ -281,7 +286,7 @@ def test_the_address_for_another_host_answers_there(machine: Machine, key: str) 
 def test_nothing_of_the_tests_stays_with_the_service(machine: Machine) -> None:
     before = processes(machine)
     cli(machine, "test")
-    assert processes(machine) == before
+    until("they are the same", lambda: processes(machine) == before, machine)
     assert (
         'num_requests_running{engine="0"'
         in ask(machine, "GET", "/metrics", machine.at(PROBE_KEY).read_text().strip()).body

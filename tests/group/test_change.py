@@ -257,8 +257,8 @@ def test_all_hosts_of_one_model_change_at_once_and_one_that_fails_ends_it_for_al
 
     def cut(name: str, do: str, done: bool) -> None:
         if (name, do, done) == (ONE, "switch", False):
-            stopped.wait(10)  # it waits for the other, as a host of one model does, and so does its own way back
-            meanwhile.append(undone.wait(10))
+            stopped.wait(180)  # it waits for the other, as a host of one model does, and so does its own way back
+            meanwhile.append(undone.wait(180))
             raise InstallError("gpu1: it was interrupted")
         if (name, do, done) == (TWO, "undo", True):
             undone.set()

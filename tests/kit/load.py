@@ -69,6 +69,10 @@ class Result:
         """How many of each kind of connection failed, and in which way."""
         return dict(collections.Counter(f"{one.kind}: {one.what}" for one in self.seen if one.what != OK))
 
+    def failed_since(self, moment: float) -> dict[str, int]:
+        """Of those that began after it."""
+        return Result(tuple(one for one in self.seen if one.began > moment)).failures
+
     @property
     def failed(self) -> int:
         return sum(self.failures.values())

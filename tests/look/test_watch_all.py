@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -117,14 +118,18 @@ def test_one_that_hangs_keeps_up_no_other_and_one_that_goes_is_gone(
 
     monkeypatch.setattr(watch, "frames", frames)
     monkeypatch.setattr(watch_all, "services", lambda _: list(there))
-    moments = overviews(host)
+    moments = itertools.islice(overviews(host), 1000)
+
+    def until(is_so: Callable[[Overview], object]) -> Overview:
+        return next(seen for seen in moments if is_so(seen))
+
     try:
-        first = next(moments)
+        first = until(lambda seen: seen.services)
         assert ([frame.service for frame in first.services], first.unseen) == (["good"], ("hangs",))
         there[:] = ["hangs", "later"]
-        assert [frame.service for frame in next(moments).services] == ["later"]
+        assert until(lambda seen: [frame.service for frame in seen.services] == ["later"])
         there[:] = []
-        assert next(moments).unseen == ()
+        assert until(lambda seen: not seen.unseen)
     finally:
         over.set()
 

@@ -51,7 +51,7 @@ class Server:
         raise AssertionError(self.log)
 
     def ask(self, path: str, body: object = None) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
         connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
         return connection.getresponse()
 
@@ -61,7 +61,7 @@ class Server:
         return child
 
     def end(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=30)
+        output, _ = self.process.communicate(timeout=180)
         return self.process.returncode, self.log + output
 
 

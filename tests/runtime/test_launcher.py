@@ -385,7 +385,7 @@ def has_gpus(service: Service, own: dict[str, object]) -> None:
 def test_a_driver_that_hangs_is_not_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml.install(service.home / "driver", [h200(0), h200(1, hang=1)])
     monkeypatch.setenv("LD_LIBRARY_PATH", str(service.home / "driver/usr/lib"))
-    said = vllm_gpus.ask(2.0)
+    said = vllm_gpus.ask(10.0)
     assert [each.get("uuid") for each in said if "index" in each] == [h200(0)["uuid"]]
     assert vllm_gpus.unfit([str(h200(1)["uuid"])], said) == ""
 

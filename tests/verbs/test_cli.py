@@ -30,7 +30,13 @@ def cli(*args: str, env: dict[str, str] | None = None, stdin: str = "") -> subpr
     command = [sys.executable, "-m", "installer", *args]
     if env or stdin:
         ran = subprocess.run(
-            command, capture_output=True, text=True, input=stdin, env=ENVIRONMENT | (env or {}), check=False, timeout=60
+            command,
+            capture_output=True,
+            text=True,
+            input=stdin,
+            env=ENVIRONMENT | (env or {}),
+            check=False,
+            timeout=300,
         )
     else:
         ran = subprocess.CompletedProcess(command, *answer(args))

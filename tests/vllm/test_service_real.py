@@ -235,7 +235,7 @@ def test_its_speed_is_measured_by_nobody_and_what_was_measured_outlives_ctrl_c(
     words = ("--concurrency", "1,512", "--input-len", "32", "--output-len", "400", "--quiet")
     begin = f'echo $$ >{PID}; exec "$0" -m installer bench "$@"'
     tool = machine.start("sh", "-euc", begin, sys.executable, *words)
-    kept = until("a step was kept", lambda: newest(folder, whole["at"]), machine, 120)
+    kept = until("a step was kept", lambda: newest(folder, whole["at"]), machine)
     assert all(not line.startswith("root ") for line in until("it is asked", lambda: loaders(machine), machine))
     probe = machine.at(PROBE_KEY).read_text().strip()
     shown = machine.shell(
@@ -243,7 +243,7 @@ def test_its_speed_is_measured_by_nobody_and_what_was_measured_outlives_ctrl_c(
     ).stdout
     assert probe not in shown
     kill(machine, "INT")
-    out, err = tool.communicate(timeout=60)
+    out, err = tool.communicate(timeout=300)
     assert tool.returncode == 130, err
     result = json.loads(kept.read_text())
     assert (result["ended"], [each["concurrency"] for each in result["steps"]]) == ("interrupted", [1])
@@ -490,7 +490,7 @@ def test_every_expression_of_every_panel_returns_data(machine: Machine, service:
             return not waiting
 
         try:
-            until("all panels have data", all_spoke, machine, 120)
+            until("all panels have data", all_spoke, machine)
         except AssertionError as error:
             raise AssertionError(f"without data: {waiting}") from error
 
@@ -502,7 +502,7 @@ def filled(expr: str) -> str:
 def test_bad_clients_do_not_get_in_the_way_of_good_ones(machine: Machine, service: Deployed) -> None:
     pid, began = main_pid(machine), int(time.time())
     flood = machine.start(sys.executable, "-m", "tests.vllm.flood", str(service.port), service.key, MODEL)
-    out, err = flood.communicate(timeout=200)
+    out, err = flood.communicate(timeout=900)
     assert flood.returncode == 0, err
     seen = json.loads(out)
     assert seen["bad keys"] == {"401": 4000}
@@ -549,7 +549,7 @@ def test_half_open_connections_take_nothing_from_those_who_ask(machine: Machine,
         fed.add(unit(machine, "WatchdogTimestampMonotonic")["WatchdogTimestampMonotonic"])
         return len(fed) > 2
 
-    until("the watchdog was fed all the time", outlasts_the_watchdog, machine, 120)
+    until("the watchdog was fed all the time", outlasts_the_watchdog, machine)
     assert len(machine.shell(f"ls /proc/{pid}/fd").stdout.split()) < 4096 / 2
     for holder in holders:
         holder.communicate("")

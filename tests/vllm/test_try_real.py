@@ -46,7 +46,7 @@ def test_a_throwaway_server_goes_with_the_tool(machine: Machine) -> None:
     tool = tool_in(machine, "--model", MODEL, *SMALL)
     waits_at(tool, "compiling")
     kill(machine, "KILL")
-    tool.communicate(timeout=60)
+    tool.communicate(timeout=300)
     until("nothing is left", lambda: left(machine) == "", machine)
 
 
@@ -56,7 +56,7 @@ def test_what_the_sandbox_says_becomes_no_path_of_root_s(machine: Machine) -> No
     waits_at(tool, "compiling")
     says(machine, tool, '{"home": "/root/precious"}')
     kill(machine, "INT")
-    _, err = tool.communicate(timeout=60)
+    _, err = tool.communicate(timeout=300)
     assert tool.returncode == 130, err
     machine.shell("rm /root/precious/file; rmdir /root/precious")
 

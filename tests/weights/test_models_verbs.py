@@ -158,7 +158,7 @@ def test_what_is_being_downloaded_stays(server: Hub, host: Host) -> None:
     fault = server.fail(f"/lfs/.*{SHARD}", cut=1000, hold=threading.Event())
     download = threading.Thread(target=pull, args=(server, host))
     download.start()
-    assert fault.reached.wait(30)
+    assert fault.reached.wait(180)
     with pytest.raises(Refused, match="being downloaded"):
         prune(host, Report())
     assert fault.hold is not None

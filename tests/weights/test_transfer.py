@@ -165,7 +165,7 @@ def test_the_second_of_two_waits_and_says_so(server: Hub, host: Host) -> None:
     fault = server.fail(f"/lfs/.*{SHARD}", cut=100_000, hold=threading.Event())
     first = threading.Thread(target=pull, args=(server, host))
     first.start()
-    assert fault.reached.wait(30)
+    assert fault.reached.wait(180)
     with child(server, host) as second:
         assert second.stdout is not None
         assert second.stdout.readline() == "resolved\n"

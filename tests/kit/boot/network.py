@@ -75,7 +75,7 @@ class Network:
         path = f"--network-namespace-path={PLACES / self.place(number)}"
         return Machine(network=True, nspawn=[path], **options)
 
-    def stranger(self, number: int, *argv: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def stranger(self, number: int, *argv: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command of this host in that place."""
         command = ["ip", "netns", "exec", self.place(number), *map(str, argv)]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
