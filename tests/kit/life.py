@@ -73,7 +73,7 @@ def standin(wheels: Path) -> tuple[str, ...]:
     return ("--model", MODEL, "--engine", "cpu", "--find-links", str(wheels), "--offline")
 
 
-def cli(machine: Machine, *args: str, code: int = 0, stdin: str = "", timeout: float = 300) -> Outcome:
+def cli(machine: Machine, *args: str, code: int = 0, stdin: str = "", timeout: float = 600) -> Outcome:
     """Run the command line; another exit status than `code` fails with everything there is to see."""
     done = machine.cli(*args, check=False, stdin=stdin, timeout=timeout)
     said = f"vllm-install {' '.join(args)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"

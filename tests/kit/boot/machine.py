@@ -41,6 +41,8 @@ NETWORK = 0x40000000  # CLONE_NEWNET
 # What systemd needs for filters of addresses; without it IPAddressDeny= is shown, and nothing more.
 FILTERS = ("--capability=CAP_BPF,CAP_NET_ADMIN,CAP_SYS_ADMIN,CAP_PERFMON", "--system-call-filter=bpf")
 
+PATIENCE = 300.0  # seconds until something that should have happened will not, however busy this host is
+
 _count = itertools.count(1)
 
 
@@ -120,7 +122,7 @@ class Machine:
 
     def _wait_ready(self, process: subprocess.Popen[bytes], notify: socket.socket) -> None:
         notify.settimeout(0.2)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(TimeoutError):
                 if b"READY=1" in notify.recv(4096).split(b"\n"):
@@ -129,11 +131,11 @@ class Machine:
 
     def stop(self) -> None:
         """Shut down in order, as `systemctl poweroff` does."""
-        self._end(POWER_OFF, 120)
+        self._end(POWER_OFF, PATIENCE)
 
     def cut_power(self) -> None:
         """End every process at once; what was written is what a crash would leave, less what the kernel still holds."""
-        self._end(signal.SIGKILL, 30)
+        self._end(signal.SIGKILL, PATIENCE)
 
     def reboot(self) -> None:
         self.stop()
@@ -155,7 +157,7 @@ class Machine:
 
     def _throw_away(self) -> None:
         if self._process is not None:
-            self._process.kill() if not self.leader else self._end(signal.SIGKILL, 30)
+            self._process.kill() if not self.leader else self._end(signal.SIGKILL, PATIENCE)
         _remove(self.name)
 
     # use
@@ -178,7 +180,7 @@ class Machine:
         check: bool = True,
         stdin: str = "",
         env: Mapping[str, str] | None = None,
-        timeout: float = 120,
+        timeout: float = PATIENCE,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end; with `check`, a failure raises with everything there is to see."""
         with self.start(*argv, env=env) as process:
@@ -195,17 +197,17 @@ class Machine:
             raise MachineFailed(f"{said}\n{self.evidence()}")
         return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
-    def shell(self, script: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def shell(self, script: str, *, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         return self.run("sh", "-euc", script, check=check, timeout=timeout)
 
     def cli(
-        self, *args: str, check: bool = True, stdin: str = "", timeout: float = 300
+        self, *args: str, check: bool = True, stdin: str = "", timeout: float = 2 * PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         """Run `vllm-install ARGS` from this checkout."""
         command = ("vllm-install",) if self._system else (sys.executable, "-m", "installer")
         return self.run(*command, *args, check=check, stdin=stdin, timeout=timeout)
 
-    def connect(self, port: int, timeout: float = 120) -> socket.socket:
+    def connect(self, port: int, timeout: float = PATIENCE) -> socket.socket:
         """A connection to a port of the machine, from within; only a thread has to go there for it, and no process."""
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(_connect_within, self.leader, port, timeout).result()
