@@ -198,7 +198,7 @@ class Hub:
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Until something holds about what was asked for and sent."""
         with self._lock:
-            assert self._lock.wait_for(is_so, timeout=60)
+            assert self._lock.wait_for(is_so, timeout=300)
 
     def find_lfs(self, sha256: str) -> bytes | Bulk | None:
         for repo in self.repos.values():

@@ -29,7 +29,7 @@ from vllm.entrypoints.launchers.launcher import serve_http  # noqa: E402
 vllm_connections.HEAD_WITHIN, vllm_connections.LOOK_EVERY = 1.0, 0.1
 KEY = b"Authorization: Bearer sk-1\r\n"
 GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
-PATIENT = 30  # seconds until a client takes a connection for open that should have been closed
+PATIENT = 120  # seconds until a client takes a connection for open that should have been closed
 app = FastAPI()
 
 

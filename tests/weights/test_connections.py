@@ -165,7 +165,7 @@ def test_an_address_that_is_not_good_any_more_is_asked_for_again(server: Hub, ho
 
 
 def test_a_connection_that_falls_silent_is_left(server: Hub, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "STALLED", 0.5)
+    monkeypatch.setattr(wire, "STALLED", 5.0)
     server.fail(f"/lfs/.*{BIG}", cut=100_000, hold=threading.Event())
     fetch(server, host)
     assert server.sent == total(server)
