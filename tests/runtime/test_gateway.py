@@ -438,7 +438,11 @@ def head(length: int) -> bytes:
 
 
 def test_a_conversation_stays_with_its_replica_and_the_load_is_even() -> None:
-    with before(4, Settings(service="q", routing="session")) as (made, replicas):
+    sessions = Settings(service="q", routing="session")
+    with replicas_on(4) as replicas, gateway(sessions, [1], starts=False) as made:
+        patient = {"timeout check 1s": "timeout check 60s"}  # all that runs here is in one process, and none is lost
+        made.configure([replica.port for replica in replicas], patient)
+        made.start()
         eventually(lambda: are_up(made, 1, 2, 3, 4))
         for replica in replicas:
             replica.delay = 0.01
