@@ -25,18 +25,18 @@ class Case(NamedTuple):
     fault: str  # of the new generation alone, once it is night
     outcome: str
     words: str  # of the reason
-    seconds: int = 3600  # for which it is watched, unless something bad ends it
+    seconds: int = 120  # for which it is watched, unless something bad ends it
 
 
 CASES = {
     "nothing": Case(8001, "waiting=0", "confirmed", "", 30),
-    "hang": Case(8002, "hang@night", "rolled back", "it ended by itself"),
+    "hang": Case(8002, "hang@night", "rolled back", "it ended by itself", 300),
     "crashes": Case(8003, "die-on-completion@night", "rolled back", "it ended by itself"),
     "errors": Case(8004, "fail=2@night", "rolled back", "requests failed"),
 }
 REBOOTED = {
     "nothing": Case(8001, "waiting=1", "confirmed", "", 30),
-    "hang": Case(8002, "hang@night", "rolled back", "it ended by itself"),
+    "hang": Case(8002, "hang@night", "rolled back", "it ended by itself", 300),
 }
 EXITS = {"confirmed": 0, "rolled back": 6}
 
@@ -132,7 +132,7 @@ def test_a_reboot_in_between_changes_nothing_about_it(host: Host) -> None:
 
 def test_what_can_be_done_meanwhile(host: Host) -> None:
     machine, name, case = host.machine, "errors", CASES["errors"]
-    begin(machine, name, Case(case.port, "waiting=2", "", ""))
+    begin(machine, name, Case(case.port, "waiting=2", "", "", 3600))
     pid = main_pid(machine, name)
     refused = cli(machine, "set", name, "MAX_MODEL_LEN=2048", code=3)
     assert f"{name} is being watched after: set VLLM_ARGS=" in refused.err
