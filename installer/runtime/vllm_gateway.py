@@ -100,7 +100,7 @@ class Gateway:
         assert self.process is not None
         end = time.monotonic() + STARTS_WITHIN
         while self.process.poll() is None and time.monotonic() < end:
-            if worker(self.at(SOCKET)):
+            if worker(self.at(SOCKET)) and minds(self.process.pid, signal.SIGUSR2):
                 return True
             time.sleep(LOOK_EVERY)
         return False
@@ -126,6 +126,15 @@ class Gateway:
 
     def at(self, name: str) -> str:
         return os.path.join(self.runtime, name)
+
+
+def minds(pid: int, number: int) -> bool:
+    """Whether a process catches the signal. The master does so after its worker answers already: one that comes before,
+    to stop or to reload, is lost."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", file.read(), re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) >> number - 1 & 1)
+    return False
 
 
 def states(config: str, known: str) -> str:

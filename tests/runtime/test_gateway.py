@@ -342,6 +342,17 @@ def test_a_stop_lets_finish_who_is_busy() -> None:
         assert [future.result(PATIENCE).status for future in asked] == [200] * 4  # type: ignore[attr-defined]
 
 
+def test_a_stop_or_a_reload_right_after_the_start_is_heard() -> None:
+    """By HAProxy's master, which minds them only a while after its worker answers."""
+    with gateway(SETTINGS, [1], starts=False) as made:
+        made.drain = 600
+        made.start()
+        assert made.reload().returncode == 0
+        assert made.stop() == 0
+        made.start()
+        assert made.stop() == 0
+
+
 def test_a_stop_waits_no_longer_than_it_may() -> None:
     with before(1) as (made, replicas):
         made.ask()
