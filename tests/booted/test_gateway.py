@@ -133,7 +133,7 @@ def test_the_gateway_in_its_sandbox(machine: Machine) -> None:
         back_at = time.monotonic()
         assert engines(machine) == pids
         running.wait_for(40)
-        machine.shell("sed -i 's/timeout queue 30s/timeout queue 31s/' /etc/vllm-install/q.haproxy.cfg")
+        machine.shell("sed -i 's/timeout tunnel 1h/timeout tunnel 2h/' /etc/vllm-install/q.haproxy.cfg")
         machine.run("systemctl", "reload", "q.service")
         running.wait_for(40)
         turn_into(machine, bare)

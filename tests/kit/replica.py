@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
+import re
 import threading
 from collections.abc import Awaitable, Coroutine, Iterator
 from types import TracebackType
@@ -13,6 +16,7 @@ from typing import Any
 from tests.kit.boot.surroundings import held_port
 
 POISON = b"POISON"  # in a request: the engine dies of it
+WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of RFC 6455
 HUGE = b"HUGE"  # asks for more than any buffer holds
 
 
@@ -26,6 +30,7 @@ class Replica:
         self.gap = 0.0  # seconds between two pieces of a stream
         self.status = 200
         self.is_healthy = True
+        self.fails_checks = 0  # so many more, and no longer
         self.holds = 0.0  # seconds after which who waits for its engine is told to come again
         self.asked: list[bytes] = []  # heads and bodies of all requests but checks
         self.busy = self.most_busy = 0
@@ -79,9 +84,14 @@ class Replica:
                     await self._say(writer, 503, b'{"error": {"code": "starting"}}')
                     return
                 if head.startswith(b"GET /health "):
-                    await self._say(writer, 200 if self.is_healthy else 503, b"")
+                    fails = not self.is_healthy or self.fails_checks > 0
+                    self.fails_checks = max(0, self.fails_checks - 1)
+                    await self._say(writer, 503 if fails else 200, b"")
                     continue
                 self.asked.append(head + body)
+                if key := re.search(rb"\r\nsec-websocket-key: (\S+)", head, re.IGNORECASE):
+                    await self._echo(key[1], reader, writer)
+                    return
                 await self._counted(self._answer(writer, body))
         except (OSError, EOFError, asyncio.IncompleteReadError):
             pass
@@ -122,6 +132,15 @@ class Replica:
             await asyncio.sleep(self.gap)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+    async def _echo(self, key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """From here on it is no HTTP any more."""
+        accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET, usedforsecurity=False).digest())
+        writer.write(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\n")
+        writer.write(b"sec-websocket-accept: %s\r\n\r\n" % accept)
+        while said := await reader.read(4096):
+            writer.write(said)
+            await writer.drain()
 
     async def _say(self, writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\nx-replica: {self.name}\r\n"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import csv
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.runtime.vllm_haproxy import SOCKET, worker
+from installer.runtime.vllm_haproxy import SOCKET, ask, worker
 from installer.runtime.vllm_hold import queue
 from installer.spec.settings import Settings
 from installer.spec.target import MEMBER_HOLD
@@ -146,12 +148,71 @@ def test_nobody_is_sent_to_a_replica_before_its_first_check() -> None:
     del replicas
 
 
+@pytest.mark.parametrize("size", [0, 30 << 10])
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_failure_is_tried_once_more_elsewhere(status: int) -> None:
+def test_a_failure_is_tried_once_more_elsewhere(status: int, size: int) -> None:
     with before(2) as (made, replicas):
         eventually(lambda: are_up(made, 1, 2))
         replicas[0].status = status
+        assert [made.ask({"prompt": "x" * size}).status for _ in range(6)] == [200] * 6
+        assert replicas[0].asked
+
+
+def test_also_of_a_request_that_comes_in_pieces() -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        replicas[0].status = 500
+        for number in range(1, 5):
+            with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+                client.sendall(head(4) + b"xx")
+                eventually(lambda n=number: int(row(made, "clients", "FRONTEND")["req_tot"]) == n, "its head has come")
+                client.sendall(b"xx")
+                assert client.recv(12) == b"HTTP/1.1 200"
+        assert replicas[0].asked
+
+
+def test_a_replica_where_nobody_listens_costs_no_request_and_is_left_at_once() -> None:
+    """Its checks go elsewhere and find nothing: that nobody is there is learnt from a request alone."""
+    with before(2) as (made, replicas), Replica() as healthy:
+        ports = [replica.port for replica in replicas]
+        replicas[0].die()
+        at = f"server r1 127.0.0.1:{ports[0]}"
+        made.configure(ports, {f"{at}\n": f"{at} port {healthy.port}\n"})
+        assert made.reload().returncode == 0
+        eventually(lambda: are_up(made, 1, 2))
+        downs = row(made, "members", "r1")["chkdown"]
         assert [made.ask().status for _ in range(6)] == [200] * 6
+        eventually(lambda: row(made, "members", "r1")["chkdown"] != downs)
+
+
+def test_a_single_check_that_fails_takes_no_replica_out() -> None:
+    with before(1) as (made, replicas):
+        eventually(lambda: are_up(made, 1))
+        before_it = row(made, "members", "r1")
+        replicas[0].fails_checks = 1
+        eventually(lambda: row(made, "members", "r1")["chkfail"] != before_it["chkfail"])
+        assert row(made, "members", "r1")["chkdown"] == before_it["chkdown"]
+
+
+def test_who_is_busy_is_not_asked_while_another_is_idle() -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        replicas[0].delay = 3600
+        asked = in_background(2, made.ask)
+        eventually(lambda: replicas[0].busy == 1 and any(future.done() for future in asked))
+        assert [made.ask().json()["replica"] for _ in range(4)] == ["r2"] * 4
+        replicas[0].die()
+        assert [future.result(60).status for future in asked] == [200] * 2  # type: ignore[attr-defined]
+
+
+def test_what_a_client_does_not_wait_for_any_more_is_left_by_its_replica_too() -> None:
+    with before(1) as (made, replicas):
+        eventually(lambda: are_up(made, 1))
+        replicas[0].delay = 3600
+        with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+            client.sendall(head(4) + b"xxxx")
+            eventually(lambda: row(made, "members", "r1")["scur"] == "1")
+        eventually(lambda: row(made, "members", "r1")["scur"] == "0")
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 501])
@@ -183,6 +244,40 @@ def test_nor_does_it_come_back_once_one_is_up_again() -> None:
         replicas[0].start()
         assert asked[0].result(PATIENCE).status in (502, 503)  # type: ignore[attr-defined]
         assert sum(len(replica.asked) for replica in replicas) == 1
+
+
+@contextlib.contextmanager
+def let_go_together(second: int = 0) -> Iterator[tuple[Gateway, list[Replica]]]:
+    """Two replicas that come up at one moment, as whoever waits sees it; the second at another port than is checked."""
+    with before(2) as (made, replicas):
+        for replica in replicas:
+            replica.is_healthy = False
+        at = replicas[1].port
+        together = {f"{at} track members/r2": f"{second or at} track members/r1"}
+        made.configure([replica.port for replica in replicas], together)
+        assert made.reload().returncode == 0
+        eventually(lambda: are_up(made))
+        yield made, replicas
+
+
+def test_nor_does_it_go_on_to_another_that_came_up_with_the_first() -> None:
+    with let_go_together() as (made, replicas):
+        asked = in_background(1, lambda: made.ask({"prompt": "POISON"}))
+        eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 1)
+        replicas[0].is_healthy = True
+        assert asked[0].result(60).status == 502  # type: ignore[attr-defined]
+        assert sum(len(replica.asked) for replica in replicas) == 1
+
+
+def test_whoever_was_held_is_answered_though_nobody_listens_where_he_is_sent_first() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with let_go_together(nobody.getsockname()[1]) as (made, replicas):
+            asked = in_background(4, made.ask)
+            eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 4)
+            replicas[0].is_healthy = True
+            assert [future.result(60).status for future in asked] == [200] * 4  # type: ignore[attr-defined]
+            assert int(row(made, "held", "r2")["wredis"]), "some were sent there"
 
 
 @pytest.mark.parametrize("size", [300 << 10, 3 << 20])
@@ -268,7 +363,7 @@ def test_twenty_reloads_under_load_cost_no_request() -> None:
         for number in range(20):
             running.wait_for(5)
             made.configure(
-                [replica.port for replica in replicas], {"timeout queue 30s": f"timeout queue {31 + number}s"}
+                [replica.port for replica in replicas], {"timeout tunnel 1h": f"timeout tunnel {2 + number}h"}
             )
             done = made.reload()
             assert done.returncode == 0, done.stderr
@@ -281,7 +376,7 @@ def test_a_reload_forgets_neither_who_is_down_nor_who_was_taken_out() -> None:
         replicas[0].die()
         eventually(lambda: are_up(made, 2, 3))
         haproxy.drain(made.host, LAYOUT, 2, 10)
-        made.configure([replica.port for replica in replicas], {"timeout queue 30s": "timeout queue 29s"})
+        made.configure([replica.port for replica in replicas], {"timeout tunnel 1h": "timeout tunnel 2h"})
         assert made.reload().returncode == 0
         members = haproxy.state(made.host, LAYOUT).members
         assert [members[number].is_up for number in (1, 2, 3)] == [False, False, True]
@@ -383,6 +478,34 @@ def test_its_runtime_socket_gone_it_serves_and_a_reload_says_so() -> None:
         assert (done.returncode, "does not answer" in done.stderr) == (1, True)
 
 
+def test_a_former_worker_ends_however_long_its_streams_are() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        replica.gap = 3600
+        made.configure([replica.port], {"hard-stop-after 1h": "hard-stop-after 1s"})
+        made.start()
+        eventually(lambda: are_up(made, 1))
+        with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+            client.sendall(head(16) + b'{"stream": true}')
+            assert client.recv(12) == b"HTTP/1.1 200"
+            pid = pid_of_worker(made)
+            made.configure([replica.port], {"hard-stop-after 1h": "hard-stop-after 2s"})
+            eventually(lambda: made.reload().returncode == 0 and pid_of_worker(made) not in (0, pid))
+            eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_its_sockets_are_for_its_own_user() -> None:
+    with before(1) as (made, _):
+        for name in (SOCKET, "hold.sock"):
+            assert (made.run_dir / name).stat().st_mode & 0o077 == 0
+
+
+def row(made: Gateway, proxy: str, server: str) -> dict[str, str]:
+    """What HAProxy counts there."""
+    rows = csv.DictReader(ask(str(made.run_dir / SOCKET), "show stat").removeprefix("# ").splitlines())
+    (found,) = (each for each in rows if (each["pxname"], each["svname"]) == (proxy, server))
+    return found
+
+
 def pid_of_worker(made: Gateway) -> int:
     return worker(str(made.run_dir / SOCKET))
 
@@ -433,6 +556,17 @@ def test_a_client_that_never_reads_is_left() -> None:
             eventually(lambda: replica.busy == 0, "the replica is rid of it")
 
 
+def test_between_two_requests_a_client_has_less_time_than_for_one() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        soon = {"timeout http-keep-alive 5s": "timeout http-keep-alive 300ms",
+                "timeout http-request 30s": "timeout http-request 1h"}  # fmt: skip
+        made.configure([replica.port], soon)
+        made.start()
+        with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+            client.sendall(head(4) + b"xxxx")
+            assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200")
+
+
 def test_a_slow_answer_is_waited_for_however_impatient_we_are_with_clients() -> None:
     with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
         made.configure([replica.port], {"timeout client 120s": "timeout client 1s"})
@@ -441,11 +575,62 @@ def test_a_slow_answer_is_waited_for_however_impatient_we_are_with_clients() -> 
         assert made.ask().status == 200
 
 
+def test_a_websocket_may_be_silent_for_longer_than_a_client() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        made.configure([replica.port], {"timeout client 120s": "timeout client 300ms"})
+        made.start()
+        with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client, socket.socket() as other:
+            asks = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            client.sendall(b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\n" + asks)
+            assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            other.connect(("127.0.0.1", made.port))
+            other.sendall(head(4) + b"HUGE")
+            eventually(lambda: replica.busy == 1)
+            eventually(lambda: replica.busy == 0, "who began to be silent later has been left")
+            client.sendall(b"still here")
+            assert client.recv(4096) == b"still here"
+
+
 def head(length: int) -> bytes:
     return b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length
 
 
+# What HAProxy itself answers
+
+
+def test_what_it_answers_itself_has_the_api_s_form() -> None:
+    with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
+        made.configure([replica.port], {"timeout server 1h": "timeout server 1s", "retries 1": "retries 0"})
+        made.start()
+        eventually(lambda: are_up(made, 1))
+        replica.delay = 3600
+        late = made.ask()
+        broken = made.ask({"prompt": "POISON"})
+        unclear = made.ask(b"zz", headers={"Transfer-Encoding": "chunked"})
+    kind = "server_error"
+    for answer, *said in ((late, 504, kind), (broken, 502, kind), (unclear, 400, "invalid_request_error")):
+        error = answer.json()["error"]
+        assert isinstance(error, dict)
+        assert [answer.status, error["type"], error["code"]] == [*said, "gateway"]
+        assert answer.headers["content-type"] == "application/json"
+
+
 # Sessions
+
+
+@pytest.mark.parametrize("role", ["system", "developer", None])
+def test_a_conversation_is_known_by_its_key_and_the_first_words_of_its_user(role: str | None) -> None:
+    with before(2, Settings(service="q", routing="session")) as (made, _):
+        eventually(lambda: are_up(made, 1, 2))
+        first = [{"role": role, "content": "Be brief."}] if role else []
+        for key in ({"Authorization": "Bearer sk-1"}, {"Authorization": "Bearer sk-2"}, {"X-Api-Key": "sk-1"}, {}):
+            for asked in ("one", "two"):
+                for more in ([], [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "and?"}]):
+                    messages = [*first, {"role": "user", "content": asked}, *more]
+                    assert made.ask({"messages": messages}, headers=key).status == 200
+        known = ask(str(made.run_dir / SOCKET), "show table members")
+        assert len(re.findall(r"\bserver_id=", known)) == 6, "two of each key; without one none is kept"
 
 
 def test_a_conversation_stays_with_its_replica_and_the_load_is_even() -> None:

@@ -21,7 +21,7 @@ from installer.units.authority import link_key
 from tests.kit.boot.surroundings import held_port
 from tests.kit.gateway import HAPROXY, LAYOUT, PATIENCE, Gateway
 from tests.kit.replica import POISON, Replica, replicas_on
-from tests.runtime.test_gateway import are_up, eventually, one_after_another, standing_still
+from tests.runtime.test_gateway import are_up, eventually, in_background, one_after_another, standing_still
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 
@@ -111,12 +111,24 @@ def test_nobody_is_sent_round_in_a_circle(key: str) -> None:
         assert hosts.other.ask().status == 503
 
 
-def test_whose_engine_ended_on_another_host_is_answered_by_the_next(key: str) -> None:
+@pytest.mark.parametrize("status", [500, 502, 503])  # 502 says a gateway whose engine ended
+def test_what_fails_on_another_host_is_answered_by_the_next(key: str, status: int) -> None:
     with pair(key) as hosts:
         eventually(hosts.reach)
-        hosts.replicas[1].status = 502  # what the gateway there says then
+        hosts.replicas[1].status = status
         assert Counter(hosts.one.ask().status for _ in range(4)) == {200: 4}
         assert hosts.replicas[1].asked
+
+
+def test_what_an_engine_here_took_along_when_it_died_is_answered_by_another_host(key: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        eventually(lambda: are_up(hosts.one, 1))
+        hosts.replicas[0].delay = 3600
+        asked = in_background(8, hosts.one.ask)
+        eventually(lambda: hosts.replicas[0].busy)
+        hosts.replicas[0].die()
+        assert [future.result(60).status for future in asked] == [200] * 8  # type: ignore[attr-defined]
 
 
 def test_what_kills_an_engine_is_tried_once_more_and_not_again(key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import ssl
@@ -72,6 +73,19 @@ def test_the_openai_package_believes_whom_client_config_names(made: Gateway, tmp
     assert openai_client.ask(FORMATS["env"](client), tmp_path) == "x\n"
     with pytest.raises(subprocess.CalledProcessError):
         openai_client.ask(FORMATS["env"](replace(client, authority=None)), tmp_path)
+
+
+def test_an_engine_learns_that_its_client_came_over_tls() -> None:
+    with replicas_on(1) as replicas, gateway(SETTINGS, [replicas[0].port], starts=False) as running:
+        pair = certificate(running.home / "first")
+        shutil.copy(pair[0], running.credentials / "tls.pem")
+        shutil.copy(pair[1], running.credentials / "tls.pem.key")
+        running.start()
+        eventually(lambda: are_up(running, 1))
+        told = {"X-Forwarded-Proto": "http", "X-Forwarded-For": "1.2.3.4"}
+        assert running.ask(tls=trusting(pair[0]), headers=told).status == 200
+        head = replicas[0].asked[0].lower()
+        assert re.findall(rb"x-forwarded-(\w+): (\S+)", head) == [(b"for", b"127.0.0.1"), (b"proto", b"https")]
 
 
 def test_old_versions_of_tls_are_refused(made: Gateway) -> None:
