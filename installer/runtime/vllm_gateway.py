@@ -77,6 +77,7 @@ class Gateway:
             began = time.monotonic()
             status = self.live()
             if self.is_ending:
+                signal.alarm(0)  # at its own end Python takes no note of it any more, and it would be a death by signal
                 return 0
             deaths = deaths + 1 if time.monotonic() - began < SOON else 1
             say(f"HAProxy has ended with {status}", 3)
