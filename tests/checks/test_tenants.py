@@ -21,7 +21,7 @@ from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed, Replica
 from installer.units.render import render, unit
-from tests.checks.test_facts import Machine
+from tests.checks.test_facts import MadeUp
 from tests.checks.test_placement import gpu
 from tests.checks.test_preflight import CUDA, H200
 from tests.kit.targets import replicated, target
@@ -31,8 +31,8 @@ GPU = Placed("GPU-1", "NVIDIA H200", "/dev/nvidia0")
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path / "root")
+def made_up(tmp_path: Path) -> MadeUp:
+    return MadeUp(tmp_path / "root")
 
 
 def deployed(host: Host, name: str, *gpus: Placed, kind: str = "cuda", **settings: object) -> None:
@@ -43,8 +43,8 @@ def deployed(host: Host, name: str, *gpus: Placed, kind: str = "cuda", **setting
     host.write(layout.unit, render(made, layout)[layout.unit].text)
 
 
-def test_what_services_take_stands_in_their_records(machine: Machine) -> None:
-    host = Host(machine.root)
+def test_what_services_take_stands_in_their_records(made_up: MadeUp) -> None:
+    host = Host(made_up.root)
     deployed(host, "qwen3vl", GPU, gpu_memory_utilization=0.4)
     deployed(host, "wide", tensor_parallel_size=2, vllm_args=("-pp", "2"))
     save_state(host, Layout("begun"), State("begun"))
@@ -55,8 +55,8 @@ def test_what_services_take_stands_in_their_records(machine: Machine) -> None:
     )
 
 
-def test_drop_ins_that_choose_gpus_are_found_the_last_one_counts(machine: Machine) -> None:
-    host = Host(machine.root)
+def test_drop_ins_that_choose_gpus_are_found_the_last_one_counts(made_up: MadeUp) -> None:
+    host = Host(made_up.root)
     deployed(host, "coder", GPU)
     assert visible_devices(host, LAYOUT) == ()
     folder = Path("/etc/systemd/system/coder.service.d")
@@ -72,8 +72,8 @@ def test_drop_ins_that_choose_gpus_are_found_the_last_one_counts(machine: Machin
     assert visible_devices(host, LAYOUT) == ()
 
 
-def test_a_replica_has_drop_ins_of_its_own_and_those_of_all(machine: Machine) -> None:
-    host, folder = Host(machine.root), Path("/etc/systemd/system")
+def test_a_replica_has_drop_ins_of_its_own_and_those_of_all(made_up: MadeUp) -> None:
+    host, folder = Host(made_up.root), Path("/etc/systemd/system")
     chosen = "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES={}\n"
     host.write(folder / "coder.service.d/gpus.conf", chosen.format(9))
     host.write(folder / "coder@2.service.d/gpus.conf", chosen.format(2))
@@ -88,8 +88,8 @@ def test_a_replica_has_drop_ins_of_its_own_and_those_of_all(machine: Machine) ->
     assert found() == [(("CUDA_VISIBLE_DEVICES", "7"),)] * 2, "files are read by their names"
 
 
-def test_a_replica_whose_gpus_are_chosen_by_hand_is_shown_all_over_every_change(machine: Machine) -> None:
-    host = Host(machine.root)
+def test_a_replica_whose_gpus_are_chosen_by_hand_is_shown_all_over_every_change(made_up: MadeUp) -> None:
+    host = Host(made_up.root)
     host.write(Path("/etc/systemd/system/coder@2.service.d/g.conf"), "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=0\n")
     settings, gpus = Settings(service="coder", replicas=2), (gpu(0), gpu(1))
     made = _replicas(settings, Choice(gpus, named=True), State("coder"), host, Report())
@@ -99,32 +99,32 @@ def test_a_replica_whose_gpus_are_chosen_by_hand_is_shown_all_over_every_change(
 # The next port
 
 
-def test_the_next_port_is_one_that_nobody_has(machine: Machine) -> None:
-    host, auto = Host(machine.root), Settings(service="coder", port=0)
+def test_the_next_port_is_one_that_nobody_has(made_up: MadeUp) -> None:
+    host, auto = Host(made_up.root), Settings(service="coder", port=0)
     assert with_port(auto, State("coder"), host).port == 8000
     deployed(host, "qwen3vl")  # stopped: it is its own all the same
     assert with_port(auto, State("coder"), host).port == 8001
-    machine.listens("0.0.0.0", 8001, 4242)
+    made_up.listens("0.0.0.0", 8001, 4242)
     assert with_port(auto, State("coder"), host).port == 8002
     assert with_port(Settings(service="coder", port=9), State("coder"), host).port == 9
 
 
-def test_a_port_once_taken_is_kept(machine: Machine) -> None:
+def test_a_port_once_taken_is_kept(made_up: MadeUp) -> None:
     proved = target(Settings(service="coder", port=8005))
-    assert with_port(Settings(service="coder", port=0), State("coder", proved=proved), Host(machine.root)).port == 8005
+    assert with_port(Settings(service="coder", port=0), State("coder", proved=proved), Host(made_up.root)).port == 8005
 
 
-def test_where_every_port_is_taken_it_says_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_every_port_is_taken_it_says_so(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("installer.checks.tenants.LAST_PORT", 8000)
-    machine.listens("0.0.0.0", 8000, 4242)
+    made_up.listens("0.0.0.0", 8000, 4242)
     with pytest.raises(Refused, match="no port from 8000 to 8000 is free"):
-        with_port(Settings(service="coder", port=0), State("coder"), Host(machine.root))
+        with_port(Settings(service="coder", port=0), State("coder"), Host(made_up.root))
 
 
-def test_replicas_get_ports_that_nobody_has_and_keep_them(machine: Machine) -> None:
-    host, two = Host(machine.root), Settings(service="coder", replicas=2)
+def test_replicas_get_ports_that_nobody_has_and_keep_them(made_up: MadeUp) -> None:
+    host, two = Host(made_up.root), Settings(service="coder", replicas=2)
     assert ports_of_replicas(two, State("coder"), host) == [20001, 20002]
-    machine.listens("127.0.0.1", 20001, 4242)
+    made_up.listens("127.0.0.1", 20001, 4242)
     other = replicated((), (), service="chat")
     host.write(Layout("chat").unit.with_name("chat@2.service"), unit(other.target, Layout("chat"), 2))
     assert ports_of_replicas(two, State("coder"), host) == [20003, 20004]
@@ -137,16 +137,16 @@ def test_replicas_get_ports_that_nobody_has_and_keep_them(machine: Machine) -> N
     assert ports_of_replicas(taken, State("coder", proved=known), host) == [20001, 20003]
 
 
-def test_replicas_that_a_change_left_behind_keep_the_ports_in_their_units(machine: Machine) -> None:
-    host, made = Host(machine.root), replicated((), (), service="coder").target
+def test_replicas_that_a_change_left_behind_keep_the_ports_in_their_units(made_up: MadeUp) -> None:
+    host, made = Host(made_up.root), replicated((), (), service="coder").target
     for replica in (Replica(1, 20007), Replica(2, 20009)):
         moved = dataclasses.replace(made, replicas=(replica,))
         host.write(LAYOUT.unit.with_name(LAYOUT.member_name(replica.number)), unit(moved, LAYOUT, replica.number))
     assert ports_of_replicas(made.settings, State("coder"), host) == [20007, 20009]
 
 
-def test_the_port_of_a_replica_is_its_services(machine: Machine) -> None:
-    host, made = Host(machine.root), replicated((), (), service="chat").target
+def test_the_port_of_a_replica_is_its_services(made_up: MadeUp) -> None:
+    host, made = Host(made_up.root), replicated((), (), service="chat").target
     host.write(Layout("chat").unit.with_name("chat@2.service"), unit(made, Layout("chat"), 2))
     assert kept_for(host, "0.0.0.0", 20002, LAYOUT) == "chat"
     assert kept_for(host, "0.0.0.0", 20002, Layout("chat")) is None
@@ -154,8 +154,8 @@ def test_the_port_of_a_replica_is_its_services(machine: Machine) -> None:
     assert kept_for(host, "0.0.0.0", 8000, LAYOUT) == "chat", "where its gateway listens"
 
 
-def test_replicas_on_one_gpu_take_more_of_it(machine: Machine) -> None:
-    host = Host(machine.root)
+def test_replicas_on_one_gpu_take_more_of_it(made_up: MadeUp) -> None:
+    host = Host(made_up.root)
     deployed(host, "chat", GPU, replicas=2, gpu_memory_utilization=0.4, gpus=("GPU-1",))
     assert [(tenant.count, tenant.share) for tenant in tenants(host)] == [(2, 0.8)]
     both = (GPU, Placed("GPU-2", "NVIDIA H200"))
@@ -204,9 +204,9 @@ def test_an_adopted_deployment_stays_on_its_gpu_and_its_memory_comes_free() -> N
     assert narrowed.gpus[0].holders[0].unit == LAYOUT.unit_name
 
 
-def test_the_facts_know_of_the_others(machine: Machine) -> None:
-    host = Host(machine.root)
+def test_the_facts_know_of_the_others(made_up: MadeUp) -> None:
+    host = Host(made_up.root)
     deployed(host, "qwen3vl", GPU)
-    seen = with_tenants(machine.gather(), host, LAYOUT)
+    seen = with_tenants(made_up.gather(), host, LAYOUT)
     assert [tenant.unit for tenant in seen.tenants] == ["qwen3vl.service"]
     assert seen.visible == ()
