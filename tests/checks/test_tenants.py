@@ -21,9 +21,9 @@ from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Placed, Replica
 from installer.units.render import render, unit
-from tests.checks.test_facts import MadeUp
 from tests.checks.test_placement import gpu
 from tests.checks.test_preflight import CUDA, H200
+from tests.kit.made_up import MadeUp
 from tests.kit.targets import replicated, target
 
 LAYOUT = Layout("coder")

@@ -28,8 +28,8 @@ from installer.spec.target import Target
 from installer.spec.toolkit import Toolkit
 from installer.units.render import unit
 from installer.units.syntax import environment, exec_line
-from tests.checks.test_facts import Machine
 from tests.checks.test_preflight import HEALTHY
+from tests.kit.made_up import MadeUp
 from tests.kit.targets import target, wanted
 
 LAYOUT = Layout("qwen3vl")
@@ -204,29 +204,29 @@ def test_no_tree_is_laid_out_of_parts(host: Host) -> None:
 
 
 def test_the_hosts_toolkit_is_found_where_vllm_would_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(tmp_path / "root")
+    made_up = MadeUp(tmp_path / "root")
     said = "echo 'Cuda compilation tools, release {0}, V{0}.88'"
-    machine.command("/usr/local/cuda/bin/nvcc", said.format("12.9"))
+    made_up.command("/usr/local/cuda/bin/nvcc", said.format("12.9"))
     asked = Settings(cuda_toolkit="host")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    assert machine.gather(asked).nvcc == Nvcc(Path("/usr/local/cuda"), (12, 9))
-    machine.command("/usr/bin/nvcc", said.format("13.1"))
-    assert machine.gather(asked).nvcc == Nvcc(Path("/usr"), (13, 1))
-    machine.command("/opt/cuda/bin/nvcc", said.format("13.0"))
+    assert made_up.gather(asked).nvcc == Nvcc(Path("/usr/local/cuda"), (12, 9))
+    made_up.command("/usr/bin/nvcc", said.format("13.1"))
+    assert made_up.gather(asked).nvcc == Nvcc(Path("/usr"), (13, 1))
+    made_up.command("/opt/cuda/bin/nvcc", said.format("13.0"))
     monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
-    assert machine.gather(asked).nvcc == Nvcc(Path("/opt/cuda"), (13, 0))
-    machine.command("/opt/cuda/bin/nvcc", "exit 1")
-    assert machine.gather(asked).nvcc == Nvcc(Path("/usr"), (13, 1)), "one that does not run is none"
-    assert machine.gather(Settings()).nvcc is None
+    assert made_up.gather(asked).nvcc == Nvcc(Path("/opt/cuda"), (13, 0))
+    made_up.command("/opt/cuda/bin/nvcc", "exit 1")
+    assert made_up.gather(asked).nvcc == Nvcc(Path("/usr"), (13, 1)), "one that does not run is none"
+    assert made_up.gather(Settings()).nvcc is None
 
 
 def test_the_version_of_the_host_compiler_is_known(tmp_path: Path) -> None:
-    machine = Machine(tmp_path / "root")
-    machine.command("/usr/bin/g++", "echo 14.2.0")
-    assert machine.gather(Settings(cuda_toolkit="wheels")).cxx_version == 14
-    machine.command("/usr/bin/g++", "echo 15")
-    assert machine.gather(Settings(cuda_toolkit="wheels")).cxx_version == 15
+    made_up = MadeUp(tmp_path / "root")
+    made_up.command("/usr/bin/g++", "echo 14.2.0")
+    assert made_up.gather(Settings(cuda_toolkit="wheels")).cxx_version == 14
+    made_up.command("/usr/bin/g++", "echo 15")
+    assert made_up.gather(Settings(cuda_toolkit="wheels")).cxx_version == 15
 
 
 # Kernels and state
@@ -282,8 +282,8 @@ def test_flags_of_the_toolkit_stand_before_the_users_own() -> None:
 
 
 def test_facts_ask_no_compiler_that_nobody_wants(tmp_path: Path) -> None:
-    machine = Machine(tmp_path / "root")
-    machine.command("/usr/bin/g++", "echo 14.2.0")
-    assert machine.gather(Settings(cuda_toolkit="none")).cxx_version == 0
-    assert machine.gather(Settings()).cxx_version == 14, "who leaves it to us gets one where it pays"
-    assert facts.gather(Host(machine.root), Settings(), LAYOUT).nvcc is None
+    made_up = MadeUp(tmp_path / "root")
+    made_up.command("/usr/bin/g++", "echo 14.2.0")
+    assert made_up.gather(Settings(cuda_toolkit="none")).cxx_version == 0
+    assert made_up.gather(Settings()).cxx_version == 14, "who leaves it to us gets one where it pays"
+    assert facts.gather(Host(made_up.root), Settings(), LAYOUT).nvcc is None
