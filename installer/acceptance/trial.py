@@ -25,7 +25,8 @@ from installer.diagnosis.finding import FAULT
 from installer.diagnosis.said import translated
 from installer.families.known import refusal_in
 from installer.flow import deploy, fit, prove, steps, transaction
-from installer.flow.resolve import Request, Resolved, resolve
+from installer.flow.request import Request
+from installer.flow.resolve import Resolved, resolve
 from installer.forms.venv import python_of
 from installer.spec import keys
 from installer.spec.settings import Settings, load_settings

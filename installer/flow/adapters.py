@@ -14,6 +14,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow.local import check_local
+from installer.flow.request import Request
 from installer.model.model_about import About
 from installer.model.selection import ADAPTER, ADAPTER_WEIGHTS, is_adapter
 from installer.runtime.vllm_text import one_line
@@ -28,18 +29,16 @@ from installer.weights.about import of_model
 LARGEST_RANK = 512  # that vLLM has room for
 
 
-def resolve(
-    settings: Settings, state: State, host: Host, layout: Layout, report: Report, caches: Sequence[Elsewhere] = (),
-    bundle: Bundle | None = None, *, new_commit: bool,
-) -> tuple[Adapter, ...]:  # fmt: skip
+def resolve(request: Request, settings: Settings, state: State, host: Host, report: Report) -> tuple[Adapter, ...]:
     _check_names(settings)
-    before = {} if new_commit or not state.proved else {each.model.id: each.model for each in state.proved.adapters}
-    wanted = [settings.of_adapter(given) for given in settings.lora]
+    proved = () if request.new_commit or not state.proved else state.proved.adapters
+    before = {each.model.id: each.model for each in proved}
+    layout, bundle = Layout(settings.service), request.bundle
     return tuple(
         _carried(each, carrier, host, layout)
         if bundle and (carrier := bundle.of_adapter(each.model_id))
-        else _adapter(each, before.get(each.model_id), caches, host, layout, report)
-        for each in wanted
+        else _adapter(each, before.get(each.model_id), request.caches, host, layout, report)
+        for each in map(settings.of_adapter, settings.lora)
     )
 
 

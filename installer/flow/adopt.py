@@ -14,7 +14,7 @@ from installer.base.changes import Change, Write
 from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
-from installer.flow.resolve import KeyChoice, Request
+from installer.flow.request import KeyChoice, Request
 from installer.spec.former import Former
 from installer.spec.settings import FIELDS, RESERVED, SERVICE_NAME, to_text
 from installer.units.systemd import unit_properties

@@ -18,7 +18,8 @@ from installer.base.report import Report
 from installer.checks import preflight
 from installer.flow import fit, ownership, prove, receipt, staged, steps, watched
 from installer.flow.converge import Convergence, Judge, not_half_adopted, recorded, settled, with_probe_key
-from installer.flow.resolve import Request, Resolved, resolve
+from installer.flow.request import Request
+from installer.flow.resolve import Resolved, resolve
 from installer.flow.staged import Staged
 from installer.flow.transaction import apply, changing
 from installer.flow.wanted import Wanted

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from installer.airgap import bundled
-from installer.airgap.bundle_file import Bundle
 from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
 from installer.base.language import tr
@@ -21,6 +20,7 @@ from installer.checks.tenants import ports_of_replicas, visible, visible_devices
 from installer.families.known import family_of
 from installer.flow import adapters, advice
 from installer.flow.local import check_local
+from installer.flow.request import KeyChoice, Request
 from installer.flow.wanted import Wanted
 from installer.forms.podman import images
 from installer.forms.venv import engines, toolkit
@@ -30,9 +30,7 @@ from installer.model.model_config import Config
 from installer.spec import keys
 from installer.spec.engine import Engine
 from installer.spec.facts import Facts, Gpu, Interpreter, Process
-from installer.spec.former import Former
 from installer.spec.model import Model
-from installer.spec.offer import Elsewhere
 from installer.spec.profile import Profile
 from installer.spec.settings import FIELDS, PODMAN, Settings
 from installer.spec.state import State
@@ -49,34 +47,6 @@ from installer.weights.about import of_model
 
 OF_GATEWAY = ("replicas", "tls", "tls_cert", "fallback_url", "gateway_hosts")  # settings for which it is needed
 USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
-
-
-@dataclass(frozen=True)
-class KeyChoice:
-    """How the user wants the service's key handled; the default keeps the one there is or makes one."""
-
-    given: str | None = None
-    plain: bool = False
-    further: tuple[str, ...] = ()  # keys that are to work beside it
-    held: tuple[keys.Key, ...] = ()  # keys known by their digests, of a unit that is adopted again
-
-
-@dataclass(frozen=True)
-class Request:
-    """One change that a user asks for."""
-
-    verb: str
-    settings: Settings
-    keys: KeyChoice = KeyChoice()
-    discard_edits: bool = False
-    new_commit: bool = False  # look for a newer one even where the model's name and revision stay the same
-    new_packages: bool = False  # those that are offered even where an engine of the same version is here
-    resolve: bool = False  # of these the newest, and not those of a tested lock
-    bundle: Bundle | None = None  # engine and model come from here; its settings are among the settings
-    former: Former | None = None  # the unit whose place the service is to take
-    environment: tuple[tuple[str, str], ...] = ()  # variables that come along with it
-    caches: tuple[Elsewhere, ...] = ()  # of the hub's, that the service used before it was ours; or of other hosts
-    soak: int | None = None  # seconds for which it is watched after its proof
 
 
 @dataclass(frozen=True)
@@ -129,9 +99,7 @@ def resolve(
         adapters.check_is_model(about, model)
         profile = _profile(settings, model, kind, seen, about, report)
     report.note(profile.describe())
-    beside = adapters.resolve(
-        settings, state, host, layout, report, request.caches, request.bundle, new_commit=request.new_commit
-    )
+    beside = adapters.resolve(request, settings, state, host, report)
     engine = _engine(request, settings, kind, interpreter, state, host, report)
     held, probe, new_key = _keys(host, layout, state, request.keys, make=for_real)
     config = partial(_config, about, look_at_model)

@@ -45,7 +45,7 @@ from installer.verbs.over import OverHosts, show_staged, stage_option, with_offe
 if TYPE_CHECKING:
     from installer.acceptance.bench_judge import BenchJudge
     from installer.base.host import Host
-    from installer.flow.resolve import Request
+    from installer.flow.request import Request
 
 MARGIN = 10.0  # percent
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
@@ -299,7 +299,7 @@ def _settle(service: str, verb: str, *, quiet: bool) -> None:
 
 def _request(service: str, verb: str, flags: dict[str, str], *, discard_edits: bool = False) -> Request:
     from installer.base.host import Host
-    from installer.flow.resolve import Request
+    from installer.flow.request import Request
     from installer.spec import settings_file
 
     path = Layout(check_service(service)).settings_file

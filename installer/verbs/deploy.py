@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
     from installer.base.host import Host
     from installer.base.report import Report
-    from installer.flow.resolve import Request
+    from installer.flow.request import Request
 
 
 def _network(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
@@ -175,7 +175,7 @@ def plan(service: str, as_json: bool, **options: object) -> None:
 
 
 def _request(verb: str, settings: Settings, options: Mapping[str, object], bundle: Bundle | None) -> Request:
-    from installer.flow.resolve import Request
+    from installer.flow.request import Request
 
     return Request(
         verb,

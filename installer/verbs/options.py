@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle
     from installer.base.changes import Change
     from installer.base.host import Host
-    from installer.flow.resolve import KeyChoice
+    from installer.flow.request import KeyChoice
 
 SHORTEST_SOAK, LONGEST_SOAK = 10, 14 * 86400
 F = TypeVar("F", bound=Callable[..., object])
@@ -318,7 +318,7 @@ def check_flags_only(words: Sequence[str]) -> None:
 
 
 def key_choice(options: Mapping[str, object]) -> KeyChoice:
-    from installer.flow.resolve import KeyChoice
+    from installer.flow.request import KeyChoice
     from installer.spec import keys
 
     source = options["api_key_file"]

@@ -23,7 +23,7 @@ from installer.verbs.output import as_plain, print_json
 if TYPE_CHECKING:
     from installer.base.host import Host
     from installer.base.report import Report
-    from installer.flow.resolve import Request
+    from installer.flow.request import Request
     from installer.group.job import Job
     from installer.group.member import Look
     from installer.group.reach import Team

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from installer.families.sglang.serve import check_words
 from installer.families.vllm.serve import serve_arguments
 from installer.flow import adapters, steps
 from installer.flow.adapters import check_is_model
+from installer.flow.request import Request
 from installer.model.model_about import read_directory
 from installer.runtime import vllm_flags
 from installer.spec.settings import FIELDS, Settings
@@ -39,8 +41,9 @@ def chosen(lora: str, **what: object) -> Settings:
     return dataclasses.replace(Settings("llm", model="builtin:tiny"), lora=FIELDS["lora"].parse(lora), **what)
 
 
-def found(settings: Settings, host: Host, state: State | None = None) -> tuple[Adapter, ...]:
-    return adapters.resolve(settings, state or State("llm"), host, LAYOUT, Report(), new_commit=False)
+def found(settings: Settings, host: Host, state: State | None = None, **more: Any) -> tuple[Adapter, ...]:
+    request = Request("deploy", settings, **more)
+    return adapters.resolve(request, settings, state or State("llm"), host, Report())
 
 
 def test_an_adapter_in_a_directory_is_served_from_there_with_room_for_the_largest_rank(host: Host) -> None:
@@ -78,7 +81,7 @@ def test_a_hub_s_adapter_is_fetched_verified_and_stays_at_its_commit(server: Hub
     assert again.model.commit == commit
     (other,) = found(chosen(f"a={REPO}@main", hf_endpoint=server.url), host, before)
     assert (other.rank, other.model.commit == commit) == (8, False), "who names another revision gets that"
-    (newer,) = adapters.resolve(settings, before, host, LAYOUT, Report(), new_commit=True)
+    (newer,) = found(settings, host, before, new_commit=True)
     assert (newer.rank, newer.model.commit == commit) == (8, False)
     (pinned,) = found(chosen(f"a={REPO}@{commit}", hf_endpoint=server.url), host)
     assert pinned.model.commit == commit
@@ -87,7 +90,7 @@ def test_a_hub_s_adapter_is_fetched_verified_and_stays_at_its_commit(server: Hub
 def test_an_adapter_of_a_bundle_comes_from_there_and_no_hub_is_asked(host: Host, tmp_path: Path) -> None:
     bundle = open_bundle(write_bundle(tmp_path / "b", bundle_with(adapter.files(rank=8)), adapters=("sql",)))
     settings = chosen("sql=Org/sql", offline=True)
-    (one,) = adapters.resolve(settings, State("llm"), host, LAYOUT, Report(), bundle=bundle, new_commit=False)
+    (one,) = found(settings, host, bundle=bundle)
     assert (one.rank, one.model.id, one.model.repo) == (8, "sql", "Org/sql")
     made = dataclasses.replace(wanted(settings, kind="cpu"), target=target(settings, kind="cpu"), bundle=bundle)
     made = dataclasses.replace(made, target=dataclasses.replace(made.target, adapters=(one,)))
@@ -98,7 +101,7 @@ def test_an_adapter_of_a_bundle_comes_from_there_and_no_hub_is_asked(host: Host,
 
     other = open_bundle(write_bundle(tmp_path / "c", bundle_with(checkpoint()), adapters=("sql",)))
     with pytest.raises(InstallError, match="Org/sql is no LoRA adapter"):
-        adapters.resolve(settings, State("llm"), host, LAYOUT, Report(), bundle=other, new_commit=False)
+        found(settings, host, bundle=other)
 
 
 def bundle_with(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from installer.base.changes import Remove, Write
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.flow import adopt
-from installer.flow.resolve import KeyChoice
+from installer.flow.request import KeyChoice
 from installer.spec.former import Former
 from installer.spec.keys import Key, digest
 

@@ -19,7 +19,8 @@ from installer.base.report import Report
 from installer.checks import facts
 from installer.flow import deploy, fit, prove, remove, rotate
 from installer.flow.prove import NotProved
-from installer.flow.resolve import KeyChoice, Request, resolve
+from installer.flow.request import KeyChoice, Request
+from installer.flow.resolve import resolve
 from installer.flow.transaction import changing
 from installer.flow.wanted import Wanted
 from installer.forms.podman.images import STORAGE, BringImage

@@ -11,7 +11,8 @@ import pytest
 from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
 from installer.base.layout import Layout
-from installer.flow.resolve import KeyChoice, Request, _check_form, _check_senses, _known_profile, _without
+from installer.flow.request import KeyChoice, Request
+from installer.flow.resolve import _check_form, _check_senses, _known_profile, _without
 from installer.spec.facts import Process
 from installer.spec.model import Model, ModelFile
 from installer.spec.settings import Settings

@@ -27,7 +27,8 @@ from installer.families.sglang.family import SGLANG
 from installer.families.vllm import imports, packages
 from installer.families.vllm.family import VLLM
 from installer.families.vllm.packages import PACKAGES
-from installer.flow.resolve import Request, _engine
+from installer.flow.request import Request
+from installer.flow.resolve import _engine
 from installer.forms.venv import engines, soundness
 from installer.forms.venv.engines import InstallEngine
 from installer.forms.venv.pipconf import Sources, read_sources

@@ -17,7 +17,7 @@ from installer.base.errors import Exit, InstallError
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.flow import needs
-from installer.flow.resolve import Request
+from installer.flow.request import Request
 from installer.group import change, copies
 from installer.group.copies import Copy
 from installer.group.job import Job

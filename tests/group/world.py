@@ -14,7 +14,7 @@ from installer.base.errors import InstallError
 from installer.base.host import Host
 from installer.base.report import Report
 from installer.flow import deploy, needs, rotate
-from installer.flow.resolve import KeyChoice, Request
+from installer.flow.request import KeyChoice, Request
 from installer.flow.wanted import Wanted
 from installer.group import change, facts
 from installer.group.job import Job
