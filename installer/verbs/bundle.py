@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ from installer.verbs.options import (
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
-    from installer.airgap.bundle_format import Manifest
+    from installer.airgap.bundle_format import EnginePart, Manifest, Member, ModelPart
+    from installer.spec.model import ModelFile
 
 # What decides what is in a bundle; how it is served is the other host's choice.
 CONTENTS = (
@@ -155,56 +157,50 @@ def _about(manifest: Manifest, digest: str) -> dict[str, object]:
 
 
 def _lines(manifest: Manifest, digest: str) -> list[str]:
-    from installer.airgap.bundle_format import IMAGE, TOOL, WHEELS
-    from installer.families.known import family_named
+    from installer.airgap.bundle_format import TOOL
 
-    engine, model = manifest.engine, manifest.model
-    wheels = manifest.below(WHEELS)
-    weights = sum(file.size for file in model.files)
-    release = f"{family_named(engine.family).title} {engine.vllm_version} ({engine.kind})"
-    packages = {"wheels": len(wheels), "size": size(sum(wheel.size for wheel in wheels))}
     tool = f"vllm-install {manifest.tool}"
     rows = (
-        (
-            tr("engine"),
-            tr("{engine}, as an image, {size}", engine=release, size=size(sum(m.size for m in manifest.below(IMAGE))))
-            if engine.image
-            else tr("{engine}, {wheels} wheel, {size}", engine=release, **packages)
-            if len(wheels) == 1
-            else tr("{engine}, {wheels} wheels, {size}", engine=release, **packages),
-        ),
-        (
-            tr("for"),
-            tr("{arch}, podman", arch=engine.arch)
-            if engine.image
-            else tr(
-                "{arch}, Python {python}, glibc {glibc} or newer",
-                arch=engine.arch,
-                python=engine.python,
-                glibc=".".join(map(str, engine.glibc)),
-            ),
-        ),
-        (
-            tr("model"),
-            tr("{model} at {commit}, {size}", model=model.name, commit=model.commit, size=size(weights))
-            if model.commit
-            else tr("{model}, made on the spot", model=model.name),
-        ),
-        *(
-            (
-                tr("adapter"),
-                tr(
-                    "{model} at {commit}, {size}",
-                    model=each.setting,
-                    commit=each.model.commit,
-                    size=size(sum(file.size for file in each.model.files)),
-                ),
-            )
-            for each in manifest.adapters
-        ),
+        (tr("engine"), _engine(manifest)),
+        (tr("for"), _host(manifest.engine)),
+        (tr("model"), _model(manifest.model)),
+        *((tr("adapter"), _at_commit(each.setting, each.model)) for each in manifest.adapters),
         (tr("tool"), tool if manifest.below(TOOL) else tr("{tool}, not in the bundle", tool=tool)),
         (tr("signed"), tr("yes") if manifest.signed else tr("no")),
-        (tr("holds"), size(sum(member.size for member in manifest.members))),
+        (tr("holds"), _size(manifest.members)),
         ("sha256", tr("{digest} (of its manifest, for --bundle-sha256)", digest=digest)),
     )
     return [pad(label, LABEL) + text for label, text in rows]
+
+
+def _engine(manifest: Manifest) -> str:
+    from installer.airgap.bundle_format import IMAGE, WHEELS
+    from installer.families.known import family_named
+
+    engine = manifest.engine
+    release = f"{family_named(engine.family).title} {engine.vllm_version} ({engine.kind})"
+    if engine.image:
+        return tr("{engine}, as an image, {size}", engine=release, size=_size(manifest.below(IMAGE)))
+    wheels = manifest.below(WHEELS)
+    if len(wheels) == 1:
+        return tr("{engine}, {wheels} wheel, {size}", engine=release, wheels=1, size=_size(wheels))
+    return tr("{engine}, {wheels} wheels, {size}", engine=release, wheels=len(wheels), size=_size(wheels))
+
+
+def _host(engine: EnginePart) -> str:
+    if engine.image:
+        return tr("{arch}, podman", arch=engine.arch)
+    glibc = ".".join(map(str, engine.glibc))
+    return tr("{arch}, Python {python}, glibc {glibc} or newer", arch=engine.arch, python=engine.python, glibc=glibc)
+
+
+def _model(model: ModelPart) -> str:
+    return _at_commit(model.name, model) if model.commit else tr("{model}, made on the spot", model=model.name)
+
+
+def _at_commit(name: str, model: ModelPart) -> str:
+    return tr("{model} at {commit}, {size}", model=name, commit=model.commit, size=_size(model.files))
+
+
+def _size(files: Iterable[Member | ModelFile]) -> str:
+    return size(sum(file.size for file in files))
