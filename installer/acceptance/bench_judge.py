@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from installer.acceptance import bench
-from installer.acceptance.bench import Wishes
+from installer.acceptance import bench, bench_subject
+from installer.acceptance.bench_subject import Wishes
 from installer.acceptance.compared import change, pairs, slower
 from installer.acceptance.measured import Measured
 from installer.base.host import Host
@@ -63,7 +63,7 @@ class BenchJudge:
         )  # fmt: skip
 
     def _measured(self, wishes: Wishes, target: Target | None = None) -> Measured:
-        what = bench.of_service(self.service, None, self.host, self.report, target)
+        what = bench_subject.of_service(self.service, None, self.host, self.report, target)
         found = bench.run(what, wishes, self.host, self.report, is_whole=True)
         if found.ended == "failed":
             raise NotProved(found.why_ended, what.subject.look)

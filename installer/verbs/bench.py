@@ -18,7 +18,7 @@ from installer.verbs.output import as_plain, print_json, write_out
 from installer.verbs.use import TRIAL_OPTIONS, trial_options
 
 if TYPE_CHECKING:
-    from installer.acceptance.bench import Wishes
+    from installer.acceptance.bench_subject import Wishes
     from installer.acceptance.measured import Measured
     from installer.base.host import Host
 
@@ -59,7 +59,7 @@ def bench(
     context.obj = check_service(service)
     if context.invoked_subcommand:
         return
-    from installer.acceptance.bench import Wishes
+    from installer.acceptance.bench_subject import Wishes
     from installer.base.host import Host
 
     host, report = Host(), choose(quiet=quiet or as_json)
@@ -96,20 +96,20 @@ def bench(
 
 def _of_service(service: str, key_file: TextIO | None, wishes: Wishes, host: Host, report: Report) -> Measured:
     from installer.acceptance import bench as running
-    from installer.acceptance import subject
+    from installer.acceptance import bench_subject, subject
 
     key = subject.check_key(key_file.read()) if key_file else None
-    return running.run(running.of_service(service, key, host, report), wishes, host, report)
+    return running.run(bench_subject.of_service(service, key, host, report), wishes, host, report)
 
 
 def _of_trial(flags: dict[str, str], wishes: Wishes, host: Host, report: Report) -> Measured:
     from installer.acceptance import bench as running
-    from installer.acceptance import trial
+    from installer.acceptance import bench_subject, trial
 
     settings = trial.settings_of(flags)
-    running.check_family(settings)
+    bench_subject.check_family(settings)
     with trial.server(settings, host, report) as server:
-        return running.run(running.of_trial(server), wishes, host, report)
+        return running.run(bench_subject.of_trial(server), wishes, host, report)
 
 
 def _check_root() -> None:

@@ -177,8 +177,8 @@ def _judge(
         if margin is not None or concurrency is not None:
             raise UsageError(tr("--margin and --concurrency are for --bench"), "vllm-install upgrade --bench")
         return None
-    from installer.acceptance.bench import Wishes
     from installer.acceptance.bench_judge import BenchJudge
+    from installer.acceptance.bench_subject import Wishes
     from installer.base.host import Host
     from installer.verbs.bench import numbers
 

@@ -20,6 +20,7 @@ from installer.acceptance import bench, bench_shown, compared, measured
 from installer.acceptance.apitest import Subject
 from installer.acceptance.bench_advice import advice, knee
 from installer.acceptance.bench_picture import decades, draw, linear, short
+from installer.acceptance.bench_subject import Bench, Wishes, check_family
 from installer.acceptance.measured import Latency, Load, Machine, Measured, Served, Step, of_text, step_of, to_text
 from installer.base.assets import RUNTIME
 from installer.base.errors import Interrupted, Refused, UsageError
@@ -118,23 +119,23 @@ def test_what_was_measured_outlives_an_interruption(
 
     monkeypatch.setattr(bench, "begin", lambda *_: result(ended=""))
     monkeypatch.setattr(bench, "climb", climb)
-    what = bench.Bench(Subject(Api("::1", 8000, None, 1), "m", 1024, ""), Target(Settings(), *[None] * 3), "", ())  # type: ignore[arg-type]
+    what = Bench(Subject(Api("::1", 8000, None, 1), "m", 1024, ""), Target(Settings(), *[None] * 3), "", ())  # type: ignore[arg-type]
     if not measured_before:
         with pytest.raises(Interrupted):
-            bench.run(what, bench.Wishes(), host, Report())
+            bench.run(what, Wishes(), host, Report())
         assert measured.names(LAYOUT, host) == []
         return
     with pytest.raises(Interrupted):  # a part is of no use to who judges a change by it
-        bench.run(what, bench.Wishes(), host, Report(), is_whole=True)
-    found = bench.run(what, bench.Wishes(), host, Report())
+        bench.run(what, Wishes(), host, Report(), is_whole=True)
+    found = bench.run(what, Wishes(), host, Report())
     assert found == result(*GROWING.steps[:2], ended="interrupted") == measured.latest(LAYOUT, host)
     assert "it was interrupted" in found.why_ended
 
 
 def test_an_engine_without_a_bench_is_refused_by_its_name() -> None:
     with pytest.raises(Refused, match="bench does not know how to ask SGLang's own"):
-        bench.check_family(replace(Settings(), engine_family="sglang"))
-    bench.check_family(Settings())
+        check_family(replace(Settings(), engine_family="sglang"))
+    check_family(Settings())
 
 
 # What it speaks for

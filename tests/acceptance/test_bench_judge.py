@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from installer.acceptance import bench_judge
-from installer.acceptance.bench import Bench, Wishes
 from installer.acceptance.bench_judge import BenchJudge
+from installer.acceptance.bench_subject import Bench, Wishes
 from installer.acceptance.measured import Measured
 from installer.base.host import Host
 from installer.base.report import Report
@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Wishes]:
     class Subject:
         look = "vllm-install logs"
 
-    monkeypatch.setattr(bench_judge.bench, "of_service", lambda *_: replace(EMPTY, subject=Subject()))
+    monkeypatch.setattr(bench_judge.bench_subject, "of_service", lambda *_: replace(EMPTY, subject=Subject()))
     monkeypatch.setattr(bench_judge.bench, "run", run)
     return seen
 
