@@ -29,7 +29,8 @@ from installer.flow.request import Request
 from installer.flow.resolve import Resolved, resolve
 from installer.forms.venv import python_of
 from installer.spec import keys
-from installer.spec.settings import Settings, load_settings
+from installer.spec.asked import load_settings
+from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.target import Target
 from installer.units import render

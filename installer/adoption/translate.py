@@ -21,7 +21,8 @@ from installer.runtime import vllm_flags
 from installer.runtime.vllm_flags import NO_TLS, TLS_FLAGS, Flag, opposite
 from installer.runtime.vllm_text import one_line
 from installer.spec import keys
-from installer.spec.settings import FIELDS, Settings, load_settings, to_text
+from installer.spec.asked import load_settings
+from installer.spec.settings import FIELDS, Settings, to_text
 from installer.spec.vendors import VARIABLES, is_uuid
 from installer.units.render import HIDDEN, HOMES
 

@@ -12,7 +12,8 @@ from installer.diagnosis.finding import NOTE, Finding
 from installer.diagnosis.scene import Scene
 from installer.runtime.vllm_text import one_line
 from installer.spec import guessing, keys, settings_file
-from installer.spec.settings import FIELDS, load_settings
+from installer.spec.asked import load_settings
+from installer.spec.settings import FIELDS
 from installer.units import keyring
 
 SOON = timedelta(days=7)

@@ -17,10 +17,11 @@ from installer.checks.tenants import with_tenants
 from installer.runtime.vllm_group import WAITING
 from installer.runtime.vllm_member import BROKEN, ENDED, STARTING
 from installer.spec import settings_file
+from installer.spec.asked import load_settings
 from installer.spec.facts import Facts
 from installer.spec.problem import Problem
 from installer.spec.records import load_state, managed, readable_state
-from installer.spec.settings import Settings, load_settings
+from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.units import haproxy, journal
 from installer.units.api import Api, local_address

@@ -14,7 +14,8 @@ from installer.base.errors import UsageError
 from installer.base.language import tr
 from installer.base.templates import template
 from installer.runtime.vllm_text import without_password
-from installer.spec.settings import FIELDS, NAMES, Settings, load_settings, to_text
+from installer.spec.asked import load_settings
+from installer.spec.settings import FIELDS, NAMES, Settings, to_text
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 _ASSIGNMENT = re.compile(

@@ -11,7 +11,8 @@ from installer.base.errors import Exit
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose
-from installer.spec.settings import assigned, check_service
+from installer.spec.asked import assigned
+from installer.spec.settings import check_service
 from installer.verbs.options import agree, json_option, new_service_option, quiet_option, service_word, yes_option
 from installer.verbs.output import print_changes, print_deployed, print_json
 

@@ -12,7 +12,8 @@ from installer.base.errors import Exit, Refused, UsageError
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report, choose
-from installer.spec.settings import check_service, check_typed
+from installer.spec.asked import check_typed
+from installer.spec.settings import check_service
 from installer.verbs.options import Percent, ServiceGroup, json_option, quiet_option, service_option
 from installer.verbs.output import as_plain, print_json, write_out
 from installer.verbs.use import TRIAL_OPTIONS, trial_options

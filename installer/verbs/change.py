@@ -11,17 +11,8 @@ from installer.base.errors import Refused, UsageError
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose
-from installer.spec.settings import (
-    FIELDS,
-    SET_CONTEXT,
-    Settings,
-    assigned,
-    check_service,
-    check_typed,
-    load_settings,
-    named,
-    to_text,
-)
+from installer.spec.asked import SET_CONTEXT, assigned, check_typed, load_settings
+from installer.spec.settings import FIELDS, Settings, check_service, named, to_text
 from installer.spec.values import BUILTIN, version_key
 from installer.verbs.options import (
     Percent,

@@ -13,7 +13,8 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose, console
 from installer.base.sizes import GIB
-from installer.spec.settings import Settings, check_service, load_settings, to_text
+from installer.spec.asked import load_settings
+from installer.spec.settings import Settings, check_service, to_text
 from installer.verbs.options import json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 

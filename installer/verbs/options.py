@@ -17,7 +17,8 @@ from installer.base.language import mark, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.spec import values
-from installer.spec.settings import FIELDS, Settings, brief_help, check_service, load_settings, to_text
+from installer.spec.asked import load_settings
+from installer.spec.settings import FIELDS, Settings, brief_help, check_service, to_text
 
 if TYPE_CHECKING:
     from installer.airgap.bundle_file import Bundle

@@ -11,7 +11,8 @@ import click
 from installer.base.errors import Exit, Interrupted, UsageError
 from installer.base.language import tr
 from installer.base.report import Report, choose
-from installer.spec.settings import check_service, check_typed, to_text
+from installer.spec.asked import check_typed
+from installer.spec.settings import check_service, to_text
 from installer.verbs.options import (
     complete_service,
     json_option,

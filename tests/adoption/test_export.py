@@ -29,11 +29,12 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.families.vllm.serve import memory_share
 from installer.flow import adopt
+from installer.spec.asked import load_settings
 from installer.spec.keys import Key, digest
 from installer.spec.model import Model
 from installer.spec.record import to_record
 from installer.spec.records import save_state
-from installer.spec.settings import FIELDS, Settings, load_settings
+from installer.spec.settings import FIELDS, Settings
 from installer.spec.state import State
 from installer.spec.target import LOOPBACK, Placed, Target
 from installer.spec.values import AUTO, BUILTIN

@@ -13,8 +13,9 @@ from installer.families.sglang.parsers import NO_TOOLS, REASONING, TOOLS, in_own
 from installer.model import profiles
 from installer.runtime import vllm_flags
 from installer.runtime.vllm_words import SGLANG
+from installer.spec.asked import load_settings
 from installer.spec.profile import Profile
-from installer.spec.settings import OWNED_OF_SGLANG, Settings, load_settings
+from installer.spec.settings import OWNED_OF_SGLANG, Settings
 from installer.spec.target import Target
 from tests.kit.targets import target
 

@@ -21,9 +21,10 @@ from installer.group.job import Job
 from installer.group.member import Member, Ran
 from installer.group.reach import Lost, Team
 from installer.spec import keys
+from installer.spec.asked import assigned, load_settings
 from installer.spec.group import Group, Peer, load_group
 from installer.spec.records import load_state
-from installer.spec.settings import Settings, assigned, load_settings
+from installer.spec.settings import Settings
 from installer.spec.values import REPLICAS
 from tests.flow.test_transaction import LAYOUT
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from installer.base.errors import UsageError
-from installer.spec.settings import FIELDS, Settings, load_settings
+from installer.spec.asked import load_settings
+from installer.spec.settings import FIELDS, Settings
 
 # Characters that mean something to a shell, a dotenv file or systemd come up often; line breaks and controls too.
 CHARACTERS = st.one_of(

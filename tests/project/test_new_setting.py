@@ -42,13 +42,13 @@ from installer.base.host import Host
 from installer.cli import cli
 from installer.families.vllm.serve import serve_arguments
 from installer.flow import fit
-from installer.spec import settings_file
+from installer.spec import asked, settings_file
 from scripts.reference import reference
 from tests.kit.targets import target
 
-one = settings.load_settings("x", {{}}, {{"MAX_REQUESTS": "8"}}, {{}})
+one = asked.load_settings("x", {{}}, {{"MAX_REQUESTS": "8"}}, {{}})
 try:
-    settings.load_settings("x", {{}}, {{}}, {{"vllm_args": "--max-num-seq 9"}})
+    asked.load_settings("x", {{}}, {{}}, {{"vllm_args": "--max-num-seq 9"}})
 except UsageError as error:
     refused = error.message
 json.dump({{
@@ -59,7 +59,7 @@ json.dump({{
     "refused": refused,
     "adopted": [translate(Old(("org/model", *words)), "x", {{}}, {{}}, Host(), new_key=False).settings.max_num_seqs
                 for words in (("--max-num-seqs", "5"), ())],
-    "typed": settings.assigned(["max-num-seqs=3"]),
+    "typed": asked.assigned(["max-num-seqs=3"]),
     "memory": fit._rest(target(one)) == fit._rest(target(settings.Settings())),
 }}, sys.stdout)
 """

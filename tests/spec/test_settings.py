@@ -1,4 +1,4 @@
-"""Settings: every value is understood or refused in words, from each of its sources alike."""
+"""The table of settings: every value is understood or refused in words."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 
 from installer.base.errors import Exit, UsageError
 from installer.spec import values
-from installer.spec.settings import (
-    FIELDS,
-    NAMES,
-    Settings,
-    assigned,
-    check_service,
-    load_settings,
-    of_text,
-    owned_flags,
-    to_text,
-)
+from installer.spec.asked import assigned, load_settings
+from installer.spec.settings import FIELDS, NAMES, Settings, check_service, of_text, owned_flags, to_text
 from tests.kit.samples import UNGUARDED, any_settings
 
 
@@ -35,7 +26,7 @@ def refusal(**flags: str) -> UsageError:
     return caught.value
 
 
-# Where values come from
+# By default, and by their names
 
 
 def test_the_defaults_are_those_of_the_systems_it_replaces() -> None:
@@ -46,14 +37,6 @@ def test_the_defaults_are_those_of_the_systems_it_replaces() -> None:
     assert settings.gpu_memory_utilization == 0.95
     assert settings.tensor_parallel_size == 1
     assert settings.port == 8000
-
-
-def test_flags_win_over_environment_over_file_over_defaults() -> None:
-    file = {"PORT": "1001", "DRAIN_SECONDS": "1", "MAX_MODEL_LEN": "2048"}
-    environment = {"PORT": "1002", "DRAIN_SECONDS": "2", "PATH": "/bin"}
-    settings = load_settings("a", file, environment, {"port": "1003"})
-    assert (settings.port, settings.drain, settings.max_model_len) == (1003, 2, 2048)
-    assert settings.tensor_parallel_size == 1
 
 
 @pytest.mark.parametrize(
@@ -76,28 +59,6 @@ def test_the_old_names_are_understood(name: str, value: str, attribute: str, mea
 
 def test_no_name_stands_for_two_settings() -> None:
     assert len(NAMES) == sum(len(about.names) for about in FIELDS.values())
-
-
-def test_two_names_for_one_setting_must_agree() -> None:
-    assert load_settings("a", {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"}, {}, {}).tensor_parallel_size == 2
-    with pytest.raises(UsageError, match="TENSOR_PARALLEL_SIZE='1' and TP_SIZE='2' in the environment contradict"):
-        load_settings("a", {}, {"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "1"}, {})
-
-
-def test_an_error_names_the_value_and_where_it_stands() -> None:
-    with pytest.raises(UsageError, match=r"PORT='x' in /etc/vllm-install/\S+.env: expected a whole number"):
-        load_settings("a", {"PORT": "x"}, {}, {})
-    with pytest.raises(UsageError, match=r"PORT='x' in the environment"):
-        load_settings("a", {}, {"PORT": "x"}, {})
-    assert refusal(port="x").message.startswith("--port='x': expected")
-    for typed in ("port=x", "PORT=x", "--port=x"):
-        with pytest.raises(UsageError) as caught:
-            assigned([typed])
-        assert (
-            caught.value.message
-            == f"{typed.partition('=')[0]}='x': expected a whole number between 1 and 65535, or auto"
-        )
-        assert caught.value.hint == "for example: PORT=8000 or --port 8000"
 
 
 # What each value may be

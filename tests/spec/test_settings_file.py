@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from installer.base.errors import UsageError
-from installer.spec.settings import NAMES, Settings, load_settings
+from installer.spec.asked import load_settings
+from installer.spec.settings import NAMES, Settings
 from installer.spec.settings_file import parse, unknown, wanted
 from tests.kit.golden import golden
 from tests.kit.samples import TEXTS, any_settings

@@ -17,7 +17,8 @@ from installer.base.assets import RUNTIME
 from installer.base.errors import UsageError
 from installer.base.host import Host
 from installer.base.layout import Layout
-from installer.spec.settings import Settings, load_settings
+from installer.spec.asked import load_settings
+from installer.spec.settings import Settings
 from installer.spec.target import Replica, Target
 from installer.units.gateway import (
     certificate_files,
