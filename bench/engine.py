@@ -26,7 +26,7 @@ sys.path.insert(0, str(REPO))
 from installer.base.host import Host  # noqa: E402
 from installer.base.layout import Layout  # noqa: E402
 from installer.base.report import Report  # noqa: E402
-from installer.families.vllm import imports  # noqa: E402
+from installer.families.vllm import builds  # noqa: E402
 from installer.forms.venv import engines  # noqa: E402
 from installer.forms.venv.engines import InstallEngine  # noqa: E402
 from installer.forms.venv.uv import run_uv  # noqa: E402
@@ -141,7 +141,7 @@ def start(engine: Path) -> None:
         "HF_HUB_OFFLINE": "1",
     }
     caches.mkdir(exist_ok=True)
-    serve = [str(engine / "bin/python"), "-m", imports.ENTRY, "serve", str(PLACE / "model")]
+    serve = [str(engine / "bin/python"), "-m", builds.IMPORTS.entry, "serve", str(PLACE / "model")]
     options = ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "256"]
     with (PLACE / "serve.log").open("wb") as log:
         process = subprocess.Popen([*serve, *options], env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -35,7 +35,7 @@ from bench.engine import LAYOUT, PLACE, SETTINGS, free_port, fresh_host, resolve
 from installer.base.assets import RUNTIME  # noqa: E402
 from installer.base.host import Host  # noqa: E402
 from installer.base.report import Report  # noqa: E402
-from installer.families.vllm import imports  # noqa: E402
+from installer.families.vllm import builds  # noqa: E402
 from installer.forms.venv import engines  # noqa: E402
 from installer.forms.venv.engines import InstallEngine  # noqa: E402
 from installer.model import builtin  # noqa: E402
@@ -188,7 +188,7 @@ def measure(python: Path, rounds: int) -> dict[tuple[str, str], list[Slice]]:
     launcher = [str(python), str(RUNTIME / "vllm_launcher.py")]
     own, guarded = free_port(), free_port()
     serve = ["serve", str(MODEL), *SERVE_OPTIONS, "--port"]
-    check = [str(python), "-m", imports.ENTRY, *serve, str(own), "--api-key", KEY]
+    check = [str(python), "-m", builds.IMPORTS.entry, *serve, str(own), "--api-key", KEY]
     guard = [*launcher, "launch", *digests(1), "--", *serve, str(guarded)]
     with running(check, own):
         pass  # fills the compile caches: what vLLM compiles itself and what it finds there are not equally fast

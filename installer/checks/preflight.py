@@ -25,7 +25,7 @@ from installer.spec.facts import Disk, Facts, Interpreter
 from installer.spec.problem import Problem as Problem
 from installer.spec.settings import PODMAN, Settings
 from installer.spec.values import AUTO
-from installer.spec.vendors import AMD, NVIDIA, VENDORS
+from installer.spec.vendors import NVIDIA, VENDORS
 
 MINIMUM_SYSTEMD = 247  # LoadCredential; older ones would start the service without its keys
 MINIMUM_MEMORY = 8 * 10**9
@@ -69,7 +69,8 @@ def choose_engine(settings: Settings, facts: Facts) -> str:
         return settings.engine
     if settings.gpus != AUTO:  # a GPU that went away makes no service for the processor
         named = [gpu for word in settings.gpus if (gpu := find(word, facts.gpus))]
-        return AMD.kind if any(gpu.vendor == AMD.name for gpu in named) else NVIDIA.kind
+        makers = {gpu.vendor for gpu in named}
+        return next((vendor.kind for vendor in reversed(VENDORS) if vendor.name in makers), NVIDIA.kind)
     # A broken driver must not end in a silent and slow deploy on the processor.
     without = NVIDIA.kind if facts.nvidia_error else "cpu"
     return next((vendor.kind for vendor in VENDORS if usable_gpus(facts, vendor.kind)), without)

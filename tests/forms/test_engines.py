@@ -19,7 +19,7 @@ from installer.base.errors import CommandFailed, Exit
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.families.vllm import imports
+from installer.families.vllm import builds
 from installer.forms.venv import bytecode, engines
 from installer.forms.venv.engines import InstallEngine
 from installer.forms.venv.uv import EngineFailed, explain_uv
@@ -425,4 +425,4 @@ def test_pips_configuration_is_honoured(host: Host, tmp_path: Path) -> None:
 
 
 def test_the_entry_module_is_where_the_wheels_put_it() -> None:
-    assert ENTRY.removesuffix(".py").replace("/", ".") == imports.ENTRY
+    assert ENTRY.removesuffix(".py").replace("/", ".") == builds.IMPORTS.entry

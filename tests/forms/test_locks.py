@@ -24,7 +24,7 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.families import known, shipped
 from installer.families.sglang.family import SGLANG
-from installer.families.vllm import imports, packages
+from installer.families.vllm import builds, packages
 from installer.families.vllm.family import VLLM
 from installer.families.vllm.packages import PACKAGES
 from installer.flow.request import Request
@@ -81,7 +81,7 @@ def test_every_rule_of_resolving_has_its_reason() -> None:
     content = json.loads((DATA / "packages.json").read_text())
     assert all(len(entry["reason"]) > 40 for entries in content.values() for entry in entries)
     for entry in content["requirements"] + content["constraints"] + content["exclusions"]:
-        assert entry["kind"] in packages.PACKAGE
+        assert entry["kind"] in builds.BUILDS
         Requirement(entry["line"])
 
 
@@ -535,12 +535,12 @@ def module_files(*names: str) -> dict[str, str]:
     return {path: text for path, text in files.items() if f"{path.removesuffix('.py')}/__init__.py" not in files}
 
 
-@pytest.mark.parametrize("missing", [None, *imports.KERNELS["cuda"]])
+@pytest.mark.parametrize("missing", [None, *builds.BUILDS["cuda"].further])
 def test_an_engine_whose_kernels_cannot_be_imported_is_refused_without_a_gpu(
     host: Host, tmp_path: Path, missing: str | None
 ) -> None:
     """The first request would find it, and the start would not: that is what a clash in cuda.bindings comes to."""
-    needed = [imports.ENTRY, *imports.IMPORTS.needed["cuda"]]
+    needed = [builds.IMPORTS.entry, *builds.IMPORTS.needed["cuda"]]
     files = module_files(*(name for name in needed if not name.startswith("torch.")))
     if missing:
         path = missing.replace(".", "/")
@@ -562,7 +562,7 @@ def test_an_engine_whose_kernels_cannot_be_imported_is_refused_without_a_gpu(
 
 def test_the_size_in_the_plan_is_that_of_a_real_cuda_engine() -> None:
     """8,643,145,728 bytes by du: 0.32.0 by its lock for Python 3.11 on x86_64, with the bytecode of the check."""
-    assert abs(imports.BYTES["cuda"] / 8_643_145_728 - 1) < 0.2
+    assert abs(builds.BUILDS["cuda"].bytes / 8_643_145_728 - 1) < 0.2
     # 0.5.23 by its lock, and its kernels beside.
     assert abs(SGLANG.packages.bytes["cuda"] / (8_968_566_182 + 1_202_127_270) - 1) < 0.2
     engine = target(kind="cuda").engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from installer.families.vllm import imports
+from installer.families.vllm import builds
 from installer.forms.venv import engines
 from installer.spec.engine import versions
 from tests.kit.boot.machine import Machine
@@ -14,8 +14,8 @@ from tests.kit.boot.surroundings import REPO
 # Seen in a real `vllm serve` (of 5395 modules, the import check alone leaves 489 uncompiled): what it reaches only
 # once it builds its routes and compiles the model. The import check does not import these.
 STARTED = (
-    *imports.NEEDED,
-    imports.WORKER["cpu"],
+    *builds.NEEDED,
+    builds.BUILDS["cpu"].worker,
     "vllm.entrypoints.anthropic.api_router",
     "vllm.compilation.passes.pass_manager",
     "vllm.distributed.elastic_ep.elastic_execute",
