@@ -24,7 +24,7 @@ _FOLLOWERS = {
 }  # fmt: skip
 _ROWS = ("1234567890", "abcdefghijklmnopqrstuvwxyz", "qwertyuiop", "asdfghjkl", "zxcvbnm", "qazwsxedcrfvtgbyhnujmikolp")
 _LEET = str.maketrans("01345@$7!", "oleasasti")
-_PREFIX = re.compile(r"(?:sk|pk|api|key|token)[-_]", re.IGNORECASE)
+_PREFIX = re.compile(r"^(?:sk|pk|api|key|token)[-_]", re.IGNORECASE)
 # What manuals write where a key belongs, and what people choose first.
 _FIRST = """
 abc123 admin apikey api-key changeme default demo dummy EMPTY fake-key foo guest hello internal key letmein
@@ -41,7 +41,7 @@ def is_weak(plain: str) -> bool:
 
 def bits(plain: str) -> float:
     """What is left to guess once words, rows of keys and repetitions are known for what they are."""
-    text = _PREFIX.sub("", plain, count=1) if _PREFIX.match(plain) else plain
+    text = _PREFIX.sub("", plain)
     plain_lower = text.lower()
     words = set(_words(text))
     each = math.log2(max(2, _alphabet(text)))

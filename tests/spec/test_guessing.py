@@ -35,6 +35,17 @@ def test_what_is_said_again_is_no_harder_to_guess_than_once() -> None:
     assert guessing.bits(text + text[:3]) > guessing.bits(text + text[:4]), "three letters meet by chance"
 
 
+@pytest.mark.parametrize("row", ["123", "1234", "67890", "vwxyz", "edcb", "sdfgh"])
+def test_a_row_of_keys_is_one_piece_however_long(row: str) -> None:
+    assert guessing.bits("kQ7vXm2pZr9T" + row) == pytest.approx(guessing.bits("kQ7vXm2pZr9T") + guessing.KNOWN)
+
+
+@pytest.mark.parametrize("prefix", ["sk-", "API_", "token-"])
+def test_what_every_key_begins_with_is_not_counted_and_in_its_midst_it_is(prefix: str) -> None:
+    assert guessing.bits(f"{prefix}kQ7vXm2pZr9T") == guessing.bits("kQ7vXm2pZr9T")
+    assert guessing.bits(f"kQ7v{prefix}Xm2pZr9T") > guessing.bits("kQ7vXm2pZr9T")
+
+
 def made(kind: str, chance: random.Random) -> str:
     """What openssl, uuidgen and password managers give."""
     letters = {"hex": "0123456789abcdef", "lower": string.ascii_lowercase, "any": string.ascii_letters + string.digits}

@@ -87,7 +87,15 @@ def test_a_port_may_be_left_to_us() -> None:
 
 @pytest.mark.parametrize(
     ("text", "tokens"),
-    [("1024", 1024), ("32k", 32768), ("256K", 262144), (" 16 ", 16), ("auto", None), ("AUTO", None)],
+    [
+        ("1024", 1024),
+        ("32k", 32768),
+        ("256K", 262144),
+        (" 16 ", 16),
+        ("16384K", 1 << 24),
+        ("auto", None),
+        ("AUTO", None),
+    ],
 )
 def test_context(text: str, tokens: int | None) -> None:
     assert from_flags(max_model_len=text).max_model_len == tokens
@@ -246,6 +254,10 @@ def test_a_model_has_as_many_names_as_clients_know_it_by() -> None:
 @pytest.mark.parametrize("url", ["api.example", "https://user:secret@api.example/v1"])
 def test_an_endpoint_is_asked_for_as_one(url: str) -> None:
     assert "the base of an API without a key in it" in refusal(fallback_url=url).message
+
+
+def test_an_at_sign_in_a_path_is_no_password() -> None:
+    assert from_flags(index_url="https://mirror.example/@org/simple/").index_url == "https://mirror.example/@org/simple"
 
 
 TYPED_URLS = (
