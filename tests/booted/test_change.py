@@ -293,14 +293,14 @@ def test_a_disabled_service_stays_disabled(machine: Machine) -> None:
 
 
 def test_an_edit_by_hand_outlives_a_rotation(machine: Machine) -> None:
-    machine.at(UNIT).write_text(machine.at(UNIT).read_text().replace("RestartSec=5\n", "RestartSec=7\n# mine\n"))
+    machine.at(UNIT).write_text(machine.at(UNIT).read_text().replace("[Service]\n", "[Service]\nNice=7\n# mine\n"))
     made = cli(machine, "set-apikey").key
     assert status(machine, made) == 200
-    assert "RestartSec=7\n# mine\n" in machine.at(UNIT).read_text()
+    assert "Nice=7\n# mine\n" in machine.at(UNIT).read_text()
     for args in (("set-context", "2048"), ("set", "PORT=8001")):
         done = cli(machine, *args, code=3)
         assert f"{UNIT} was edited by hand" in done.err
-    assert "RestartSec=7\n# mine\n" in machine.at(UNIT).read_text()
+    assert "Nice=7\n# mine\n" in machine.at(UNIT).read_text()
     cli(machine, "set-context", "2048", "--discard-edits")
     assert "# mine" not in machine.at(UNIT).read_text()
     serves(machine, made)

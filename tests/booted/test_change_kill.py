@@ -218,9 +218,9 @@ def test_a_reboot_without_a_rerun_starts_a_sound_service(
 
 def test_an_edit_by_hand_outlives_a_rotation_that_was_cut_off(host: Host) -> None:
     machine, unit = host.machine, host.machine.at(UNIT)
-    ours, edit = unit.read_text(), "RestartSec=7\n# mine\n"
+    ours, edit = unit.read_text(), "Nice=7\n# mine\n"
     for point in ("done:1", "done:2"):
-        unit.write_text(ours.replace("RestartSec=5\n", edit))
+        unit.write_text(ours.replace("[Service]\n", f"[Service]\n{edit}"))
         machine.run("systemctl", "daemon-reload")
         cut(machine, point, *host.set_key())
         assert "cut off" in cli(machine, "keys", "revoke", "nobody", code=2).err

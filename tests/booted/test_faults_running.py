@@ -100,12 +100,12 @@ def test_an_interrupted_change_is_undone(machine: Machine, key: str, point: str,
 
 def test_an_edited_unit_is_shown_and_kept_until_told_otherwise(machine: Machine, key: str) -> None:
     pid, ours = main_pid(machine), machine.at(UNIT).read_text()
-    machine.at(UNIT).write_text(ours.replace("RestartSec=5", "RestartSec=1h"))
+    machine.at(UNIT).write_text(ours.replace("[Service]\n", "[Service]\nNice=7\n"))
     before = snapshot(machine.root)
     for verb in ("plan", "deploy"):
         done = cli(machine, verb, code=3)
         assert f"{UNIT} was edited by hand" in done.err
-        assert re.search(r"^ +-RestartSec=5\n +\+RestartSec=1h$", done.err, re.M), done.err
+        assert re.search(r"^ +\+Nice=7$", done.err, re.M), done.err
         assert "--discard-edits" in done.err
         assert f"systemctl edit {SERVICE}" in done.err
     assert difference(before, snapshot(machine.root)) == []

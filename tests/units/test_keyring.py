@@ -79,12 +79,12 @@ def test_a_unit_is_written_with_the_keys_of_that_moment(host: Host) -> None:
     text = render(want.target, LAYOUT)[LAYOUT.unit].text
     guest, leaked = key("guest"), key("leaked")
     host.write(LAYOUT.unit, with_keys(text, (*KEYS, leaked)))
-    planned = with_keys(text, (*KEYS, leaked)).replace("RestartSec=5", "RestartSec=7")
+    planned = with_keys(text, (*KEYS, leaked)).replace("[Service]\n", "[Service]\nNice=7\n")
     change = keyring.WriteUnit(LAYOUT.unit, planned, layout=LAYOUT, held=keyring.held_in_unit(host, LAYOUT))
     host.write(LAYOUT.unit, with_keys(text, (*KEYS, guest)))  # one was revoked and one set meanwhile
     change.apply(host, Report())
     assert set(keyring.unit_keys(host, LAYOUT)) == {*KEYS, guest}
-    assert "RestartSec=7" in (host.read(LAYOUT.unit) or "")
+    assert "Nice=7" in (host.read(LAYOUT.unit) or "")
 
 
 def test_a_key_that_somebody_wrote_with_an_equals_sign_is_one(host: Host) -> None:
@@ -99,13 +99,13 @@ def test_a_key_that_goes_while_a_change_is_still_being_planned_stays_away(host: 
     leaked = key("leaked")
     begun = wanted(keys=(*KEYS, leaked))
     text = render(begun.target, LAYOUT)[LAYOUT.unit].text
-    host.write(LAYOUT.unit, text.replace("RestartSec=5", "RestartSec=7"))
+    host.write(LAYOUT.unit, text.replace("[Service]\n", "[Service]\nNice=7\n"))
     begun = dataclasses.replace(begun, held=keyring.held_in_unit(host, LAYOUT))
     host.write(LAYOUT.unit, with_keys(host.read(LAYOUT.unit) or "", KEYS))
     (change,) = (change for change in steps.unit_files(begun, host) if isinstance(change, keyring.WriteUnit))
     change.apply(host, Report())
     assert set(keyring.unit_keys(host, LAYOUT)) == set(KEYS)
-    assert "RestartSec=5" in (host.read(LAYOUT.unit) or "")
+    assert "Nice=7" not in (host.read(LAYOUT.unit) or "")
 
 
 def test_the_unit_of_a_replica_is_written_with_the_keys_that_the_first_has_then(host: Host) -> None:
