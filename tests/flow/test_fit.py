@@ -17,6 +17,7 @@ from installer.memory.capacity import Outlook, Verdict
 from installer.memory.device import Device
 from installer.model.model_about import About
 from installer.spec.calibration import Calibration
+from installer.spec.facts import Facts
 from installer.spec.model import ModelFile
 from installer.spec.settings import Settings
 from installer.spec.state import State
@@ -106,20 +107,20 @@ ONE_B = {
 }  # fmt: skip
 
 
-def sglang(gib: int, **chosen: Any) -> Target:
+def sglang(gib: int, kind: str = "cpu", **chosen: Any) -> Target:
     """With weights that are not here yet."""
     settings = Settings(engine_family="sglang", max_model_len=1024, **chosen)
     weights = ModelFile("model.safetensors", gib * 2**30 * 20 // 19, "d")
-    wanted = target(settings, kind="cpu")
+    wanted = target(settings, kind=kind)
     return dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, files=(weights,)))
 
 
-def judged(wanted: Target, host: Host) -> str:
+def judged(wanted: Target, host: Host, facts: Facts = HEALTHY) -> str:
     said: list[str] = []
     report = Report()
     report.note = said.append  # type: ignore[method-assign]
     try:
-        fit.check_context(wanted, HEALTHY, State("qwen3vl"), host, report, About(ONE_B))
+        fit.check_context(wanted, facts, State("qwen3vl"), host, report, About(ONE_B))
     except Refused as refused:
         return f"{refused.message} -> {refused.hint}"
     return "".join(said)
@@ -133,6 +134,8 @@ def test_of_sglang_it_is_said_what_is_known_and_refused_what_its_share_cannot_ho
     assert judged(sglang(8), host).startswith(refused)
     assert "at most for 8.0 GiB" in judged(sglang(8, gpu_memory_utilization=0.5), host)
     assert "take a smaller model" in judged(sglang(70), host)
+    assert "140.0 GiB at most for 130.0 GiB" in judged(sglang(130, "cuda"), host, CUDA), "of a GPU it chooses its share"
+    assert "take a smaller model" in judged(sglang(150, "cuda"), host, CUDA)
 
 
 @pytest.mark.parametrize("words", ["--quantization fp8", "--dtype float32", "--quant fp8", "--cpu-offload-gb 4"])
