@@ -20,3 +20,16 @@ def certificate(folder: Path, *names: str, days: int = 30, stem: str = "tls") ->
     )  # fmt: skip
     key.chmod(0o600)
     return made, key
+
+
+def signed(folder: Path, by: tuple[Path, Path], name: str = "localhost") -> tuple[Path, Path]:
+    """Signed by an authority that is a certificate with its key."""
+    made, key = folder / "signed.pem", folder / "signed.key"
+    asked = subprocess.run(
+        ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-subj", f"/CN={name}", "-keyout", key],
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    authority = ["-CA", by[0], "-CAkey", by[1], "-set_serial", "1", "-days", "30"]
+    subprocess.run(["openssl", "x509", "-req", *authority, "-out", made], input=asked, check=True, capture_output=True)
+    return made, key

@@ -15,7 +15,7 @@ import pytest
 
 from installer.units import api
 from installer.units.api import ONLY_HERE, Answer, Api, NoAnswer
-from tests.kit.certificates import certificate
+from tests.kit.certificates import certificate, signed
 
 STREAM = b'data: {"choices": [1]}\n: a comment\n\ndata:  [DONE] \n'
 
@@ -168,6 +168,13 @@ def test_with_a_certificate_nobody_else_is_asked(tmp_path: Path) -> None:
             )
         with pytest.raises(NoAnswer):
             Api("127.0.0.1", port, "sk-1", 10).ask("GET", "/v1/x")
+
+
+def test_a_certificate_that_another_signed_is_enough_by_itself(tmp_path: Path) -> None:
+    theirs = signed(tmp_path, certificate(tmp_path, "An authority", stem="authority"))
+    with listening(socket.AF_INET, "127.0.0.1", theirs) as port:
+        asking = Api("127.0.0.1", port, "sk-1", 10, certificate=theirs[0].read_text())
+        assert asking.ask("GET", "/v1/x").json()["Authorization"] == "Bearer sk-1"
 
 
 @pytest.mark.parametrize("body", ["[1]", "1", "null", "{", "\\xff"])

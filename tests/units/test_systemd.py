@@ -12,6 +12,7 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.units import systemd
 from installer.units.graph import handle
+from installer.units.journal import invocation
 from installer.units.systemd import MainProcess, hands_over, has_user, running_process, unit_properties
 
 LAYOUT = Layout("qwen3vl")
@@ -116,6 +117,15 @@ def test_properties_are_asked_for_by_name_and_of_this_host_alone(
     assert unit_properties(Host(), "a.service", "Job", "Result") == {"Job": "", "Result": "a=b"}
     assert (tmp_path / "words").read_text() == "show a.service --property Job,Result\n"
     assert unit_properties(Host(tmp_path), "a.service", "Job") == {}, "systemd knows nothing of another root"
+
+
+def test_a_run_is_known_by_what_systemd_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "systemctl"
+    asked = "show a.service --property InvocationID"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] && echo InvocationID=0123\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("installer.base.host.PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert (invocation(Host(), "a.service"), invocation(Host(), "b.service")) == ("0123", "")
 
 
 def test_a_user_is_known_by_the_whole_name(tmp_path: Path) -> None:
