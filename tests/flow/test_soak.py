@@ -14,6 +14,7 @@ import pytest
 from installer.base.changes import Remove, Restart, Write
 from installer.base.errors import Exit, InstallError, Refused
 from installer.base.host import Host
+from installer.base.layout import Layout
 from installer.flow import deploy, eject, prove, rotate, soak, soak_rules, steps, watched
 from installer.flow.prove import NotProved
 from installer.flow.rotate import Rotation
@@ -25,7 +26,7 @@ from installer.spec.records import Damaged, load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.soak import BY_HAND, CONFIRMED, ENDED, ROLLED_BACK, STUCK, Requests, Soak
 from installer.spec.state import State
-from installer.spec.target import Replica
+from installer.spec.target import Replica, Target
 from installer.units import soaking
 from installer.units.custody import Custody
 from installer.units.graph import Member
@@ -319,15 +320,22 @@ class Looks:
     def __init__(self) -> None:
         self.next = [UP]
 
-    def observe(self, *_: object) -> Seen:
+    def observe(self, host: Host, layout: Layout, target: Target) -> Seen:
+        """What is proved, or about to be, of the service that is meant."""
+        assert (layout, target.settings.service, host.exists(layout.state_file)) == (LAYOUT, LAYOUT.service, True)
         return self.next.pop(0) if len(self.next) > 1 else self.next[0]
+
+    def answered(self, host: Host, layout: Layout, target: Target) -> Requests:
+        """Of what serves before the change."""
+        assert (layout, target) == (LAYOUT, record(host).proved)
+        return Requests(1000, 10)
 
 
 @pytest.fixture(autouse=True)
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     looks = Looks()
     monkeypatch.setattr(soak_rules, "observe", looks.observe)
-    monkeypatch.setattr(soak_rules, "answered", lambda *_: Requests(1000, 10))
+    monkeypatch.setattr(soak_rules, "answered", looks.answered)
     monkeypatch.setattr(soaking, "check_tool", lambda: None)
     return looks
 
