@@ -10,7 +10,8 @@ from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.checks import facts
 from installer.flow import advice
-from installer.flow.resolve import Request, known_commit
+from installer.flow.request import Request
+from installer.flow.resolve import known_commit
 from installer.spec.model import PROVIDERS, Model, ModelError
 from installer.spec.offer import Need, packed
 from installer.spec.records import load_state
