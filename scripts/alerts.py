@@ -71,7 +71,9 @@ def _section(alert: Alert) -> str:
 
 
 def _example(command: str) -> str:
-    return command.replace("{{ $labels.service }}", "qwen3vl").replace("{{ $labels.key }}", "default")
+    for label, example in (("service", "qwen3vl"), ("key", "default"), ("host", "gpu2")):
+        command = command.replace(f"{{{{ $labels.{label} }}}}", example)
+    return command
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from installer.spec.record import of_record
 from installer.spec.records import load_state, managed, services
 from installer.spec.settings import FIELDS, to_text
 from installer.spec.state import State
-from installer.units import haproxy, keyring
+from installer.units import haproxy, keyring, monitoring
 from installer.units.graph import members
 from installer.units.group import standing
 from installer.units.render import generation
@@ -69,6 +69,14 @@ class Look:
     active: str = ""
     stage: str = ""  # what it waits for, where it is one of the hosts of one model
     damage: str = ""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a host is watched."""
+
+    key: str  # the digest of that with which its own Prometheus reads; empty where it is not watched
+    together: bool  # a service of it knows another host's
 
 
 class Member:
@@ -111,7 +119,7 @@ class Member:
             model=f"{state.proved.model.id}@{state.proved.model.commit or 'local'}",
             generation=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
             gateway=bool(state.proved.settings.gateway_hosts),
-            keys=tuple(k for k in keyring.in_record(state.proved.keys) if keys.parse(k).name != keys.PROBE),
+            keys=tuple(k for k in keyring.in_record(state.proved.keys) if not _is_its_own(keys.parse(k))),
         )
 
     def reach(self, machines: Mapping[str, str]) -> dict[str, str]:
@@ -226,8 +234,24 @@ class Member:
 
     def take_keys(self, held: list[str]) -> None:
         """Those of the other hosts, by their digests."""
-        probe = [key for key in rotate.list_keys(self.layout.service, self.host) if key.name == keys.PROBE]
-        wanted = keys.in_order([*map(keys.parse, held), *probe])
+        own = [key for key in rotate.list_keys(self.layout.service, self.host) if _is_its_own(key)]
+        wanted = keys.in_order([*map(keys.parse, held), *own])
+        rotate.take_keys(self.layout.service, wanted, self.host, self.report)
+
+    def watch(self) -> dict[str, Any]:
+        key, held = (
+            monitoring.key(self.host),
+            [keyring.unit_keys(self.host, Layout(name)) for name in services(self.host)],
+        )
+        return dataclasses.asdict(Watch(key.digest if key else "", any(monitoring.others(each) for each in held)))
+
+    def read_by(self, readers: dict[str, str | None]) -> None:
+        """Whose Prometheus reads here, by its key's digest; by nobody's where hosts do not answer for one another."""
+        state = load_state(self.host, self.layout)
+        if state is None or state.proved is None:
+            return
+        held = rotate.list_keys(self.layout.service, self.host)
+        wanted = monitoring.read_by(held, readers if state.proved.settings.gateway_hosts else {})
         rotate.take_keys(self.layout.service, wanted, self.host, self.report)
 
     def leave(self) -> bool:
@@ -235,6 +259,11 @@ class Member:
         if is_bare := not services(self.host):
             carry.take_away(self.host)
         return is_bare
+
+
+def _is_its_own(key: keys.Key) -> bool:
+    """No matter of the other hosts."""
+    return key.name == keys.PROBE or monitoring.watches(key)
 
 
 LEADS_ASTRAY = "leads astray"  # the name is another host's there
@@ -252,5 +281,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "rest": Member.rest,
     "wishes": Member.wishes,
     "take_keys": Member.take_keys,
+    "watch": Member.watch,
+    "read_by": Member.read_by,
     "leave": Member.leave,
 }

@@ -15,6 +15,7 @@ from installer.group.change import changing, check_all_there, run, settle
 from installer.group.job import Job
 from installer.group.member import Look, Ran
 from installer.group.reach import Team, understood
+from installer.group.watched import watch_together
 from installer.runtime.vllm_text import one_line
 from installer.spec.group import Group, Peer, to_data
 from installer.spec.values import SPAN
@@ -70,6 +71,7 @@ def remove(group: Group, name: str, service: str, host: Host, report: Report) ->
             was_there = name in {peer.name for peer in now.serving}
             left = _apart(team, left, name, service, host, report, served=was_there)
         _tell(team, left, without=name)
+        watch_together(team, left, report)
         if name in team.lost:
             report.warn(team.lost[name].message)
         else:
@@ -101,6 +103,7 @@ def join(group: Group, name: str, service: str, host: Host, report: Report) -> N
         team.one(name, "take_keys", held=list(seen[example].keys))
         _tell(team, replace(back, epoch=back.epoch + 1))
         facts.check_linked(team, back, facts.looks(team))
+        watch_together(team, back, report, new=[name])
 
 
 def _back(peer: Peer, seen: Mapping[str, Look]) -> Peer:

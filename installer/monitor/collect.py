@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from installer import __version__
 from installer.base.host import Host
 from installer.diagnosis import scene
-from installer.monitor import figures, goals, gpus, telling, textfile
+from installer.monitor import figures, goals, gpus, peers, telling, textfile
 from installer.monitor.moment import Moment, Source
 from installer.monitor.textfile import Family, Row
 from installer.runtime.vllm_text import one_line
@@ -19,7 +19,7 @@ from installer.spec.records import services
 
 WITHIN = 10.0  # seconds, of the fifteen between two looks
 
-SOURCES: tuple[Source, ...] = (figures.SERVICES, figures.HOST, gpus.SOURCE, goals.TARGETS, telling.SOURCE)
+SOURCES: tuple[Source, ...] = (figures.SERVICES, figures.HOST, gpus.SOURCE, goals.TARGETS, telling.SOURCE, peers.SOURCE)
 
 FAMILIES = (
     Family("vllm_install_collected_timestamp_seconds", "When these figures were collected."),
@@ -58,9 +58,11 @@ def look(host: Host) -> Moment:
 
 
 def text(moment: Moment, sources: tuple[Source, ...] | None = None, within: float = WITHIN) -> str:
-    """What node-exporter is to say of this host now."""
+    """What node-exporter is to say of this host now; each row says of which, as one Prometheus may read several."""
     sources = SOURCES if sources is None else sources
-    rows = [*_head(moment), *_gathered(moment, sources, within)]
+    name = peers.called(moment.host)
+    found = [*_head(moment), *_gathered(moment, sources, within)]
+    rows = [replace(row, labels={"host": name, **row.labels}) for row in found]
     return textfile.text((*FAMILIES, *(family for source in sources for family in source.families)), rows)
 
 

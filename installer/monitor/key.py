@@ -15,7 +15,7 @@ from installer.flow import rotate
 from installer.spec import keys
 from installer.spec.records import services
 from installer.units.keyring import unit_keys
-from installer.units.monitoring import KEY, NAME, ROLE
+from installer.units.monitoring import KEY, NAME, ROLE, is_own
 
 NEXT = MONITOR / ".key.next"  # a new one, until every service knows it
 READER = "prometheus"  # the group of Debian's
@@ -58,7 +58,7 @@ def revoke(host: Host, report: Report) -> None:
 
 def _take(service: str, host: Host, report: Report) -> None:
     for key in unit_keys(host, Layout(service)):
-        if key.name in (NAME, f"{NAME}-old") and key.role == ROLE:
+        if is_own(key):
             rotate.revoke_key(service, key.name, host, report)
 
 

@@ -172,7 +172,7 @@ def remove(record: Record, host: Host) -> None:
     host.systemctl("daemon-reload")
     textfile.take_away(host)
     for target in host.children(TARGETS):
-        if target.suffix == ".json":
+        if target.suffix in (".json", ".yml"):
             host.remove(target)
     host.remove(KEY)
     host.remove(RECORD)

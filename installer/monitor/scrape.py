@@ -20,7 +20,7 @@ SCRAPE, RULES = MONITOR / "scrape.yml", MONITOR / "rules.yml"
 DEBIAN = Path("/etc/prometheus")
 CONFIGURATION = "prometheus.yml"
 SCRAPE_FILES_SINCE = (2, 43)  # below it a job stands in the configuration itself
-JOB = "vllm-install"
+JOBS = ("vllm-install", "vllm-install-hosts")
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,13 @@ class Prometheus:
 
     configuration: str | None = None  # the path of its configuration
     version: tuple[int, int] | None = None
-    scrapes: bool = False  # its configuration leads to our job
+    lacks: tuple[str, ...] = JOBS  # jobs of ours to which its configuration does not lead
     has_rules: bool = False
     why: str = ""  # it cannot be told what stands there
+
+    @property
+    def scrapes(self) -> bool:
+        return not self.lacks
 
     @property
     def takes_scrape_files(self) -> bool:
@@ -39,12 +43,12 @@ class Prometheus:
 
 
 def scrape_text() -> str:
-    return template("monitor/scrape.yml.j2").render(version=__version__, directory=MONITOR)
+    return template("monitor/scrape.yml.j2").render(version=__version__, directory=MONITOR, jobs=JOBS)
 
 
 def missing_lines(found: Prometheus) -> str:
     """What its configuration lacks, as YAML to be added there."""
-    job = template("monitor/job.yml.j2").render(directory=MONITOR)
+    job = template("monitor/job.yml.j2").render(directory=MONITOR, jobs=found.lacks)
     reading = f"scrape_config_files: [{SCRAPE}]\n" if found.takes_scrape_files else f"scrape_configs:\n{job}"
     rules = "" if found.has_rules else f"rule_files: [{RULES}]\n"
     return rules + ("" if found.scrapes else reading)
@@ -69,10 +73,15 @@ def _read(host: Host, path: Path, version: tuple[int, int] | None) -> Prometheus
     except (yaml.YAMLError, OSError, Refused, RecursionError) as error:
         return Prometheus(str(path), version, why=str(error).splitlines()[0])
     told = found if isinstance(found, dict) else {}
-    jobs = told.get("scrape_configs") or []
-    named = isinstance(jobs, list) and any(isinstance(job, dict) and job.get("job_name") == JOB for job in jobs)
-    scrapes = named or _leads_to(told.get("scrape_config_files"), SCRAPE, path.parent)
-    return Prometheus(str(path), version, scrapes, _leads_to(told.get("rule_files"), RULES, path.parent))
+    has_rules = _leads_to(told.get("rule_files"), RULES, path.parent)
+    return Prometheus(str(path), version, _lacks(told, path.parent), has_rules)
+
+
+def _lacks(told: dict[str, object], base: Path) -> tuple[str, ...]:
+    jobs = told.get("scrape_configs")
+    named = [job.get("job_name") for job in jobs if isinstance(job, dict)] if isinstance(jobs, list) else []
+    leads = _leads_to(told.get("scrape_config_files"), SCRAPE, base)
+    return () if leads else tuple(job for job in JOBS if job not in named)
 
 
 def _leads_to(patterns: object, wanted: Path, base: Path) -> bool:

@@ -14,14 +14,16 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import MONITOR
 from installer.base.report import Report
-from installer.monitor import key, place, scrape, textfile
+from installer.monitor import key, peers, place, scrape, textfile
 from installer.monitor.place import Record, Wish
 from installer.monitor.scrape import Prometheus
 from installer.monitor.targets import TARGETS
+from installer.spec.records import services
 from installer.units.monitoring import KEY
 
 LATE = 60.0  # seconds after which figures that are taken every fifteen are none
-PACKAGES = "prometheus prometheus-alertmanager prometheus-node-exporter"
+EXPORTER = "prometheus-node-exporter"
+PACKAGES = f"prometheus prometheus-alertmanager {EXPORTER}"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Watching:
     alerted: bool
     collects: bool
     targets: tuple[str, ...]
+    hosts: tuple[str, ...]  # others of a service, whose figures are read from here as well
+    apart: tuple[str, ...]  # others that are not watched together with this one
     missing: tuple[str, ...]
     lines: str  # what Prometheus's configuration lacks
 
@@ -47,7 +51,15 @@ def enable(wish: Wish, host: Host, report: Report, *, discard_edits: bool, rotat
         place.check(wish, before, host, discard_edits=discard_edits)
         place.write(wish, before, host, report)
         place.start(host)
+        old = host.word(KEY)
         key.put_in_force(host, report, anew=rotate_key)
+        if together(host) and host.word(KEY) != old:
+            report.warn(
+                tr(
+                    "the other hosts know the old key; to tell them the new one: {command}",
+                    command="sudo vllm-install monitor enable --all-hosts",
+                )
+            )  # fmt: skip
 
 
 def disable(host: Host, report: Report, *, discard_edits: bool) -> None:
@@ -71,6 +83,8 @@ def of(host: Host) -> Watching:
     record = place.recorded(host)
     found = scrape.look(host, Path(record.wish.prometheus) if record and record.wish.prometheus else None)
     collected = host.modified(textfile.TEXTFILES / textfile.NAME)
+    hosts = together(host) if record else ()
+    apart = [peer.name for service in services(host) for peer in peers.others(host, service) if peer.name not in hosts]
     return Watching(
         enabled=record is not None,
         directory=str(MONITOR),
@@ -80,19 +94,35 @@ def of(host: Host) -> Watching:
         alerted=found.has_rules,
         collects=collected is not None and time.time() - collected < LATE,
         targets=tuple(_targets(host)),
+        hosts=hosts,
+        apart=tuple(dict.fromkeys(apart)),
         missing=tuple(_missing(record, found, host)) if record else (),
-        lines=scrape.missing_lines(found) if record else "",
+        lines=scrape.missing_lines(found) if record and not _is_read_elsewhere(found, host) else "",
     )
+
+
+def together(host: Host) -> tuple[str, ...]:
+    """The other hosts that are watched together with this one."""
+    found = (peer.name for service in services(host) for peer in peers.watched(host, service))
+    return tuple(dict.fromkeys(found))
+
+
+def _is_read_elsewhere(found: Prometheus, host: Host) -> bool:
+    """Whether the Prometheus of another host is enough."""
+    return found.version is None and bool(together(host))
 
 
 def _targets(host: Host) -> Iterator[str]:
     for path in host.children(TARGETS):
         for group in json.loads(host.read(path) or "[]"):
-            yield from group["targets"]
+            yield from (f"{target}{group['labels'].get('__metrics_path__', '')}" for target in group["targets"])
 
 
 def _missing(record: Record, found: Prometheus, host: Host) -> Iterator[str]:
-    if found.version is None or host.owner(textfile.TEXTFILES) is None:
+    has_exporter = host.owner(textfile.TEXTFILES) is not None
+    if _is_read_elsewhere(found, host) and not has_exporter:
+        yield tr("node-exporter on this host: {command}", command=f"sudo apt-get install {EXPORTER}")
+    elif not has_exporter or (found.version is None and not together(host)):
         command = f"sudo apt-get install {PACKAGES} && sudo vllm-install monitor enable"
         yield tr("Prometheus and node-exporter on this host (about 90 MB of memory): {command}", command=command)
     if found.why:

@@ -54,6 +54,8 @@ class Event:
         return Answer(200, self.data).json()
 
 
+# Where a gateway gives what one engine of another host says of itself: by the host's address, and its number there.
+FIGURES_OF = "/hosts/{address}/engines/{number}/metrics"
 ONLY_HERE = "x-vllm-install-here"  # a request with this header is answered by replicas of this host, or by none
 
 

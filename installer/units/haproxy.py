@@ -45,6 +45,11 @@ class MemberState:
         return self.status.startswith("UP")
 
     @property
+    def is_heard(self) -> bool:
+        """It answers the check, whatever it says of itself."""
+        return self.is_up or self.check.removeprefix("* ") in ("L7STS", "L7RSP")
+
+    @property
     def is_out(self) -> bool:
         """Taken out of the balance by a command."""
         return self.status.startswith(("MAINT", "DRAIN"))

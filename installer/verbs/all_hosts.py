@@ -38,6 +38,9 @@ class OnAllHosts(click.Command):
         context.meta[TYPED] = list(args)
         return super().parse_args(context, [word for word in args if word != FLAG])
 
+    def afterwards(self) -> None:
+        """What is left to do when each host has done it."""
+
     def invoke(self, context: click.Context) -> Any:
         typed = context.meta[TYPED]
         if FLAG not in typed:
@@ -50,7 +53,9 @@ class OnAllHosts(click.Command):
             words = ["--service", service, *words]
         from installer.group.reach import data_of, known
 
-        found = heard(service, [self.name or "", *words])
+        verb = context.command_path.removeprefix(context.find_root().command_path).split()
+        found = heard(service, [*verb, *words])
+        self.afterwards()
         if context.params.get("as_json"):
             print_json({"hosts": {name: data_of(name, ran.out) for name, ran in found.ran.items()}})
         else:

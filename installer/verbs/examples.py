@@ -70,6 +70,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "monitor": ("sudo vllm-install monitor enable", "sudo vllm-install monitor status"),
     "monitor enable": (
+        "sudo vllm-install monitor enable --all-hosts",
         "sudo vllm-install monitor enable",
         "sudo vllm-install monitor enable --grafana /etc/grafana/provisioning",
         "sudo vllm-install monitor enable --rotate-key",

@@ -9,6 +9,7 @@ import click
 
 from installer.base.language import tr
 from installer.base.report import choose
+from installer.verbs.all_hosts import OnAllHosts
 from installer.verbs.options import address, json_option, quiet_option
 from installer.verbs.output import print_json
 
@@ -18,12 +19,22 @@ if TYPE_CHECKING:
 discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
 
+class _Together(OnAllHosts):
+    """On all hosts, which then know whose Prometheus reads them."""
+
+    def afterwards(self) -> None:
+        from installer.base.host import Host
+        from installer.group.watched import introduce_all
+
+        introduce_all(Host(), choose(quiet=False))
+
+
 @click.group()
 def monitor() -> None:
-    """Let Prometheus, Grafana and others watch all services of this host."""
+    """Let Prometheus, Grafana and others watch all services of this host, or of all hosts of a service."""
 
 
-@monitor.command()
+@monitor.command(cls=_Together)
 @click.option("--prometheus", metavar="DIR", help="Where prometheus.yml lies [default: /etc/prometheus]")
 @click.option("--grafana", metavar="DIR", help="Grafana's provisioning directory, which is told of our dashboards.")
 @click.option("--runbooks", metavar="URL", help="Where docs/alerts.md is read, to which each alert links.")
@@ -53,7 +64,7 @@ def enable(
     _show(watching.of(host), as_json)
 
 
-@monitor.command()
+@monitor.command(cls=_Together)
 @discard_option
 @quiet_option
 def disable(discard_edits: bool, quiet: bool) -> None:
@@ -65,7 +76,7 @@ def disable(discard_edits: bool, quiet: bool) -> None:
     click.echo(tr("nobody is told of this host any more; lines in Prometheus's own configuration are yours to remove"))
 
 
-@monitor.command()
+@monitor.command(cls=OnAllHosts)
 @json_option
 def status(as_json: bool) -> None:
     """Show whether this host is watched, and what is missing for it."""
@@ -99,6 +110,11 @@ def _show(found: Watching, as_json: bool) -> None:
     if found.enabled:
         state = tr("in time") if found.collects else tr("not collected")
         click.echo(tr("figures: {state}; engines to scrape: {count}", state=state, count=len(found.targets)))
+    if found.hosts:
+        click.echo(tr("other hosts that are read from here: {hosts}", hosts=", ".join(found.hosts)))
+    if found.enabled and found.apart:
+        names, command = ", ".join(found.apart), "sudo vllm-install monitor enable --all-hosts"
+        click.echo(tr("not read from here: {hosts}; for that: {command}", hosts=names, command=command))
     for missing in found.missing:
         click.echo(tr("missing: {what}", what=missing))
     if found.lines:

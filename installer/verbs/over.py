@@ -226,7 +226,7 @@ def _peers(group: Group, named: Sequence[Any], seen: Mapping[str, Look]) -> tupl
 
 def _deploy(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> None:
     """Every host gets the same keys, by their digests: no key travels."""
-    from installer.group import facts
+    from installer.group import facts, watched
     from installer.group.job import Job
 
     context = call.context
@@ -243,6 +243,8 @@ def _deploy(call: _Call, group: Group, team: Team, seen: Mapping[str, Look]) -> 
     environment = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
     job = Job("deploy", call.words, environment=environment, more=more, stages=True, group_key=group_key)
     _carry_out(call, group, job, team, key=new)
+    if not call.dry_run:
+        watched.watch_together(team, group, call.report, new=[name for name, look in seen.items() if not look.group])
 
 
 def _answering(

@@ -56,6 +56,10 @@ class Asked:
             self.hosts.records[self.name] = of_data(given["group"]) if given["group"] else None
         if do == "leave":
             return self.hosts.is_bare
+        if do == "watch":
+            return {"key": "", "together": False}
+        if do == "read_by":
+            return None
         if do == "linked":
             self.hosts.asked.append((self.name, ",".join(given["addresses"])))
         return {"code": 0, "out": "{}", "message": "", "hint": ""}

@@ -39,7 +39,7 @@ scrape_configs:
     static_configs: [{{targets: ["127.0.0.1:9100"]}}]
   - job_name: vllm-install
     authorization: {{credentials_file: {HOME}/key}}
-    static_configs: [{{targets: ["127.0.0.1:8000"], labels: {{service: {SERVICE}, member: "0"}}}}]
+    static_configs: [{{targets: ["127.0.0.1:8000"], labels: {{service: {SERVICE}, member: "0", host: NAME}}}}]
 """
 ALERTMANAGER = """
 route: {receiver: hook, group_by: [alertname], group_wait: 0s, group_interval: 1s, repeat_interval: 1h}
@@ -67,7 +67,13 @@ class Watch:
 
     @classmethod
     def start(cls, machine: Machine, key: str, scale: float = SCALE) -> Watch:
-        texts = {"hook.py": HOOK, "prometheus.yml": PROMETHEUS, "alertmanager.yml": ALERTMANAGER, "key": key}
+        name = machine.run("cat", "/proc/sys/kernel/hostname").stdout.strip()
+        texts = {
+            "hook.py": HOOK,
+            "prometheus.yml": PROMETHEUS.replace("NAME", name),
+            "alertmanager.yml": ALERTMANAGER,
+            "key": key,
+        }
         for name, text in {**texts, "rules.yml": rules(scale), "collect": COLLECT}.items():
             machine.write(f"{HOME}/{name}", text)
         machine.at(FIGURES.parent).mkdir(parents=True)

@@ -36,17 +36,17 @@ def test_what_a_source_said_before_it_failed_or_hung_is_kept(tmp_path: Path) -> 
     finally:
         never.set()
     assert [line for line in said.splitlines() if line.startswith("up")] == [
-        f'up{{of="{name}"}} 1' for name in ("hanging", "failing", "good")
+        f'up{{host="localhost",of="{name}"}} 1' for name in ("hanging", "failing", "good")
     ]
-    assert '# why: OSError: gone up 1\nvllm_install_source_failed{source="failing"} 1\n' in said
-    assert 'vllm_install_source_failed{source="hanging"} 1\n' in said
+    assert '# why: OSError: gone up 1\nvllm_install_source_failed{host="localhost",source="failing"} 1\n' in said
+    assert 'vllm_install_source_failed{host="localhost",source="hanging"} 1\n' in said
     assert 'source="good"' not in said
 
 
 def test_a_host_without_services_says_when_and_by_whom(tmp_path: Path) -> None:
     said = collect.text(collect.look(Host(tmp_path)))
-    assert "\nvllm_install_collected_timestamp_seconds " in said
-    assert 'vllm_install_disk_free_bytes{what="weights"}' in said
+    assert '\nvllm_install_collected_timestamp_seconds{host="localhost"} ' in said
+    assert 'vllm_install_disk_free_bytes{host="localhost",what="weights"}' in said
     assert "source_failed" not in said
 
 

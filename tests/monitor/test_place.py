@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from installer.monitor.moment import Moment
 from installer.monitor.place import RECORD, Record, Wish
 from installer.monitor.scrape import Prometheus
 from installer.units import monitoring
+from tests.kit.boot.surroundings import REPO
 
 OLD, NEW = Prometheus(version=(2, 42)), Prometheus(version=(2, 43))
 
@@ -25,7 +28,7 @@ def test_below_2_43_the_job_itself_is_to_be_added_and_one_line_from_there_on() -
     old, new = (yaml.safe_load(scrape.missing_lines(found)) for found in (OLD, NEW))
     assert (old["scrape_configs"][0]["job_name"], "scrape_config_files" in old) == ("vllm-install", False)
     assert new == {"scrape_config_files": [str(scrape.SCRAPE)], "rule_files": [str(scrape.RULES)]}
-    assert scrape.missing_lines(Prometheus(scrapes=True, has_rules=True)) == ""
+    assert scrape.missing_lines(Prometheus(lacks=(), has_rules=True)) == ""
 
 
 def test_nobody_is_told_to_do_again_what_cannot_help_before_prometheus_is_there(tmp_path: Path) -> None:
@@ -35,10 +38,29 @@ def test_nobody_is_told_to_do_again_what_cannot_help_before_prometheus_is_there(
     assert "the group prometheus cannot read" in list(watching._missing(Record(), NEW, host))[-1]
 
 
+def test_what_an_earlier_version_was_told_is_not_to_be_added_again(tmp_path: Path) -> None:
+    text = "scrape_configs: [{job_name: vllm-install}]\nrule_files: [/etc/vllm-install/monitor/rules.yml]\n"
+    Host(tmp_path).write(scrape.DEBIAN / scrape.CONFIGURATION, text)
+    found = scrape.look(Host(tmp_path), None)
+    told = yaml.safe_load(scrape.missing_lines(Prometheus(version=(2, 42), lacks=found.lacks, has_rules=True)))
+    assert [job["job_name"] for job in told["scrape_configs"]] == ["vllm-install-hosts"]
+
+
+def test_the_key_goes_to_no_other_host() -> None:
+    engines, hosts = yaml.safe_load(scrape.scrape_text())["scrape_configs"]
+    assert "authorization" in engines
+    assert not {"authorization", "basic_auth", "bearer_token", "tls_config"} & hosts.keys()
+    assert hosts["file_sd_configs"][0]["files"] == [str(targets.NODES)]
+    assert not any(Path(pattern).match(str(targets.NODES)) for pattern in engines["file_sd_configs"][0]["files"])
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_promtool_takes_what_is_to_be_added(tmp_path: Path) -> None:
+    above = re.search(r"\n    scrape_configs:\n(?:    .*\n)+", (REPO / "docs/monitoring.md").read_text())
+    assert above, "what a Prometheus above others is told"
     (tmp_path / "prometheus.yml").write_text(scrape.scrape_text())
-    command = ["promtool", "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+    (tmp_path / "above.yml").write_text(textwrap.dedent(above[0]))
+    command = ["promtool", "check", "config", "--syntax-only", *map(str, tmp_path.glob("*.yml"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -48,6 +70,7 @@ def test_promtool_takes_what_is_to_be_added(tmp_path: Path) -> None:
     [
         (scrape.missing_lines(OLD), (True, True)),
         (scrape.missing_lines(NEW), (True, True)),
+        ("scrape_configs: [{job_name: vllm-install}, {job_name: [1]}]\n", (False, False)),
         ("rule_files: ['/etc/vllm-install/monitor/*.yml']\n", (False, True)),
         ("rule_files: [monitor/rules.yml]\n", (False, False)),
         ("- 1\n", (False, False)),
@@ -108,7 +131,8 @@ def test_targets_of_a_service_that_is_gone_go_and_others_files_stay(tmp_path: Pa
     for name in ("gone.json", "notes.txt"):
         host.write(targets.TARGETS / name, json.dumps([]))
     targets.bring_up_to_date(Moment(host))
-    assert [path.name for path in host.children(targets.TARGETS)] == ["notes.txt"]
+    assert [path.name for path in host.children(targets.TARGETS)] == ["hosts.yml", "notes.txt"]
+    assert json.loads(host.read(targets.NODES) or "") == []
 
 
 def test_a_new_service_gets_the_key_while_somebody_watches(tmp_path: Path) -> None:

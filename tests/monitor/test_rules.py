@@ -116,6 +116,12 @@ CASES = {
         {f'{P}members{{service="a"}}': "2x40", f'{P}members_up{{service="a"}}': "2x18 1 2x20"},
         extra=({f'{P}members{{service="a"}}': "1x40", f'{P}members_up{{service="a"}}': "0x40"},),
     ),
+    "VllmHostLost": Case(
+        {f'{P}peer_heard{{service="a",host="gpu1",peer="gpu2"}}': "1x5 0x40"},
+        {f'{P}peer_heard{{service="a",host="gpu1",peer="gpu2"}}': "1x40"},
+        extra=({f'{P}peer_heard{{service="a",host="gpu1",peer="gpu2"}}': "0x40",
+                f'{P}peer_heard{{service="a",host="gpu3",peer="gpu2"}}': "1x40"},),
+    ),
     "VllmFiguresMissing": Case(
         {f'{P}source_failed{{source="gpus"}}': "1x40"}, {f'{P}source_failed{{source="gpus"}}': "1x5 _x40"},
     ),
@@ -154,10 +160,13 @@ CASES = {
     "VllmScrapeFails": Case(
         {'up{job="vllm-install",service="a",member="0"}': "0x40", f"{P}ready{E}": "1x40"},
         {'up{job="vllm-install",service="a",member="0"}': "0x40", f"{P}ready{E}": "0x40"},
+        extra=({'up{job="vllm-install",service="a",member="0",host="gpu1"}': "0x40",
+                f'{P}ready{{service="a",member="0",host="gpu2"}}': "1x40"},),
     ),
     "VllmFiguresStale": Case(
         {f"{P}collected_timestamp_seconds": "0x40"}, {f"{P}collected_timestamp_seconds": "0+60x40"},
         extra=({f"{P}collected_timestamp_seconds": "0+60x10 720+60x30"},),
+        also=({f"{P}collected_timestamp_seconds": "0+60x40", 'up{job="vllm-install-hosts",host="gpu2"}': "0x40"},),
     ),
 }  # fmt: skip
 
@@ -169,6 +178,7 @@ BEGUN = {
     "VllmItlSlow": {**histogram("inter_token_latency", "0+60x15 900x24", "0+60x40"), **target("itl")},
     "VllmRefusals": {f"{P}refused_total{K}": "0x16 0+10x20", f"{P}requests_total{K}": "0+50x40"},
     "VllmFallback": {f'{P}fallback{{service="a"}}': "0x19 1x20"},
+    "VllmHostLost": {f'{P}peer_heard{{service="a",host="gpu1",peer="gpu2"}}': "1x19 0x20"},
     "VllmFiguresMissing": {f'{P}source_failed{{source="gpus"}}': "_x18 1x20"},
     "VllmReplicaDown": {f'{P}members{{service="a"}}': "2x40", f'{P}members_up{{service="a"}}': "2x19 1x20"},
     "VllmDiskFull": {
@@ -234,7 +244,8 @@ def test_what_a_test_shortens() -> None:
 def test_every_alert_names_findings_that_there_are() -> None:
     """By the source: a finding is a literal somewhere in what doctor is made of."""
     root = Path(doctor.__file__).parents[1]
-    source = "".join(path.read_text() for room in ("diagnosis", "checks") for path in (root / room).rglob("*.py"))
+    rooms = ("diagnosis", "checks", "group")
+    source = "".join(path.read_text() for room in rooms for path in (root / room).rglob("*.py"))
     known = set(re.findall(r'"([a-z]+(?:-[a-z]+)*)"', source)) | {"ttft-beyond-target", "itl-beyond-target"}
     known |= {fault.id for fault in faults()} | {signature.id for signature in signatures()}
     for alert in alerts():

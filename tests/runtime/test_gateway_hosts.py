@@ -16,7 +16,7 @@ import pytest
 from installer.base.host import Host
 from installer.spec.settings import Settings
 from installer.units import haproxy
-from installer.units.api import ONLY_HERE
+from installer.units.api import FIGURES_OF, ONLY_HERE
 from installer.units.authority import link_key
 from tests.kit.boot.surroundings import held_port
 from tests.kit.gateway import HAPROXY, LAYOUT, PATIENCE, Gateway
@@ -145,6 +145,50 @@ def test_who_wants_an_answer_of_one_host_kills_one_engine_there(key: str) -> Non
         eventually(lambda: are_up(hosts.one, 1, 2))
         assert hosts.one.ask(POISON, headers={ONLY_HERE: "1"}).status in (502, 503)
         assert sum(POISON in asked for replica in hosts.replicas for asked in replica.asked) == 1
+
+
+def test_figures_are_those_of_the_one_engine_that_was_asked_for(key: str) -> None:
+    with pair(key, count=2) as hosts:
+        eventually(hosts.reach)
+        eventually(lambda: are_up(hosts.one, 1, 2) and are_up(hosts.other, 1, 2))
+        for number in (2, 1, 2):
+            assert figures(hosts, number) == (200, f"r{number}")
+        assert [len(replica.asked) for replica in hosts.replicas] == [0, 0, 1, 2]
+        for head in hosts.replicas[3].asked:
+            assert head.startswith(b"GET /metrics HTTP/1.1\r\n")
+            assert b"authorization: bearer sk-1\r\n" in head.lower(), "whose guard judges it"
+
+
+def test_no_other_engine_answers_in_the_place_of_one_that_is_down(key: str) -> None:
+    with pair(key, count=2) as hosts:
+        eventually(hosts.reach)
+        eventually(lambda: are_up(hosts.other, 1, 2))
+        hosts.replicas[2].die()
+        eventually(lambda: are_up(hosts.other, 2))
+        assert [figures(hosts, number) for number in (1, 2)] == [(503, ""), (200, "r2")]
+        assert len(hosts.replicas[3].asked) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/hosts/127.0.0.2/engines/3/metrics", "/hosts/127.0.0.3/engines/1/metrics",
+        "/hosts/127.0.0.2/engines/1/metrics/x", "/hosts/127.0.0.2/engines/../metrics",
+    ],
+)  # fmt: skip
+def test_what_is_no_engine_comes_to_the_guards_as_it_was_asked(key: str, path: str) -> None:
+    with pair(key) as hosts:
+        eventually(hosts.reach)
+        hosts.one.ask(b"", method="GET", path=path)
+        (head,) = [head for replica in hosts.replicas for head in replica.asked]
+        assert head.startswith(f"GET {path} ".encode())
+
+
+def figures(hosts: Pair, number: int) -> tuple[int, str]:
+    """The status, and who answered."""
+    path = FIGURES_OF.format(address=OTHER, number=number)
+    answer = hosts.one.ask(b"", method="GET", path=path, headers={"Authorization": "Bearer sk-1"})
+    return answer.status, answer.headers.get("x-replica", "")
 
 
 def test_a_stranger_is_not_heard_nor_believed(key: str) -> None:

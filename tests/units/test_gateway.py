@@ -92,6 +92,13 @@ def test_one_engine_without_tls_and_fallback_has_none(chosen: Settings, has_one:
     assert gateway_files(target(chosen), LAYOUT, PLACE) == {}
 
 
+def test_no_regular_expression_is_compiled_where_no_memory_may_be_made_executable() -> None:
+    for case in CASES:
+        unit, config = texts(made(case))
+        assert "MemoryDenyWriteExecute=yes" in unit
+        assert not re.search(r"_reg\b|-m reg\b|regsub|replace-", config)
+
+
 def test_before_the_head_of_one_model_on_several_hosts_tls_ends_at_the_gateway() -> None:
     """Which asks this host's engine and no other host, and lets in more than the group."""
     hosts = ("10.0.0.1", "10.0.0.2")

@@ -20,6 +20,7 @@ GROUP = Group("mine", (Peer("gpu1"), Peer("gpu2", out=True)))
 class Asked:
     def __init__(self) -> None:
         self.words: list[str] = []
+        self.introduced = False
         self.heard = Heard({"gpu1": Ran(0, "one\ntwo\n"), "gpu2": Ran(0, "\x1b]0;x\x07three\n")}, {})
 
     def ask(self, peers: Sequence[Peer], service: str, words: Sequence[str], *_: object) -> Heard:
@@ -27,11 +28,16 @@ class Asked:
         self.words = [*words]
         return self.heard
 
+    def introduce(self, *_: object) -> None:
+        assert self.words, "each host has done it by then"
+        self.introduced = True
+
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     made = Asked()
     monkeypatch.setattr("installer.group.everywhere.ask", made.ask)
+    monkeypatch.setattr("installer.group.watched.introduce_all", made.introduce)
     monkeypatch.setattr("installer.group.change.group_of", lambda host, service: GROUP)
     monkeypatch.setattr("installer.spec.records.services", lambda host: ["qwen3vl"])
     return made
@@ -47,11 +53,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         ("logs --all-hosts coder -n 5", "logs --service coder coder -n 5"),
         ("logs -n 5 --all-hosts --since -1h", "logs --service qwen3vl -n 5 --since -1h"),
         ("list --all-hosts", "list"),
+        ("monitor status --all-hosts", "monitor status"),
+        ("monitor enable --all-hosts --runbooks https://w/a", "monitor enable --runbooks https://w/a"),
+        ("monitor disable --discard-edits --all-hosts", "monitor disable --discard-edits"),
     ],
 )
 def test_each_host_is_asked_in_the_words_that_were_typed(typed: str, words: str, asked: Asked) -> None:
     done = CliRunner().invoke(cli, typed.split())
     assert (asked.words, done.exit_code) == (words.split(), 0), done.output
+    assert asked.introduced == ("enable" in typed or "disable" in typed)
     lines = done.output.splitlines()
     assert lines[:2] == ["gpu1: one", "gpu1: two"]
     assert "\x1b" not in done.output
