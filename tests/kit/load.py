@@ -50,10 +50,17 @@ class Seen:
     began: float
     took: float
     what: str  # OK, or in a word why not
+    got: int = 0  # bytes of its answer
+    port: int = 0  # its client's, by which the log of a gateway names it
 
     @property
     def ended(self) -> float:
         return self.began + self.took
+
+    @property
+    def is_cut_off(self) -> bool:
+        """A word of its answer had come, and the rest did not."""
+        return self.got > 0 and self.what != OK and not self.what.isdigit()
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,13 @@ class Result:
         return len(self.seen)
 
     @property
+    def failing(self) -> tuple[Seen, ...]:
+        return tuple(one for one in self.seen if one.what != OK)
+
+    @property
     def failures(self) -> dict[str, int]:
         """How many of each kind of connection failed, and in which way."""
-        return dict(collections.Counter(f"{one.kind}: {one.what}" for one in self.seen if one.what != OK))
+        return dict(collections.Counter(f"{one.kind}: {one.what}" for one in self.failing))
 
     def failed_since(self, moment: float) -> dict[str, int]:
         """Of those that began after it."""
@@ -75,7 +86,7 @@ class Result:
 
     @property
     def failed(self) -> int:
-        return sum(self.failures.values())
+        return len(self.failing)
 
     def latency(self, share: float) -> float:
         """Seconds within which that share of the good answers was whole; 0 where there are none."""
@@ -176,12 +187,32 @@ class Answer:
     body: bytes
 
 
+class Reader(asyncio.StreamReader):
+    """Also counts what has come, whether it was read or not."""
+
+    got = 0
+
+    def feed_data(self, data: bytes) -> None:
+        self.got += len(data)
+        super().feed_data(data)
+
+
+async def connect(address: str, port: int) -> tuple[Reader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = Reader(loop=loop)
+    transport, protocol = await loop.create_connection(
+        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), address, port
+    )
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
 class Client:
     """Asks the same again and again, over one connection for as long as the server leaves it open."""
 
     def __init__(self, plan: Plan, *, stream: bool, keep: bool) -> None:
         self.plan, self.stream, self.keep = plan, stream, keep
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.got = self.port = 0  # of the last answer
+        self._streams: tuple[Reader, asyncio.StreamWriter] | None = None
 
     async def ask(self) -> str:
         reused = self._is_open()
@@ -198,14 +229,19 @@ class Client:
         return self._streams is not None and not self._streams[0].at_eof()
 
     async def _exchange(self) -> Answer:
+        self.got = self.port = 0
         if not self._is_open():  # what every pool of connections looks for before it sends
             await self.leave()
-            self._streams = await asyncio.open_connection(self.plan.address, self.plan.port)
+            self._streams = await connect(self.plan.address, self.plan.port)
         assert self._streams is not None
         reader, writer = self._streams
-        writer.write(self._request())
-        await writer.drain()
-        return await read_answer(reader)
+        self.port, reader.got = writer.get_extra_info("sockname")[1], 0
+        try:
+            writer.write(self._request())
+            await writer.drain()
+            return await read_answer(reader)
+        finally:
+            self.got = reader.got
 
     def _request(self) -> bytes:
         asked = {"model": self.plan.model, "prompt": "Hello", "max_tokens": self.plan.tokens, "ignore_eos": True}
@@ -272,7 +308,7 @@ async def run(plan: Plan, end: asyncio.Event, tell: Callable[[Seen], None]) -> N
     async def ask(client: Client, kind: str) -> None:
         began = time.monotonic()
         what = await client.ask()
-        tell(Seen(kind, began, time.monotonic() - began, what))
+        tell(Seen(kind, began, time.monotonic() - began, what, client.got, client.port))
 
     async def pause(seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):

@@ -107,6 +107,8 @@ def test_a_client_that_keeps_its_connection_asks_again_and_again(server: Server)
     assert seen.failed == 0
     kept = [one for one in seen.seen if one.kind == KEPT]
     assert len(kept) >= 15
+    assert {one.got for one in kept} == {len(plain()), len(streamed(EVENT, DONE))}
+    assert len({one.port for one in kept}) == 2
     assert server.connections == 2 + len(seen.seen) - len(kept)
 
 
@@ -136,6 +138,8 @@ def test_what_is_no_whole_answer_has_failed(server: Server, answer: bytes | None
     server.answer = lambda request: answer
     seen = result(server.plan)
     assert (seen.failed, seen.failures) == (seen.asked, {f"new: {what}": seen.asked})
+    assert {one.got for one in seen.seen} == {len(answer or b"")}
+    assert {one.is_cut_off for one in seen.seen} == {bool(answer) and not what.isdigit()}
 
 
 def test_a_kept_connection_that_breaks_is_told_apart(server: Server) -> None:

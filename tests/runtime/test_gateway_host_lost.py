@@ -24,7 +24,7 @@ from installer.units.authority import link_key
 from tests.kit.boot.network import Network
 from tests.kit.gateway import HAPROXY, LAYOUT, PATIENCE, Gateway
 from tests.kit.replica import Replica
-from tests.runtime.test_gateway import eventually, in_background
+from tests.runtime.test_gateway import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")]
 CLIENTS = 16
@@ -114,22 +114,30 @@ def status_of(connection: http.client.HTTPConnection, body: str) -> int:
     return response.status
 
 
-def test_what_was_being_answered_there_is_asked_again_unless_a_word_had_come(hosts: Hosts) -> None:
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_what_was_being_answered_there_is_asked_again_unless_a_word_had_come(hosts: Hosts, earlier: int) -> None:
+    """On a new connection, and on one by which something was asked before."""
     here, there = hosts.replicas
-    here.gap = there.gap = 3600
+    here.gap, there.gap, there.delay = 3600, 3600, 0
+    here.asked.clear()
     with contextlib.ExitStack() as held:
         heard = {}
         for name in (b"first", b"second"):  # one for each host: whichever has fewer is asked
-            stream = held.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", hosts.one.port)))
+            stream = http.client.HTTPConnection("127.0.0.1", hosts.one.port, timeout=PATIENCE)
+            held.callback(stream.close)
             stream.request("POST", "/v1/completions", b'{"stream": true, "prompt": "%s"}' % name)
             heard[name] = stream.getresponse()
             assert heard[name].readline() == b'data: {"choices": []}\n'
         (lost,) = (name for name in heard if name in there.asked[-1])
+        clients = [http.client.HTTPConnection("127.0.0.1", hosts.one.port, timeout=PATIENCE) for _ in range(4)]
+        for client in clients * earlier:
+            status_of(client, "{}")
         there.delay = 3600
-        asked = in_background(4, hosts.one.ask)
+        pool = held.enter_context(ThreadPoolExecutor(len(clients)))
+        asked = [pool.submit(status_of, client, "{}") for client in clients]
         eventually(lambda: there.busy > 1)
         with hosts.cut():
-            assert [future.result(PATIENCE).status for future in asked] == [200] * 4  # type: ignore[attr-defined]
+            assert [future.result(PATIENCE) for future in asked] == [200] * 4
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 heard[lost].read()
         assert not any(lost in each for each in here.asked)

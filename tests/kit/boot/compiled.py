@@ -14,15 +14,15 @@ COMPILED = REPO / "build/compiled"  # a folder for each engine
 SERVICE = "qwen3vl.service"
 UNITS = "/etc/systemd/system"
 CACHE = "/var/cache/qwen3vl"
-# Not earlier than the service, for a deploy refuses a cache that is there already; systemd gives it to its user.
-UNIT = f"""
+# Not earlier than the engine's unit, for a deploy refuses a cache that is there already; systemd gives it to its user.
+UNIT = """
 [Unit]
-Before={SERVICE}
-ConditionPathExists=!{CACHE}
+Before={unit}
+ConditionPathExists=!{cache}
 [Service]
 Type=oneshot
-ExecStart=mkdir --parents {CACHE}/inductor
-ExecStart=sh -c "cp --recursive {COMPILED}/*/. {CACHE}/inductor"
+ExecStart=mkdir --parents {cache}/inductor
+ExecStart=sh -c "cp --recursive {compiled}/*/. {cache}/inductor"
 """
 
 
@@ -37,8 +37,8 @@ def keep(machine: Machine, engine: str) -> None:
     fresh.rename(COMPILED / engine)
 
 
-def give(machine: Machine) -> None:
-    """Have the service of this machine, which is to be deployed, begin with it."""
-    machine.write(f"{UNITS}/compiled.service", UNIT)
-    wants = f"{UNITS}/{SERVICE}.wants"
+def give(machine: Machine, unit: str = SERVICE) -> None:
+    """Have the service of this machine, which is to be deployed, begin with it: the unit that its engine is in."""
+    machine.write(f"{UNITS}/compiled.service", UNIT.format(unit=unit, cache=CACHE, compiled=COMPILED))
+    wants = f"{UNITS}/{unit}.wants"
     machine.shell(f"mkdir {wants}; ln -s ../compiled.service {wants}; systemctl daemon-reload")
