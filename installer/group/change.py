@@ -24,7 +24,7 @@ from installer.base.host import Host
 from installer.base.language import english, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
-from installer.group import copies, facts
+from installer.group import copies, facts, ssh
 from installer.group.job import STAGE, Job
 from installer.group.member import Look, Ran
 from installer.group.reach import Team, raise_all, reached, refused, understood
@@ -58,7 +58,9 @@ def settle(team: Team, seen: Mapping[str, Look], report: Report) -> Group | None
     newest = max(records.values(), key=lambda group: (group.epoch, group.change is None))
     begun = {name: group.change for name, group in records.items() if group.change}
     if not begun:
-        _tell(team, [name for name, group in records.items() if group != newest], newest)
+        members = {peer.name for peer in newest.peers}
+        _tell(team, [name for name, group in records.items() if group != newest and name in members], newest)
+        _tell(team, [name for name in records if name not in members], None, newest.id)
         return newest
     what = one_line(next(iter(begun.values())).what)
     if newest.change is None:
@@ -71,6 +73,21 @@ def settle(team: Team, seen: Mapping[str, Look], report: Report) -> Group | None
         raise _uncertain(team, what)
     report.warn(tr("{what} was cut off; undoing it on all hosts first", what=what))
     return take_back(team, list(seen), newest)
+
+
+def check_is_of(group: Group, settled: Group, service: str, host: Host) -> None:
+    """A host that was let go while nobody could reach it would change the others, and itself not."""
+    machine = ssh.machine_id(host)
+    own = next((peer.name for peer in group.peers if peer.machine == machine), "")
+    if own and own not in {peer.name for peer in settled.peers}:
+        raise Refused(
+            tr("{name} was let go by the other hosts while it could not be reached", name=own),
+            tr(
+                "what is typed here is about this host alone from now on; "
+                "so that it asks the others no more: {command}",
+                command=f"vllm-install set GATEWAY_HOSTS= --service {service}",
+            ),
+        )
 
 
 def _check_one_group(records: Mapping[str, Group]) -> None:

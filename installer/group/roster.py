@@ -11,7 +11,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.report import Report
 from installer.group import carry, facts, ssh
-from installer.group.change import changing, check_all_there, run, settle
+from installer.group.change import changing, check_all_there, check_is_of, run, settle
 from installer.group.job import Job
 from installer.group.member import Look, Ran
 from installer.group.reach import Team, understood
@@ -34,6 +34,7 @@ def _settled(
                 tr("the group is no more: what made it was cut off, and is undone"),
                 f"vllm-install deploy --service {service} --hosts {','.join(peer.name for peer in group.peers)}",
             )
+        check_is_of(group, now, service, host)
         yield team, now, facts.looks(team)
 
 

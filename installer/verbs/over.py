@@ -187,6 +187,8 @@ def _over(call: _Call, names: Sequence[str], group: Group | None, host: Host) ->
                 tr("the group is no more: what made it was cut off, and is undone"),
                 f"vllm-install deploy --service {call.service} --hosts {','.join(known)}",
             )
+        if group and settled and not names:
+            change.check_is_of(group, settled, call.service, host)
         mode = call.context.params.get("mode")
         now = settled or Group(_new_id(), (), mode or REPLICAS)
         now = replace(now, peers=_peers(now, peers, seen))

@@ -116,7 +116,7 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
         asking.wait_for(20)
     assert asking.result.failures == {}
 
-    # One loses power: what it was answering fails, and no change is made until it is taken out
+    # One loses power: what it was answering fails, nothing else, and no change is made until it is taken out
     with asked(one, new) as asking:
         network.cut(2)
         other.cut_power()
@@ -124,6 +124,7 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
         asking.wait_for(150)
     print(f"{asking.result.failures} of {asking.result.asked}, longest wait {asking.result.longest_wait:.1f} s")
     assert asking.result.failed_since(lost_at) == {}
+    assert all(seen.is_cut_off for seen in asking.result.failing), asking.result.failing
     network.mend(2)
     found = cli(one, "doctor", "--json", code=8).json["findings"]
     assert [finding["id"] for finding in found if finding["id"].startswith("host")] == ["host-lost"]
@@ -145,6 +146,99 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
         assert [line for line in left if "vllm" in line] == []
 
 
+def test_a_host_is_let_go_while_it_serves_when_it_is_out_and_when_it_is_lost(
+    two: tuple[Network, list[Machine]], standin_wheels: Path
+) -> None:
+    (network, (one, other)), options = two, standin(standin_wheels)
+    deploy = ("deploy", "--hosts", "gpu1,gpu2", "--gateway-hosts", "auto", "--port", "8001", *options)
+    key = cli(one, *deploy).key
+
+    # One that serves: no request is lost, and each is its own from then on
+    with asked(one, key) as asking:
+        cli(one, "hosts", "remove", "gpu2")
+        asking.wait_for(20)
+    assert asking.result.failures == {}
+    assert names(one) == ["gpu1"]
+    assert "qwen3vl is on this host alone" in cli(other, "hosts", code=3).err
+    assert not other.at("/var/lib/vllm-install/qwen3vl/group-key").exists(), "by which it would be heard"
+    cli(other, "set-context", "2048")
+    assert [context(machine) for machine in (one, other)] == [1024, 2048]
+    for machine in (one, other):
+        assert ":29500" not in machine.run("ss", "-Hltn").stdout
+        serves(machine, key, 8001)
+
+    # One that was taken out: it stays stopped, until it is told to serve for itself
+    cli(one, *deploy)
+    cli(one, "hosts", "drain", "gpu2")
+    cli(one, "hosts", "remove", "gpu2")
+    assert not is_up(other)
+    cli(other, "set", "GATEWAY_HOSTS=")
+    serves(other, key, 8001)
+
+    # One that is lost: it is told when it is back, by whoever asks there
+    cli(one, *deploy)
+    network.cut(2)
+    assert "gpu2: it cannot be reached" in cli(one, "hosts", "remove", "gpu2").err
+    serves(one, key, 8001)
+    network.mend(2)
+    assert names(one) == names(other) == ["gpu1"]
+    assert "gpu2 was let go by the other hosts" in cli(other, "set-context", "4096", code=3).err
+    assert [context(machine) for machine in (one, other)] == [1024, 2048]
+    cli(other, "set-context", "4096")
+    assert [context(machine) for machine in (one, other)] == [1024, 4096]
+    for machine in (one, other):
+        cli(machine, "uninstall", "--yes", "--purge", "--this-host-only")
+
+
+def test_one_model_on_both_is_changed_from_either_and_one_that_is_installed_anew_comes_back(
+    two: tuple[Network, list[Machine]], standin_wheels: Path
+) -> None:
+    (_, (head, follower)), options = two, standin(standin_wheels)
+    before = [snapshot(machine.root) for machine in (head, follower)]
+    key = cli(head, "deploy", "--hosts", "gpu1,gpu2", "--mode", "span", *options).key
+
+    def serve_together(version: str) -> None:
+        shown = [cli(machine, "status", "--json").json for machine in (head, follower)]
+        assert [(each["ready"], each["vllm_version"]) for each in shown] == [(True, version)] * 2
+        serves(head, key)
+
+    serve_together("0.32.0")
+
+    # What a key may use is the head's to say, whoever says it
+    cli(follower, "keys", "limit", "default", "--requests", "2/min")
+    assert [chat(head, key).status for _ in range(3)][-1] == 429
+    cli(head, "keys", "limit", "default", "--none")
+    assert chat(head, key).status == 200
+
+    # HTTPS on the head, and nothing there on the follower
+    cli(follower, "set", "TLS=self")
+    curl = (
+        "curl -sS --cacert /etc/vllm-install/ca/ca.pem -o /dev/null -w '%{http_code}' https://localhost:8000/v1/models"
+    )
+    assert head.shell(curl).stdout == "401"
+    assert head.shell(f"{curl} -H 'Authorization: Bearer {key}'").stdout == "200"
+    assert ":8000" not in follower.run("ss", "-Hltn").stdout
+    cli(head, "set", "TLS=none")
+
+    # Another engine on both, and back
+    cli(follower, "upgrade", "--vllm-version", "0.31.0")
+    serve_together("0.31.0")
+    cli(follower, "rollback")
+    serve_together("0.32.0")
+
+    # A follower that is installed anew
+    assert "each of these hosts holds a part of the model" in cli(head, "hosts", "remove", "gpu2", code=3).err
+    cli(follower, "uninstall", "--yes", "--purge", "--this-host-only")
+    until("the head is told", lambda: not cli(head, "status", "--json").json["ready"], head)
+    cli(head, "hosts", "join", "gpu2")
+    serve_together("0.32.0")
+
+    cli(follower, "uninstall", "--yes", "--purge")
+    for machine, then in zip((head, follower), before, strict=True):
+        left = [line for line in difference(then, snapshot(machine.root)) if "/etc/sysusers.d" not in line]
+        assert [line for line in left if "vllm" in line and not line.startswith("removed ")] == []
+
+
 @contextlib.contextmanager
 def asked(machine: Machine, key: str) -> Iterator[Load]:
     """All the while, ten requests a second and clients that keep their connections."""
@@ -162,6 +256,14 @@ def killed_when(machine: Machine, said: str, *words: str) -> None:
             break
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def context(machine: Machine) -> int:
+    return int(cli(machine, "status", "--json").json["context"])
+
+
+def names(machine: Machine) -> list[str]:
+    return [host["name"] for host in cli(machine, "hosts", "--json").json["hosts"]]
 
 
 def running(machine: Machine) -> bool:

@@ -107,6 +107,24 @@ def test_one_that_is_lost_is_let_go_and_one_that_stays_has_to_be_there(monkeypat
     assert hosts.asked == []
 
 
+def test_one_that_was_let_go_while_it_was_lost_hears_of_it_and_changes_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hosts = Hosts("gpu3")
+    remove(hosts, monkeypatch)
+    hosts.away, hosts.asked = (), []
+    stale = Group("mine", tuple(replace(peer, machine=peer.name) for peer in PEERS), epoch=3)
+    host = Host(tmp_path)
+    host.write(Path("/etc/machine-id"), "gpu3\n")
+    with pytest.raises(Refused, match="gpu3 was let go by the other hosts while it could not be reached"):
+        roster.drain(stale, "gpu1", "qwen3vl", host, Told([]))
+    assert hosts.asked == []
+    assert hosts.records["gpu3"] is None
+    assert [peer.name for peer in hosts.records["gpu1"].peers] == ["gpu1", "gpu2"]
+    host.write(Path("/etc/machine-id"), "gpu2\n")
+    roster.drain(replace(stale, peers=stale.peers[:2]), "gpu1", "qwen3vl", host, Told([]))
+
+
 def test_what_stays_on_a_host_that_is_let_go_is_said_with_the_command_that_removes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
