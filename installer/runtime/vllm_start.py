@@ -7,6 +7,7 @@ an engine beside one that serves: it makes ready all that can be without touchin
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import multiprocessing
@@ -44,6 +45,7 @@ OF_KIND = {
     "cuda": ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"),
 }
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+ARCH_PRCTL, REQUEST, AMX = 158, 0x1023, 18  # a system call on x86-64, what it is to do, and with what
 CHUNK = 16 << 20
 
 
@@ -54,6 +56,7 @@ def shorten() -> None:
         os.environ.setdefault(METHOD, "fork")  # vLLM spawns all the same once CUDA is initialised
     if kind != "cpu":
         return
+    request_amx()
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # here its cache can be written and never be read
     if METHOD not in os.environ and "LD_PRELOAD" not in os.environ:  # else somebody has an OpenMP of their own
         fork_on_cpu()
@@ -66,6 +69,16 @@ def kind_of_engine() -> str:
     except PackageNotFoundError:
         return ""
     return "cuda" if re.fullmatch(r"(cu\d+)?", build) else build
+
+
+def request_amx() -> None:
+    """For this process and those forked from it, where the processor has it: Linux gives it to who asks.
+
+    vLLM's attention takes it unasked. What torch compiles does ask; with --enforce-eager nothing is compiled, and the
+    first request would end in an illegal instruction.
+    """
+    if os.uname().machine == "x86_64":
+        ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST, AMX)
 
 
 def forget_signals() -> None:

@@ -50,6 +50,23 @@ def main():
         print(context.get_start_method(), *mine.recv())
         process.join()
 """
+# Whether Linux lets a forked process use the tiles of this processor, if it has any: two questions of arch_prctl.
+TILES = """
+import ctypes, multiprocessing, platform
+
+def answer(question):
+    found = ctypes.c_uint64()
+    ctypes.CDLL(None).syscall(158, question, ctypes.byref(found))
+    return platform.machine() == "x86_64" and bool(found.value >> 18 & 1)
+
+def child():
+    print("has", answer(0x1021), "may", answer(0x1022), flush=True)
+
+def main():
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
 TORCH = "def set_num_threads(number):\n    global threads\n    threads = number\n"
 
 
@@ -182,6 +199,13 @@ def test_what_is_spawned_anyway_is_not_imported_ahead(
 
 def test_an_ordinary_start_waits_for_nobody(engine: Path) -> None:
     assert f"main serve {engine}/model --x" in said(engine, "--x")
+
+
+def test_the_tiles_of_a_processor_that_has_them_may_be_used(engine: Path) -> None:
+    (engine / "vllm/entrypoints/cli/main.py").write_text(TILES)
+    (engine / "torch.py").write_text("")
+    (answer,) = said(engine)
+    assert answer in ("has True may True", "has False may False")
 
 
 @pytest.mark.parametrize(
