@@ -106,6 +106,7 @@ def test_a_service_on_two_hosts_lives_changes_fails_and_goes(
     with asked(one, new) as asking:
         other.write(MEMBER_DROP_IN, "[Service]\nEnvironment=VLLM_STANDIN=refuse-context=2048\n")
         assert "gpu2: asked 4096; this GPU fits 2048" in cli(one, "set-context", "4096", code=6).err
+        other.at(MEMBER_DROP_IN).unlink()
         assert {cli(each, "status", "--json").json["context"] for each in (one, other)} == {2048}
         cli(other, "upgrade", "--vllm-version", "0.31.0")
         cli(other, "hosts", "drain", "gpu2")

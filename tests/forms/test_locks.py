@@ -443,7 +443,7 @@ def test_a_torch_that_says_it_in_its_version_is_refused_while_resolving(
     host: Host, tmp_path: Path, kind: str, local: str
 ) -> None:
     """Naming the place, of several; nothing is downloaded and nothing is changed."""
-    name = packages.PACKAGE[kind].replace("-", "_")
+    name = builds.BUILDS[kind].package.replace("-", "_")
     index = make_wheel(
         tmp_path / "wheels", name, VERSION + ("+rocm723" if kind == "rocm" else ""), requires=("torch==2.13.0",)
     ).parent

@@ -74,6 +74,9 @@ class Replica:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it came in the moment of the death
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         try:
             while True:
