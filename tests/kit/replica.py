@@ -30,6 +30,7 @@ class Replica:
         self.gap = 0.0  # seconds between two pieces of a stream
         self.status = 200
         self.is_healthy = True
+        self.health = 200  # what it says while it is
         self.fails_checks = 0  # so many more, and no longer
         self.holds = 0.0  # seconds after which who waits for its engine is told to come again
         self.asked: list[bytes] = []  # heads and bodies of all requests but checks
@@ -89,7 +90,7 @@ class Replica:
                 if head.startswith(b"GET /health "):
                     fails = not self.is_healthy or self.fails_checks > 0
                     self.fails_checks = max(0, self.fails_checks - 1)
-                    await self._say(writer, 503 if fails else 200, b"")
+                    await self._say(writer, 503 if fails else self.health, b"")
                     continue
                 self.asked.append(head + body)
                 if key := re.search(rb"\r\nsec-websocket-key: (\S+)", head, re.IGNORECASE):

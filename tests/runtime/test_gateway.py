@@ -328,6 +328,13 @@ def until_first_piece(made: Gateway) -> float:
         return time.monotonic() - began
 
 
+def test_one_that_answers_a_check_with_anything_but_200_is_asked_nothing() -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        replicas[0].health = 302
+        eventually(lambda: are_up(made, 2))
+
+
 # A member leaves and comes back
 
 
