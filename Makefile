@@ -17,7 +17,7 @@ demo-end: .venv-ready ## End what `make demo KEEP=1` left running
 	@.venv/bin/python -m scripts.end_machines
 
 test: .venv-ready machine-ready ## Run every test (root): real systemd, real vLLM
-	@$(PYTEST) --numprocesses=auto --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) --numprocesses=auto --no-loadscope-reorder --durations=0 --durations-min=20 $(ARGS)
 
 test-fast: .venv-ready ## Run the tests that need no root
 	@$(PYTEST) -m "not root" $(ARGS)

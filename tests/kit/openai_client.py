@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from installer.base.host import Host
+from installer.forms.venv.pipconf import read_sources
+from installer.forms.venv.uv import run_uv
+from installer.spec.settings import Settings
 from tests.kit.boot.surroundings import REPO
 
 HOME = REPO / "build/openai"
@@ -21,13 +27,19 @@ print(answer.choices[0].message.content)
 
 
 def interpreter() -> Path:
-    """Installed once, kept in build/; nothing of ours needs it."""
-    done = HOME / "bin/.has-openai"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True)
-        subprocess.run([HOME / "bin/python", "-m", "pip", "install", "--quiet", "openai"], check=True)
-        done.touch()
-    return HOME / "bin/python"
+    """Installed once, by whichever process of the tests is first, and kept in build/; nothing of ours needs it."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / ".installing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done, python = HOME / ".has-openai", HOME / "venv/bin/python"
+        if not done.exists():
+            shutil.rmtree(HOME / "venv", ignore_errors=True)
+            host, cache = Host(), HOME / "cache"
+            run_uv(host, cache, "venv", "--no-project", "--python", sys.executable, HOME / "venv")
+            sources = read_sources(host, Settings(), os.environ)
+            run_uv(host, cache, "pip", "install", "--python", python, "openai", sources=sources)
+            done.touch()
+    return python
 
 
 def ask(variables: str, scratch: Path) -> str:
