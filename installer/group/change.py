@@ -2,8 +2,9 @@
 
 Each host makes it as its own transaction: claimed, applied, proved, remembered, or undone. What is added here is what
 holds these together, in two phases: looked at and staged everywhere, all at once; then switched and proved one host
-after the other, or at once where all of them serve one model. Before the first host is touched each has written down
-what is about to happen (`claim`), and whoever comes later finds by that what has to be done:
+after the other, or at once where all of them serve one model; and back in the same way. Before the first host is
+touched each has written down what is about to happen (`claim`), and whoever comes later finds by that what has to be
+done:
 
     some host has not been changed    nobody can have said that the change holds: all go back
     all have it                       it holds, and is written down as that
@@ -125,8 +126,12 @@ def _uncertain(team: Team, what: str) -> Refused:
 
 
 def take_back(team: Team, names: Sequence[str], group: Group) -> Group | None:
-    """Every host is as it was before the change; one that could not be put back stays marked, and is tried again."""
-    answers = team.try_each("undo", names)
+    """Every host is as it was before the change; one that could not be put back stays marked, and is tried again.
+
+    As it was made, one host after the other, so that those answer that are not about to go back: the last one first.
+    """
+    at_once = [names] if group.mode == SPAN else [[name] for name in reversed(names)]
+    answers = {name: answer for each in at_once for name, answer in team.try_each("undo", each).items()}
     back = [name for name, answer in answers.items() if not isinstance(answer, InstallError)]
     left = _end(team, back, group, kept=False)
     raise_all(error for error in answers.values() if isinstance(error, InstallError))

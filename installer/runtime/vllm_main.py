@@ -93,13 +93,13 @@ class Main(Supervisor):
             send(self.engine, signal.SIGHUP)
 
     def give_way(self, keys: str) -> None:
-        """Everybody gets the answer that is owed; who comes now waits for the next engine."""
+        """Everybody gets the answer that is owed; who comes now waits for the next engine, as long as he may."""
         self.new_keys = keys
         self.gives_way_until = time.monotonic() + seconds("DRAIN") + SLACK
         watcher, self.watcher = self.watcher, 0  # it would take the silence of who has gone to drain for a hang
         send(watcher, signal.SIGKILL)
         send(self.engine, signal.SIGTERM if self.callers.since is None else signal.SIGKILL)
-        self.callers.wait_on()
+        self.callers.hold()
 
     def patience(self) -> float | None:
         return TICK if self.gives_way_until is not None else super().patience()

@@ -177,6 +177,21 @@ def test_a_host_that_fails_its_proof_takes_the_change_back_on_all(world: World) 
     assert [host.read(LAYOUT.settings_file) for host in world.hosts.values()] == texts
 
 
+def test_one_host_after_the_other_goes_back_the_last_first_so_that_the_others_answer(world: World) -> None:
+    world.deploy()
+    world.fault[TWO] = NotProved("it answers nonsense")
+    undone: list[tuple[str, bool]] = []
+
+    def cut(name: str, do: str, done: bool) -> None:
+        if do == "undo":
+            undone.append((name, done))
+
+    world.cut = cut
+    with pytest.raises(InstallError, match="it answers nonsense"):
+        world.set("PORT=8001")
+    assert undone == [(TWO, False), (TWO, True), (ONE, False), (ONE, True)]
+
+
 def test_a_first_deploy_that_fails_on_one_host_leaves_no_service_and_no_group(world: World) -> None:
     world.fault[TWO] = NotProved("it answers nonsense")
     with pytest.raises(InstallError, match="it answers nonsense"):

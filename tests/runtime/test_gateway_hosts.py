@@ -29,10 +29,10 @@ ONE, OTHER = "127.0.0.1", "127.0.0.2"  # where each is reached; whoever connects
 
 
 class Pair:
-    def __init__(self, held: contextlib.ExitStack, key: str, other_key: str, count: int) -> None:
+    def __init__(self, held: contextlib.ExitStack, key: str, other_key: str, count: int, hold: int) -> None:
         place, self.port = held_port(OTHER)
         held.enter_context(place)
-        settings = Settings(service="q", gateway_hosts=(ONE, OTHER), group_port=self.port, hold=2)
+        settings = Settings(service="q", gateway_hosts=(ONE, OTHER), group_port=self.port, hold=hold)
         self.replicas: list[Replica] = []
         made = []
         for at, other, secret in ((ONE, OTHER, key), (OTHER, ONE, other_key)):
@@ -60,9 +60,9 @@ def up(made: Gateway, other: str) -> bool:
 
 
 @contextlib.contextmanager
-def pair(key: str, other_key: str = "", count: int = 1) -> Iterator[Pair]:
+def pair(key: str, other_key: str = "", count: int = 1, hold: int = 2) -> Iterator[Pair]:
     with contextlib.ExitStack() as held:
-        made = Pair(held, key, other_key or key, count)
+        made = Pair(held, key, other_key or key, count, hold)
         made.one.start()
         made.other.start()
         yield made
@@ -109,6 +109,17 @@ def test_nobody_is_sent_round_in_a_circle(key: str) -> None:
             replica.die()
         assert hosts.one.ask().status == 503
         assert hosts.other.ask().status == 503
+
+
+def test_the_last_host_without_a_replica_costs_no_request_before_that_is_noticed(key: str) -> None:
+    with pair(key, hold=int(PATIENCE)) as hosts:
+        hosts.replicas[0].is_healthy = False
+        eventually(lambda: up(hosts.one, OTHER) and are_up(hosts.one) and are_up(hosts.other, 1))
+        haproxy.drain(hosts.other.host, LAYOUT, 1, 0)
+        asked = in_background(8, hosts.one.ask)
+        eventually(lambda: haproxy.state(hosts.one.host, LAYOUT).waiting + sum(each.done() for each in asked) == 8)
+        haproxy.ready(hosts.other.host, LAYOUT, 1)
+        assert [future.result(PATIENCE).status for future in asked] == [200] * 8  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])  # 502 says a gateway whose engine ended

@@ -19,12 +19,17 @@ from tests.runtime.test_hold import answer, call, status
 
 NEW = "sk-new-0123456789abcdef"
 WIDER = ("--max-model-len", "8192")
+BODY = b'{"prompt": "Hi", "stream": true}'
+STREAM = (
+    f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {USER}\r\nConnection: close\r\n"
+    f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+).encode() + BODY
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     service = Service(tmp_path)
-    service.environment["HOLD"] = "120"
+    service.environment["HOLD"] = getattr(request, "param", "120")
     service.start()
     service.hear("READY=1")
     yield service
@@ -82,6 +87,23 @@ def test_the_next_engine_takes_over_and_nobody_is_refused(service: Service) -> N
     assert main in service.serving()
     assert {name: len(kept) for name, kept in service.store.items()} == {"http": 1, "hold": 1}
     assert not (service.run / "holding").exists()
+
+
+@pytest.mark.parametrize("service", ["1"], indirect=True)
+def test_whoever_comes_while_the_last_answers_are_finished_waits_no_longer_than_he_may(service: Service) -> None:
+    """Behind a gateway another replica answers him then, or he waits there."""
+    assert service.reload("--shutdown-timeout", "60").wait(PATIENCE) == 0
+    old = service.vllm()
+    service.faults("hang")
+    busy = call(service.port, STREAM)
+    begun = busy.recv(65536)
+    reload = service.reload(*WIDER)
+    wait_until(lambda: status(call(service.port)) == 503)
+    assert old in service.pids("vllm_listen.py"), "it has not finished"
+    service.faults("")
+    assert (begun.decode() + answer(busy)).endswith("data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert reload.wait(PATIENCE) == 0
+    assert context(service) == 8192
 
 
 def test_one_change_after_the_other(service: Service) -> None:
