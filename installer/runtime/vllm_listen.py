@@ -38,9 +38,10 @@ if __name__ == "__main__":
         hand_in(int(os.environ.pop(LISTENER)))
     import vllm_start  # type: ignore[import-not-found]
 
-    vllm_start.shorten()
+    forks = vllm_start.shorten(sys.argv[1:])
     if READY in os.environ:
-        vllm_start.stand_by(sys.argv[1:], int(os.environ.pop(READY)), int(os.environ.pop(GO)))
+        turn = vllm_start.Turn(int(os.environ.pop(READY)), int(os.environ.pop(GO)))
+        vllm_start.stand_by(sys.argv[1:], turn, forks=forks)
     from vllm.entrypoints.cli.main import main  # type: ignore[import-not-found]
 
     main()

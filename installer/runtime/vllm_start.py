@@ -1,18 +1,21 @@
 """A shorter way to the first answer: what one process of vLLM has imported the next one does not import again.
 
 Called before vLLM is imported. Whoever sets one of vLLM's variables means it, so they are only filled in. A standby is
-an engine beside one that serves: it makes ready all that can be without touching the GPU, and waits for its turn.
+an engine beside one that serves: it makes ready all that can be without touching the GPU, its processes too, and waits
+for its turn.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import multiprocessing
 import os
 import re
+import select
 import signal
 import stat
 import sys
@@ -49,17 +52,27 @@ ARCH_PRCTL, REQUEST, AMX = 158, 0x1023, 18  # a system call on x86-64, what it i
 CHUNK = 16 << 20
 
 
-def shorten() -> None:
+def shorten(words: list[str]) -> bool:
+    """Says whether this engine's processes are forked, and so have what is imported here."""
     os.register_at_fork(after_in_child=forget_signals)
+    forks = prepare_to_fork()
+    if forks:
+        import_ahead(words, forks=True)
+    return forks
+
+
+def prepare_to_fork() -> bool:
     kind = kind_of_engine()
     if kind == "cuda":
-        os.environ.setdefault(METHOD, "fork")  # vLLM spawns all the same once CUDA is initialised
+        return os.environ.setdefault(METHOD, "fork") == "fork"  # vLLM spawns all the same once CUDA is initialised
     if kind != "cpu":
-        return
+        return False
     request_amx()
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # here its cache can be written and never be read
-    if METHOD not in os.environ and "LD_PRELOAD" not in os.environ:  # else somebody has an OpenMP of their own
-        fork_on_cpu()
+    if METHOD in os.environ or "LD_PRELOAD" in os.environ:  # somebody has an OpenMP of their own
+        return False
+    fork_on_cpu()
+    return True
 
 
 def kind_of_engine() -> str:
@@ -112,29 +125,81 @@ def bind_threads() -> None:
         sys.modules["torch"].set_num_threads(len(cpus))
 
 
-def stand_by(words: list[str], ready: int, go: int) -> None:
-    """Returns when it is this engine's turn; it never comes where the other end is closed."""
-    os.set_inheritable(ready, False)
-    os.set_inheritable(go, False)
-    model = words[1] if len(words) > 1 else ""
-    import_ahead(model)
+class Turn:
+    """Of an engine that stands by: awaited by each of its processes that comes so far, and said to be near by the first."""
+
+    def __init__(self, ready: int, go: int) -> None:
+        self.ready, self.go = ready, go
+        self.has_come = False
+        for descriptor in (ready, go):
+            os.set_inheritable(descriptor, False)
+
+    def wait(self) -> None:
+        """Returns when it is this engine's turn; it never comes where the other end is closed."""
+        if self.has_come:
+            return
+        with contextlib.suppress(OSError):  # who listened has heard it from another process
+            os.write(self.ready, b"r")
+        os.close(self.ready)
+        told = select.poll()
+        told.register(self.go, select.POLLIN)
+        if not told.poll()[0][1] & select.POLLIN:
+            os._exit(0)
+        os.close(self.go)  # with the word in it, for the other processes
+        self.has_come = True
+
+
+def stand_by(words: list[str], turn: Turn, *, forks: bool) -> None:
+    """Where its processes are forked, it waits in the last of them; else before there is any."""
+    if not forks:
+        import_ahead(words, forks=False)
     with contextlib.suppress(OSError):  # it would only be slower without
-        read_ahead(model)
-    os.write(ready, b"r")
-    os.close(ready)
-    if not os.read(go, 1):
-        os._exit(0)
-    os.close(go)
+        read_ahead(model_of(words))
+    # Another executor than vLLM's own (Ray) makes workers that know nothing of the turn.
+    if not forks or any(word.startswith("--dist") for word in words) or not wait_in_workers(turn):
+        turn.wait()
 
 
-def import_ahead(model: str) -> None:
+def wait_in_workers(turn: Turn) -> bool:
+    """Before any of them is made, and so before a GPU is touched. What is spawned does not know of it, and waits here."""
+    try:
+        wrapper = importlib.import_module("vllm.v1.worker.worker_base").WorkerWrapperBase
+        init_worker, get_context = wrapper.init_worker, multiprocessing.get_context
+    except (ImportError, AttributeError):
+        return False
+
+    def init_when_told(*given: Any, **named: Any) -> Any:
+        turn.wait()
+        return init_worker(*given, **named)
+
+    def get_context_when_told(method: str | None = None) -> Any:
+        context = get_context(method)
+        if context.get_start_method() != "fork":
+            turn.wait()
+        return context
+
+    wrapper.init_worker = init_when_told
+    vars(multiprocessing)["get_context"] = get_context_when_told
+    return True
+
+
+def import_ahead(words: list[str], *, forks: bool) -> None:
     importlib.import_module(ENTRY)
     kind = kind_of_engine()
-    forks = kind in OF_KIND and os.environ.get(METHOD) != "spawn"
-    forked = (*FORKED, *OF_KIND[kind], *modules_of(model)) if forks else ()
+    forked = (*FORKED, *OF_KIND[kind], *modules_of(model_of(words))) if forks else ()
     for name in (*SERVER, *forked):
         with contextlib.suppress(Exception):  # where it is needed vLLM will say what is wrong with it
             importlib.import_module(name)
+    if forks and kind == "cpu":
+        with contextlib.suppress(Exception):  # what this processor can do is tried out by compiling for it
+            importlib.import_module("torch._inductor.cpu_vec_isa").pick_vec_isa()
+    # A start collects garbage a dozen times, in each process; what is imported never is any.
+    gc.collect()
+    gc.freeze()
+
+
+def model_of(words: list[str]) -> str:
+    return words[1] if len(words) > 1 else ""
 
 
 def modules_of(model: str) -> Iterator[str]:

@@ -67,6 +67,28 @@ def main():
     process.start()
     process.join()
 """
+# Two workers, each of which is made when its turn has come, in processes that vLLM forks or spawns.
+WORKERS = """
+import multiprocessing, sys
+from vllm.v1.worker import worker_base
+
+def work(number):
+    worker_base.WorkerWrapperBase().init_worker(number)
+
+def main():
+    print("main", flush=True)
+    context = multiprocessing.get_context(sys.argv[-1] if "wn" in sys.argv[-1] else None)
+    processes = [context.Process(target=work, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+"""
+WORKER = """
+class WorkerWrapperBase:
+    def init_worker(self, number):
+        print("worker", number, flush=True)
+"""
 TORCH = "def set_num_threads(number):\n    global threads\n    threads = number\n"
 
 
@@ -133,10 +155,10 @@ class Standby:
         (self.ready, self.its_ready), (self.its_go, self.go) = os.pipe(), os.pipe()
 
     @contextmanager
-    def started(self, engine: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    def started(self, engine: Path, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
         its = (self.its_ready, self.its_go)
         pipes = {"LAUNCHER_READY": str(its[0]), "LAUNCHER_GO": str(its[1])}
-        with listening(engine, fds=its, **pipes, **environment) as process:
+        with listening(engine, *words, fds=its, **pipes, **environment) as process:
             for fd in its:
                 os.close(fd)
             yield process
@@ -163,6 +185,63 @@ def test_a_standby_whose_turn_never_comes_ends(engine: Path) -> None:
         os.close(standby.go)
         assert process.communicate(timeout=60)[0] == ""
         assert process.returncode == 0
+
+
+@pytest.fixture
+def workers(engine: Path) -> Path:
+    files = {
+        "vllm/entrypoints/cli/main.py": WORKERS,
+        "vllm/v1/worker/__init__.py": "",
+        "vllm/v1/worker/worker_base.py": WORKER,
+    }
+    for name, text in files.items():
+        (engine / name).parent.mkdir(exist_ok=True)
+        (engine / name).write_text(text)
+    return engine
+
+
+@pytest.mark.parametrize("version", ["0.32.0+cpu", "0.32.0"])
+def test_a_standby_that_forks_waits_with_its_processes_there(workers: Path, version: str) -> None:
+    build(workers, version)
+    standby = Standby()
+    with standby.started(workers) as process:
+        assert os.read(standby.ready, 1) == b"r"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "main\n"
+        os.close(standby.ready)  # as its supervisor does; the second worker finds nobody who hears it
+        os.write(standby.go, b"g")
+        os.close(standby.go)
+        out, _ = process.communicate(timeout=60)
+    assert sorted(out.splitlines()) == ["worker 0", "worker 1"]
+    assert process.returncode == 0
+
+
+def test_the_processes_of_a_standby_whose_turn_never_comes_end(workers: Path) -> None:
+    standby = Standby()
+    with standby.started(workers) as process:
+        assert os.read(standby.ready, 1) == b"r"
+        os.close(standby.go)
+        assert process.communicate(timeout=60)[0] == "main\n"
+
+
+def test_a_standby_that_spawns_after_all_waits_before_it_does(workers: Path) -> None:
+    """A spawned process knows nothing of the turn, and would take the GPU."""
+    build(workers, "0.32.0")
+    standby = Standby()
+    with standby.started(workers, "spawn") as process:
+        assert os.read(standby.ready, 10) == b"r"
+        assert os.read(standby.ready, 10) == b"", "nobody else holds it open"
+        os.close(standby.go)
+        assert process.communicate(timeout=60)[0] == "main\n"
+
+
+@pytest.mark.parametrize("word", ["--distributed-executor-backend=ray", "--distributed_executor_backend", "--dist"])
+def test_a_standby_whose_workers_are_another_s_waits_before_it_is_anything(workers: Path, word: str) -> None:
+    standby = Standby()
+    with standby.started(workers, word) as process:
+        assert os.read(standby.ready, 10) == b"r"
+        os.close(standby.go)
+        assert process.communicate(timeout=60)[0] == ""
 
 
 def test_a_standby_that_cannot_import_vllm_is_never_ready(engine: Path) -> None:
@@ -195,6 +274,14 @@ def test_what_is_spawned_anyway_is_not_imported_ahead(
         assert os.read(standby.ready, 10) == b"r"
         os.close(standby.go)
         assert ("the engine core" in process.communicate(timeout=60)[0]) is is_imported
+
+
+def test_an_ordinary_start_imports_once_for_all_its_processes_what_is_no_garbage(engine: Path) -> None:
+    (engine / "vllm/entrypoints/cli/main.py").write_text(
+        "import gc, sys\ndef main():\n    print('vllm.v1.engine.core' in sys.modules, gc.get_freeze_count() > 0)"
+    )
+    assert said(engine) == ["True True"]
+    assert said(engine, VLLM_WORKER_MULTIPROC_METHOD="spawn") == ["False False"]
 
 
 def test_an_ordinary_start_waits_for_nobody(engine: Path) -> None:
@@ -232,7 +319,7 @@ def test_what_vllm_is_told_unless_somebody_else_has_told_it(
 
 def test_on_the_cpu_a_process_is_forked_and_bound_and_hears_its_own_signals(engine: Path) -> None:
     first = min(os.sched_getaffinity(0))
-    assert said(engine, "engine")[-1] == f"fork EngineCore forked False [{first}] 1 -1"
+    assert said(engine, "engine")[-1] == f"fork EngineCore forked True [{first}] 1 -1"
 
 
 def test_a_process_of_a_standby_has_what_was_imported(engine: Path) -> None:

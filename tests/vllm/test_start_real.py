@@ -1,4 +1,4 @@
-"""A standby of the real vLLM, from its preparation to its end: forked, bound to the CPUs that vLLM chose, drained."""
+"""A standby of the real vLLM: prepared up to its workers, forked, bound to the CPUs that vLLM chose, drained."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def standby(cpu_engine: str, tmp_path: Path) -> Iterator[Standby]:
 
 def test_a_standby_prepares_waits_serves_and_ends(standby: Standby) -> None:
     assert os.read(standby.ready, 1) == b"r", standby.log
-    assert "API server version" not in standby.log, "it has begun before it was told to"
+    assert "Worker pid=" not in standby.log, "a worker has begun before it was told to"
+    assert "Initializing a V1 LLM engine" in standby.log
     os.write(standby.go, b"g")
     with standby.ask(max_tokens=4) as answer:
         assert answer.status == 200, standby.log
