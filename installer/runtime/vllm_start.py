@@ -126,7 +126,7 @@ def bind_threads() -> None:
 
 
 class Turn:
-    """Of an engine that stands by: awaited by each of its processes that comes so far, and said to be near by the first."""
+    """Of an engine that stands by: each of its processes that comes so far waits for it, and the first says so."""
 
     def __init__(self, ready: int, go: int) -> None:
         self.ready, self.go = ready, go
@@ -161,7 +161,7 @@ def stand_by(words: list[str], turn: Turn, *, forks: bool) -> None:
 
 
 def wait_in_workers(turn: Turn) -> bool:
-    """Before any of them is made, and so before a GPU is touched. What is spawned does not know of it, and waits here."""
+    """Before any of them is made, so before a GPU is touched. What is spawned would not know of it: that waits here."""
     try:
         wrapper = importlib.import_module("vllm.v1.worker.worker_base").WorkerWrapperBase
         init_worker, get_context = wrapper.init_worker, multiprocessing.get_context
