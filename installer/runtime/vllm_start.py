@@ -19,6 +19,7 @@ import select
 import signal
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -50,6 +51,9 @@ OF_KIND = {
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 ARCH_PRCTL, REQUEST, AMX = 158, 0x1023, 18  # a system call on x86-64, what it is to do, and with what
 CHUNK = 16 << 20
+FREED_WITHIN = 10.0  # seconds from the end of an engine until the memory of its GPUs is free
+STEADY = 3  # looks at it, a tenth of a second apart, that find no change
+SMALLEST = 256 << 20  # what an engine holds at the least
 
 
 def shorten(words: list[str]) -> bool:
@@ -169,7 +173,9 @@ def wait_in_workers(turn: Turn) -> bool:
         return False
 
     def init_when_told(*given: Any, **named: Any) -> Any:
+        before = memory_in_use()
         turn.wait()
+        await_memory(before)
         return init_worker(*given, **named)
 
     def get_context_when_told(method: str | None = None) -> Any:
@@ -181,6 +187,28 @@ def wait_in_workers(turn: Turn) -> bool:
     wrapper.init_worker = init_when_told
     vars(multiprocessing)["get_context"] = get_context_when_told
     return True
+
+
+def memory_in_use() -> int:
+    """Of all NVIDIA GPUs that are let in; 0 where nobody tells."""
+    try:
+        nvml = importlib.import_module("vllm.third_party.pynvml")
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return sum(int(nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+    except Exception:
+        return 0  # as on a host without any
+
+
+def await_memory(before: int) -> None:
+    """A driver frees what a process held some moments after its end; vLLM looks once, and wants to find it free."""
+    end = time.monotonic() + FREED_WITHIN
+    last, seen = before, 0
+    while before and seen < STEADY and time.monotonic() < end:
+        used = memory_in_use()
+        seen = seen + 1 if used == last and used < before - SMALLEST else 0
+        last = used
+        time.sleep(0.1)
 
 
 def import_ahead(words: list[str], *, forks: bool) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -330,6 +331,64 @@ def test_a_process_of_a_standby_has_what_was_imported(engine: Path) -> None:
     with listening(engine, "engine", fds=its, **pipes) as process:
         out, _ = process.communicate(timeout=60)
     assert " EngineCore forked True " in out.splitlines()[-1]
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("seen", "looks"),
+    [
+        ([125, 125, 60, 2, 2, 2, 2, 9], 7),  # freed bit by bit
+        ([2, 2, 2, 2, 9], 4),  # at once
+        ([125] * 200, 99),  # never: vLLM will say so
+    ],
+)
+def test_memory_of_the_engine_before_is_awaited(monkeypatch: pytest.MonkeyPatch, seen: list[int], looks: int) -> None:
+    values, clock = iter(seen), iter(range(1000))
+    monkeypatch.setattr(vllm_start, "memory_in_use", lambda: next(values) * GIB)
+    ticking = SimpleNamespace(monotonic=lambda: next(clock) / 10, sleep=lambda _: None)
+    monkeypatch.setattr(vllm_start, "time", ticking)
+    vllm_start.await_memory(125 * GIB)
+    assert len(seen) - len(list(values)) == looks
+
+
+def test_memory_of_no_gpu_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = SimpleNamespace(monotonic=lambda: 0, sleep=lambda _: pytest.fail("there is nothing to wait for"))
+    monkeypatch.setattr(vllm_start, "time", asleep)
+    vllm_start.await_memory(0)
+
+
+NVML = """
+def nvmlInit():
+    print("asked", flush=True)
+def nvmlDeviceGetCount():
+    return 2
+def nvmlDeviceGetHandleByIndex(index):
+    return index
+used = 1 << 41
+class Memory:
+    def __init__(self, used):
+        self.used = used
+def nvmlDeviceGetMemoryInfo(handle):
+    global used
+    used -= 1 << 39
+    return Memory(max(used, 0))
+"""
+
+
+def test_a_worker_looks_at_the_memory_before_its_turn_and_after(workers: Path) -> None:
+    (workers / "vllm/third_party").mkdir()
+    (workers / "vllm/third_party/__init__.py").write_text("")
+    (workers / "vllm/third_party/pynvml.py").write_text(NVML)
+    build(workers, "0.32.0")
+    standby = Standby()
+    with standby.started(workers) as process:
+        assert os.read(standby.ready, 1) == b"r"
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["main\n", "asked\n"]
+        os.write(standby.go, b"g")
+        assert process.communicate(timeout=60)[0].count("asked") > 1  # the other worker may ask only now, but once
 
 
 @pytest.mark.parametrize(("available", "read"), [(100 << 20, 2 << 20), (3 << 20, 1 << 20), (1 << 20, 0)])
