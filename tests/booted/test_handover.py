@@ -33,6 +33,7 @@ from tests.kit.load import Plan, load
 UNIT = f"/etc/systemd/system/{SERVICE}.service"
 FAULTS = f"/var/cache/{SERVICE}/standin"
 DROP_IN = f"{UNIT}.d/override.conf"
+AT_ONCE = "RestartSec=0\n"  # not after five seconds, in which nothing happens
 
 IN_FLIGHT = ("500", "RemoteDisconnected", "ConnectionResetError", "IncompleteRead", "BrokenPipeError")
 
@@ -101,7 +102,8 @@ def changed(machine: Machine, context: int, fault: str = "") -> Iterator[None]:
     """The unit says another context, and what goes wrong with it; afterwards again what it said before."""
     ours = machine.at(UNIT).read_text()
     text = re.sub(r"--max-model-len \d+", f"--max-model-len {context}", ours)
-    machine.write(UNIT, text.replace("[Install]", f"[Service]\nEnvironment=VLLM_STANDIN={fault}\n\n[Install]"))
+    more = f"[Service]\nEnvironment=VLLM_STANDIN={fault}\n{AT_ONCE}"
+    machine.write(UNIT, text.replace("[Install]", f"{more}\n[Install]"))
     machine.run("systemctl", "daemon-reload")
     try:
         yield
@@ -196,12 +198,15 @@ def test_a_crash_costs_only_what_was_under_way(machine: Machine, key: str, victi
 
 def test_who_waits_for_a_start_that_is_given_up_is_told(machine: Machine, key: str) -> None:
     machine.write(FAULTS, "slow-start=1 die-at-start=1")
+    machine.write(DROP_IN, f"[Service]\n{AT_ONCE}")
+    machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
     seen = ask(machine, "GET", "/v1/models", key)
     assert (seen.status, seen.json["error"]["code"]) == (503, "starting")
     until("it has given up", lambda: unit(machine, "ActiveState")["ActiveState"] == "failed", machine)
     assert unit(machine, "NFileDescriptorStore") == {"NFileDescriptorStore": "0"}
     machine.at(FAULTS).unlink()
+    machine.shell(f"rm -r {Path(DROP_IN).parent}; systemctl daemon-reload")
     machine.shell(f"systemctl reset-failed {SERVICE}; systemctl start {SERVICE}")
 
 
