@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.kit.alerting import collect_often
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import ask, cli, serves, standin, until
@@ -42,6 +43,7 @@ def host(standin_wheels: Path) -> Iterator[Host]:
             "/etc/prometheus"
         )
         machine.write("/etc/prometheus/prometheus.yml", HEAD + "scrape_configs:\n" + NODE)
+        collect_often(machine)
         key = cli(machine, "deploy", *standin(standin_wheels)).key
         yield Host(machine, standin_wheels, key, snapshot(machine.root, IGNORED))
 

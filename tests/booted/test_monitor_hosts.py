@@ -15,7 +15,7 @@ from installer.base.layout import FIGURES
 from installer.monitor.rules import rules
 from installer.units.monitoring import KEY
 from tests.booted.test_alerts import SEEN, write_seen
-from tests.kit.alerting import ALERTMANAGER, HOME, HOOK, SCALE, UNITS, Watch
+from tests.kit.alerting import ALERTMANAGER, HOME, HOOK, SCALE, UNITS, Watch, collect_often
 from tests.kit.boot.hosts import hosts
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.network import Network
@@ -57,6 +57,7 @@ def two(standin_wheels: Path) -> Iterator[Two]:
     with hosts(2) as (network, (one, other)):
         for machine in (one, other):
             machine.shell(f"mkdir -p {FIGURES.parent}")
+            collect_often(machine)
         other.shell("mount --bind /dev/null /usr/bin/prometheus")  # it has none
         one.shell("groupadd --system prometheus; useradd --system --gid prometheus prometheus")
         one.write("/etc/prometheus/prometheus.yml", HEAD + "scrape_configs:\n" + NODE)
