@@ -373,11 +373,19 @@ def test_numbers_are_short() -> None:
     assert [short(value) for value in (0, 0.5, 20, 1500, 2e6)] == ["0", "0.5", "20", "1.5k", "2M"]
 
 
-@pytest.mark.parametrize(("suffix", "title"), [("", "builtin:tiny: how fast"), (".zh_CN", "builtin:tiny")])
-def test_the_pictures_in_the_docs_are_of_a_real_run(suffix: str, title: str) -> None:
-    drawn = texts((REPO / f"docs/images/bench{suffix}.svg").read_text())
+@pytest.mark.parametrize(
+    ("name", "title", "engine"),
+    [
+        ("bench", "builtin:tiny: how fast", "vLLM 0.32.0 (cpu)"),
+        ("bench.zh_CN", "builtin:tiny", "vLLM 0.32.0 (cpu)"),
+        ("bench-h200", "qwen3-vl-8b: how fast", "NVIDIA H200"),
+        ("bench-h200.zh_CN", "qwen3-vl-8b", "NVIDIA H200"),
+    ],
+)
+def test_the_pictures_in_the_docs_are_of_a_real_run(name: str, title: str, engine: str) -> None:
+    drawn = texts((REPO / f"docs/images/{name}.svg").read_text())
     assert title in drawn[0]
-    assert "vLLM 0.32.0 (cpu)" in drawn[1]
+    assert engine in drawn[1]
 
 
 # What runs on the engine's Python

@@ -116,7 +116,7 @@ def test_every_picture_is_on_a_page_and_in_both_languages() -> None:
     held = {path.name for path in (REPO / "docs/images").iterdir()}
     screens = {f"{screen.name}{suffix}.svg" for screen in SCREENS for suffix in ("", f".{CHINESE}")}
     dashboards = {f"dashboard-{name}{suffix}.svg" for name in BOARDS for suffix in THEMES}  # of Grafana, in no language
-    speed = {f"bench{suffix}.svg" for suffix in LANGUAGES}
+    speed = {f"{name}{suffix}.svg" for name in ("bench", "bench-h200") for suffix in LANGUAGES}
     assert held == screens | dashboards | speed
     for page, pictures in (("screens", screens), ("dashboards", dashboards), ("bench", speed)):
         assert pictures == set(re.findall(r"\bimages/([\w.-]+)", (REPO / f"docs/{page}.md").read_text()))
