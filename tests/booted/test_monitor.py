@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.kit.alerting import collect_often
+from tests.kit.alerting import collect_often, looks_often
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import ask, cli, serves, standin, until
@@ -73,6 +73,7 @@ def test_prometheus_sees_every_service_with_a_key_that_it_alone_may_read(host: H
     lines += "" if "scrape_configs:" in lines else "scrape_configs:\n" + NODE
     machine.write("/etc/prometheus/prometheus.yml", HEAD + lines)
     machine.run("/usr/bin/promtool", "check", "config", "/etc/prometheus/prometheus.yml")
+    machine.write("/etc/prometheus/prometheus.yml", HEAD + looks_often(lines))
     start = "systemd-run --collect --uid=prometheus --unit"
     machine.shell(
         f"{start} node-test prometheus-node-exporter --collector.disable-defaults --collector.textfile "
