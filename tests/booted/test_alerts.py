@@ -164,6 +164,8 @@ def asked(watch: Watch) -> bool:
 
 def clear(watch: Watch, fault: Fault, pid: int) -> None:
     machine = watch.machine
+    if fault.alert == "VllmStartSlow":  # what stalls while it loads does not hear that it is to stop
+        machine.run("systemctl", "kill", "--signal=KILL", SERVICE, check=False)
     machine.shell(CLEAR)
     if fault.undo:
         cli(machine, *fault.undo)
