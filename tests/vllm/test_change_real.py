@@ -23,7 +23,7 @@ from installer.spec.settings import Settings
 from tests.kit.boot import compiled
 from tests.kit.boot.machine import STORE, Machine
 from tests.kit.boot.surroundings import free_port
-from tests.kit.life import cli, main_pid, processes, serves
+from tests.kit.life import SERVICE, cli, main_pid, processes, serves
 
 SHARE = 0.1
 MODEL = Path("/srv/wide")
@@ -112,9 +112,9 @@ def refused_context(machine: Machine, context: int = 1024) -> None:
     assert f"set-context {found[1]}" in done.err
 
 
-def engine(machine: Machine) -> str:
+def engine(machine: Machine, unit: str = SERVICE) -> str:
     """The one that serves."""
-    found = re.search(r"/engines/(\w+)/", processes(machine)[main_pid(machine)])
+    found = re.search(r"/engines/(\w+)/", processes(machine, unit)[main_pid(machine, unit)])
     assert found
     return found[1]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.network import Network
@@ -34,7 +35,7 @@ SUDO = "auth sufficient pam_permit.so\naccount sufficient pam_permit.so\nsession
 
 
 @contextmanager
-def hosts(count: int = 2, *, store: bool = False) -> Iterator[tuple[Network, list[Machine]]]:
+def hosts(count: int = 2, *, store: bool | Path = False) -> Iterator[tuple[Network, list[Machine]]]:
     """gpu1, gpu2, ... in one network; place `count + 1` is free for a stranger."""
     with ExitStack() as held:
         network = held.enter_context(Network(count + 1))
