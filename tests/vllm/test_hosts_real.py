@@ -92,7 +92,8 @@ def store(cpu_engine: str, pip: str) -> Iterator[Path]:
         with Machine(network=True, store=True) as machine:
             prepare(machine, pip)
             release(machine, "9999.3", "")
-            machine.run(sys.executable, "-m", "installer", "deploy", "--stage", "all", "--resolve", *OPTIONS, timeout=900)
+            words = ("deploy", "--stage", "all", "--resolve", *OPTIONS)
+            machine.run(sys.executable, "-m", "installer", *words, timeout=900)
             subprocess.run(["cp", "--archive", "--link", machine.at("/opt/vllm-install"), folder], check=True)
         yield Path(folder, "vllm-install")
 
