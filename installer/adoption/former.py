@@ -18,7 +18,8 @@ def of(
     unit: str, files: tuple[Path, ...], properties: dict[str, str], host: Host, layout: Layout, *, ejected: bool = False
 ) -> Former:
     """`properties` are the unit's UnitFileState and ActiveState."""
-    for path in files:
+    own = (files[0], *(path for path in files[1:] if is_own(path, unit)))
+    for path in own:
         if host.at(path).is_symlink():
             raise Refused(
                 tr("{path} is a link, which systemctl disable would remove", path=path),
@@ -29,7 +30,7 @@ def of(
             tr("{unit} comes from {file}, which is a package's", unit=unit, file=files[0]),
             tr("choose another name with --service"),
         )
-    here = files if unit == layout.unit_name else ()
+    here = own if unit == layout.unit_name else ()
     if here and ejected and host.exists(layout.ejected_probe_key):
         here = (*here, layout.ejected_probe_key)
     return Former(
@@ -39,6 +40,11 @@ def of(
         files=tuple((path, host.mode(path) or 0o644) for path in here),
         ejected=ejected and unit == layout.unit_name,
     )
+
+
+def is_own(drop_in: Path, unit: str) -> bool:
+    """Written on this host for this unit: others hold for several units, or are a package's, and stay."""
+    return drop_in.parent.name == f"{unit}.d" and drop_in.parts[1:2] in (("etc",), ("run",))
 
 
 def backup(layout: Layout, path: Path) -> Path:
