@@ -8,7 +8,7 @@ from typing import Any
 
 from installer.base.assets import DATA
 from scripts.boards import BOARDS
-from scripts.boards.words import Board, Panel, Query, Row, Variable
+from scripts.boards.words import SERVICE, Board, Panel, Query, Row, Variable
 
 SHIPPED = DATA / "dashboards"
 SDK = "grafana_foundation_sdk"
@@ -92,7 +92,7 @@ def _changes() -> Any:
     """A mark where a change was remembered: the row has another time than in minutes before, a look missed or not."""
     from grafana_foundation_sdk.builders.dashboard import AnnotationQuery
 
-    row = 'vllm_install_changed_timestamp_seconds{service=~"$service"}'
+    row = f"vllm_install_changed_timestamp_seconds{{{SERVICE}}}"
     expr = f"({row} > time() - 600) unless (max_over_time({row}[10m] offset $__interval) == {row})"
     return AnnotationQuery().name("changes").datasource(_source()).enable(True).icon_color("blue").expr(expr)
 

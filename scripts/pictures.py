@@ -57,7 +57,7 @@ def look(machine: Machine) -> Answers:
         began = time.time()
         with asked(port, keys, began):
             watch(prometheus, began)
-        return answers(prometheus, began + 5, time.time(), service=SERVICE, gpu=".*")
+        return answers(prometheus, began + 5, time.time(), host=".*", service=SERVICE, gpu=".*")
 
 
 def watch(prometheus: Prometheus, began: float) -> None:

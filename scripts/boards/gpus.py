@@ -6,6 +6,8 @@ from scripts.boards.words import (
     BAD_FROM_ONE,
     GPU,
     GREEN,
+    HOSTS,
+    ON_HOST,
     ORANGE,
     RATE,
     RED,
@@ -21,8 +23,8 @@ from scripts.boards.words import (
     stat,
 )
 
-OF_GPU = "{{gpu}}"
-ANY = 'job="vllm-install"'
+OF_GPU = "{{host}} {{gpu}}"
+ANY = f'job="vllm-install", {ON_HOST}'
 USED = "* on (uuid) group_right () vllm_install_gpu_used_by"
 ENERGY = f"sum by (service) (rate(vllm_install_gpu_energy_joules_total{{{GPU}}}{RATE}) {USED})"
 ENERGY_OF_TOKEN = f"{ENERGY} / on (service) {rate('vllm:generation_tokens_total', 'service', ANY)}"
@@ -30,7 +32,7 @@ GPUS = Board(
     "vllm-install-gpus",
     "vLLM: GPUs",
     "What the GPUs do, what they need for it, and whether they are well.",
-    (Variable("gpu", "GPU", "label_values(vllm_install_gpu_info, uuid)"),),
+    (HOSTS, Variable("gpu", "GPU", f"label_values(vllm_install_gpu_info{{{ON_HOST}}}, uuid)")),
     (
         Row(
             "Now",
@@ -39,14 +41,14 @@ GPUS = Board(
                 stat(
                     "Lost",
                     "GPUs that a service was given and that are not there.",
-                    "count(vllm_install_gpu_lost) or vector(0)",
+                    f"count(vllm_install_gpu_lost{{{ON_HOST}}}) or vector(0)",
                     "short",
                     *BAD_FROM_ONE,
                 ),
                 stat(
                     "Drivers",
                     "Whether they answered for all GPUs.",
-                    "min(vllm_install_gpus_readable)",
+                    f"min(vllm_install_gpus_readable{{{ON_HOST}}})",
                     "bool_yes_no",
                     (None, RED),
                     (1, GREEN),
@@ -104,7 +106,7 @@ GPUS = Board(
                 graph(
                     "Clocks",
                     "Of the processors, and of the memory.",
-                    Query(f"vllm_install_gpu_clock_hertz{{{GPU}}}", "{{gpu}} {{clock}}"),
+                    Query(f"vllm_install_gpu_clock_hertz{{{GPU}}}", "{{host}} {{gpu}} {{clock}}"),
                     unit="hertz",
                 ),
                 graph(
@@ -127,7 +129,7 @@ GPUS = Board(
                     "Temperature",
                     "Of the processors, and of the memory.",
                     Query(f"vllm_install_gpu_temperature_celsius{{{GPU}}}", OF_GPU),
-                    Query(f"vllm_install_gpu_memory_temperature_celsius{{{GPU}}}", "{{gpu}} memory"),
+                    Query(f"vllm_install_gpu_memory_temperature_celsius{{{GPU}}}", "{{host}} {{gpu}} memory"),
                     unit="celsius",
                 ),
             ),
@@ -147,25 +149,25 @@ GPUS = Board(
                 graph(
                     "Faults",
                     "Xid errors that the driver reported in the last hour.",
-                    Query(f"sum by (gpu) (increase(vllm_install_gpu_xid_total{{{GPU}}}[1h]))", OF_GPU),
+                    Query(f"sum by (host, gpu) (increase(vllm_install_gpu_xid_total{{{GPU}}}[1h]))", OF_GPU),
                     width=12,
                     height=6,
                 ),
                 graph(
                     "Errors of the memory",
                     "In the last hour; the uncorrected ones cost a request.",
-                    Query(f"increase(vllm_install_gpu_ecc_errors_total{{{GPU}}}[1h])", "{{gpu}} {{kind}}"),
+                    Query(f"increase(vllm_install_gpu_ecc_errors_total{{{GPU}}}[1h])", "{{host}} {{gpu}} {{kind}}"),
                 ),
                 graph(
                     "Rows replaced",
                     "Pending: the GPU wants a reset. Failed: it wants to be replaced.",
-                    Query(f"vllm_install_gpu_remapped_rows{{{GPU}}}", "{{gpu}} {{kind}}"),
+                    Query(f"vllm_install_gpu_remapped_rows{{{GPU}}}", "{{host}} {{gpu}} {{kind}}"),
                 ),
                 graph(
                     "Links",
                     "Repeated transfers on the PCIe bus and errors of NVLinks, in the last hour.",
-                    Query(f"increase(vllm_install_gpu_pcie_replays_total{{{GPU}}}[1h])", "{{gpu}} PCIe"),
-                    Query(f"increase(vllm_install_gpu_nvlink_errors_total{{{GPU}}}[1h])", "{{gpu}} NVLink"),
+                    Query(f"increase(vllm_install_gpu_pcie_replays_total{{{GPU}}}[1h])", "{{host}} {{gpu}} PCIe"),
+                    Query(f"increase(vllm_install_gpu_nvlink_errors_total{{{GPU}}}[1h])", "{{host}} {{gpu}} NVLink"),
                 ),
             ),
         ),

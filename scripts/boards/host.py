@@ -8,6 +8,8 @@ from scripts.boards.words import (
     ENGINE,
     ENGINES,
     GREEN,
+    HOSTS,
+    ON_HOST,
     ORANGE,
     RATE,
     RED,
@@ -24,11 +26,13 @@ from scripts.boards.words import (
     total,
 )
 
+# What node-exporter says by itself bears no host, but comes from where ours of that host comes from.
+HERE = f"and on (instance) vllm_install_gpus_readable{{{ON_HOST}}}"
 HOST = Board(
     "vllm-install-host",
     "vLLM: host",
     "All services of the host: do they answer, what do they do, and is there room.",
-    (ALL_SERVICES,),
+    (HOSTS, ALL_SERVICES),
     (
         Row(
             "Now",
@@ -42,7 +46,11 @@ HOST = Board(
                     *BAD_FROM_ONE,
                 ),
                 stat(
-                    "Alerts", "Firing now.", 'count(ALERTS{alertstate="firing"}) or vector(0)', "short", *BAD_FROM_ONE
+                    "Alerts",
+                    "Firing now.",
+                    f'count(ALERTS{{{ON_HOST}, alertstate="firing"}}) or vector(0)',
+                    "short",
+                    *BAD_FROM_ONE,
                 ),
                 stat(
                     "Requests",
@@ -123,7 +131,12 @@ HOST = Board(
                 Panel(
                     "Disk in use",
                     "Of the file systems with weights, engines and records of usage.",
-                    (Query("1 - vllm_install_disk_free_bytes / vllm_install_disk_size_bytes", "{{what}}"),),
+                    (
+                        Query(
+                            f"1 - vllm_install_disk_free_bytes{{{ON_HOST}}} / vllm_install_disk_size_bytes",
+                            "{{host}} {{what}}",
+                        ),
+                    ),
                     "bargauge",
                     "percentunit",
                     steps=((None, GREEN), (0.8, ORANGE), (0.9, RED)),
@@ -132,8 +145,13 @@ HOST = Board(
                 share(
                     "Host",
                     "Processors and memory of the host.",
-                    Query(f'1 - avg(rate(node_cpu_seconds_total{{mode="idle"}}{RATE}))', "processors"),
-                    Query("1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes", "memory"),
+                    Query(
+                        f'1 - avg by (instance) (rate(node_cpu_seconds_total{{mode="idle"}}{RATE})) {HERE}',
+                        "{{instance}} processors",
+                    ),
+                    Query(
+                        f"1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes {HERE}", "{{instance}} memory"
+                    ),
                 ),
                 Panel(
                     "Runs out",
@@ -155,7 +173,7 @@ HOST = Board(
                 stat(
                     "Age of these figures",
                     "Since the host was last looked at; every 15 s.",
-                    "time() - max(vllm_install_collected_timestamp_seconds)",
+                    f"time() - min(vllm_install_collected_timestamp_seconds{{{ON_HOST}}})",
                     "s",
                     (None, GREEN),
                     (60, RED),

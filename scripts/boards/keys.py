@@ -6,6 +6,7 @@ from scripts.boards.words import (
     ALL_SERVICES,
     ENGINE,
     GREEN,
+    HOSTS,
     ORANGE,
     RATE,
     RED,
@@ -32,7 +33,7 @@ KEYS = Board(
     "vllm-install-keys",
     "vLLM: keys",
     "What each key uses, what it is refused, and when it ends.",
-    (ALL_SERVICES,),
+    (HOSTS, ALL_SERVICES),
     (
         Row(
             "Now",

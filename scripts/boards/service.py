@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from scripts.boards.words import (
+    A_SERVICE,
     ENGINE,
     ENGINES,
     GREEN,
+    HOSTS,
     ORANGE,
     RATE,
     RED,
@@ -31,7 +33,7 @@ ONE_SERVICE = Board(
     "vllm-install-service",
     "vLLM: one service",
     "How fast one service answers, how much of its memory is in use, and what was done to it.",
-    (Variable("service", "service", "label_values(vllm_install_service_info, service)", many=False),),
+    (HOSTS, Variable("service", "service", A_SERVICE, many=False)),
     (
         Row(
             "Now",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GREEN, BLUE, YELLOW, ORANGE, RED, GREY = "green", "blue", "yellow", "orange", "red", "text"
-SERVICE = 'service=~"$service"'
+ON_HOST = 'host=~"$host"'  # every figure of ours names its host
+SERVICE = f'{ON_HOST}, service=~"$service"'
 ENGINE = f'job="vllm-install", {SERVICE}'
-GPU = 'uuid=~"$gpu"'
+GPU = f'{ON_HOST}, uuid=~"$gpu"'
 RATE = "[$__rate_interval]"
 
 
@@ -113,11 +114,13 @@ def biggest(metric: str) -> str:
 
 
 BAD_FROM_ONE = ((None, GREEN), (1, RED))
-ALL_SERVICES = Variable("service", "service", "label_values(vllm_install_service_info, service)")
+HOSTS = Variable("host", "host", "label_values(vllm_install_gpus_readable, host)")
+A_SERVICE = f"label_values(vllm_install_service_info{{{ON_HOST}}}, service)"
+ALL_SERVICES = Variable("service", "service", A_SERVICE)
 ENGINES = Panel(
     "Engines",
     "Each engine: stopped, starting (systemd waits for its first answer) or ready (it answers).",
-    (Query(f"vllm_install_active{{{SERVICE}}} + vllm_install_ready{{{SERVICE}}}", "{{service}} {{member}}"),),
+    (Query(f"vllm_install_active{{{SERVICE}}} + vllm_install_ready{{{SERVICE}}}", "{{host}} {{service}} {{member}}"),),
     "state-timeline",
     width=12,
     height=6,

@@ -82,3 +82,11 @@ def test_what_is_asked_for_is_what_is_written() -> None:
     named = {name for board in grafana.NAMES for each in grafana.asked(board) for name in OURS.findall(each.expr)}
     assert named - BY_GUARD <= written
     assert set(OURS.findall(figures("qwen3vl", 1.0, 0.0, 0.0))) <= written
+
+
+@pytest.mark.parametrize("name", grafana.NAMES)
+def test_every_question_is_of_the_hosts_that_were_chosen(name: str) -> None:
+    """Of one Prometheus for several hosts a reader sees one of them, or all."""
+    assert [each.expr for each in grafana.asked(name) if 'host=~"$host"' not in each.expr] == []
+    variables = [each["name"] for each in grafana.shipped(name)["templating"]["list"]]
+    assert variables[:2] == ["datasource", "host"]

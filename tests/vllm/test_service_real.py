@@ -96,7 +96,7 @@ STOCK = (
     "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "vllm:request_success_total",
     "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "vllm:num_preemptions_total",
 )  # fmt: skip
-CHOSEN = {"service": SERVICE, "gpu": ".*", "__rate_interval": "15s", "__interval": "5s", "__range": "1m"}
+CHOSEN = {"host": ".*", "service": SERVICE, "gpu": ".*", "__rate_interval": "15s", "__interval": "5s", "__range": "1m"}
 
 # Everything that a user of the host can get to see, in one long text: units, processes, the journal, fresh files.
 SEE = f"""
