@@ -94,6 +94,31 @@ def test_replicas_take_turns_and_learn_who_asks() -> None:
         assert b"1.2.3.4" not in head
 
 
+def test_a_replica_that_lets_nobody_in_is_left_for_another() -> None:
+    """Its kernel is there and takes no connection: nothing says so, and a minute of patience is enough by far."""
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2))
+        replicas[0].die()
+        with full(replicas[0].port):
+            asked = in_background(8, lambda: made.ask(timeout=60))
+            assert [future.result(PATIENCE).status for future in asked] == [200] * 8  # type: ignore[attr-defined]
+        assert int(row(made, "members", "r1")["wredis"]) > 0, "nobody came to it"
+
+
+@contextlib.contextmanager
+def full(port: int) -> Iterator[None]:
+    """Somebody listens there whose queue is full."""
+    with contextlib.ExitStack() as there:
+        listener, *waiting = [there.enter_context(socket.socket()) for _ in range(4)]
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        yield
+
+
 def test_callers_are_held_while_no_replica_is_up_and_let_go_when_one_is() -> None:
     with before(2) as (made, replicas):
         for replica in replicas:
