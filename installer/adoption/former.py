@@ -44,7 +44,7 @@ def of(
 
 def is_own(drop_in: Path, unit: str) -> bool:
     """Written on this host for this unit: others hold for several units, or are a package's, and stay."""
-    return drop_in.parent.name == f"{unit}.d" and drop_in.parts[1:2] in (("etc",), ("run",))
+    return drop_in.parent.name == f"{unit}.d" and any(map(drop_in.is_relative_to, ("/etc", "/run", "/usr/local")))
 
 
 def backup(layout: Layout, path: Path) -> Path:

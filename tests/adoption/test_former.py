@@ -17,6 +17,7 @@ OWN = [
     Path("/etc/systemd/system/llm.service.d/nice.conf"),
     Path("/run/systemd/system/llm.service.d/now.conf"),
     Path("/etc/systemd/system.control/llm.service.d/50-MemoryMax.conf"),
+    Path("/usr/local/lib/systemd/system/llm.service.d/ours.conf"),
 ]
 OTHERS = [
     Path("/etc/systemd/system/service.d/all.conf"),
