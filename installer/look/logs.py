@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from installer.base.errors import UsageError
 from installer.base.host import Host
@@ -25,6 +26,7 @@ LAST = 200  # lines, where nothing else was asked for
 QUIET_FOR = 100
 COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
 TIMES = ("--since", "--until", "-S", "-U")
+LINES = ("--lines", "-n")
 # With these journalctl hands on what a message holds; without them it shows no message that holds a terminal code.
 AS_IT_IS = re.compile(r"-[A-Za-z]*a|--a(l|ll)?|(-o|--output=)?cat")
 
@@ -37,7 +39,7 @@ def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, sh
 
     On a terminal a line may hold colours, where they are journalctl's own, and nothing else that steers it.
     """
-    _check_times(words, host)
+    _check(words, host)
     argv = ["journalctl", *_units(service, host), "--no-pager", *(words or [f"--lines={LAST}"])]
     human = _format(words).startswith(HUMAN)
     colour = terminal and human and not os.environ.get("NO_COLOR") and not any(map(AS_IT_IS.fullmatch, words))
@@ -56,19 +58,31 @@ def stream(service: str, words: Sequence[str], host: Host, *, terminal: bool, sh
         return process.wait()
 
 
-def _check_times(words: Sequence[str], host: Host) -> None:
+def _check(words: Sequence[str], host: Host) -> None:
     """Asked of systemd itself, by whose rule journalctl reads them."""
     judge = host.which("systemd-analyze")
     for word, following in zip(words, [*words[1:], ""], strict=False):
         option, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], word[2:])
-        time = value if equals else following
-        if judge is None or option not in TIMES:
-            continue
-        if host.run(host.at(judge), "timestamp", "--", time, check=False, env=_terminal()).returncode != 0:
-            raise UsageError(
-                tr("{text!r} is no time", text=time),
-                tr("for example: --since today, --since -2h, --since '2026-11-30 08:00'"),
-            )
+        # Behind -n a match, a path or another option may stand instead of a number.
+        if option in LINES and (equals or re.fullmatch(r"\w[\w-]*", following)):
+            _check_lines(value if equals else following, host)
+        if option in TIMES and judge:
+            _check_time(value if equals else following, host.at(judge), host)
+
+
+def _check_lines(number: str, host: Host) -> None:
+    if host.run("journalctl", f"--lines={number}", "--version", check=False, env=_terminal()).returncode != 0:
+        raise UsageError(
+            tr("{text!r} is no number of lines", text=number), tr("for example: -n 50, --lines=50, --lines=all")
+        )
+
+
+def _check_time(time: str, judge: Path, host: Host) -> None:
+    if host.run(judge, "timestamp", "--", time, check=False, env=_terminal()).returncode != 0:
+        raise UsageError(
+            tr("{text!r} is no time", text=time),
+            tr("for example: --since today, --since -2h, --since '2026-11-30 08:00'"),
+        )
 
 
 def _units(service: str, host: Host) -> list[str]:
