@@ -189,7 +189,7 @@ def wait(service: str, host: Host) -> Iterator[Soak]:
 
 
 def _has_a_timer(host: Host, layout: Layout) -> bool:
-    return unit_properties(host, soaking.timer(layout), "ActiveState").get("ActiveState") in ("active", "activating")
+    return unit_properties(host, soaking.timer(layout), "ActiveState").get("ActiveState") == "active"
 
 
 def verdict(soak: Soak) -> Exit:

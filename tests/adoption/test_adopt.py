@@ -405,6 +405,20 @@ def test_variables_that_come_along_hold_no_secret() -> None:
     assert "HF_TOKEN, LD_PRELOAD, VLLM_SECRET_KEY, VLLM_SERVER_DEV_MODE" in " ".join(found.notes)
 
 
+@pytest.mark.parametrize(
+    ("named", "gpus"),
+    [
+        ("GPU-8932f937", ("GPU-8932f937",)), ("MIG-c6d4f1ef", ("MIG-c6d4f1ef",)),
+        ("0", ("auto",)), ("GPU-8932f937,1", ("auto",)), ("GPU-8932f937,GPU-5d5ba0d6", ("auto",)),
+    ],
+)  # fmt: skip
+def test_gpus_that_a_variable_names_by_uuid_become_a_setting(named: str, gpus: tuple[str, ...]) -> None:
+    """As many as one engine takes; others are named by the variable as before."""
+    found = line("", CUDA_VISIBLE_DEVICES=named)
+    assert found.settings.gpus == gpus
+    assert bool(found.environment) == (gpus == ("auto",))
+
+
 # Keys
 
 

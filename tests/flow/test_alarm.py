@@ -277,8 +277,9 @@ def test_nobody_is_told_where_nobody_wants_to_be(
     look(host)
     assert not host.exists(LAYOUT.told_file)
     for verb in (lambda: alarm.of("qwen3vl", host), lambda: alarm.test("qwen3vl", host, REPORT)):
-        with pytest.raises(Refused, match="nobody is told what becomes of qwen3vl"):
+        with pytest.raises(Refused, match="nobody is told what becomes of qwen3vl") as caught:
             verb()
+        assert "vllm-install set NOTIFY_URL=" in caught.value.hint
 
 
 def test_a_url_may_stand_in_a_file_of_roots(host: Host, sent: Sent, journal: list[str]) -> None:

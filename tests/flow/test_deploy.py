@@ -205,6 +205,13 @@ def test_a_plan_changes_nothing_makes_no_key_and_needs_no_privilege(host: Host, 
         deployed(host)
 
 
+def test_what_is_odd_about_a_host_and_no_reason_to_refuse_is_said(host: Host, seen: Seen) -> None:
+    seen.facts = dataclasses.replace(HEALTHY, memory_total=2 << 30)
+    heard = Heard()
+    deploy.plan(Request("plan", TINY), host, heard)
+    assert [text for text in heard.said if text.startswith("this host has only 2.0 GiB of memory")]
+
+
 # What is refused, before anything is touched
 
 
@@ -533,6 +540,9 @@ def test_dense_fp8_on_hopper_is_planned_with_a_compiler_and_a_throwaway_server_w
     assert planned.want.target.toolkit
     assert planned.want.target.toolkit.mode == "wheels"
     assert [change for change in planned.changes if change.to_json()["kind"] == "compile"]
+    monkeypatch.setattr(toolkit, "has_compiler", lambda engine: False)
+    assert deploy.plan(Request("plan", settings), host, Heard()).want.target.toolkit == Toolkit(), "it brings none"
+    monkeypatch.setattr(toolkit, "has_compiler", lambda engine: True)
     state = State("qwen3vl")
     thrown = resolve(Request("test", settings), state, host, Heard(), for_real=False, throwaway=True)
     assert thrown.want.target.toolkit == Toolkit()
@@ -615,6 +625,19 @@ def test_the_port_of_the_old_unit_is_free_once_that_makes_way(host: Host, seen: 
         assert deploy.plan(request, host, Heard()).changes
         return
     with pytest.raises(Refused, match="port 8000"):
+        deploy.plan(request, host, Heard())
+
+
+@pytest.mark.parametrize("was_ours", [True, False])
+def test_directories_that_are_there_already_are_a_service_s_that_was_ours_and_let_go(
+    host: Host, was_ours: bool
+) -> None:
+    host.make_dir(LAYOUT.cache_dir)
+    request = Request("adopt", TINY, former=Former(LAYOUT.unit_name, True, True, ejected=was_ours))
+    if was_ours:
+        assert deploy.plan(request, host, Heard()).changes
+        return
+    with pytest.raises(Refused, match=f"{LAYOUT.cache_dir} exists already"):
         deploy.plan(request, host, Heard())
 
 

@@ -99,6 +99,9 @@ def test_what_was_written_by_hand_and_is_none_goes(service: Host) -> None:
 def test_it_is_said_where_a_limit_has_no_effect(service: Host) -> None:
     (told,) = change(service, priority="high")[1]
     assert "SCHEDULING=priority" in told
+    by_priority = wanted(dataclasses.replace(Settings(), scheduling="priority")).target
+    save_state(service, LAYOUT, State("qwen3vl", proved=by_priority))
+    assert change(service, priority="high")[1] == []
     service.write(LAYOUT.unit, (service.read(LAYOUT.unit) or "").replace("LIMITS=", "L="))
     (told,) = change(service, priority="normal", concurrent="8")[1]
     assert "deploy" in told

@@ -381,6 +381,7 @@ def test_what_is_watched_is_on_the_record(host: Host, before: dict[str, str]) ->
     begun = state_of(host)
     assert (begun.what, begun.seconds, begun.outcome) == ("set PORT=8001", 60, "")
     assert (begun.before, begun.counted, begun.run) == (Requests(1000, 10), Requests(5, 0), "run")
+    assert (begun.boot, begun.kernel, begun.driver) == ("boot", "6.1", "NVRM 580")
     assert all(host.exists(path) for path in soaking.paths(LAYOUT))
     assert not set(map(str, soaking.paths(LAYOUT))) & record(host).owned.keys()
 

@@ -19,7 +19,20 @@ from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.locks import Busy
 from installer.base.report import Described, Report
-from installer.flow import converge, deploy, eject, fit, limit, ownership, prove, roll, rotate, steps, transaction
+from installer.flow import (
+    alarm,
+    converge,
+    deploy,
+    eject,
+    fit,
+    limit,
+    ownership,
+    prove,
+    roll,
+    rotate,
+    steps,
+    transaction,
+)
 from installer.flow import running as processes
 from installer.flow.converge import Convergence, settled
 from installer.flow.prove import NotProved, Silent, Start
@@ -37,6 +50,7 @@ from installer.spec.records import load_state, save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
+from installer.units import keyring
 from installer.units.gateway import config_file
 from installer.units.holding import Holding
 from installer.units.keyring import unit_keys
@@ -304,6 +318,20 @@ def test_what_is_shared_and_was_removed_meanwhile_stops_a_change_before_it_begin
     assert record(host).pending is None
 
 
+def test_weights_of_another_model_are_none_of_those_that_were_removed_meanwhile(
+    host: Host, want: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed(want, host)
+    change, model = attempt(with_settings(want, port=8001), host), want.target.model
+    due = [Download(model, 1, ())]
+    monkeypatch.setattr(steps, "weights", lambda *_: due)
+    change.changes = [Download(dataclasses.replace(model, path=Path("/var/cache/other")), 1, ())]
+    with pytest.raises(Refused, match="removed meanwhile"):
+        change.claim()
+    change.changes = due
+    change.claim()
+
+
 def test_an_edit_that_was_there_when_a_change_was_cut_off_stays(host: Host, want: Wanted, proofs: Proofs) -> None:
     deployed(want, host)
     attempt(with_settings(want, port=8001), host).claim()
@@ -395,7 +423,16 @@ def test_an_engine_is_built_under_a_lock_of_its_own(host: Host, want: Wanted) ->
         assert host.lock_holder(LAYOUT.shared_lock) is None
 
 
-def test_who_has_to_wait_is_told_for_whom(host: Host) -> None:
+@pytest.mark.parametrize(
+    ("lock", "act"),
+    [
+        (LAYOUT.shared_lock, lambda host, report: transaction.shared("set PORT=2", host, report).__enter__()),
+        (LAYOUT.keys_lock, lambda host, report: keyring.alone(host, LAYOUT, report).__enter__()),
+        (LAYOUT.told_lock, lambda host, report: alarm.look("qwen3vl", host, report)),
+        (LAYOUT.told_lock, lambda host, report: alarm.test("qwen3vl", host, report)),
+    ],
+)
+def test_who_has_to_wait_is_told_for_whom(host: Host, lock: Path, act: Callable[[Host, Report], object]) -> None:
     said: list[str] = []
 
     class Notes(Report):
@@ -403,10 +440,11 @@ def test_who_has_to_wait_is_told_for_whom(host: Host) -> None:
             said.append(text)
             first.__exit__(None, None, None)
 
-    first = transaction.shared("set PORT=1", host, REPORT)
+    first = host.lock(lock, "vllm-install: set PORT=1")
     first.__enter__()
-    with transaction.shared("set PORT=2", host, Notes()):
-        assert said == [f"waiting for: vllm-install: set PORT=1 (pid {os.getpid()})"]
+    with suppress(Refused):  # of a service that there is not nobody is told anything
+        act(host, Notes())
+    assert said == [f"waiting for: vllm-install: set PORT=1 (pid {os.getpid()})"]
 
 
 def test_two_changes_of_one_service_do_not_meet(host: Host) -> None:
@@ -440,6 +478,21 @@ def test_what_was_measured_before_counts_until_it_is_measured_again(
     monkeypatch.setattr(fit, "measured", lambda *_: Calibration(available=9, tokens=9, context=9))
     attempt(with_settings(want, port=8002), host).run()
     assert record(host).calibration == Calibration(available=9, tokens=9, context=9)
+
+
+def test_what_a_newer_tool_puts_back_is_claimed_before_it_is_written(
+    host: Host, want: Wanted, proofs: Proofs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be an edit of somebody's, where that is cut off as well."""
+    deployed(want, host)
+    attempt(with_settings(want, port=8001), host).claim()
+    monkeypatch.setattr("installer.units.render.__version__", "99.0")
+    proofs.faults = [KeyError("cut off again")]
+    with pytest.raises(KeyError):
+        settled(host, LAYOUT, REPORT)
+    assert "vllm-install 99.0" in (host.read(LAYOUT.unit) or "")
+    changes = steps.plan(with_settings(want, port=8002), host)
+    assert list(ownership.objections(changes, host, LAYOUT, record(host), discard_edits=False)) == []
 
 
 def test_a_key_that_was_revoked_while_a_change_ran_is_not_remembered(host: Host, want: Wanted, proofs: Proofs) -> None:
@@ -566,7 +619,7 @@ def test_where_nothing_is_due_it_is_proved_and_what_was_cut_off_is_done(
     assert len(proofs.asked) == 1
     assert [(done.changes, done.first) for done in shown] == [((), False)]
     assert (record(host) == known) == (pending is None)
-    assert record(host).pending is None
+    assert (record(host).pending, record(host).history[-1].outcome) == (None, "proved")
 
 
 # A change of several hosts that is taken back
@@ -603,6 +656,14 @@ def test_a_change_of_several_hosts_that_was_cut_off_here_is_taken_back(
     change.apply()
     taken_back(known, settings, host)
     assert (files(host), record(host).pending) == (before, None)
+
+
+def test_a_service_that_was_taken_away_since_is_taken_back_as_well(host: Host, want: Wanted, proofs: Proofs) -> None:
+    before, known, settings = deployed(want, host), record(host), host.read(LAYOUT.settings_file)
+    run_changes(steps.removal(LAYOUT, known, host, weights=False, engine=False), host, REPORT)
+    taken_back(known, settings, host)
+    unit = str(LAYOUT.unit)[1:]
+    assert (files(host)[unit], record(host).proved) == (before[unit], known.proved)
 
 
 @pytest.mark.parametrize("port", [8000, 8001])
@@ -911,13 +972,20 @@ def test_a_limit_goes_with_the_key_that_is_revoked_and_with_no_other(
     assert ("guest" in limit.of_service(host, LAYOUT)) != is_gone
 
 
-def test_the_keys_of_before_are_taken_again_where_they_are_others_now(host: Host, running: Answers) -> None:
+def test_the_keys_of_before_are_taken_again_where_they_are_others_now(
+    host: Host, want: Wanted, running: Answers
+) -> None:
     rotate.take_keys("qwen3vl", KEYS, host, REPORT)
     known = record(host)
     assert [event.what for event in known.history] == ["deploy"], "they are the same"
     set_key(host, "sk-guest", "guest")
     rotate.take_keys("qwen3vl", KEYS, host, REPORT)
     assert held(host) == {key.digest for key in KEYS}
+    set_key(host, "sk-guest", "guest")
+    attempt(with_settings(want, port=8001), host).claim()
+    with transaction.changing(LAYOUT, "set PORT=8001", host):
+        rotate.take_keys("qwen3vl", KEYS, host, REPORT)
+    assert held(host) == {key.digest for key in KEYS}, "what that would come back to has them as well"
 
 
 def test_a_key_that_took_anothers_place_is_shown_where_the_service_says_nothing(host: Host, running: Answers) -> None:

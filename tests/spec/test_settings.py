@@ -101,6 +101,11 @@ def test_context(text: str, tokens: int | None) -> None:
     assert from_flags(max_model_len=text).max_model_len == tokens
 
 
+@pytest.mark.parametrize("version", ["0.25.1", "0.32.0", "0.32.0.post1", "0.33.0rc2"])
+def test_a_version_may_be_a_later_or_an_earlier_build_of_it(version: str) -> None:
+    assert from_flags(vllm_version=version).vllm_version == version
+
+
 GARBAGE = {
     "model": [
         "",
@@ -254,6 +259,14 @@ def test_a_model_has_as_many_names_as_clients_know_it_by() -> None:
 @pytest.mark.parametrize("url", ["api.example", "https://user:secret@api.example/v1"])
 def test_an_endpoint_is_asked_for_as_one(url: str) -> None:
     assert "the base of an API without a key in it" in refusal(fallback_url=url).message
+
+
+def test_a_url_that_is_a_secret_is_given_by_the_path_of_its_file() -> None:
+    assert from_flags(notify_url="/etc/vllm-install/hook").notify_url == "/etc/vllm-install/hook"
+
+
+def test_of_a_flag_that_was_given_twice_the_last_value_counts() -> None:
+    assert (values.last(("a", "b")), values.last(())) == ("b", ""), "none is refused as an empty one is"
 
 
 def test_an_at_sign_in_a_path_is_no_password() -> None:

@@ -107,6 +107,20 @@ def test_one_that_serves_no_longer_is_made_anew(named: Host, fault: str) -> None
     assert list(due(SELF, LAYOUT, named)) == []
 
 
+def test_gateways_know_one_another_by_a_key_that_is_made_once(named: Host) -> None:
+    several = Settings(service="q", gateway_hosts=("10.0.0.1", "10.0.0.2"))
+    (change,) = due(several, LAYOUT, named)
+    change.apply(named, Report())
+    assert list(due(several, LAYOUT, named)) == []
+    assert named.mode(LAYOUT.group_key) == 0o600
+    made = named.at(LAYOUT.group_key)
+    found = vllm_certificate.look(str(made), str(made))
+    assert found.days_left > 3000, "nobody renews it"
+    said = named.run("openssl", "x509", "-in", made, "-noout", "-subject", "-text").stdout
+    for words in ("CN = q", "ecdsa-with-SHA256", "NIST CURVE: P-256"):
+        assert words in said.replace("CN=", "CN = ")
+
+
 @pytest.mark.parametrize("settings", [Settings(), dataclasses.replace(SELF, tls_cert="/c.pem", tls_key="/k.pem")])
 def test_nothing_is_made_that_nobody_asked_for(named: Host, settings: Settings) -> None:
     assert list(due(settings, LAYOUT, named)) == []
@@ -118,6 +132,7 @@ def test_nothing_is_made_that_nobody_asked_for(named: Host, settings: Settings) 
 def test_a_name_that_is_none_becomes_no_part_of_it(named: Host, name: str) -> None:
     named.write(Path("/etc/hostname"), name)
     assert names(SELF, named) == ("localhost", "127.0.0.1", "::1", "10.0.0.7")
+    assert authority.own_name(named) == "localhost"
 
 
 def test_where_it_listens_everywhere_it_names_every_address(named: Host) -> None:

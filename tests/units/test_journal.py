@@ -37,7 +37,7 @@ def test_a_run_that_went_on_is_read_from_a_moment_on(said: Path) -> None:
     assert journal(Host(), UNIT, 400, "run", "c5") == []
     assert journal(Host(), UNIT, 400, "run", "rotated away")[:3] == ["old", "older", "still"]
     words = (said.parent / "words").read_text()
-    assert f"--unit {UNIT} --lines 400" in words
+    assert f"--unit {UNIT} --lines 400 --quiet --output=json --output-fields=MESSAGE " in words
     assert words.endswith(" _SYSTEMD_INVOCATION_ID=run + INVOCATION_ID=run\n")
 
 
@@ -136,8 +136,8 @@ def test_a_kernel_that_has_said_nothing_is_asked_no_further(kernel: Path) -> Non
 
 def test_what_is_told_is_one_line_of_the_service_s_journal(said: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = said.parent / "bin/logger"
-    logger.write_text(f'#!/bin/sh\necho "$*" >{said.parent}/words\ncat >{said}\n')
-    logger.chmod(0o755)
+    logger.write_text(f'#!/bin/sh\necho "$*" >{said.parent}/words\ncat >{said}\nexit 1\n')
+    logger.chmod(0o755)  # one that fails keeps nobody from anything
     tell("two\nlines\x1b[2J", Host(), Layout("qwen3vl"))
     message, *rest = said.read_text().splitlines()
     assert message.startswith("MESSAGE=two")

@@ -122,6 +122,17 @@ def test_a_unit_without_a_choice_of_gpus_is_as_it_was() -> None:
     assert EVERY_NODE in text.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("localhost", True), ("::1", True), ("127.0.0.1", True), ("127.9.0.1", True), ("0.0.0.0", False),
+     ("::", False), ("10.127.0.1", False)],
+)  # fmt: skip
+def test_an_engine_for_this_host_alone_reaches_no_other(host: str, is_local: bool) -> None:
+    text = unit(target(dataclasses.replace(BASE, host=host)), LAYOUT)
+    assert ("\nIPAddressDeny=any\nIPAddressAllow=localhost\n" in text) == is_local
+    assert ("\nIPAddressDeny=link-local\n" in text) != is_local
+
+
 def test_replicas_on_the_processor_are_not_bound_to_the_same_cores() -> None:
     bound = "Environment=VLLM_CPU_OMP_THREADS_BIND=nobind\n"
     found = [bound in unit(replicated(*gpus).target, LAYOUT, 1) for gpus in (((), ()), ((),))]
