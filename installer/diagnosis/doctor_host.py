@@ -203,7 +203,7 @@ def _kind(scene: Scene) -> str:
 
 def check_firewall(scene: Scene) -> Iterator[Finding]:
     settings = scene.settings
-    if settings.host in ("localhost", "::1") or settings.host.startswith("127."):
+    if settings.is_local:
         return
     port = settings.port
     verdict = _ufw(scene.host, port) or _firewalld(scene.host, port) or _nftables(scene.host, port)

@@ -296,6 +296,11 @@ class Settings:
         return (*self.vllm_args, "--pipeline-parallel-size", str(len(self.group_hosts)))
 
     @property
+    def is_local(self) -> bool:
+        """Whether it listens on this host only."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @property
     def has_tls(self) -> bool:
         return self.tls != "none" or self.tls_cert is not None
 

@@ -33,7 +33,7 @@ ERRORS = {
 
 def needs_gateway(settings: Settings) -> bool:
     """One engine alone is the service itself, at no cost; one that listens to its group alone is reached by it."""
-    is_closed = bool(settings.group_hosts) and not _is_local(settings.host)
+    is_closed = bool(settings.group_hosts) and not settings.is_local
     before_others = is_closed or bool(settings.gateway_hosts)
     return settings.replicas > 1 or settings.has_tls or settings.fallback_url is not None or before_others
 
@@ -101,12 +101,8 @@ def _unit(target: Target, layout: Layout, runtime: Path, digest: str) -> str:
         exec_reload=[*command, "reload", *_tls(certificate), str(config_file(layout))],
         certificate=[str(path) for path in certificate or ()],
         digest=digest,
-        local_only=_is_local(settings.host) and not settings.fallback_url,
+        local_only=settings.is_local and not settings.fallback_url,
     )
-
-
-def _is_local(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _listen(settings: Settings) -> list[str]:

@@ -129,7 +129,7 @@ def _member(target: Target, layout: Layout, number: int) -> Member:
 
 def _unit(whole: Target, member: Member, digest: str) -> str:
     target, layout = whole.of(member.number), member.layout
-    settings, model, listens = target.settings, target.model, whole.settings.host
+    settings, model = target.settings, target.model
     runtime, boxed = runtime_dir(layout), bool(target.engine.image)
     launcher = str(runtime / "vllm_launcher.py")
     family, engine = family_of(settings), layout.engines / target.engine.id
@@ -156,7 +156,7 @@ def _unit(whole: Target, member: Member, digest: str) -> str:
         container_name=container.called(member.stem),
         gpu_nodes=_gpu_nodes(target),
         environment=environment,
-        local_only=listens == "localhost" or listens == "::1" or listens.startswith("127."),
+        local_only=whole.settings.is_local,
         place=target.place,
         engine_id=target.engine.id,
         group_model=f"{model.id}@{model.commit or model.source}",

@@ -84,6 +84,8 @@ def test_the_texts_are_the_golden_ones(case: str) -> None:
         (Settings(), False), (Settings(replicas=2), True), (Settings(tls="self"), True),
         (Settings(tls_cert="/c", tls_key="/k"), True), (Settings(fallback_url="https://a.example/v1"), True),
         (Settings(gateway_hosts=("10.0.0.1", "10.0.0.2")), True),
+        (Settings(group_hosts=("10.0.0.1", "10.0.0.2"), host="0.0.0.0"), True),
+        (Settings(group_hosts=("10.0.0.1", "10.0.0.2"), host="127.0.0.2"), False),
         (Settings(routing="session", fallback_model="x", hold=0), False),
     ],
 )  # fmt: skip
