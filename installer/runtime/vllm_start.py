@@ -218,6 +218,9 @@ def import_ahead(words: list[str], *, forks: bool) -> None:
     for name in (*SERVER, *forked):
         with contextlib.suppress(Exception):  # where it is needed vLLM will say what is wrong with it
             importlib.import_module(name)
+    if forks and kind == "cuda":
+        with contextlib.suppress(Exception):  # it is measured
+            importlib.import_module("vllm_room").remember(words, weights(model_of(words)))
     if forks and kind == "cpu":
         with contextlib.suppress(Exception):  # what this processor can do is tried out by compiling for it
             importlib.import_module("torch._inductor.cpu_vec_isa").pick_vec_isa()

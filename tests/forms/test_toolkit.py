@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,46 @@ def test_what_runs_keeps_what_it_was_proved_with() -> None:
 
 
 def test_on_blackwell_attention_is_named_that_needs_no_compiler() -> None:
-    assert cuda.arguments(chosen("none", B200), ()) == ["--attention-backend", "FLASH_ATTN"]
-    assert cuda.arguments(chosen("none", B200, mla=True), ()) == ["--attention-backend", "TRITON_MLA"]
+    assert cuda.kernels(chosen("none", B200), ()) == ["--attention-backend", "FLASH_ATTN"]
+    assert cuda.kernels(chosen("none", B200, mla=True), ()) == ["--attention-backend", "TRITON_MLA"]
     assert chosen("none", H200, B200).attention == "FLASH_ATTN", "one of them is enough"
     for gpu in (A100, L40, H200, RTX):
-        assert cuda.arguments(chosen("none", gpu), ()) == []
+        assert cuda.kernels(chosen("none", gpu), ()) == []
 
 
 @pytest.mark.parametrize("word", ["--attention-backend", "--attention_backend=TRITON_ATTN", "-ac.backend=TRITON_ATTN"])
 def test_attention_named_by_the_user_is_not_named_twice(word: str) -> None:
-    assert cuda.arguments(chosen("none", B200), (word,)) == []
+    assert cuda.kernels(chosen("none", B200), (word,)) == []
+
+
+def recorded(*given: str, which: str = "none", gpu: Gpu = H200) -> list[int]:
+    words = cuda.graphs(chosen(which, gpu), given)
+    assert words[:1] in ([], ["--cudagraph-capture-sizes"])
+    return [int(word) for word in words[1:]]
+
+
+def test_graphs_are_recorded_up_to_what_vllm_takes_itself_and_close_where_computing_decides() -> None:
+    sizes = recorded()
+    assert (sizes[0], sizes[-1], len(sizes)) == (1, 512, 25)
+    assert all(later - size <= 16 for size, later in pairwise(sizes) if size < 256)
+    assert recorded("--max-num-seqs", "17") == [1, 2, 4, 8, 16, 24, 32, 34]
+    assert recorded("--max-num-seqs=1") == [1, 2]
+    assert recorded("--max-num-seqs", "1024") == sizes
+    assert recorded(which="wheels") == recorded(gpu=RTX) == recorded(which="wheels", gpu=RTX) == sizes
+
+
+@pytest.mark.parametrize("which", ["none", "wheels"])
+def test_on_blackwell_vllm_has_another_limit_and_keeps_it(which: str) -> None:
+    assert recorded(which=which, gpu=B200) == []
+
+
+@pytest.mark.parametrize("given", [
+    ("--cudagraph-capture-sizes", "1", "2"), ("--max-cudagraph-capture-size=64",), ("-cc.cudagraph_mode=NONE",),
+    ('--compilation-config={"mode": 3}',), ("-O1",), ("--performance-mode", "interactivity"), ("--enforce-eager",),
+    ('--speculative-config={"method": "ngram"}',), ("--cudagraph-capture-size", "8"),
+])  # fmt: skip
+def test_who_says_anything_of_graphs_has_said_all(given: tuple[str, ...]) -> None:
+    assert recorded(*given) == []
 
 
 @pytest.mark.parametrize("which", ["none", "wheels", "host"])
@@ -129,7 +160,7 @@ def test_nothing_is_fetched_or_compiled_while_it_serves(which: str) -> None:
     assert variables["VLLM_ALLREDUCE_USE_FLASHINFER"] == "0", "two GPUs that share multicast died of it without ninja"
     if which != "none":
         assert variables["VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER"] == "0"
-        assert cuda.arguments(found, ()) == ["--no-enable-flashinfer-autotune"]
+        assert cuda.kernels(found, ()) == ["--no-enable-flashinfer-autotune"]
 
 
 def test_no_variable_of_ours_looks_like_one_of_vllms() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import http.client
 import json
@@ -92,6 +93,19 @@ def test_a_standby_prepares_waits_serves_and_ends(standby: Standby) -> None:
     assert "Compiling model again" not in standby.log
     is_forked_and_bound(standby)
     ends(standby)
+
+
+def test_the_room_that_is_remembered_lies_where_vllm_has_it(cpu_engine: str) -> None:
+    """Of a worker on a GPU, which is not there: read, not run."""
+    (packages,) = (STORE / "engines" / cpu_engine).glob("lib/python3*/site-packages/vllm")
+    assert (packages / "third_party/pynvml.py").is_file()
+    tree = ast.parse((packages / "v1/worker/gpu_worker.py").read_text())
+    (worker,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Worker"]
+    steps = {node.name: ast.unparse(node) for node in worker.body if isinstance(node, ast.FunctionDef)}
+    determine = steps["determine_available_memory"]
+    assert "kv_cache_memory_bytes := self.cache_config.kv_cache_memory_bytes" in determine
+    assert "self.available_kv_cache_memory_bytes = " in determine
+    assert "self.model_runner.capture_model()" in steps["compile_or_warm_up_model"]
 
 
 def is_forked_and_bound(standby: Standby) -> None:

@@ -22,6 +22,13 @@ COST = mark("FlashInfer's sampler and DeepGEMM are off, vLLM's own kernels do th
 BLACKWELL = 10
 HOPPER = 9
 ATTENTION, MLA_ATTENTION = "FLASH_ATTN", "TRITON_MLA"
+# Sizes of steps for which vLLM records CUDA graphs at each start; a step in between is filled up to the next. By itself
+# it takes every 8th number, then every 16th: here they lie close where computing decides and not reading the weights.
+GRAPHS = (1, 2, 4, *range(8, 32, 8), *range(32, 257, 16), *range(320, 513, 64))
+SAY_GRAPHS = (
+    "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--compilation-config", "--optimization-level", "-O",
+    "--performance-mode", "--speculative-config", "--enforce-eager",
+)  # fmt: skip
 
 
 def environment(toolkit: Toolkit, engine: Path) -> dict[str, str]:
@@ -31,14 +38,28 @@ def environment(toolkit: Toolkit, engine: Path) -> dict[str, str]:
     return {"CUDA_HOME": toolkit.home, **path, **NEVER, **NEVER_LATE, **NO_DOWNLOADS}
 
 
-def arguments(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
-    """vLLM's flags, but for those that the user gives."""
+def kernels(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
+    """vLLM's flags for whose kernels it takes, but for those that the user gives."""
     words, flags = [], vllm_flags.given(given)
     if toolkit.attention and flags.keys().isdisjoint(("--attention-backend", "--attention-config")):
         words += ["--attention-backend", toolkit.attention]
     if toolkit.mode != NONE and not any("flashinfer" in word for word in (*given, *flags)):
         words.append("--no-enable-flashinfer-autotune")
     return words
+
+
+def graphs(toolkit: Toolkit, given: Sequence[str]) -> list[str]:
+    """vLLM's flags for which sizes of steps it records, unless the user says anything of it.
+
+    Up to twice as many tokens as there are requests in a step, as vLLM has it; on Blackwell it has another limit.
+    """
+    flags = vllm_flags.given(given)
+    is_blackwell = toolkit.attention or any(each.startswith(f"{BLACKWELL}.") for each in toolkit.capabilities.split())
+    if is_blackwell or not flags.keys().isdisjoint(SAY_GRAPHS):
+        return []
+    requests = flags.get("--max-num-seqs", "")
+    largest = min(2 * int(requests), GRAPHS[-1]) if requests.isdecimal() and int(requests) else GRAPHS[-1]
+    return ["--cudagraph-capture-sizes", *(str(size) for size in GRAPHS if size < largest), str(largest)]
 
 
 def attention(capabilities: Sequence[tuple[int, int]], is_mla: Callable[[], bool]) -> str:

@@ -22,7 +22,8 @@ def serve_arguments(target: Target) -> list[str]:
         text = to_text(name, getattr(target.settings, name)) if FIELDS[name].flags else ""
         words += told[name] if name in told else [FIELDS[name].flags[0], text] if text else []
     if target.toolkit:
-        words += cuda.arguments(target.toolkit, target.settings.vllm_args)
+        words += cuda.kernels(target.toolkit, target.settings.vllm_args)
+        words += cuda.graphs(target.toolkit, target.settings.vllm_args)
     return [*words, *_together(target), *target.settings.vllm_words]
 
 
