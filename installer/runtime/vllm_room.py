@@ -68,7 +68,8 @@ class Room:
     def __init__(self, said: Any, worker: Any) -> None:
         torch, vllm = importlib.import_module("torch"), importlib.import_module("vllm")
         gpu = torch.cuda.get_device_properties(worker.device)
-        there = (vllm.__version__, torch.__version__, torch.version.cuda, driver(), gpu.name, gpu.total_memory)
+        versions = (vllm.__version__, torch.__version__, torch.version.cuda, driver())
+        there = (versions, gpu.name, gpu.total_memory, str(worker.device))
         digest = hashlib.sha256(json.dumps((said, there)).encode()).hexdigest()
         self.path = os.path.join(os.environ["VLLM_CACHE_ROOT"], "room", f"{digest}.{worker.rank}")
         self.size: int | None = None

@@ -20,7 +20,7 @@ class Gpu:
 
     def __init__(self) -> None:
         self.measured, self.processes, self.driver, self.total = MEASURED, [[1]], "580.1", 140 << 30
-        self.fails = False
+        self.device, self.fails = "cuda:0", False
 
     def start(
         self, words: list[str], weights: list[str], *, given: int | None = None, rank: int = 0
@@ -30,7 +30,8 @@ class Gpu:
 
         class Worker:
             def __init__(self) -> None:
-                self.cache_config, self.device, self.rank = SimpleNamespace(kv_cache_memory_bytes=given), "cuda:0", rank
+                self.cache_config, self.rank = SimpleNamespace(kv_cache_memory_bytes=given), rank
+                self.device = gpu.device
 
             def determine_available_memory(self) -> int:
                 if self.cache_config.kv_cache_memory_bytes is None:
@@ -106,7 +107,7 @@ def test_a_start_that_fails_with_what_is_known_is_followed_by_one_that_measures(
     assert [measured for _, measured in started(gpu, weights, 3)] == [True, True, False]
 
 
-@pytest.mark.parametrize("change", ["words", "variable", "weights", "driver", "memory", "vllm", "torch"])
+@pytest.mark.parametrize("change", ["words", "variable", "weights", "driver", "memory", "device", "vllm", "torch"])
 def test_what_is_not_alike_is_measured(
     change: str, gpu: Gpu, weights: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,8 @@ def test_what_is_not_alike_is_measured(
         gpu.driver = "590.1"
     elif change == "memory":
         gpu.total += 1
+    elif change == "device":
+        gpu.device = "cuda:1"
     else:
         monkeypatch.setattr(sys.modules[change], "__version__", "0.33.0")
     assert gpu.start(words, weights) == (MEASURED, True)
