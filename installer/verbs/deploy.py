@@ -212,7 +212,10 @@ def uninstall(service: str, purge: bool, dry_run: bool, yes: bool, as_json: bool
         click.echo(
             tr("{service} is removed", service=service)
             if purge
-            else tr("{service} is removed; the weights stay (--purge removes them)", service=service)
+            else tr(
+                "{service} is removed; the weights stay: vllm-install models prune removes those that no service needs",
+                service=service,
+            )
         )
         if former:
             unit = former.unit

@@ -241,13 +241,21 @@ def test_two_services_share_an_engine_until_the_last_one_goes(machine: Machine, 
     serves(machine, two, 8001)
 
 
-def test_uninstall_without_purge_keeps_the_weights_alone(machine: Machine, options: tuple[str, ...]) -> None:
+def test_uninstall_without_purge_keeps_the_weights_alone_and_says_how_they_go(
+    machine: Machine, options: tuple[str, ...]
+) -> None:
     before = snapshot(machine.root)
     cli(machine, "deploy", *options)
-    cli(machine, "uninstall", "--yes")
+    said = cli(machine, "uninstall", "--yes").out
     left = [line.split()[1] for line in difference(before, snapshot(machine.root))]
     assert left
     assert [path for path in left if not path.startswith("/var/cache/vllm-install")] == []
+    command = re.search(r"the weights stay: vllm-install (.+) removes", said)
+    assert command, said
+    weights = machine.at("/var/cache/vllm-install/builtin/tiny")
+    assert weights.exists()
+    cli(machine, *command[1].split(), "--yes")
+    assert not weights.exists()
     cli(machine, "deploy", *options)
 
 
