@@ -297,12 +297,9 @@ def _check_python(settings: Settings, facts: Facts, kind: str) -> Iterator[Probl
                 id="library-missing",
             )
         return
-    supported = family_of(settings).packages.pythons.get(kind, range(0))
-    if not supported:
+    versions = family_of(settings).packages.said_pythons(kind)
+    if not versions:
         return  # nor is there a build
-    versions = f"3.{supported[0]}"
-    if len(supported) > 1:
-        versions = tr("{first} to {last}", first=versions, last=f"3.{supported[-1]}")
     candidates = _candidates(settings, facts)
     rejected = [tr("{what}: {why}", what=i.path, why=_why_rejected(i, settings, kind)) for i in candidates]
     if not rejected and settings.python:

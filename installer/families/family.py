@@ -47,6 +47,11 @@ class Packages:
     glibc: Mapping[str, Mapping[str, tuple[int, int]]]  # by kind and machine: the oldest that its wheels load on
     pythons: Mapping[str, range]  # by kind: minor versions with wheels
 
+    def said_pythons(self, kind: str) -> str:
+        """The Pythons that there are wheels for, in words; empty where there is no build of that kind."""
+        versions = [f"3.{minor}" for minor in self.pythons.get(kind, ())]
+        return tr("{first} to {last}", first=versions[0], last=versions[-1]) if versions[1:] else "".join(versions)
+
 
 @dataclass(frozen=True)
 class Abilities:

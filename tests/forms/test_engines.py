@@ -185,6 +185,15 @@ def test_what_uv_says_is_put_in_words(said: str) -> None:
     assert error.exit_code == Exit.ENGINE
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "pythons"),
+    [("vllm", "cpu", "3.11 to 3.14"), ("vllm", "rocm", "3.12"), ("sglang", "cuda", "3.11 to 3.12")],
+)
+def test_where_no_wheel_fits_the_pythons_are_named_that_have_some(family: str, kind: str, pythons: str) -> None:
+    said = CommandFailed(("uv",), 2, "torch==2.13.0+cpu has no wheels with a matching Python ABI tag (e.g., `cp310`)")
+    assert f"--python ({pythons}), " in explain_uv(said, kind, Settings(engine_family=family)).hint
+
+
 # Building
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from installer.base.errors import CommandFailed, Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
-from installer.families.known import label
+from installer.families.known import family_of, label
 from installer.forms.venv.pipconf import Sources, redact
 from installer.spec.settings import Settings
 
 MIRROR = mark("name a mirror with --index-url URL, or a folder of wheels with --find-links DIR")
 
 # What uv says, what it means, what helps; the first that matches. {vllm} stands for the version and build asked for,
-# {mirror} for the advice above.
+# {mirror} for the advice above, {pythons} for those that there are wheels for.
 MEANINGS = (
     (r"Hash mismatch for",
      mark("a wheel is not the one that {vllm} was tested with: its checksum is another"),
@@ -31,7 +31,7 @@ MEANINGS = (
      mark("run without --offline once, or give a folder with the wheels: --find-links DIR")),
     (r"no wheels with a matching|no wheels are available|requires? Python|current Python version|platform tag",
      mark("there is no build of {vllm} for this host's Python or system"),
-     mark("name another interpreter with --python (3.11 to 3.13), or another version with --vllm-version")),
+     mark("name another interpreter with --python ({pythons}), or another version with --vllm-version")),
     (r"(401|403|407) |authentication credentials|Unauthorized|Forbidden",
      mark("the package index refused us"),
      mark("check user and password in --index-url or in pip's configuration")),
@@ -85,7 +85,7 @@ def explain_uv(error: CommandFailed, kind: str, settings: Settings, *, is_tested
     vllm = f"{label(settings)} ({kind})"
     tail = "\n".join([line for line in said.splitlines() if line.strip()][-6:])
     what, hint = next((what, hint) for pattern, what, hint in MEANINGS if re.search(pattern, said, re.IGNORECASE))
-    advice = tr(hint, mirror=tr(MIRROR))
+    advice = tr(hint, mirror=tr(MIRROR), pythons=family_of(settings).packages.said_pythons(kind))
     if is_tested and re.search(LOCKED, said):
         advice = tr("{advice}; or deploy (or upgrade) with --resolve, which takes what is offered", advice=advice)
     return EngineFailed(tr("{what}:\n{said}", what=tr(what, vllm=vllm), said=tail), advice)
