@@ -11,6 +11,7 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 from installer.adoption import old_script
+from installer.adoption.former import is_own
 from installer.adoption.old import Old, home, read_text, serve_words
 from installer.base.errors import Refused
 from installer.base.host import Host
@@ -85,11 +86,16 @@ def read(unit: str, files: tuple[Path, ...], host: Host, *, is_installed: bool) 
         unit=unit if is_installed else None,
         files=files if is_installed else (),
         texts=(*texts, *environment_texts),
-        shown="\n".join(texts),
+        shown=_leaving(unit, files, texts),
         notes=()
         if is_installed
         else (tr("{path} is not installed, so no unit is stopped in its favour", path=files[0]),),
     )
+
+
+def _leaving(unit: str, files: tuple[Path, ...], texts: list[str]) -> str:
+    """What will not hold any more; a drop-in for all services, or a package's, holds for ours as well."""
+    return "\n".join(text for path, text in zip(files, texts, strict=True) if path == files[0] or is_own(path, unit))
 
 
 def _ejected(unit: str, words: list[str], files: tuple[Path, ...], texts: list[str], host: Host) -> Old:
@@ -107,7 +113,7 @@ def _ejected(unit: str, words: list[str], files: tuple[Path, ...], texts: list[s
         unit=unit,
         files=files,
         texts=tuple(texts),
-        shown="\n".join(texts),
+        shown=_leaving(unit, files, texts),
         keys=tuple(replace(key, plain=None) for key in held if key.name != PROBE),
         is_ejected=True,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.adoption import former
+from installer.adoption import former, old_unit
 from installer.base.changes import Remove
 from installer.base.errors import Refused
 from installer.base.host import Host
@@ -55,3 +55,14 @@ def test_a_drop_in_of_its_own_that_is_a_link_is_refused(host: Host, tmp_path: Pa
 def test_of_a_unit_of_another_name_nothing_is_removed(host: Host) -> None:
     found = former.of("llm.service", (UNIT, *OWN), {}, host, Layout("other"))
     assert [change for change in former.set_aside(found) if isinstance(change, Remove)] == []
+
+
+def test_what_stays_is_not_shown_as_if_it_went(tmp_path: Path) -> None:
+    host = Host(root=tmp_path)
+    for path in (*OWN, *OTHERS):
+        host.write(path, f"[Service]\n# {path.name}\n")
+    host.write(UNIT, "[Service]\nExecStart=/usr/bin/vllm serve org/model\n")
+    shown = old_unit.read("llm.service", (UNIT, *OWN, *OTHERS), host, is_installed=True).shown
+    assert "vllm serve org/model" in shown
+    assert all(path.name in shown for path in OWN)
+    assert not any(path.name in shown for path in OTHERS)
