@@ -44,8 +44,8 @@ def others(held: Iterable[Key]) -> frozenset[str]:
 
 
 def name_of(host: str) -> str:
-    """What the key of another host is called here."""
-    return OF + re.sub(r"[^a-z0-9_-]", "-", host.lower())
+    """What the key of another host is called here: no two hosts alike, for no part of a host's name begins with a _."""
+    return OF + host.lower().replace("_", "__").replace(".", "_")
 
 
 def read_by(held: Iterable[Key], readers: Mapping[str, str | None]) -> tuple[Key, ...]:

@@ -32,7 +32,9 @@ def test_the_others_are_as_they_were_told_last_and_who_could_not_be_asked_stays(
         CLIENT, OWN, Key("monitor-of-gpu2", digest("new"), "metrics"), GPU3,
     )  # fmt: skip
     assert monitoring.read_by(held, {"gpu2": ""}) == monitoring.read_by(held, {}) == (CLIENT, OWN)
-    assert monitoring.read_by((CLIENT,), {"Gpu2.example": digest("2")})[1].name == "monitor-of-gpu2-example"
+    assert monitoring.read_by((CLIENT,), {"Gpu2.example": digest("2")})[1].name == "monitor-of-gpu2_example"
+    alike = ("a.b", "a-b", "a_b", "a_.b", "a__b", "a.b.c", "a_b_c", "ab")
+    assert len({monitoring.name_of(name) for name in alike}) == len(alike)
 
 
 @pytest.mark.parametrize("said", ["x", f"{digest('2')} --port 1", f"{digest('2')}@2099-01-01T00:00:00Z x", "\n"])
