@@ -19,6 +19,8 @@ from installer.units.api import Body, NoAnswer
 LARGEST = 16 * MIB  # of a picture
 PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}  # by how the file begins
 
+FASTEST = 2000.0  # tokens/s that one answer may seem to come with
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -30,13 +32,17 @@ class Reply:
 
     @property
     def rate(self) -> float:
+        """Tokens a second after the first; 0.0 where all that came was read in one piece."""
         after = self.seconds - self.first_seconds
-        return (self.tokens - 1) / after if self.tokens > 1 and after > 0 else 0.0
+        return (self.tokens - 1) / after if self.tokens > 1 and after * FASTEST > self.tokens else 0.0
 
     def __str__(self) -> str:
+        wait, count = self.first_seconds * 1000, self.tokens
+        if not self.rate:
+            return tr("first word after {wait:.0f} ms, {count:.0f} tokens", wait=wait, count=count)
         return tr(
             "first word after {wait:.0f} ms, {rate:.0f} tokens/s, {count:.0f} tokens",
-            wait=self.first_seconds * 1000, rate=self.rate, count=self.tokens,
+            wait=wait, rate=self.rate, count=count,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from installer.acceptance.apitest import Subject
-from installer.acceptance.chat import Talk, Wishes
+from installer.acceptance.chat import Reply, Talk, Wishes
 from installer.base.errors import Exit, InstallError, UsageError
 from installer.units.api import Api
 
@@ -158,3 +158,15 @@ def test_nobody_listens() -> None:
         pass
     with pytest.raises(InstallError, match="Connection refused"):
         talk(server)[0].ask("one")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (2.1, "first word after 100 ms, 100 tokens/s, 201 tokens"),
+        (0.1001, "first word after 100 ms, 201 tokens"),  # all of it was read at once, whenever it was made
+        (0.1, "first word after 100 ms, 201 tokens"),
+    ],
+)
+def test_no_speed_is_said_of_what_came_in_one_piece(seconds: float, said: str) -> None:
+    assert str(Reply("text", 0.1, seconds, 201, "stop")) == said
