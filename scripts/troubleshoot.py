@@ -24,7 +24,7 @@ start; a *note* is worth knowing. Exit status 0: no fault; 8: at least one. `--j
 `findings` (`id`, `cause`, `evidence`, `commands`, `severity`), `unseen` (what could not be looked at, and why),
 `healthy`. Without root it says what it could not see.
 
-The report that `--bundle` writes holds versions, findings, facts, the unit, the settings, the record and the
+The report that `--report` writes holds versions, findings, facts, the unit, the settings, the record and the
 last 2000 lines of the journal. Keys, tokens, passwords, addresses and prompts are taken out, also in part; look
 through it all the same.
 

@@ -21,7 +21,6 @@ USER = 2000  # whom vLLM's own images know as vllm
 PORT = 8000  # inside
 # Below /run no host path of a service can lie: its sandbox hides them.
 MODEL, HUB, CACHE, ADAPTERS = "/run/vllm/model", "/run/vllm/hub", "/run/vllm/cache", "/run/vllm/adapters"
-KERNEL = "/dev/kfd"  # without which no GPU of AMD's computes
 PATHS = ("--chat-template", "--tokenizer")  # of vLLM's flags, that may name a file or directory
 ENVIRONMENT = {
     "HOME": CACHE,
@@ -143,4 +142,4 @@ def _nodes(placed: tuple[Placed, ...], vendor: Vendor | None) -> tuple[str, ...]
     if vendor is None or vendor.names_devices:
         return ()
     own = tuple(sorted({gpu.node for gpu in placed}))
-    return (KERNEL, *(own if own and all(own) else vendor.nodes))
+    return (*vendor.nodes_beside, *(own if own and all(own) else vendor.nodes))

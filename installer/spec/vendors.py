@@ -14,6 +14,9 @@ class Vendor:
     kind: str  # the build of vLLM for its GPUs
     variables: tuple[str, ...]  # that choose GPUs; the first takes their uuids
     nodes: tuple[str, ...]  # of all its GPUs, for where which is whose is not known
+    nodes_beside: tuple[str, ...]  # that an engine needs as well
+    device_classes: tuple[str, ...]  # as /proc/devices names the drivers of all these nodes
+    groups: tuple[str, ...] = ()  # that may open them
     shared_nodes: tuple[str, ...] = ()  # without which none of its GPUs can be used
     driver: str = ""  # what is there while the driver is loaded
     minimum_capability: tuple[int, int] = (0, 0)
@@ -36,6 +39,22 @@ NVIDIA = Vendor(
     kind="cuda",
     variables=("CUDA_VISIBLE_DEVICES",),
     nodes=tuple(f"/dev/nvidia{number}" for number in range(16)),
+    nodes_beside=(
+        "/dev/nvidiactl",
+        "/dev/nvidia-uvm",
+        "/dev/nvidia-uvm-tools",
+        "/dev/nvidia-modeset",
+        "/dev/nvidia-caps",
+        "/dev/nvidia-caps-imex-channels",
+    ),
+    device_classes=(
+        "nvidia",
+        "nvidia-frontend",
+        "nvidiactl",
+        "nvidia-uvm",
+        "nvidia-caps",
+        "nvidia-caps-imex-channels",
+    ),
     shared_nodes=("/dev/nvidiactl", "/dev/nvidia-uvm"),
     driver="/proc/driver/nvidia/version",
     minimum_capability=(7, 5),
@@ -54,6 +73,9 @@ AMD = Vendor(
     # vLLM for ROCm takes no uuid in HIP_VISIBLE_DEVICES (0.32.0); ROCm's runtime takes one in its own variable.
     variables=("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
     nodes=("/dev/dri",),
+    nodes_beside=("/dev/kfd",),
+    device_classes=("kfd", "drm"),
+    groups=("video", "render"),
     # The small GPUs inside desktop processors are not among them.
     targets=frozenset(["gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201"]),
     image="docker.io/vllm/vllm-openai-rocm",

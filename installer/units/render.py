@@ -148,6 +148,7 @@ def _unit(whole: Target, member: Member, digest: str) -> str:
         settings=settings,
         title=family_of(settings).title,
         kind=target.engine.kind,
+        vendor=of_kind(target.engine.kind),
         model_id=model.id,
         exec_start=[python, starter, "launch", *_key_words(target.keys), "--", *words],
         exec_check=[python, launcher, "check", "--", words[0], "--host", settings.host, "--port", str(settings.port)],

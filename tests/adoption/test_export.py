@@ -284,6 +284,13 @@ def test_a_path_with_a_colon_is_none_for_a_quadlet(tmp_path: Path) -> None:
     assert yaml.safe_load(text_of(host, wanted, "compose"))["services"]["qwen3vl"]["volumes"][0]["source"] == "/srv/a:b"
 
 
+def test_a_quadlet_is_started_again_as_the_unit_is(tmp_path: Path) -> None:
+    again = re.compile(r"^(?:StartLimit\w+|Restart|RestartSec|TimeoutStartSec)=.*", re.MULTILINE)
+    wanted = MATRIX["the defaults"]
+    quadlet = again.findall(text_of(made(tmp_path, wanted), wanted, "quadlet"))
+    assert set(quadlet) == set(again.findall(unit(wanted, Layout("llm")))), "exported.py, container_said.py say it too"
+
+
 @pytest.mark.parametrize("name", MATRIX)
 def test_parity_row_24_compose_and_kubernetes_by_their_schemas(tmp_path: Path, name: str) -> None:
     host = made(tmp_path, MATRIX[name])

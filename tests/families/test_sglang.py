@@ -10,12 +10,13 @@ from installer.base.errors import UsageError
 from installer.families.family import Refusal
 from installer.families.known import family_of, label, refusal_in
 from installer.families.sglang.parsers import NO_TOOLS, REASONING, TOOLS, in_own_words
+from installer.families.sglang.serve import WITHOUT_COUNTERPART
 from installer.model import profiles
 from installer.runtime import vllm_flags
 from installer.runtime.vllm_words import SGLANG
 from installer.spec.asked import load_settings
 from installer.spec.profile import Profile
-from installer.spec.settings import OWNED_OF_SGLANG, Settings
+from installer.spec.settings import FIELDS, OWNED_OF_SGLANG, Settings
 from installer.spec.target import Target
 from tests.kit.targets import target
 
@@ -28,6 +29,12 @@ def made(**chosen: object) -> Target:
 
 def words(wanted: Target) -> list[str]:
     return family_of(wanted.settings).arguments(wanted)
+
+
+def test_a_flag_of_vllms_has_its_like_or_is_said_to_do_nothing() -> None:
+    known = {"drain", "hf_token_file", "lora", *WITHOUT_COUNTERPART}  # the first three without a flag, or refused
+    flags = {name for name, about in FIELDS.items() if about.flags and about.typed not in OWNED_OF_SGLANG.values()}
+    assert flags <= known, "name it in WITHOUT_COUNTERPART of families/sglang/serve.py, or give SGLang its flag"
 
 
 def test_every_word_of_ours_is_one_of_its_flags_and_is_ours_alone() -> None:

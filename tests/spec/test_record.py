@@ -137,7 +137,8 @@ def test_what_an_earlier_tool_wrote_is_read(form: str) -> None:
 
 def test_the_form_of_today_is_written_as_it_was() -> None:
     text = (STATES / "gateways.json").read_text()
-    assert json.loads(to_record(of_record(text, "qwen3vl")[1])) == json.loads(text)
+    written = json.loads(to_record(of_record(text, "qwen3vl")[1]))
+    assert written == json.loads(text), "a new setting stands in gateways.json as well, under proved and previous"
 
 
 def test_a_record_of_a_whole_life_is_read() -> None:

@@ -22,6 +22,7 @@ from installer.families.known import family_of
 from installer.spec.keys import Key, digest
 from installer.spec.settings import Settings
 from installer.spec.target import Place, Placed, Target
+from installer.spec.vendors import KINDS, VENDORS, Vendor
 from installer.units.render import process_digest, render, runtime_dir, unit, without_keys
 from installer.units.syntax import exec_line, quote_exec, split_exec
 from tests.kit.boot.surroundings import REPO
@@ -30,7 +31,6 @@ from tests.kit.samples import TEXTS, any_settings
 from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, boxed, replicated, target
 
 LAYOUT = Layout("qwen3vl")
-KINDS = ("cuda", "cpu", "rocm")
 SYSTEM_UNITS = Path("/usr/lib/systemd/system")
 
 BASE = Settings()
@@ -98,13 +98,8 @@ EVERY_NODE = "BindPaths=" + " ".join(f"-/dev/nvidia{number}" for number in range
     [
         ("cuda", Placed("MIG-c6d4f1ef", "H200 MIG 2g.35gb", "/dev/nvidia7"), "CUDA", "BindPaths=-/dev/nvidia7"),
         ("cuda", Placed("GPU-8932f937", "NVIDIA L4"), "CUDA", EVERY_NODE),  # the driver does not say which is its own
-        ("rocm", Placed("GPU-00ff", "AMD gfx942"), "ROCR", "BindPaths=-/dev/kfd -/dev/dri"),
-        (
-            "rocm",
-            Placed("0000:03:00.0", "AMD gfx1100", "/dev/dri/renderD1"),
-            "",
-            "BindPaths=-/dev/kfd -/dev/dri/renderD1",
-        ),
+        ("rocm", Placed("GPU-00ff", "AMD gfx942"), "ROCR", "BindPaths=-/dev/dri"),
+        ("rocm", Placed("0000:03:00.0", "AMD gfx1100", "/dev/dri/renderD1"), "", "BindPaths=-/dev/dri/renderD1"),
     ],
 )
 def test_a_unit_shows_its_gpus_and_no_others(kind: str, gpu: Placed, variable: str, nodes: str) -> None:
@@ -112,7 +107,17 @@ def test_a_unit_shows_its_gpus_and_no_others(kind: str, gpu: Placed, variable: s
     visible = [line for line in lines if "VISIBLE_DEVICES" in line]
     assert visible == ([f"Environment={variable}_VISIBLE_DEVICES={gpu.uuid}"] if variable else [])
     assert nodes in lines
-    assert ("BindPaths=-/dev/nvidia-caps -/dev/nvidia-caps-imex-channels" in lines) is (kind == "cuda")
+
+
+@pytest.mark.parametrize("vendor", VENDORS, ids=lambda vendor: vendor.kind)
+def test_the_sandbox_lets_in_what_the_engines_of_every_vendor_need(vendor: Vendor) -> None:
+    lines = unit(placed(vendor.kind, Placed("GPU-1", "One", "/dev/given")), LAYOUT).splitlines()
+    beside = " ".join(f"-{node}" for node in vendor.nodes_beside)
+    assert [line for line in lines if line.startswith("BindPaths=-/dev")] == [
+        f"BindPaths={beside}",
+        "BindPaths=-/dev/given",
+    ]
+    assert {f"DeviceAllow=char-{name} rw" for name in vendor.device_classes} <= set(lines)
 
 
 def test_a_unit_without_a_choice_of_gpus_is_as_it_was() -> None:
