@@ -490,7 +490,7 @@ def test_an_upgrade_that_makes_it_slower_is_undone_and_one_that_does_not_stays(m
     measuring = ("upgrade", "--bench", "--concurrency", "2", "--vllm-version")
     before = engine_of(machine)
     slower = cli(machine, *measuring, "0.35.0", code=6)
-    assert re.search(r"\d+ % slower than before, and 10 % is allowed: [\d.]+ tokens/s at best before", slower.err)
+    assert re.search(r"\d+ % slower than before, and 15 % is allowed: [\d.]+ tokens/s at best before", slower.err)
     assert f"{SERVICE}.service is back as it was" in slower.err
     assert (version(machine), engine_of(machine)) == ("0.32.0", before)
     tried = cli(machine, "bench", "history", "--json").json
