@@ -106,7 +106,8 @@ def test_a_new_service_appears_by_itself_and_leaves_when_it_is_uninstalled(host:
     until("it appears", lambda: services_seen(machine) == {"qwen3vl", "second"}, machine)
     cli(machine, "uninstall", "second", "--yes", "--purge")
     until("it leaves", lambda: services_seen(machine) == {"qwen3vl"}, machine)
-    assert not machine.at(f"{MONITOR}/targets/second.json").exists()
+    # One that has ended is read no more; its file goes when the figures are collected next.
+    until("its file goes", lambda: not machine.at(f"{MONITOR}/targets/second.json").exists(), machine)
 
 
 def test_a_new_key_takes_the_place_of_the_old_one_without_a_gap(host: Host) -> None:
