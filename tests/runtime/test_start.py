@@ -391,6 +391,31 @@ def test_a_worker_looks_at_the_memory_before_its_turn_and_after(workers: Path) -
         assert process.communicate(timeout=60)[0].count("asked") > 1  # the other worker may ask only now, but once
 
 
+# A worker on a GPU, and a main that says by which of its two names it measures.
+GPU_WORKER = """
+class Worker:
+    def measured(self): ...
+    determine_available_memory = compile_or_warm_up_model = measured
+"""
+NAME = """
+from vllm.v1.worker.gpu_worker import Worker
+
+def main():
+    print(Worker.determine_available_memory.__name__)
+"""
+
+
+@pytest.mark.parametrize(("version", "name"), [("0.32.0", "determine_or_remember"), ("0.32.0+cpu", "measured")])
+def test_the_workers_of_a_gpu_know_the_room_of_the_start_before(engine: Path, version: str, name: str) -> None:
+    """Where they are forked from what is imported here."""
+    build(engine, version)
+    (engine / "vllm/v1/worker").mkdir()
+    (engine / "vllm/v1/worker/__init__.py").write_text("")
+    (engine / "vllm/v1/worker/gpu_worker.py").write_text(GPU_WORKER)
+    (engine / "vllm/entrypoints/cli/main.py").write_text(NAME)
+    assert said(engine) == [name]
+
+
 @pytest.mark.parametrize(("available", "read"), [(100 << 20, 2 << 20), (3 << 20, 1 << 20), (1 << 20, 0)])
 def test_weights_are_read_as_far_as_memory_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, read: int
