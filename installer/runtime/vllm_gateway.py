@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ SERVERS, CERTIFICATE, PEERS = "servers", "tls.pem", "peers.pem"  # in the runtim
 STARTS_WITHIN = 30.0  # seconds
 LOOK_EVERY = 0.05
 READ_WITHIN = 2.0  # seconds from its reading of the configuration to the worker that goes by it
+AGAIN_AFTER = 1.0
+KEEPER = {"KEEPER": "yes"}  # tells a HAProxy which half of the configuration is meant for it
 LONGEST = 1 << 20  # bytes of a certificate's file
 SOON, MOST_DEATHS = 10.0, 5  # so many deaths, each within that of its start, are not mended by another start
 SERVER = re.compile(r"^    server (\S+) (\d+(?:\.\d+){3}):(\d+)( ssl)?", re.MULTILINE)
@@ -64,6 +67,7 @@ class Gateway:
         self.config, self.listener = config, listener
         self.runtime = runtime_directory()
         self.process: subprocess.Popen[bytes] | None = None
+        self.keeper: subprocess.Popen[bytes] | None = None
         self.is_ending = False
 
     def run(self) -> int:
@@ -72,12 +76,15 @@ class Gateway:
         signal.signal(signal.SIGHUP, self.renew)
         signal.signal(signal.SIGALRM, self.hurry)
         write(self.at(SERVERS), states(read(self.config).decode(), ""))
+        threading.Thread(target=self.keep, daemon=True).start()
         deaths = 0
         while True:
             began = time.monotonic()
             status = self.live()
             if self.is_ending:
                 signal.alarm(0)  # at its own end Python takes no note of it any more, and it would be a death by signal
+                if self.keeper:
+                    self.keeper.kill()
                 return 0
             deaths = deaths + 1 if time.monotonic() - began < SOON else 1
             say(f"HAProxy has ended with {status}", 3)
@@ -96,6 +103,16 @@ class Gateway:
         if self.is_up():
             notify("READY=1", "STATUS=ready")
         return self.process.wait()
+
+    def keep(self) -> None:
+        """The other HAProxy, by which the large go. Where it is not, they go the way of all, and are not repeated."""
+        while not self.is_ending:
+            environment = {"PATH": os.environ.get("PATH", os.defpath), **KEEPER}
+            self.keeper = subprocess.Popen(
+                ["haproxy", "-db", "-f", self.config], env=environment, stdin=subprocess.DEVNULL
+            )
+            say(f"HAProxy for large requests has ended with {self.keeper.wait()}", 4)
+            time.sleep(AGAIN_AFTER)
 
     def is_up(self) -> bool:
         assert self.process is not None
@@ -195,14 +212,16 @@ def check(config: str, runtime: str) -> None:
     owner = os.stat(runtime)
     identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": ()} if os.geteuid() == 0 else {}
     with socket.socket() as stand_in:
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "LISTENER": str(stand_in.fileno())}
-        done = subprocess.run(
-            ["haproxy", "-c", "-f", config], stdin=subprocess.DEVNULL, capture_output=True, timeout=STARTS_WITHIN,
-            env=environment, pass_fds=[stand_in.fileno()], **identity,  # type: ignore[call-overload]
-        )  # fmt: skip
-    if done.returncode:
-        alerts = [line for line in done.stderr.decode(errors="replace").splitlines() if "ALERT" in line]
-        raise Refused(f"HAProxy would not take {config}: {one_line((alerts or ['no reason given'])[0])}", TRY_LATER)
+        for half in ({}, KEEPER):
+            environment = {"PATH": os.environ.get("PATH", os.defpath), "LISTENER": str(stand_in.fileno()), **half}
+            done = subprocess.run(
+                ["haproxy", "-c", "-f", config], stdin=subprocess.DEVNULL, capture_output=True, timeout=STARTS_WITHIN,
+                env=environment, pass_fds=[stand_in.fileno()], **identity,  # type: ignore[call-overload]
+            )  # fmt: skip
+            if done.returncode:
+                alerts = [line for line in done.stderr.decode(errors="replace").splitlines() if "ALERT" in line]
+                why = one_line((alerts or ["no reason given"])[0])
+                raise Refused(f"HAProxy would not take {config}: {why}", TRY_LATER)
 
 
 def wait_for_another(path: str, former: int) -> None:

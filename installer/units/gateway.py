@@ -21,6 +21,7 @@ from installer.units.syntax import FILTERS
 
 MADE_BY = "Rendered by vllm-install"
 GRACE = 3  # seconds before another endpoint is asked: a replica that is out of breath for a moment is not down
+KNOWN_BY = "x-vllm-conversation"  # a header between the two HAProxies
 # What HAProxy itself answers: message, type and code as OpenAI's clients know them.
 ERRORS = {
     400: ("the request cannot be understood", "invalid_request_error"),
@@ -139,6 +140,7 @@ def gateway_config(target: Target, layout: Layout, runtime: Path) -> str:
         socket=SOCKET,
         hold=HOLD,
         held=HELD,
+        known_by=KNOWN_BY,
         errors=ERRORS,
         problem=_problem,
     )

@@ -113,13 +113,22 @@ class Gateway:
 
     def children(self) -> list[int]:
         """HAProxy's master, as long as it lives."""
+        return [pid for pid, words in self._processes() if b"-W" in words]
+
+    def keepers(self) -> list[int]:
+        """The one for large requests."""
+        return [pid for pid, words in self._processes() if b"-db" in words]
+
+    def _processes(self) -> Iterator[tuple[int, list[bytes]]]:
         assert self.process
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(word) for word in text.split()]
+        for thread in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for pid in thread.read_text().split():
+                with contextlib.suppress(OSError):
+                    yield int(pid), Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
     def close(self) -> None:
         if self.process and self.process.poll() is None:
-            for pid in self.children():
+            for pid in (*self.children(), *self.keepers()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)  # at once: nobody is waited for
             self.process.kill()

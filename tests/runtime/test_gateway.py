@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import csv
+import hashlib
 import http.client
 import json
 import os
@@ -23,6 +24,7 @@ from installer.runtime.vllm_hold import queue
 from installer.spec.settings import Settings
 from installer.spec.target import MEMBER_HOLD
 from installer.units import haproxy
+from installer.units.gateway import KNOWN_BY
 from tests.kit.gateway import HAPROXY, LAYOUT, PATIENCE, Gateway, before, gateway
 from tests.kit.load import Plan, load
 from tests.kit.replica import Replica, replicas_on
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 Future = concurrent.futures.Future[object]
 SETTINGS = Settings(service="q")
 IMPATIENT = Settings(service="q", hold=1)
+SIZES = (0, 13 << 10, 300 << 10)  # of prompts: repeated by one process; by the other, though it would fit; by the other
 
 
 def eventually(condition: Callable[[], object], what: str = "") -> None:
@@ -175,7 +178,7 @@ def test_nobody_is_sent_to_a_replica_before_its_first_check() -> None:
     del replicas
 
 
-@pytest.mark.parametrize("size", [0, 30 << 10])
+@pytest.mark.parametrize("size", [0, 11 << 10, 20 << 10, 900 << 10])
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_failure_is_tried_once_more_elsewhere(status: int, size: int) -> None:
     with before(2) as (made, replicas):
@@ -254,21 +257,23 @@ def test_what_the_client_has_to_know_is_not_tried_again(status: int) -> None:
         assert sum(len(replica.asked) for replica in replicas) == 1
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_request_that_kills_engines_stops_at_the_second(count: int) -> None:
+def test_a_request_that_kills_engines_stops_at_the_second(count: int, size: int) -> None:
     with before(count) as (made, replicas):
-        eventually(lambda: are_up(made, *range(1, count + 1)))
-        assert made.ask({"prompt": "POISON"}).status in (502, 503)
+        eventually(lambda: are_up(made, *range(1, count + 1)) and has_keeper(made))
+        assert made.ask({"prompt": "POISON" + "x" * size}).status in (502, 503)
         assert sum(len(replica.asked) for replica in replicas) == 2
 
 
-def test_nor_does_it_come_back_once_one_is_up_again() -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_nor_does_it_come_back_once_one_is_up_again(size: int) -> None:
     """Held callers are served by the one that comes up first: none of them may have killed others before."""
     with before(2) as (made, replicas):
         for replica in replicas:
             replica.die()
         eventually(lambda: are_up(made))
-        asked = in_background(1, lambda: made.ask({"prompt": "POISON"}))
+        asked = in_background(1, lambda: made.ask({"prompt": "POISON" + "x" * size}))
         eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 1)
         replicas[0].start()
         assert asked[0].result(PATIENCE).status in (502, 503)  # type: ignore[attr-defined]
@@ -327,14 +332,63 @@ def test_large_bodies_arrive_whole(size: int) -> None:
         assert (answer.status, answer.json()["length"]) == (200, len(body))
 
 
-def test_a_killed_replica_costs_nobody_who_has_no_answer_yet() -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_a_killed_replica_costs_nobody_who_has_no_answer_yet(size: int) -> None:
     with before(2) as (made, replicas):
-        eventually(lambda: are_up(made, 1, 2))
+        eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
         with standing_still(replicas):
-            asked = one_after_another(16, made.ask, replicas)
+            asked = one_after_another(16, lambda: made.ask({"prompt": "x" * size}), replicas)
             assert [replica.busy for replica in replicas] == [8, 8]
             replicas[0].die()
         assert [future.result(PATIENCE).status for future in asked] == [200] * 16  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("which", ["keeper", "both"])
+def test_the_process_that_keeps_the_large_is_started_anew_and_another_haproxy_does_not_hinder_it(which: str) -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
+        (pid,) = made.keepers()
+        if which == "both":
+            os.kill(made.children()[0], signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: made.keepers() not in ([], [pid]) and worker(str(made.run_dir / SOCKET)))
+        eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
+        replicas[0].status = 500
+        assert [made.ask({"prompt": "x" * (300 << 10)}).status for _ in range(6)] == [200] * 6
+        assert replicas[0].asked
+
+
+def test_no_request_fails_though_the_process_that_keeps_the_large_has_just_died() -> None:
+    with before(2) as (made, _):
+        eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
+        for _ in range(5):
+            eventually(lambda: has_keeper(made))
+            os.kill(made.keepers()[0], signal.SIGKILL)
+            eventually(lambda: not can_connect(made))
+            assert [made.ask({"prompt": "x" * (300 << 10)}).status for _ in range(4)] == [200] * 4
+
+
+def test_its_large_requests_are_bounded_and_the_others_go_the_way_of_all() -> None:
+    with before(1) as (made, replicas):
+        made.configure([replicas[0].port], {"be_conn(large) lt 128": "be_conn(large) lt 2"})
+        assert made.reload().returncode == 0
+        eventually(lambda: are_up(made, 1) and has_keeper(made))
+        with standing_still(replicas):
+            asked = one_after_another(5, lambda: made.ask({"prompt": "x" * (300 << 10)}), replicas)
+            assert int(row(made, "large", "keeper")["scur"]) == 2
+        assert [future.result(PATIENCE).status for future in asked] == [200] * 5  # type: ignore[attr-defined]
+
+
+def test_a_header_between_the_two_is_none_of_a_client_s() -> None:
+    with before(1, Settings(service="q", routing="session")) as (made, replicas):
+        eventually(lambda: are_up(made, 1) and has_keeper(made))
+        messages = [{"role": "user", "content": "x" * (300 << 10)}]
+        for asked in ({"messages": messages}, {"prompt": "x" * (300 << 10)}):
+            assert made.ask(asked, headers={KNOWN_BY: "eHg=", "X-Api-Key": "k"}).status == 200
+        assert not [text for text in replicas[0].asked if KNOWN_BY.encode() in text.lower()]
+        known = ask(str(made.run_dir / SOCKET), "show table members")
+        key = hashlib.sha256(b"k:" + b"x" * (300 << 10)).hexdigest().upper()
+        assert re.findall(r"\bkey=([0-9A-F]+)", known) == [key]
 
 
 def test_the_first_piece_of_a_stream_does_not_wait_for_the_second() -> None:
@@ -475,14 +529,16 @@ def test_the_socket_and_all_who_wait_there_outlive_a_restart() -> None:
         assert [future.result(PATIENCE).status for future in asked] == [200] * 10  # type: ignore[attr-defined]
 
 
-def test_a_stop_lets_finish_who_is_busy() -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_a_stop_lets_finish_who_is_busy(size: int) -> None:
     with gateway(SETTINGS, [1], starts=False) as made, replicas_on(1) as replicas:
         made.drain = 600
         made.configure([replicas[0].port])
         made.start()
         made.ask()
+        eventually(lambda: has_keeper(made))
         with standing_still(replicas):
-            asked = one_after_another(4, made.ask, replicas)
+            asked = one_after_another(4, lambda: made.ask({"prompt": "x" * size}), replicas)
             stopping = in_background(1, made.stop)
             eventually(lambda: not pid_of_worker(made), "nobody is let in any more")
         assert stopping[0].result(PATIENCE) == 0
@@ -547,8 +603,19 @@ def test_a_former_worker_ends_however_long_its_streams_are() -> None:
 
 def test_its_sockets_are_for_its_own_user() -> None:
     with before(1) as (made, _):
-        for name in (SOCKET, "hold.sock"):
+        eventually(lambda: has_keeper(made))
+        for name in (SOCKET, "hold.sock", "back.sock", "large.sock"):
             assert (made.run_dir / name).stat().st_mode & 0o077 == 0
+
+
+def has_keeper(made: Gateway) -> bool:
+    """What is large goes by it."""
+    return bool(made.keepers()) and row(made, "large", "keeper")["status"] == "UP" and can_connect(made)
+
+
+def can_connect(made: Gateway) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(made.run_dir / "large.sock")) == 0
 
 
 def row(made: Gateway, proxy: str, server: str) -> dict[str, str]:
@@ -576,7 +643,9 @@ def test_half_open_heads_and_bodies_are_closed() -> None:
     with gateway(SETTINGS, [1], starts=False) as made, Replica() as replica:
         made.configure([replica.port], {"timeout http-request 30s": "timeout http-request 300ms"})
         made.start()
-        for text in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n", head(1000) + b"x" * 10, chunks):
+        eventually(lambda: has_keeper(made))
+        large = head(300 << 10) + b"x" * (100 << 10)
+        for text in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n", head(1000) + b"x" * 10, chunks, large):
             for trickles in (False, True):
                 with socket.create_connection(("127.0.0.1", made.port), timeout=0.05) as client:
                     client.sendall(text)
