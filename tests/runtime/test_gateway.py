@@ -343,6 +343,19 @@ def test_a_killed_replica_costs_nobody_who_has_no_answer_yet(size: int) -> None:
         assert [future.result(PATIENCE).status for future in asked] == [200] * 16  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_nor_one_whose_socket_is_kept_and_that_seems_the_least_busy_of_all(size: int) -> None:
+    with before(2) as (made, replicas):
+        eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
+        with standing_still(replicas):
+            asked = one_after_another(16, lambda: made.ask({"prompt": "x" * size}), replicas)
+            replicas[0].die()
+            replicas[0].holds = MEMBER_HOLD
+            replicas[0].start()
+            eventually(lambda: are_up(made, 2))
+        assert [future.result(PATIENCE).status for future in asked] == [200] * 16  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("which", ["keeper", "both"])
 def test_the_process_that_keeps_the_large_is_started_anew_and_another_haproxy_does_not_hinder_it(which: str) -> None:
     with before(2) as (made, replicas):
@@ -604,7 +617,7 @@ def test_a_former_worker_ends_however_long_its_streams_are() -> None:
 def test_its_sockets_are_for_its_own_user() -> None:
     with before(1) as (made, _):
         eventually(lambda: has_keeper(made))
-        for name in (SOCKET, "hold.sock", "back.sock", "large.sock"):
+        for name in (SOCKET, "hold.sock", "back.sock", "again.sock", "large.sock"):
             assert (made.run_dir / name).stat().st_mode & 0o077 == 0
 
 
