@@ -37,13 +37,13 @@ def _it_serves_before_and_after(machine: Machine, key: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def asked(machine: Machine, key: str) -> Iterator[Lost]:
+def asked(machine: Machine, key: str, bulk: int = 0) -> Iterator[Lost]:
     """All the while, ten requests a second and clients that keep their connections: each is answered.
 
     But for streams that had begun when the gateway came to know that a member is lost, where the test says so.
     """
     lost = Lost()
-    with load(Plan(8000, key), machine.start) as running:
+    with load(Plan(8000, key, bulk=bulk), machine.start) as running:
         running.wait_for(10)
         yield lost
         running.wait_for(10)
@@ -144,9 +144,10 @@ def test_what_fails_in_the_second_member_is_undone_in_the_first(machine: Machine
     assert cli(machine, "deploy", "--json").changes == []
 
 
-def test_one_member_that_is_killed_costs_what_it_was_answering_at_most(machine: Machine, key: str) -> None:
+@pytest.mark.parametrize("bulk", [0, 20 << 10, 300 << 10])
+def test_one_member_that_is_killed_costs_what_it_was_answering_at_most(machine: Machine, key: str, bulk: int) -> None:
     before = runs(machine)[1]
-    with asked(machine, key) as lost:
+    with asked(machine, key, bulk) as lost:
         machine.run("kill", "-KILL", str(engine_pid(machine, MEMBERS[0])))
         lost.await_another_run(machine, 1, before)
 

@@ -40,6 +40,7 @@ class Plan:
     tokens: int = 16
     model: str = "builtin:tiny"
     address: str = "127.0.0.1"
+    bulk: int = 0  # bytes that a request is larger by, as with an image
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Client:
 
     def _request(self) -> bytes:
         asked = {"model": self.plan.model, "prompt": "Hello", "max_tokens": self.plan.tokens, "ignore_eos": True}
-        body = json.dumps({**asked, "stream": self.stream}).encode()
+        body = json.dumps({**asked, "stream": self.stream, "user": "x" * self.plan.bulk}).encode()
         lines = (
             "POST /v1/completions HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.plan.key}",
             "Content-Type: application/json", f"Content-Length: {len(body)}",
