@@ -374,7 +374,7 @@ def test_the_process_that_keeps_the_large_is_started_anew_and_another_haproxy_do
 def test_no_request_fails_though_the_process_that_keeps_the_large_has_just_died() -> None:
     with before(2) as (made, _):
         eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
-        for _ in range(5):
+        for _ in range(2):
             eventually(lambda: has_keeper(made))
             os.kill(made.keepers()[0], signal.SIGKILL)
             eventually(lambda: not can_connect(made))
