@@ -5,3 +5,8 @@ core.register_action("hold", { "http-req" }, function(txn, backend, seconds)
     core.msleep(200)
   end
 end, 2)
+
+-- http-request lua.pause SECONDS
+core.register_action("pause", { "http-req" }, function(txn, seconds)
+  core.msleep(tonumber(seconds) * 1000)
+end, 1)

@@ -61,6 +61,11 @@ class Replica:
         """As by SIGKILL: nobody listens, and who was there is cut off."""
         self._do(self._die())
 
+    def start_anew(self, seconds: float) -> None:
+        """As by SIGKILL, where the listening socket is kept: who was there is cut off, and who comes is held so long."""
+        self.holds = seconds
+        self._do(self._cut())
+
     def _do(self, what: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(what, self._loop).result(30)
 
@@ -71,6 +76,9 @@ class Replica:
         if self._server:
             self._server.close()
             self._server = None
+        await self._cut()
+
+    async def _cut(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
 

@@ -184,7 +184,7 @@ def test_a_failure_is_tried_once_more_elsewhere(status: int, size: int) -> None:
     with before(2) as (made, replicas):
         eventually(lambda: are_up(made, 1, 2))
         replicas[0].status = status
-        assert [made.ask({"prompt": "x" * size}).status for _ in range(6)] == [200] * 6
+        assert {made.ask({"prompt": "x" * size}).status for _ in range(2)} == {200}
         assert replicas[0].asked
 
 
@@ -349,9 +349,7 @@ def test_nor_one_whose_socket_is_kept_and_that_seems_the_least_busy_of_all(size:
         eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
         with standing_still(replicas):
             asked = one_after_another(16, lambda: made.ask({"prompt": "x" * size}), replicas)
-            replicas[0].die()
-            replicas[0].holds = MEMBER_HOLD
-            replicas[0].start()
+            replicas[0].start_anew(MEMBER_HOLD)
             eventually(lambda: are_up(made, 2))
         assert [future.result(PATIENCE).status for future in asked] == [200] * 16  # type: ignore[attr-defined]
 
@@ -367,7 +365,7 @@ def test_the_process_that_keeps_the_large_is_started_anew_and_another_haproxy_do
         eventually(lambda: made.keepers() not in ([], [pid]) and worker(str(made.run_dir / SOCKET)))
         eventually(lambda: are_up(made, 1, 2) and has_keeper(made))
         replicas[0].status = 500
-        assert [made.ask({"prompt": "x" * (300 << 10)}).status for _ in range(6)] == [200] * 6
+        assert {made.ask({"prompt": "x" * (300 << 10)}).status for _ in range(2)} == {200}
         assert replicas[0].asked
 
 
