@@ -62,7 +62,7 @@ class Replica:
         self._do(self._die())
 
     def start_anew(self, seconds: float) -> None:
-        """As by SIGKILL, where the listening socket is kept: who was there is cut off, and who comes is held so long."""
+        """As by SIGKILL, where the listening socket is kept: who was there is cut off, who comes is held so long."""
         self.holds = seconds
         self._do(self._cut())
 
