@@ -381,7 +381,7 @@ def test_no_request_fails_though_the_process_that_keeps_the_large_has_just_died(
 
 def test_its_large_requests_are_bounded_and_the_others_go_the_way_of_all() -> None:
     with before(1) as (made, replicas):
-        made.configure([replicas[0].port], {"be_conn(large) lt 128": "be_conn(large) lt 2"})
+        made.configure([replicas[0].port], {"be_conn(large) lt 500": "be_conn(large) lt 2"})
         assert made.reload().returncode == 0
         eventually(lambda: are_up(made, 1) and has_keeper(made))
         with standing_still(replicas):
