@@ -112,13 +112,24 @@ SMUGGLED = {
     "upgrade to h2c": (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"),
     "expect": (b"Expect: 100-continue", b"Content-Length: 0"),
     "hop by hop": (b"Connection: x-forwarded-for, content-length", b"Content-Length: 0"),
+    "a large length": (b"Content-Length: 20000",),
+    "a large length, hop by hop": (b"Connection: content-length, x-vllm-conversation", b"Content-Length: 20000"),
 }  # fmt: skip
 
 
+LARGE = b"x" * 20000  # goes by the process that keeps the large
+BODIES = {
+    "nothing": HIDDEN,
+    "an end": b"0\r\n\r\n" + HIDDEN,
+    "an end with a trailer": b"0\r\nX: y\r\n\r\n" + HIDDEN,
+    "an end with an extension": b"0;x\r\n\r\n" + HIDDEN,
+    "a large chunk and an end": b"4e20\r\n" + LARGE + b"\r\n0\r\n\r\n" + HIDDEN,
+    "a large body": LARGE + HIDDEN,
+}
+
+
 @pytest.mark.parametrize("shape", SMUGGLED)
-@pytest.mark.parametrize(
-    "body", [HIDDEN, b"0\r\n\r\n" + HIDDEN, b"0\r\nX: y\r\n\r\n" + HIDDEN, b"0;x\r\n\r\n" + HIDDEN]
-)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_no_request_hides_in_another(pair: Pair, shape: str, body: bytes) -> None:
     before = pair.has_reached()
     lines = (b"POST /health HTTP/1.1", b"Host: h", *SMUGGLED[shape], b"", b"")
