@@ -43,7 +43,7 @@ SERVERS, CERTIFICATE, PEERS = "servers", "tls.pem", "peers.pem"  # in the runtim
 STARTS_WITHIN = 30.0  # seconds
 LOOK_EVERY = 0.05
 READ_WITHIN = 2.0  # seconds from its reading of the configuration to the worker that goes by it
-AGAIN_AFTER = 1.0
+AGAIN_AFTER = 1.0  # seconds from the death of the HAProxy for large requests to its next start
 KEEPER = {"KEEPER": "yes"}  # tells a HAProxy which half of the configuration is meant for it
 LONGEST = 1 << 20  # bytes of a certificate's file
 SOON, MOST_DEATHS = 10.0, 5  # so many deaths, each within that of its start, are not mended by another start
@@ -106,12 +106,14 @@ class Gateway:
 
     def keep(self) -> None:
         """The other HAProxy, by which the large go. Where it is not, they go the way of all, and are not repeated."""
+        environment = {"PATH": os.environ.get("PATH", os.defpath), **KEEPER}
         while not self.is_ending:
-            environment = {"PATH": os.environ.get("PATH", os.defpath), **KEEPER}
-            self.keeper = subprocess.Popen(
-                ["haproxy", "-db", "-f", self.config], env=environment, stdin=subprocess.DEVNULL
-            )
-            say(f"HAProxy for large requests has ended with {self.keeper.wait()}", 4)
+            with contextlib.suppress(OSError):
+                words = ["haproxy", "-db", "-f", self.config]
+                self.keeper = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
+                status = self.keeper.wait()
+                if not self.is_ending:
+                    say(f"HAProxy for large requests has ended with {status}", 4)
             time.sleep(AGAIN_AFTER)
 
     def is_up(self) -> bool:

@@ -762,6 +762,18 @@ def test_a_conversation_is_known_by_its_key_and_the_first_words_of_its_user(role
         assert len(re.findall(r"\bserver_id=", known)) == 6, "two of each key; without one none is kept"
 
 
+def test_a_large_one_is_known_too_once_a_reload_asks_for_it() -> None:
+    with before(1) as (made, replicas):
+        eventually(lambda: are_up(made, 1) and has_keeper(made))
+        made.settings = Settings(service="q", routing="session")
+        made.configure([replicas[0].port])
+        assert made.reload().returncode == 0
+        eventually(lambda: are_up(made, 1) and has_keeper(made))
+        messages = [{"role": "user", "content": "x" * (300 << 10)}]
+        assert made.ask({"messages": messages}, headers={"X-Api-Key": "k"}).status == 200
+        assert "key=" in ask(str(made.run_dir / SOCKET), "show table members")
+
+
 def test_a_conversation_stays_with_its_replica_and_the_load_is_even() -> None:
     sessions = Settings(service="q", routing="session")
     with replicas_on(4) as replicas, gateway(sessions, [1], starts=False) as made:
