@@ -114,10 +114,14 @@ def status_of(connection: http.client.HTTPConnection, body: str) -> int:
     return response.status
 
 
+@pytest.mark.parametrize("size", [10, 300 << 10])
 @pytest.mark.parametrize("earlier", [0, 1])
-def test_what_was_being_answered_there_is_asked_again_unless_a_word_had_come(hosts: Hosts, earlier: int) -> None:
+def test_what_was_being_answered_there_is_asked_again_unless_a_word_had_come(
+    hosts: Hosts, earlier: int, size: int
+) -> None:
     """On a new connection, and on one by which something was asked before."""
     here, there = hosts.replicas
+    body = json.dumps({"prompt": "x" * size})
     here.gap, there.gap, there.delay = 3600, 3600, 0
     here.asked.clear()
     with contextlib.ExitStack() as held:
@@ -131,10 +135,10 @@ def test_what_was_being_answered_there_is_asked_again_unless_a_word_had_come(hos
         (lost,) = (name for name in heard if name in there.asked[-1])
         clients = [http.client.HTTPConnection("127.0.0.1", hosts.one.port, timeout=PATIENCE) for _ in range(4)]
         for client in clients * earlier:
-            status_of(client, "{}")
+            status_of(client, body)
         there.delay = 3600
         pool = held.enter_context(ThreadPoolExecutor(len(clients)))
-        asked = [pool.submit(status_of, client, "{}") for client in clients]
+        asked = [pool.submit(status_of, client, body) for client in clients]
         eventually(lambda: there.busy > 1)
         with hosts.cut():
             assert [future.result(PATIENCE) for future in asked] == [200] * 4
