@@ -221,7 +221,7 @@ class Client:
             answer = await asyncio.wait_for(self._exchange(), self.plan.patience)
         except (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError, asyncio.TimeoutError) as error:
             await self.leave()
-            return failure(error) + (" on a kept connection" if reused else "")
+            return failure(error, self.got) + (" on a kept connection" if reused else "")
         if not self.keep or answer.headers.get("connection", "").lower() == "close":
             await self.leave()
         return judge(answer, stream=self.stream)
@@ -295,9 +295,10 @@ def judge(answer: Answer, *, stream: bool) -> str:
     return "cut"
 
 
-def failure(error: Exception) -> str:
+def failure(error: Exception, got: int) -> str:
+    """In a word. What ends between two chunks of its answer was cut off just as well: nothing of the next one is said."""
     if isinstance(error, asyncio.IncompleteReadError):
-        return "cut" if error.partial else "closed"
+        return "cut" if got else "closed"
     names = (
         (ConnectionRefusedError, "refused"), (ConnectionError, "reset"), (TimeoutError, "timeout"),
         (asyncio.TimeoutError, "timeout"), (Exception, "garbled"),
