@@ -4,8 +4,9 @@ Usage: python bench/gateway.py [ROUNDS]. Before a server of a few lines, asked o
 128 at once, each contestant in turn, so that a busy moment hits all; in every fifth round also 1000 streams. The
 medians count. Root gives all of it the processor before anything else that runs here, which else waits in between and
 is measured, too. At c=1 what is added must stay below 50 µs, and at 16 the requests a second above 0.95 of the bare
-HAProxy's; their share of one that does nothing but keep each request to repeat it is printed beside. The first piece
-of a stream never waits for the second, which the server holds back for half a second.
+HAProxy's, which asks the server by its port. Printed beside: their share of one that asks by the door, as the gateway
+does, and of one that also keeps each request to repeat it. The first piece of a stream never waits for the second,
+which the server holds back for half a second.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ sys.path.insert(0, str(REPO))
 from installer.spec.settings import Settings  # noqa: E402
 from tests.kit.boot.surroundings import free_port  # noqa: E402
 from tests.kit.gateway import PATH, gateway  # noqa: E402
+from tests.kit.replica import door_of  # noqa: E402
 
 BODY = b'{"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}'
 STREAMED = BODY[:-1] + b', "stream": true}'
@@ -72,10 +74,12 @@ class Engine(asyncio.Protocol):
             asyncio.get_running_loop().call_later(0.5, self.transport.write, REST)
         else:
             self.transport.write(ANSWER)
-async def main(port):
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port, backlog=1024)
-    await server.serve_forever()
-asyncio.run(main(int(sys.argv[1])))
+async def main(port, door):
+    loop = asyncio.get_running_loop()
+    by_door = await loop.create_unix_server(Engine, door, backlog=1024)
+    by_port = await loop.create_server(Engine, "127.0.0.1", port, backlog=1024)
+    await by_port.serve_forever()
+asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
 """
 BARE = """\
 global
@@ -92,7 +96,8 @@ frontend f
 backend b
     server s 127.0.0.1:{engine}
 """
-KEEPS = BARE.replace("nbthread 2", "nbthread 2\n    tune.bufsize 32768").replace(
+BY_DOOR = BARE.replace("127.0.0.1:{engine}", "unix@{door}")
+KEEPS = BY_DOOR.replace("nbthread 2", "nbthread 2\n    tune.bufsize 32768").replace(
     "mode http",
     "mode http\n    option http-buffer-request\n    retries 1\n    retry-on conn-failure empty-response 500 503",
 )
@@ -159,21 +164,32 @@ def process(*words: str | Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def door_at(port: int) -> Iterator[Path]:
+    """Where the server of that port makes its door."""
+    door = door_of(port)
+    yield door
+    door.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def contestants(home: Path) -> Iterator[dict[str, Contestant]]:
     with contextlib.ExitStack() as stack:
         engine = free_port()
-        found = {"direct": Contestant(engine, stack.enter_context(process(sys.executable, "-c", SERVER, str(engine))))}
+        door = stack.enter_context(door_at(engine))
+        server = process(sys.executable, "-c", SERVER, str(engine), door)
+        found = {"direct": Contestant(engine, stack.enter_context(server))}
         made = stack.enter_context(gateway(Settings(service="q"), [engine]))
         assert made.process
         found["gateway"] = Contestant(made.port, made.process.pid)
         for name, text, words in (
             ("haproxy", BARE, ("haproxy", "-f")),
+            ("by door", BY_DOOR, ("haproxy", "-f")),
             ("keeping", KEEPS, ("haproxy", "-f")),
             ("nginx", NGINX, ("nginx", "-c")),
         ):
             if program := shutil.which(words[0], path=PATH):
                 port = free_port()
-                (home / name).write_text(text.format(port=port, engine=engine, home=home))
+                (home / name).write_text(text.format(port=port, engine=engine, door=door, home=home))
                 found[name] = Contestant(port, stack.enter_context(process(program, *words[1:], home / name)))
         port = free_port()
         (home / "litellm.yaml").write_text(LITELLM.format(engine=engine))
@@ -265,10 +281,14 @@ def main(rounds: int) -> int:
     for (name, count), (first, rest) in sorted(parts.items(), key=lambda item: (item[0][1], item[0][0])):
         print(f"{count:>4} streams {name:<10} first piece {first * 1e3:>6.1f} ms, its end {rest * 1e3:>6.1f} ms later")
     added = medians["gateway", 1][0] - medians["direct", 1][0]
-    share = {name: medians["gateway", 16][1] / medians[name, 16][1] for name in ("keeping", "haproxy")}
+    names = ("keeping", "by door", "haproxy")
+    share = {name: medians["gateway", 16][1] / medians[name, 16][1] for name in names}
     prompt = parts["gateway", 1][0] < 0.1
     print(f"added at c=1: {added * 1e6:.0f} µs; {where}; load {os.getloadavg()[0]:.0f}")
-    print(f"at c=16 {share['keeping']:.2f} of a HAProxy that keeps requests, {share['haproxy']:.2f} of the bare one")
+    print(f"at c=16 {share['haproxy']:.2f} of a bare HAProxy", end=", ")
+    print(
+        f"{share['by door']:.2f} of one that asks by the door, {share['keeping']:.2f} of one that keeps requests, too"
+    )
     return 0 if added <= MOST_ADDED and share["haproxy"] >= LEAST_SHARE and prompt else 1
 
 

@@ -30,6 +30,10 @@ class Layout:
         """The unit of a replica."""
         return f"{self.service}@{number}.service"
 
+    def door(self, number: int) -> Path:
+        """The socket by which the gateway asks a replica: where root alone can put one."""
+        return LOCKS / f"{self.service}@{number}.sock"
+
     @property
     def replicas_drop_ins(self) -> Path:
         """What stands there is for all replicas."""

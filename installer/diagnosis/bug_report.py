@@ -35,6 +35,7 @@ HOST_FILES = ("/etc/pip.conf", "/etc/environment", "/etc/apt/auth.conf")
 # Variables of a unit whose values may be shown.
 OPEN_VARIABLES = re.compile(
     r"(VLLM|TRITON|TORCH|TORCHINDUCTOR|FLASHINFER|CUDA|NCCL|OMP|HF_HUB|TRANSFORMERS|PYTHON)_?\w*|HOME|PATH|LANG"
+    r"|UNIT_DIGEST|HOLD|DRAIN|HEAR_OUT|LIMITS|MAX_QUEUED|TTFT|DOOR"  # ours
 )
 COMMANDS = (("uname", "-a"), ("df", "-h"), ("free", "-m"), ("nvidia-smi",), ("rocm-smi",), ("systemctl", "--version"))
 

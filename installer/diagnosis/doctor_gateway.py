@@ -86,4 +86,8 @@ def check_replica(scene: Scene) -> Iterator[Finding]:
         yield Finding("replica-out", cause, evidence, (scene.deploy,))
     else:
         cause = tr("it serves, but the gateway does not reach it")
-        yield Finding("replica-unreached", cause, evidence, (f"sudo journalctl -u {scene.service} -n 200",))
+        has_door = scene.host.is_socket(scene.layout.door(scene.number))
+        looked = (
+            f"sudo journalctl -u {scene.service} -n 200" if has_door else f"sudo systemctl restart {scene.member.stem}"
+        )
+        yield Finding("replica-unreached", cause, evidence, (looked,))

@@ -67,6 +67,7 @@ TEXTS = (
     mark("--api-key number {number} expires on a day that does not exist: {expiry}"),
     mark("no inference key among the --api-key arguments: a server that nobody may ask is a mistake"),
     mark("RUNTIME_DIRECTORY is not set: the unit needs RuntimeDirectory="),
+    mark("systemd has handed over no door for the gateway"),
     mark("no probe key: the unit needs LoadCredential=probe-key:PATH (systemd 247 or newer)"),
     mark("the service does not run: there are no keys to replace"),
     mark("expected `-- serve MODEL` after the keys"),

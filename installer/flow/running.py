@@ -169,6 +169,8 @@ def _retired(gone: list[Member], host: Host) -> Iterator[Change]:
     for member in gone:
         yield Run(("systemctl", "stop", member.name), tr("stop {unit}", unit=member.name))
         yield Remove(member.path)
+        if host.exists(door := member.layout.door(member.number)):
+            yield Remove(door)
         if host.exists(member.drop_ins):
             yield Remove(member.drop_ins, only_if_empty=True)
     if gone:

@@ -186,6 +186,8 @@ def _files_gone(
     for each in units:
         if host.exists(each.path) and each.path not in kept:
             yield _stop(each)
+        if each.number and host.exists(door := layout.door(each.number)):
+            yield Remove(door)
     for path in (Path(name) for name in state.owned):
         if path not in shared and path not in kept and host.exists(path):
             yield Remove(path)

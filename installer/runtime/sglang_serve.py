@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from installer.runtime import vllm_guard
+    from installer.runtime import vllm_door, vllm_guard
     from installer.runtime.vllm_count import CALL, TELL_EVERY, Call, Question
     from installer.runtime.vllm_listen import LISTENER
     from installer.runtime.vllm_meter import Meter
 else:
+    import vllm_door
     import vllm_guard
     from vllm_count import CALL, TELL_EVERY, Call, Question
     from vllm_listen import LISTENER
@@ -222,6 +223,7 @@ def is_allowed(url: str, allowed: frozenset[str]) -> bool:
 def main(words: list[str]) -> NoReturn:
     listener = socket.socket(fileno=int(os.environ.pop(LISTENER)))
     listener.set_inheritable(False)
+    vllm_door.hand_on()
     import uvicorn
     from sglang.launch_server import run_server  # type: ignore[import-not-found]
     from sglang.srt.entrypoints import http_server  # type: ignore[import-not-found]

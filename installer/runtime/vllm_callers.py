@@ -22,10 +22,15 @@ TICK = 0.1  # seconds from one look at them to the next
 
 
 class Callers:
-    """Of a service, with the socket that outlives its engines; `limit` is for how many seconds they may wait."""
+    """Of a service, with the sockets that outlive its engines; `limit` is for how many seconds they may wait.
 
-    def __init__(self, listener: socket.socket, record: vllm_hold.Record, runtime: str, limit: int) -> None:
-        self.listener, self.record, self.runtime, self.limit = listener, record, runtime, limit
+    A replica has two: its port, by which it shows whether an engine listens, and the door for the gateway.
+    """
+
+    def __init__(
+        self, listener: socket.socket, door: socket.socket | None, record: vllm_hold.Record, runtime: str, limit: int
+    ) -> None:
+        self.listener, self.door, self.record, self.runtime, self.limit = listener, door, record, runtime, limit
         self.mark = 0  # the backlog that we listen with; the engine's is another one
         self.since: float | None = None  # when they began to be held; None while the engine serves
         self.first: float | None = None  # of those who wait now
@@ -39,8 +44,13 @@ class Callers:
         since, starts = self.record.read()
         self.record.write(since, [*starts, vllm_hold.now()])
 
+    @property
+    def listeners(self) -> list[socket.socket]:
+        return [self.listener, *([self.door] if self.door else [])]
+
     def hold(self) -> None:
-        self.listener.listen(vllm_hold.backlog())
+        for listener in self.listeners:
+            listener.listen(vllm_hold.backlog())
         self.mark = (vllm_hold.queue(self.listener) or (0, 0))[1]
         if self.limit:
             self.since = self.wait_on()
@@ -65,7 +75,7 @@ class Callers:
                 self.note(found[0])
                 if self.refusal is None and vllm_hold.now() - self.since > self.limit:
                     say(f"it has been starting for {self.limit} s: callers are told to come back from now on", 4)
-                    self.refusal = vllm_hold.Refusal(self.listener)
+                    self.refusal = vllm_hold.Refusal(*self.listeners)
         if self.refusal is not None:
             self.refusal.step(TICK, accepts=self.since is not None)
             if self.since is None and not self.refusal:
@@ -93,13 +103,14 @@ class Callers:
         if is_told:
             if not is_stopped():
                 return
-            vllm_hold.close(self.listener)
+            for listener in self.listeners:
+                vllm_hold.close(listener)
         elif vllm_hold.is_last(os.waitstatus_to_exitcode(status), self.record.read()[1]):
-            vllm_hold.refuse_all(self.listener)
+            vllm_hold.refuse_all(*self.listeners)
         else:
             return
-        vllm_hold.forget(vllm_hold.SOCKET)
-        vllm_hold.forget(vllm_hold.RECORD)
+        for name in (vllm_hold.SOCKET, vllm_hold.DOOR, vllm_hold.RECORD):
+            vllm_hold.forget(name)
 
 
 def is_stopped() -> bool:

@@ -23,6 +23,7 @@ LOOK_EVERY = 1.0
 TELL_EVERY = 60.0
 SEARCHED = 64  # connections of an address that are looked at for one to close
 BUSY = SimpleNamespace(response_complete=False)  # where it cannot be told
+THIS_HOST = ("127.0.0.1", 0)
 AT_MOST = 65536  # descriptors of a process that are reckoned with, were there no limit
 
 
@@ -96,6 +97,8 @@ class Connections:
         class Counted(protocol):  # type: ignore[misc]
             def connection_made(self, transport: Any) -> None:
                 super().connection_made(transport)
+                if getattr(self, "client", THIS_HOST) is None:
+                    self.client = THIS_HOST  # by the door; whom the gateway names is believed, as by the port
                 made(self, transport)
 
             def connection_lost(self, error: Exception | None) -> None:
@@ -161,7 +164,9 @@ class Connections:
 
 def group(peer: object) -> str:
     """Whom a connection belongs to: this host, an IPv4 address, or an IPv6 network, in which one host has many."""
-    text = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    if not peer or not isinstance(peer, tuple):  # by a path
+        return "this host"
+    text = str(peer[0])
     try:
         address: Any = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

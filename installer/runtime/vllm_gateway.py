@@ -47,7 +47,8 @@ AGAIN_AFTER = 1.0  # seconds from the death of the HAProxy for large requests to
 KEEPER = {"KEEPER": "yes"}  # tells a HAProxy which half of the configuration is meant for it
 LONGEST = 1 << 20  # bytes of a certificate's file
 SOON, MOST_DEATHS = 10.0, 5  # so many deaths, each within that of its start, are not mended by another start
-SERVER = re.compile(r"^    server (\S+) (\d+(?:\.\d+){3}):(\d+)( ssl)?", re.MULTILINE)
+# A replica, or another host. HAProxy writes the address of what has a path as "-", and its port as 0.
+SERVER = re.compile(r'^    server (?:(r\d+) "unix@|(\S+) (\d+(?:\.\d+){3}):(\d+)( ssl)?)', re.MULTILINE)
 WAITS = re.compile(r"^    server wait ", re.MULTILINE)
 # As HAProxy writes down its servers: this one is down until its first check says something else.
 DOWN = "3 members {number} {name} {address} 0 0 1 1 1 6 3 0 6 0 0 0 - {port} - {tls} 0 - - 0\n"
@@ -158,17 +159,18 @@ def minds(pid: int, number: int) -> bool:
 
 
 def states(config: str, known: str) -> str:
-    """What is known of each server, that of the same port; the others are down until a check says something else.
+    """What is known of each server at the same address; the others are down until a check says something else.
 
     Where callers cannot wait, they are not: whoever asks may as well try.
     """
     rows = [line.split() for line in known.splitlines()]
     lines = {(row[3], row[18]): " ".join(row) + "\n" for row in rows if len(row) > 18}
     waits, found = bool(WAITS.search(config)), dict.fromkeys(SERVER.findall(config))
+    servers = [(replica or host, at or "-", port or "0", int(bool(tls))) for replica, host, at, port, tls in found]
     text = "".join(
         lines.get((name, port))
-        or (DOWN.format(name=name, number=number, address=at, port=port, tls=int(bool(tls))) if waits else "")
-        for number, (name, at, port, tls) in enumerate(found, 1)
+        or (DOWN.format(name=name, number=number, address=at, port=port, tls=tls) if waits else "")
+        for number, (name, at, port, tls) in enumerate(servers, 1)
     )
     return f"1\n# {FIELDS}\n{text}"
 

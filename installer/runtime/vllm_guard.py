@@ -20,12 +20,14 @@ from posixpath import normpath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from installer.runtime import vllm_door
     from installer.runtime.vllm_connections import Connections
     from installer.runtime.vllm_drain import App, Drain, Receive, Scope, Send, leaving
     from installer.runtime.vllm_limits import Refusal
     from installer.runtime.vllm_meter import ENGINE_DEAD, Meter, words_of
     from installer.runtime.vllm_systemd import seconds
 else:
+    import vllm_door
     from vllm_connections import Connections
     from vllm_drain import App, Drain, Receive, Scope, Send, leaving
     from vllm_limits import Refusal
@@ -200,12 +202,13 @@ class Guard:
         self.refusals, self.meter = Refusals(), self.metering()
         self.patience = seconds("HEAR_OUT")  # with bodies of those who show no key; 0 without a gateway
         self.drain: Drain | None = None
+        self.door: asyncio.Future[None] | None = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         kind = scope["type"]
         if kind == "lifespan":
             Connections.bound(scope)
-            self.drain = Drain.armed(scope, self._leave)
+            self.drain, self.door = Drain.armed(scope, self._leave), vllm_door.answer(scope)
             self.meter.start(scope)
             return self.app(scope, receive, send)
         root = scope.get("root_path")
@@ -366,9 +369,17 @@ class Refusals:
             self._hidden += 1
             return
         self._left -= 1
-        client = ascii(str((scope.get("client") or ("unknown",))[0])[:60])[1:-1]
+        client = ascii(caller(scope)[:60])[1:-1]
         more = f" ({self._hidden} more since the last such line)" if self._hidden else ""
         self._hidden = 0
         # !a: a path may hold line breaks and terminal codes, and no one may write lines into the journal.
         route = f"{ascii(scope.get('method', 'websocket'))[1:-1][:20]} {scope['path'][:120]!a}"
         log.warning("refused %s from %s: %s%s", route, client, why, more)
+
+
+def caller(scope: Scope) -> str:
+    """By the door a websocket is nobody's; the gateway says whose it is."""
+    if client := scope.get("client"):
+        return str(client[0])
+    said = dict(scope["headers"]).get(b"x-forwarded-for", b"unknown")
+    return str(said.decode("latin-1"))

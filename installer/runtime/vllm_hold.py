@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import selectors
 import socket
 import struct
@@ -21,7 +22,7 @@ if TYPE_CHECKING or __package__:
 else:
     from vllm_systemd import notify, own_unit, systemctl
 
-SOCKET, RECORD = "http", "hold"  # by which systemd knows what it keeps
+SOCKET, DOOR, RECORD = "http", "door", "hold"  # by which systemd knows what it keeps
 HOLDING = "holding"  # in the runtime directory: who waits, as long as somebody may
 LONGEST = 3600
 MOST_WAITING = 4095
@@ -183,9 +184,10 @@ class Caller:
 class Refusal:
     """Answers everybody in the queue with 503; who is slow to ask keeps nobody else from being answered."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._listener.setblocking(False)  # for all processes that have it, as every server does
+    def __init__(self, *listeners: socket.socket) -> None:
+        self._listeners = listeners
+        for listener in listeners:
+            listener.setblocking(False)  # for all processes that have it, as every server does
         self._callers: dict[socket.socket, Caller] = {}  # in the order in which they came
         self._selector = selectors.DefaultSelector()
 
@@ -208,13 +210,17 @@ class Refusal:
         """Answer all who wait now, then those who come meanwhile, as long as there is time."""
         end = time.monotonic() + seconds
         self.step(0)
-        while time.monotonic() < end and (self or (queue(self._listener) or (0, 0))[0]):
+        while time.monotonic() < end and (self or select.select(self._listeners, [], [], 0)[0]):
             self.step(0.05)
 
     def _accept(self) -> None:
+        for listener in self._listeners:
+            self._accept_from(listener)
+
+    def _accept_from(self, listener: socket.socket) -> None:
         for _ in range(MOST_CALLERS):
             try:
-                connection = self._listener.accept()[0]
+                connection = listener.accept()[0]
             except OSError:
                 return
             connection.setblocking(False)
@@ -231,17 +237,16 @@ class Refusal:
         connection.close()
 
 
-def refuse_all(listener: socket.socket) -> None:
-    """Nobody will come to answer them: so they are told, and the door is closed."""
-    Refusal(listener).finish(5)
-    close(listener)
+def refuse_all(*listeners: socket.socket) -> None:
+    """Nobody will come to answer them: so they are told, and nobody can come after them."""
+    Refusal(*listeners).finish(5)
+    for listener in listeners:
+        close(listener)
 
 
 def refuse_kept() -> None:
-    for descriptor in kept(SOCKET):
-        listener = socket.socket(fileno=descriptor)
-        if queue(listener):
-            refuse_all(listener)
+    listeners = [socket.socket(fileno=descriptor) for name in (SOCKET, DOOR) for descriptor in kept(name)]
+    refuse_all(*(each for each in listeners if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
 
 
 # What systemd will do next

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 sys.dont_write_bytecode = True  # `check` runs as root, and nobody would remove what it leaves here
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime import vllm_command, vllm_flags, vllm_gpus, vllm_group, vllm_handover, vllm_hold
+    from installer.runtime import vllm_command, vllm_door, vllm_flags, vllm_gpus, vllm_group, vllm_handover, vllm_hold
     from installer.runtime.vllm_port import (
         BAD_CONFIGURATION,
         BUSY,
@@ -46,6 +46,7 @@ if TYPE_CHECKING or __package__:
     from installer.runtime.vllm_words import FAMILIES, VLLM, Words
 else:
     import vllm_command
+    import vllm_door
     import vllm_flags
     import vllm_gpus
     import vllm_group
@@ -187,7 +188,9 @@ def take_over(serve: list[str], keys: str) -> bool:
     return True
 
 
-def next_task(serve: list[str], keys: str, listener: int, key: int, record: int) -> dict[str, object]:
+def next_task(
+    serve: list[str], keys: str, listener: int, key: int, record: int, door: int | None = None
+) -> dict[str, object]:
     check_command(serve)
     flags = flags_of(serve)
     host, port = address(flags)
@@ -205,7 +208,8 @@ def next_task(serve: list[str], keys: str, listener: int, key: int, record: int)
     return {
         **vllm_command.engine(serve, words_of(serve), flags, runtime_directory()),
         "run": run_digest(serve), "host": host, "port": port, "hold": holding_time(),
-        "listener": taken, "key": key, "record": record, "keys": keys, "is_moved": is_moved, "is_late": is_late,
+        "listener": taken, "door": door, "key": key, "record": record, "keys": keys, "is_moved": is_moved,
+        "is_late": is_late,
         "stands_by": stands_by,
     }  # fmt: skip
 
@@ -286,7 +290,8 @@ def launch(words: list[str]) -> NoReturn:
     task = {
         **vllm_command.engine(serve, words_of(serve), flags, runtime_directory()),
         "run": run_digest(serve), "host": host, "hold": hold, "listener": listener.detach(), "group": group,
-        "key": in_memory("key", probe), "record": next(iter(vllm_hold.kept(vllm_hold.RECORD)), None),
+        "door": vllm_door.take(is_wanted=hold > 0) if has_api else None, "key": in_memory("key", probe),
+        "record": next(iter(vllm_hold.kept(vllm_hold.RECORD)), None),
     }  # fmt: skip
     supervise(task)
 
@@ -319,7 +324,7 @@ def flags_of(serve: list[str]) -> dict[str, str]:
 def supervise(task: Mapping[str, object]) -> NoReturn:
     """As another program: its name says that the keys are written, and nothing of theirs is in its memory."""
     described = in_memory("task", json.dumps(task))
-    for descriptor in (described, *map(task.get, ("listener", "key", "record", "predecessor", "verdict"))):
+    for descriptor in (described, *map(task.get, ("listener", "door", "key", "record", "predecessor", "verdict"))):
         if isinstance(descriptor, int):
             os.set_inheritable(descriptor, True)
     # Not -I, which would keep it from the files beside it.
@@ -379,6 +384,8 @@ def check(words: list[str]) -> None:
     except Refused as refused:
         if refused.status != BUSY or not is_kept(port):
             raise
+    if place := os.environ.get(vllm_door.PLACE):
+        vllm_door.make(place)
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory,gpu_uuid", "--format=csv,noheader"]
     own = own_gpus()
     with contextlib.suppress(OSError, subprocess.SubprocessError):

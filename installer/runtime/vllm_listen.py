@@ -36,6 +36,9 @@ def hand_in(listener: int) -> None:
 if __name__ == "__main__":
     if LISTENER in os.environ:  # one that has no API is given none
         hand_in(int(os.environ.pop(LISTENER)))
+    import vllm_door  # type: ignore[import-not-found]
+
+    vllm_door.hand_on()
     import vllm_start  # type: ignore[import-not-found]
 
     forks = vllm_start.shorten(sys.argv[1:])

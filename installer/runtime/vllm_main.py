@@ -64,6 +64,7 @@ class Main(Supervisor):
         elif what == "run":
             self.old_keys = self.keys()
             handed = [self.callers.listener.fileno(), self.task["key"], self.callers.record.descriptor]
+            handed += [self.callers.door.fileno()] if self.callers.door else []
             watchdog = os.environ.get("WATCHDOG_USEC", "")
             vllm_handover.send(self.successor, "other", handed, watchdog=watchdog)
         elif what == "switch" and "keys" in message and self.gives_way_until is None:

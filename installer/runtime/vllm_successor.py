@@ -153,7 +153,8 @@ class Successor(Main):
     def fail(self, why: str) -> NoReturn:
         """Nothing of the next engine is left when the other one hears of it, and starts anew where it was gone."""
         end_all()
-        self.callers.listener.close()
+        for listener in self.callers.listeners:
+            listener.close()
         vllm_handover.send(self.predecessor, "failed", why=why)
         self.hear_its_end()
         self.tell(why)

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING or __package__:
     from installer.runtime import vllm_hold
     from installer.runtime.vllm_callers import TICK, Callers
+    from installer.runtime.vllm_door import DESCRIPTOR
     from installer.runtime.vllm_listen import LISTENER
     from installer.runtime.vllm_processes import end_all, end_as, reap, send
     from installer.runtime.vllm_systemd import say, write
 else:
     import vllm_hold
     from vllm_callers import TICK, Callers
+    from vllm_door import DESCRIPTOR
     from vllm_listen import LISTENER
     from vllm_processes import end_all, end_as, reap, send
     from vllm_systemd import say, write
@@ -45,7 +47,8 @@ class Supervisor:
         self.task = task
         self.runtime = os.environ["RUNTIME_DIRECTORY"].partition(":")[0]
         listener, record = socket.socket(fileno=task["listener"]), vllm_hold.Record(task["record"])
-        self.callers = Callers(listener, record, self.runtime, task["hold"])
+        door = None if task["door"] is None else socket.socket(fileno=task["door"])
+        self.callers = Callers(listener, door, record, self.runtime, task["hold"])
         self.selector = selectors.DefaultSelector()
         self.processes: dict[int, subprocess.Popen[bytes]] = {}  # kept, or subprocess itself would reap them
         self.engine = self.watcher = 0
@@ -113,13 +116,16 @@ class Supervisor:
         self.lost_watchers, self.is_proved, self.why = 0, False, ""
         self.start_watcher()
         if not self.task["hold"]:
-            self.callers.listener.close()  # or a service that stops would go on listening
+            for listener in self.callers.listeners:
+                listener.close()  # or a service that stops would go on listening
 
     def release_engine(self) -> int:
         return self.spawn_engine({})
 
     def spawn_engine(self, pipes: Mapping[str, int]) -> int:
         descriptors = {LISTENER: self.callers.listener.fileno(), **pipes}
+        if self.callers.door:
+            descriptors[DESCRIPTOR] = self.callers.door.fileno()
         environment = {**self.task["environment"], **{name: str(number) for name, number in descriptors.items()}}
         # podman's order is another at each start, and who changes the first variable loses the place for vLLM's names.
         environment = dict(sorted(environment.items()))

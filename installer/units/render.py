@@ -35,7 +35,7 @@ RUNTIME_FILES = (  # a new one comes last: so doctor knows whether those of an e
     "vllm_gpus.py", "vllm_notify.py", "vllm_seen.py", "vllm_words.py", "sglang_serve.py", "sglang_flags.json",
     "vllm_command.py", "vllm_callers.py", "vllm_supervision.py", "vllm_main.py", "vllm_successor.py", "vllm_port.py",
     "vllm_usage_file.py", "vllm_usage_slots.py", "vllm_usage_record.py", "vllm_usage_table.py", "vllm_container.py",
-    "vllm_channel.py", "vllm_group.py", "vllm_member.py", "vllm_log.py", "vllm_room.py",
+    "vllm_channel.py", "vllm_group.py", "vllm_member.py", "vllm_log.py", "vllm_room.py", "vllm_door.py",
 )  # fmt: skip
 HOMES = ("/home/", "/root/", "/run/user/")
 HIDDEN = ("/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/", "/run/")  # noqa: S108 they are named, not used

@@ -43,7 +43,8 @@ def hands_over(host: Host, member: Member) -> bool:
     One that an earlier version of this tool started would not, and an admin may have put another ExecReload= there.
     """
     shown = unit_properties(host, member.name, "ExecReload").get("ExecReload", "")  # of several the last
-    return "/vllm_launcher.py reload " in shown and host.is_socket(member.control)
+    sockets = (member.control, *([member.layout.door(member.number)] if member.number else []))
+    return "/vllm_launcher.py reload " in shown and all(map(host.is_socket, sockets))
 
 
 def unit_properties(host: Host, unit: str, *names: str) -> dict[str, str]:

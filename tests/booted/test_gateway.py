@@ -25,7 +25,7 @@ LAYOUT = Layout("q")
 PLACE = Path("/opt/vllm-install/runtime/here")
 SETTINGS = Settings(service="q", host="127.0.0.1", port=8000, replicas=2)
 MOST_EXPOSED = 1.5
-# An engine of a few lines, on the socket that systemd keeps or on a port.
+# An engine of a few lines, on the socket that systemd keeps for its port, or by a door.
 SERVER = f"""
 import http.server, json, os, signal, socket, sys, threading
 sys.path.insert(0, "{PLACE}")
@@ -49,13 +49,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.close_connection = True
     def log_message(self, *_): pass
-port, is_kept = int(sys.argv[1]), len(sys.argv) > 2
-server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler, bind_and_activate=False)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler, bind_and_activate=False)
 server.socket.close()
-server.socket = (vllm_hold.take("127.0.0.1", port, is_wanted=True) if is_kept else None) or vllm_hold.listen(
-    "127.0.0.1", port)
-if is_kept:
+if sys.argv[1] == "kept":
+    server.socket = vllm_hold.take("127.0.0.1", 8000, is_wanted=True) or vllm_hold.listen("127.0.0.1", 8000)
     vllm_hold.keep(vllm_hold.SOCKET, server.socket.fileno())
+else:
+    os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
+    server.socket = socket.socket(socket.AF_UNIX)
+    server.socket.bind(sys.argv[1])
+    os.chmod(sys.argv[1], 0o666)
+    server.socket.listen(100)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 vllm_systemd.notify("READY=1")
 server.daemon_threads = False
@@ -89,7 +93,7 @@ def lay_out(machine: Machine) -> str:
     machine.at(python).parent.mkdir(parents=True)
     machine.at(python).symlink_to("/usr/bin/python3")
     for number in (1, 2):
-        more = UNIT.format(more="PartOf=q.service", words=f"{9000 + number}")
+        more = UNIT.format(more="PartOf=q.service", words=LAYOUT.door(number))
         machine.write(f"/etc/systemd/system/q@{number}.service", more)
     for path, text in gateway_files(made, LAYOUT, PLACE).items():
         if path != LAYOUT.unit:
@@ -117,7 +121,7 @@ def anew(machine: Machine, before: list[str]) -> bool:
 
 def test_the_gateway_in_its_sandbox(machine: Machine) -> None:
     gateway = lay_out(machine)
-    bare = UNIT.format(more="", words="8000 kept")
+    bare = UNIT.format(more="", words="kept")
     machine.write(LAYOUT.unit, bare)
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "q@1.service", "q@2.service", "q.service")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +28,21 @@ from tests.kit.load import Plan, load
 pytestmark = pytest.mark.root
 MEMBERS = (f"{SERVICE}@1", f"{SERVICE}@2")
 STREAMS = {"cut", "error"}  # how one fails that had begun: what had not is repeated
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+# Listens where a replica did, says that it is well, and tells what it is asked.
+IMPOSTOR = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print(self.requestline, flush=True)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_POST = do_GET
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+print("listens", flush=True)
+server.serve_forever()
+"""
 SCHEMA = json.loads((REPO / "docs/status-schema.json").read_text())
 
 
@@ -62,6 +79,19 @@ class Lost:
         until("the gateway knows", lambda: is_known_lost(machine, number, before), machine)
         self.known_at = time.monotonic()
         until("another run is up", lambda: runs(machine)[number] != before and all_are_up(machine), machine)
+
+
+@contextlib.contextmanager
+def drop_in(machine: Machine, text: str) -> Iterator[None]:
+    """Of the second member: gone afterwards, or one test that fails would fail those after it."""
+    path = f"/etc/systemd/system/{MEMBERS[1]}.service.d/test.conf"
+    machine.write(path, text)
+    machine.run("systemctl", "daemon-reload")
+    try:
+        yield
+    finally:
+        machine.at(path).unlink()
+        machine.run("systemctl", "daemon-reload")
 
 
 def is_known_lost(machine: Machine, number: int, before: str) -> bool:
@@ -131,16 +161,13 @@ def test_a_change_goes_one_member_at_a_time_and_no_request_fails(machine: Machin
 
 
 def test_what_fails_in_the_second_member_is_undone_in_the_first(machine: Machine, key: str) -> None:
-    drop_in = f"/etc/systemd/system/{MEMBERS[1]}.service.d/fault.conf"
-    machine.write(drop_in, "[Service]\nEnvironment=VLLM_STANDIN=refuse-context=2048\n")
-    with asked(machine, key):
+    fault = "[Service]\nEnvironment=VLLM_STANDIN=refuse-context=2048\n"
+    with drop_in(machine, fault), asked(machine, key):
         said = cli(machine, "set-context", "4096", code=6).err
     assert "this GPU fits 2048" in said or "the service is back at 2048" in said
     back, out = (moment(machine, *which) for which in (("ActiveEnter", MEMBERS[1]), ("InactiveEnter", MEMBERS[0])))
     assert back < out, "who failed serves again before the other makes way"
     assert contexts(machine, key) == [2048, 2048]
-    machine.at(drop_in).unlink()
-    machine.run("systemctl", "daemon-reload")
     assert cli(machine, "deploy", "--json").changes == []
 
 
@@ -154,17 +181,27 @@ def test_one_member_that_is_killed_costs_what_it_was_answering_at_most(machine: 
 
 def test_one_member_that_hangs_is_ended_and_costs_what_it_was_answering_at_most(machine: Machine, key: str) -> None:
     """Its web server goes on and says that all is well: the watcher sees that nothing moves."""
-    drop_in = f"/etc/systemd/system/{MEMBERS[1]}.service.d/watchdog.conf"
-    machine.write(drop_in, "[Service]\nWatchdogSec=10\n")
-    machine.run("systemctl", "daemon-reload")
-    with asked(machine, key):
-        machine.run("systemctl", "restart", MEMBERS[1])
-    before = runs(machine)[2]
-    with asked(machine, key) as lost:
-        machine.run("kill", "-STOP", str(engine_pid(machine, MEMBERS[1])))
-        lost.await_another_run(machine, 2, before)
-    machine.at(drop_in).unlink()
-    machine.run("systemctl", "daemon-reload")
+    with drop_in(machine, "[Service]\nWatchdogSec=10\n"):
+        with asked(machine, key):
+            machine.run("systemctl", "restart", MEMBERS[1])
+        before = runs(machine)[2]
+        with asked(machine, key) as lost:
+            machine.run("kill", "-STOP", str(engine_pid(machine, MEMBERS[1])))
+            lost.await_another_run(machine, 2, before)
+
+
+def test_whoever_takes_the_port_of_a_member_that_is_stopped_is_asked_nothing(machine: Machine, key: str) -> None:
+    machine.run("systemctl", "stop", MEMBERS[1])
+    taker = machine.start(*NOBODY, "/usr/bin/python3", "-c", IMPOSTOR, str(port(machine, MEMBERS[1])))
+    assert taker.stdout
+    assert taker.stdout.readline() == "listens\n"
+    for _ in range(20):
+        assert ask(machine, "GET", "/v1/models", key).status == 200
+    assert gateway_asks(machine) == ["UP", "DOWN"]
+    os.killpg(taker.pid, signal.SIGKILL)
+    assert taker.communicate()[0] == ""
+    machine.run("systemctl", "start", MEMBERS[1])
+    until("all are up", lambda: all_are_up(machine), machine)
 
 
 def test_what_is_done_to_the_name_is_done_to_all(machine: Machine, key: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import stat
 import tarfile
 from pathlib import Path
 
@@ -216,6 +218,12 @@ def test_a_replica_to_which_the_gateway_gives_nothing(
     if expected:
         assert found[expected].severity == "fault"
         assert found[expected].cause.startswith("qwen3vl@2: ")
+    if expected == "replica-unreached":
+        assert found[expected].commands == ("sudo systemctl restart qwen3vl@2",), "there is no door"
+        door = host.at(LAYOUT.door(2))
+        door.parent.mkdir(parents=True, exist_ok=True)
+        os.mknod(door, stat.S_IFSOCK | 0o666)
+        assert findings(host)[expected].commands == ("sudo journalctl -u qwen3vl -n 200",)
     if expected == "replica-out":
         assert found[expected].commands == ("sudo vllm-install deploy --service qwen3vl",)
         does(monkeypatch, 2, ActiveState="failed")

@@ -1,15 +1,23 @@
-"""What clients of a server meet that is asked to end: the same of uvicorn alone and of vLLM's own web server."""
+"""What clients of a server meet, also when it is asked to end: the same of uvicorn alone and of vLLM's own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 
-from tests.kit.draining import LARGE, Draining
+from tests.kit.draining import KEY, LARGE, Draining
 
 Start = Callable[..., Draining]  # takes DRAIN and the seconds that replace those of vllm_drain
 LONG, NEVER = "600", 600.0
 AT_ONCE = {"IDLE_FOR": 0.0, "HEAD_WITHIN": 0.0, "SETTLE": 0.0, "LOOK_EVERY": 0.001}
+
+
+def believes_the_gateway_about_who_asks(start: Start) -> None:
+    with start(LONG, **AT_ONCE) as server:
+        client = server.client()
+        told = f"Authorization: Bearer {KEY}\r\nX-Forwarded-For: 10.1.2.3\r\nX-Forwarded-Proto: https"
+        client.socket.sendall(f"GET /who HTTP/1.1\r\nHost: h\r\n{told}\r\n\r\n".encode())
+        assert json.loads(client.answer()[2]) == ["10.1.2.3", "https"]
 
 
 def finishes_what_was_begun(start: Start) -> None:
@@ -103,6 +111,7 @@ def ends_in_time_whoever_waits(start: Start) -> None:
 
 
 SCENARIOS: tuple[Callable[[Start], None], ...] = (
+    believes_the_gateway_about_who_asks,
     finishes_what_was_begun,
     answers_who_still_asks_and_says_that_it_was_the_last,
     is_not_held_up_by_who_asks_nothing,

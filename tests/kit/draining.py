@@ -1,7 +1,7 @@
 """A web server with the guard and without a model that is asked to end, and its clients: uvicorn alone, or vLLM's own.
 
 Run as a script by the Python that has the web server. Arguments: which server, the runtime folder, a folder for keys,
-the listening socket, and seconds that replace the drain's own. Says what it begins; answers once its input says so.
+seconds that replace the drain's own, and two listening sockets. Says what it begins; answers once its input says so.
 With a socket alone it imports vLLM's web server, which takes ten seconds, and then becomes one server after the other.
 """
 
@@ -32,8 +32,10 @@ PATIENT = 300  # seconds until something that should have happened will not
 
 
 class Client:
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENT)
+    def __init__(self, listener: socket.socket) -> None:
+        self.socket = socket.socket(listener.family)
+        self.socket.settimeout(PATIENT)
+        self.socket.connect(listener.getsockname())
         self.file = self.socket.makefile("rb")
 
     def ask(self, path: str, key: str = KEY) -> Client:
@@ -88,10 +90,10 @@ class Imported:
         self.control.close()
         self.process.wait()
 
-    def start(self, words: list[str], listener: int, environment: Mapping[str, str]) -> Fork:
+    def start(self, words: list[str], listeners: list[int], environment: Mapping[str, str]) -> Fork:
         (its_input, to), (said, its_output) = os.pipe(), os.pipe()
         message = json.dumps({"words": words, "environment": environment}).encode()
-        socket.send_fds(self.control, [message], [listener, its_input, its_output])
+        socket.send_fds(self.control, [message], [*listeners, its_input, its_output])
         os.close(its_input)
         os.close(its_output)
         return Fork(self.control, to, said)
@@ -126,17 +128,23 @@ class Fork:
 
 
 class Draining:
-    """The server as its clients and its parent see it. The parent listens, too: it holds the queue."""
+    """The server as its clients and its parent see it. The parent listens, too: it holds the queue.
+
+    Clients come by its port, or by its door: they meet the same.
+    """
 
     def __init__(
-        self, python: Imported | str, server: str, runtime: Path, keys: Path, drain: str, **seconds: float
-    ) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.port = self.listener.getsockname()[1]
+        self, python: Imported | str, server: str, runtime: Path, keys: Path, drain: str, *, by_door: bool = False,
+        **seconds: float,
+    ) -> None:  # fmt: skip
+        self.port, self.door = socket.create_server(("127.0.0.1", 0), backlog=64), socket.socket(socket.AF_UNIX)
+        self.door.bind("")  # at a name that the kernel makes up, and no file
+        self.door.listen(64)
+        self.listener = self.door if by_door else self.port
         start = python.start if isinstance(python, Imported) else partial(start_with, python)
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(keys), "DRAIN": drain, "RUNTIME_DIRECTORY": str(keys)}
         words = [server, str(runtime), str(keys), json.dumps(seconds)]
-        self.process: Fork | subprocess.Popen[str] = start(words, self.listener.fileno(), environment)
+        self.process: Fork | subprocess.Popen[str] = start(words, [self.port.fileno(), self.door.fileno()], environment)
         self.timer = threading.Timer(PATIENT, self.process.kill)
         self.said: list[str] = []
         self.last_word = "close" if server.startswith("vllm") else None  # h11 closes after the answer without a word
@@ -150,10 +158,11 @@ class Draining:
         self.timer.cancel()
         self.process.kill()
         self.process.communicate()
-        self.listener.close()
+        self.port.close()
+        self.door.close()
 
     def client(self) -> Client:
-        return Client(self.port)
+        return Client(self.listener)
 
     def kept(self) -> Client:
         """A client that has had an answer, on a connection that stays open."""
@@ -189,9 +198,11 @@ class Draining:
         return self.process.wait()
 
 
-def start_with(python: str, words: list[str], listener: int, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def start_with(
+    python: str, words: list[str], listeners: list[int], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [python, "-B", __file__, *words, str(listener)], pass_fds=[listener], env=environment, text=True,
+        [python, "-B", __file__, *words, *map(str, listeners)], pass_fds=listeners, env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -213,6 +224,11 @@ class Application:
             await receive()
         elif scope["type"] == "websocket":
             await self.talk(receive, send)
+        elif scope["path"] == "/who":
+            said = json.dumps([scope["client"][0], scope["scheme"]]).encode()
+            length = [(b"content-length", b"%d" % len(said))]
+            await send({"type": "http.response.start", "status": 200, "headers": length})
+            await send({"type": "http.response.body", "body": said})
         else:
             await self.answer(scope["path"], send)
 
@@ -273,7 +289,7 @@ def fork_servers(control: socket.socket) -> None:
     importlib.import_module("uvloop")
     importlib.import_module("vllm.entrypoints.launchers.launcher")
     while True:
-        message, fds, _, _ = socket.recv_fds(control, 65536, 3)
+        message, fds, _, _ = socket.recv_fds(control, 65536, 4)
         if not message:
             return
         if pid := os.fork():
@@ -287,14 +303,14 @@ def fork_servers(control: socket.socket) -> None:
             become(json.loads(message), *fds)
 
 
-def become(task: dict[str, Any], listener: int, its_input: int, its_output: int) -> NoReturn:
+def become(task: dict[str, Any], port: int, door: int, its_input: int, its_output: int) -> NoReturn:
     status = 1
     try:
         for old, new in ((its_input, 0), (its_output, 1), (its_output, 2)):
             os.dup2(old, new)
         os.environ.update(task["environment"])
         which, runtime, keys, seconds = task["words"]
-        main(which, runtime, keys, seconds, str(listener))
+        main(which, runtime, keys, seconds, str(port), str(door))
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -302,12 +318,14 @@ def become(task: dict[str, Any], listener: int, its_input: int, its_output: int)
     os._exit(status)
 
 
-def main(which: str, runtime: str, keys: str, seconds: str, listener: str) -> None:
+def main(which: str, runtime: str, keys: str, seconds: str, port: str, door: str) -> None:
     sys.path.insert(0, runtime)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    import vllm_door  # type: ignore[import-not-found]
     import vllm_drain  # type: ignore[import-not-found]
     import vllm_guard  # type: ignore[import-not-found]
 
+    os.environ[vllm_door.DESCRIPTOR] = door
     vars(vllm_drain).update(json.loads(seconds))
     logging.getLogger("vllm.guard").setLevel(logging.INFO)
     logging.getLogger("vllm.guard").addHandler(logging.StreamHandler(sys.stdout))
@@ -317,7 +335,7 @@ def main(which: str, runtime: str, keys: str, seconds: str, listener: str) -> No
     async def run() -> None:
         application = Application()
         app = outermost(application, vllm_guard.Guard(application))
-        await serve(which, application, app, socket.socket(fileno=int(listener)))
+        await serve(which, application, app, socket.socket(fileno=int(port)))
 
     loop: Any = importlib.import_module("uvloop") if which.startswith("vllm") else asyncio
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):

@@ -26,7 +26,7 @@ from installer.spec.settings import Settings
 from installer.spec.target import Replica as Placed
 from installer.units.gateway import config_file, gateway_config
 from tests.kit.boot.surroundings import held_port
-from tests.kit.replica import Replica, replicas_on
+from tests.kit.replica import Replica, door_of, replicas_on
 from tests.kit.targets import target
 
 LAYOUT = Layout("q")
@@ -65,6 +65,8 @@ class Gateway:
             others=self.others,
         )
         text = gateway_config(made, LAYOUT, RUNTIME).replace(str(LAYOUT.run_dir), str(self.run_dir))
+        for number, port in enumerate(ports, 1):
+            text = text.replace(str(LAYOUT.door(number)), str(door_of(port)))
         for old, new in (change or {}).items():
             assert old in text
             text = text.replace(old, new)

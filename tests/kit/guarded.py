@@ -15,13 +15,14 @@ from pathlib import Path
 
 from installer.base.assets import RUNTIME
 from tests.kit.boot.surroundings import free_port
+from tests.kit.replica import door_of
 
 KEY = "sk-inference-0123456789"
 OPEN = ("/health", "/ping")
 APPLICATION = f"""
-import json, os, sys
+import json, os, socket, sys
 sys.path.insert(0, {str(RUNTIME)!r})
-import vllm_guard
+import uvicorn, vllm_guard
 reached = []
 async def application(scope, receive, send):
     path = scope["path"]
@@ -30,7 +31,10 @@ async def application(scope, receive, send):
         reached.append([scope["method"], path])
     await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}})
     await send({{"type": "http.response.body", "body": body}})
-app = vllm_guard.Guard(application)
+port, door = socket.create_server(("127.0.0.1", int(sys.argv[1]))), socket.socket(socket.AF_UNIX)
+door.bind(sys.argv[2])
+config = uvicorn.Config(vllm_guard.Guard(application), lifespan="off", interface="asgi3")
+uvicorn.Server(config).run([port, door])
 """
 
 
@@ -51,12 +55,11 @@ class Guarded:
 def guarded() -> Iterator[Guarded]:
     with tempfile.TemporaryDirectory() as folder:
         home, port = Path(folder), free_port()
-        (home / "application.py").write_text(APPLICATION)
+        door = door_of(port)
         (home / "keys").write_text(f"default inference {hashlib.sha256(KEY.encode()).hexdigest()} -\n")
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port), "--lifespan", "off",
-             "--interface", "asgi3"],
-            cwd=home, env={**os.environ, "RUNTIME_DIRECTORY": folder, "HEAR_OUT": "0.5"}, stdout=subprocess.DEVNULL,
+            [sys.executable, "-c", APPLICATION, str(port), str(door)],
+            env={**os.environ, "RUNTIME_DIRECTORY": folder, "HEAR_OUT": "0.5"}, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -66,6 +69,7 @@ def guarded() -> Iterator[Guarded]:
         finally:
             process.kill()
             process.wait()
+            door.unlink(missing_ok=True)
 
 
 def await_answer(made: Guarded) -> None:

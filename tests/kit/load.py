@@ -296,7 +296,7 @@ def judge(answer: Answer, *, stream: bool) -> str:
 
 
 def failure(error: Exception, got: int) -> str:
-    """In a word. What ends between two chunks of its answer was cut off just as well: nothing of the next one is said."""
+    """In a word. What ends between two chunks of an answer that had begun is cut off as well."""
     if isinstance(error, asyncio.IncompleteReadError):
         return "cut" if got else "closed"
     names = (

@@ -8,8 +8,10 @@ import contextlib
 import hashlib
 import json
 import re
+import tempfile
 import threading
 from collections.abc import Awaitable, Coroutine, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +22,13 @@ WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of RFC 6455
 HUGE = b"HUGE"  # asks for more than any buffer holds
 
 
+def door_of(port: int) -> Path:
+    """Where the gateway asks the replica of that port; a socket's path has at most 107 letters."""
+    return Path(tempfile.gettempdir()) / f"vllm-install-{port}.sock"
+
+
 class Replica:
-    """On a port of its own; use as a context manager. What it is to do is set from outside, at any time."""
+    """On a port of its own and by a door; use as a context manager. What it is to do is set from outside, later on."""
 
     def __init__(self, name: str = "r1") -> None:
         self.name = name
@@ -36,7 +43,7 @@ class Replica:
         self.asked: list[bytes] = []  # heads and bodies of all requests but checks
         self.busy = self.most_busy = 0
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.AbstractServer] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._place, self.port = held_port()
@@ -52,6 +59,7 @@ class Replica:
         self.die()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        door_of(self.port).unlink(missing_ok=True)
         self._place.close()
 
     def start(self) -> None:
@@ -70,12 +78,17 @@ class Replica:
         asyncio.run_coroutine_threadsafe(what, self._loop).result(30)
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=8 << 20, backlog=2048)
+        door = door_of(self.port)
+        door.unlink(missing_ok=True)
+        self._servers = [
+            await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=8 << 20, backlog=2048),
+            await asyncio.start_unix_server(self._serve, door, limit=8 << 20, backlog=2048),
+        ]
 
     async def _die(self) -> None:
-        if self._server:
-            self._server.close()
-            self._server = None
+        for server in self._servers:
+            server.close()
+        self._servers = []
         await self._cut()
 
     async def _cut(self) -> None:
@@ -83,7 +96,7 @@ class Replica:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None:  # it came in the moment of the death
+        if not self._servers:  # it came in the moment of the death
             writer.transport.abort()
             return
         self._writers.add(writer)

@@ -14,10 +14,11 @@ from tests.kit.drain_scenarios import SCENARIOS, Start
 from tests.kit.draining import Draining
 
 
+@pytest.mark.parametrize("by_door", [False, True])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.__name__)
-def test_a_server_that_is_asked_to_end(scenario: Callable[[Start], None], tmp_path: Path) -> None:
+def test_a_server_that_is_asked_to_end(scenario: Callable[[Start], None], by_door: bool, tmp_path: Path) -> None:
     def start(drain: str, **seconds: float) -> Draining:
-        return Draining(sys.executable, "uvicorn", RUNTIME, tmp_path, drain, **seconds)
+        return Draining(sys.executable, "uvicorn", RUNTIME, tmp_path, drain, by_door=by_door, **seconds)
 
     scenario(start)
 

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from installer.units import haproxy
 from installer.units.gateway import KNOWN_BY
 from tests.kit.gateway import HAPROXY, LAYOUT, PATIENCE, Gateway, before, gateway
 from tests.kit.load import Plan, load
-from tests.kit.replica import Replica, replicas_on
+from tests.kit.replica import Replica, door_of, replicas_on
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="no haproxy here")
 
@@ -98,27 +99,27 @@ def test_replicas_take_turns_and_learn_who_asks() -> None:
 
 
 def test_a_replica_that_lets_nobody_in_is_left_for_another() -> None:
-    """Its kernel is there and takes no connection: nothing says so, and a minute of patience is enough by far."""
+    """Somebody listens there and takes no connection: a minute of patience is enough by far."""
     with before(2) as (made, replicas):
         eventually(lambda: are_up(made, 1, 2))
         replicas[0].die()
-        with full(replicas[0].port):
+        with full(door_of(replicas[0].port)):
             asked = in_background(8, lambda: made.ask(timeout=60))
             assert [future.result(PATIENCE).status for future in asked] == [200] * 8  # type: ignore[attr-defined]
         assert int(row(made, "members", "r1")["wredis"]) > 0, "nobody came to it"
 
 
 @contextlib.contextmanager
-def full(port: int) -> Iterator[None]:
+def full(door: Path) -> Iterator[None]:
     """Somebody listens there whose queue is full."""
+    door.unlink(missing_ok=True)
     with contextlib.ExitStack() as there:
-        listener, *waiting = [there.enter_context(socket.socket()) for _ in range(4)]
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener, *waiting = [there.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4)]
+        listener.bind(str(door))
         listener.listen(0)
         for each in waiting:
             each.setblocking(False)
-            each.connect_ex(("127.0.0.1", port))
+            each.connect_ex(str(door))
         yield
 
 
@@ -205,8 +206,8 @@ def test_a_replica_where_nobody_listens_costs_no_request_and_is_left_at_once() -
     with before(2) as (made, replicas), Replica() as healthy:
         ports = [replica.port for replica in replicas]
         replicas[0].die()
-        at = f"server r1 127.0.0.1:{ports[0]}"
-        made.configure(ports, {f"{at}\n": f"{at} port {healthy.port}\n"})
+        at = f'server r1 "unix@{door_of(ports[0])}"'
+        made.configure(ports, {f"{at}\n": f"{at} addr 127.0.0.1 port {healthy.port}\n"})
         assert made.reload().returncode == 0
         eventually(lambda: are_up(made, 1, 2))
         downs = row(made, "members", "r1")["chkdown"]
@@ -280,13 +281,13 @@ def test_nor_does_it_come_back_once_one_is_up_again(size: int) -> None:
 
 
 @contextlib.contextmanager
-def let_go_together(second: int = 0) -> Iterator[tuple[Gateway, list[Replica]]]:
-    """Two replicas that come up at one moment, as whoever waits sees it; the second at another port than is checked."""
+def let_go_together(second: Path | None = None) -> Iterator[tuple[Gateway, list[Replica]]]:
+    """Two replicas that come up at one moment, as whoever waits sees it; the second elsewhere than is checked."""
     with before(2) as (made, replicas):
         for replica in replicas:
             replica.is_healthy = False
-        at = replicas[1].port
-        together = {f"{at} track members/r2": f"{second or at} track members/r1"}
+        at = door_of(replicas[1].port)
+        together = {f'{at}" track members/r2': f'{second or at}" track members/r1'}
         made.configure([replica.port for replica in replicas], together)
         assert made.reload().returncode == 0
         eventually(lambda: are_up(made))
@@ -303,9 +304,9 @@ def test_nor_does_it_go_on_to_another_that_came_up_with_the_first() -> None:
 
 
 def test_whoever_was_held_is_answered_though_nobody_listens_where_he_is_sent_first() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        with let_go_together(nobody.getsockname()[1]) as (made, replicas):
+    with tempfile.TemporaryDirectory() as home, socket.socket(socket.AF_UNIX) as nobody:
+        nobody.bind(f"{home}/nobody")
+        with let_go_together(Path(home) / "nobody") as (made, replicas):
             asked = in_background(4, made.ask)
             eventually(lambda: haproxy.state(made.host, LAYOUT).waiting == 4)
             replicas[0].is_healthy = True

@@ -453,7 +453,7 @@ def test_a_refusal_is_one_line_without_the_token(server: Server, caplog: pytest.
 
 def test_a_flood_of_refusals_is_counted_not_written(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(5000):
-        server.guard.refusals.note({"path": "/x", "method": "GET"}, "no key")
+        server.guard.refusals.note({"path": "/x", "method": "GET", "headers": []}, "no key")
     assert 10 <= len(caplog.messages) <= 12
     server.guard.refusals._at -= 60  # a minute goes by
     server.status()

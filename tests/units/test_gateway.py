@@ -107,7 +107,7 @@ def test_before_the_head_of_one_model_on_several_hosts_tls_ends_at_the_gateway()
     chosen = Settings(group_hosts=hosts, group_key_file="/k", tls="self", host="0.0.0.0")
     unit, config = texts(dataclasses.replace(target(chosen), replicas=TWO[:1]))
     assert 'bind "fd@${LISTENER}" ssl crt "/run/qwen3vl/tls.pem"' in config
-    assert re.findall(r"^ +server (\S+) \d", config, re.MULTILINE) == ["r1", "r1"], "in two backends"
+    assert re.findall(r"^ +server (r\d+) ", config, re.MULTILINE) == ["r1", "r1"], "in two backends"
     assert "IPAddressDeny=any" not in unit
     assert not [host for host in hosts if host in unit + config]
 

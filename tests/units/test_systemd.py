@@ -11,7 +11,7 @@ import pytest
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.units import systemd
-from installer.units.graph import handle
+from installer.units.graph import Member, handle
 from installer.units.journal import invocation
 from installer.units.systemd import MainProcess, hands_over, has_user, running_process, unit_properties
 
@@ -28,15 +28,24 @@ def reloads(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return shown
 
 
-def listen(host: Host) -> None:
-    host.make_dir(LAYOUT.run_dir)
-    os.mknod(host.at(MEMBER.control), stat.S_IFSOCK | 0o600)
+def listen(host: Host, member: Member = MEMBER) -> None:
+    host.make_dir(member.run_dir)
+    os.mknod(host.at(member.control), stat.S_IFSOCK | 0o600)
 
 
 def test_a_supervisor_listens_to_its_successor(host: Host, reloads: dict[str, str]) -> None:
     assert not hands_over(host, MEMBER), "one of an earlier version does not"
     listen(host)
     assert hands_over(host, MEMBER)
+
+
+def test_a_replica_has_a_door_to_hand_over(host: Host, reloads: dict[str, str]) -> None:
+    replica = Member(LAYOUT, LAYOUT.member_name(1), 1)
+    listen(host, replica)
+    assert not hands_over(host, replica), "one of an earlier version has none, and the gateway would not find the next"
+    host.make_dir(LAYOUT.door(1).parent)
+    os.mknod(host.at(LAYOUT.door(1)), stat.S_IFSOCK | 0o666)
+    assert hands_over(host, replica)
 
 
 @pytest.mark.parametrize("theirs", ["", "{ path=/bin/true ; argv[]=/bin/true ; }"])

@@ -29,16 +29,19 @@ def imported(cpu_engine: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest, imported: Imported, tmp_path: Path) -> Start:
-    which = getattr(request, "param", "vllm")
-    return lambda drain, **seconds: Draining(imported, which, RUNTIME, tmp_path, drain, **seconds)
+    which, by_door = getattr(request, "param", ("vllm", False))
+    return lambda drain, **seconds: Draining(imported, which, RUNTIME, tmp_path, drain, by_door=by_door, **seconds)
 
 
+@pytest.mark.parametrize("start", [("vllm", False), ("vllm", True)], ids=["port", "door"], indirect=True)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.__name__)
 def test_a_server_that_is_asked_to_end(scenario: Callable[[Start], None], start: Start) -> None:
     scenario(start)
 
 
-@pytest.mark.parametrize("start", ["vllm, several"], indirect=True)
+@pytest.mark.parametrize(
+    "start", [("vllm, several", False), ("vllm, several", True)], ids=["port", "door"], indirect=True
+)
 def test_one_of_several_takes_nobody_out_of_the_queue_any_more(start: Start) -> None:
     """They accept in a way of their own."""
     leaves_who_comes_now_in_the_queue(start)

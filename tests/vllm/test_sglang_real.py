@@ -150,6 +150,15 @@ print(answer.read().decode().split()[-1])
     serves(machine, service.key)
 
 
+def test_a_gateway_finds_it_by_its_door(machine: Machine, service: Deployed) -> None:
+    cli(machine, "set", "TLS=self", timeout=START)
+    (member,) = cli(machine, "status", "--json").json["members"]
+    assert (member["ready"], member["gateway"]) == (True, "UP")
+    cli(machine, "test")
+    cli(machine, "set", "TLS=none", timeout=START)
+    serves(machine, service.key)
+
+
 def test_to_vllm_and_back_with_the_same_key(machine: Machine, service: Deployed) -> None:
     """The stand-in in vLLM's place: a switch is a change like any other, and `rollback` knows the one before."""
     planned = cli(machine, "set", "ENGINE_FAMILY=vllm", "--dry-run")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 import time
 import types
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,19 +25,23 @@ class Server:
         self.application = application
         self.busy = self.open = 0
         self.is_draining = False
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.AbstractServer] = []
 
     async def listen(self, host: str, port: int) -> None:
-        self._server = await asyncio.start_server(self._connection, host, port)
+        """And by the door for a gateway, where there is one."""
+        self._servers.append(await asyncio.start_server(self._connection, host, port))
+        if "LAUNCHER_DOOR" in os.environ:
+            door = socket.socket(fileno=int(os.environ["LAUNCHER_DOOR"]))
+            self._servers.append(await asyncio.start_unix_server(self._connection, sock=door))
 
     async def drain(self, patience: float) -> None:
         """Take no new connection; wait for the running requests, but not longer than `patience`."""
-        assert self._server is not None
         self.is_draining = True
-        for listener in self._server.sockets:
+        for listener in (each for server in self._servers for each in server.sockets):
             asyncio.get_running_loop().remove_reader(listener.fileno())
         await asyncio.sleep(0.1)  # who was let in a moment ago has not asked yet; asyncio would drop him at a close
-        self._server.close()
+        for server in self._servers:
+            server.close()
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._idle(), patience)
 

@@ -1,0 +1,130 @@
+"""A replica's door for the gateway of this host: a socket at a path, which costs both of them less than its port does.
+
+Root makes it before a start, in a directory of its own, where nobody else can put a link or another socket in its
+place. The engine gets the descriptor, beside the port's, and what becomes of the one becomes of the other: systemd
+keeps it (vllm_hold.py), callers wait in its queue, and the next engine takes it over. Stdlib only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import MutableMapping, Sequence
+from multiprocessing import util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __package__:
+    from installer.runtime import vllm_hold
+    from installer.runtime.vllm_port import TRY_LATER, Refused
+else:
+    import vllm_hold
+    from vllm_port import TRY_LATER, Refused
+
+PLACE = "DOOR"  # variables: where it lies, in the unit of a replica;
+DESCRIPTOR = "LAUNCHER_DOOR"  # and of an engine, the socket itself
+LOOK_EVERY = 0.02  # seconds
+
+log = logging.getLogger("vllm.guard")
+
+
+# Root, before a start
+
+
+def make(place: str) -> None:
+    """Unless there is one where somebody listens: systemd has kept that, with all who wait there."""
+    if is_open(place):
+        return
+    os.umask(0o022)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(place)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(place)
+        os.chmod(place, 0o666)  # as anybody on this host can connect to the port, and shows a key there
+        vllm_hold.forget(vllm_hold.DOOR)
+        vllm_hold.keep(vllm_hold.DOOR, door.fileno())
+
+
+def is_open(place: str) -> bool:
+    """Whether somebody listens at the socket that lies there itself; no link is followed."""
+    if not os.path.lexists(place) or not stat.S_ISSOCK(os.lstat(place).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(place)
+        except BlockingIOError:  # so many wait there already
+            return True
+        except OSError:
+            return False
+        return True
+
+
+# The launcher
+
+
+def take(*, is_wanted: bool) -> int | None:
+    """What was made for this start, or kept since one before it; from now on it is ours to keep."""
+    found = vllm_hold.kept(vllm_hold.DOOR)
+    if not found and PLACE in os.environ:
+        raise Refused("systemd has handed over no door for the gateway", TRY_LATER)
+    if found and not is_wanted:
+        vllm_hold.forget(vllm_hold.DOOR)
+    return found[0] if found else None
+
+
+# The engine
+
+
+def hand_on() -> None:
+    """To each API server, where there are several: `multiprocessing` starts them, and hands on nothing else."""
+    if DESCRIPTOR not in os.environ:
+        return
+    door, spawn = int(os.environ[DESCRIPTOR]), util.spawnv_passfds
+    os.set_inheritable(door, False)
+
+    def spawn_with_it(path: bytes, words: Sequence[Any], descriptors: Sequence[int]) -> int:
+        return spawn(path, words, (*descriptors, door))
+
+    util.spawnv_passfds = spawn_with_it  # type: ignore[assignment]
+
+
+def answer(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:
+    """Called at the start of the application: who comes by the door is answered as soon as who comes by the port.
+
+    What is touched of the web server is looked for: where a version lacks something, the gateway finds the door
+    closed, and a line in the journal says why.
+    """
+    if DESCRIPTOR not in os.environ:
+        return None
+    server = getattr(getattr(scope.get("app"), "state", None), "server", None)
+    if not all(hasattr(server, name) for name in ("started", "config", "server_state", "lifespan")):
+        log.warning("the door for the gateway stays closed: this web server is not one that is known")
+        return None
+    return asyncio.ensure_future(_listen(server, socket.socket(fileno=os.dup(int(os.environ[DESCRIPTOR])))))
+
+
+async def _listen(server: Any, door: socket.socket) -> None:
+    while not server.started:
+        await asyncio.sleep(LOOK_EVERY)
+    config = server.config
+    if getattr(server, "peer_loads", None):  # vLLM's way with several API servers: the one with least to do takes it
+        door.listen(config.backlog)
+        door.setblocking(False)
+        server._track(server._accept(door))
+        return
+
+    def protocol() -> Any:
+        return config.http_protocol_class(
+            config=config, server_state=server.server_state, app_state=server.lifespan.state
+        )
+
+    more: dict[str, Any] = {"sock": door, "backlog": config.backlog}
+    if sys.version_info >= (3, 13):
+        more["cleanup_socket"] = False  # or at its end it would try to take the path away, and fail
+    server.servers.append(await asyncio.get_running_loop().create_unix_server(protocol, **more))
