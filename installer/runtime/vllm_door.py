@@ -106,7 +106,14 @@ def answer(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:
     if not all(hasattr(server, name) for name in ("started", "config", "server_state", "lifespan")):
         log.warning("the door for the gateway stays closed: this web server is not one that is known")
         return None
-    return asyncio.ensure_future(_listen(server, socket.socket(fileno=os.dup(int(os.environ[DESCRIPTOR])))))
+    return asyncio.ensure_future(_open(server, socket.socket(fileno=os.dup(int(os.environ[DESCRIPTOR])))))
+
+
+async def _open(server: Any, door: socket.socket) -> None:
+    try:
+        await _listen(server, door)
+    except Exception as error:  # of whatever kind: nobody waits for this to end
+        log.error("the door for the gateway stays closed: %r", error)
 
 
 async def _listen(server: Any, door: socket.socket) -> None:

@@ -254,5 +254,21 @@ def test_of_a_web_server_that_is_not_known_it_is_said(
     assert [text.partition(":")[0] for text in caplog.messages] == ["the door for the gateway stays closed"] * 2
 
 
+def test_nor_is_it_silent_about_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = SimpleNamespace(started=True, config=SimpleNamespace(backlog=1), server_state=None, lifespan=None)
+
+    async def opened(door: socket.socket) -> None:
+        monkeypatch.setenv(vllm_door.DESCRIPTOR, str(door.fileno()))
+        opening = vllm_door.answer({"app": SimpleNamespace(state=SimpleNamespace(server=server))})
+        assert opening
+        await opening
+
+    with socket.socket() as no_door, caplog.at_level(logging.ERROR, "vllm.guard"):
+        asyncio.run(opened(no_door))
+    assert [text.partition(":")[0] for text in caplog.messages] == ["the door for the gateway stays closed"]
+
+
 def test_systemd_keeps_it_under_a_name_of_its_own() -> None:
     assert len({vllm_hold.SOCKET, vllm_hold.DOOR, vllm_hold.RECORD}) == 3
