@@ -146,7 +146,9 @@ def test_what_can_be_done_meanwhile(host: Host) -> None:
     waiting = machine.start(sys.executable, "-m", "installer", "soak", name, "--wait")
     assert waiting.stderr is not None
     assert "watched for" in waiting.stderr.readline()
-    machine.run("kill", "-INT", machine.run("pgrep", "--full", f"installer soak {name} --wait").stdout.strip())
+    machine.run(
+        "kill", "-INT", machine.run("pgrep", "--oldest", "--full", f"installer soak {name} --wait").stdout.strip()
+    )
     out, err = waiting.communicate(timeout=300)
     assert (waiting.returncode, out, err) == (130, "", "it goes on without this command\n")
     assert cli(machine, "soak", name, "--end").out.endswith("confirmed early\n")
