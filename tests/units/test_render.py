@@ -164,7 +164,7 @@ def test_the_files_are_these_and_readable_by_all() -> None:
                 *("usage", "limits", "count", "queue", "meter", "gpus", "notify", "seen", "words", "command"),
                 *("callers", "supervision", "main", "successor", "port"),
                 *("usage_file", "usage_slots", "usage_record", "usage_table", "channel", "group", "member"),
-                *("container", "log", "room"),
+                *("container", "log", "room", "door"),
             )
         ),
         runtime / "vllm_flags.json",
