@@ -30,7 +30,7 @@ ONE, OTHER = "127.0.0.1", "127.0.0.2"  # where each is reached; whoever connects
 
 class Pair:
     def __init__(self, held: contextlib.ExitStack, key: str, other_key: str, count: int, hold: int) -> None:
-        place, self.port = held_port(OTHER)
+        place, self.port = held_port("0.0.0.0")  # for both
         held.enter_context(place)
         settings = Settings(service="q", gateway_hosts=(ONE, OTHER), group_port=self.port, hold=hold)
         self.replicas: list[Replica] = []
