@@ -19,10 +19,11 @@ from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
-    from installer.runtime import vllm_hold
+    from installer.runtime import vllm_hold, vllm_port
     from installer.runtime.vllm_port import TRY_LATER, Refused
 else:
     import vllm_hold
+    import vllm_port
     from vllm_port import TRY_LATER, Refused
 
 PLACE = "DOOR"  # variables: where it lies, in the unit of a replica;
@@ -36,8 +37,8 @@ log = logging.getLogger("vllm.guard")
 
 
 def make(place: str) -> None:
-    """Unless there is one where somebody listens: systemd has kept that, with all who wait there."""
-    if is_open(place):
+    """Unless there is one that systemd has kept, with all who wait there."""
+    if is_open(place) and is_kept(place):
         return
     os.umask(0o022)
     os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -63,6 +64,14 @@ def is_open(place: str) -> bool:
         except OSError:
             return False
         return True
+
+
+def is_kept(place: str) -> bool:
+    """Whether it is in systemd's hands: an engine may have given its own to somebody who listens when it is gone."""
+    with open("/proc/net/unix") as table:
+        rows = (row.split() for row in table)
+        made = {f"socket:[{row[6]}]" for row in rows if row[7:] == [place]}
+    return not made.isdisjoint(vllm_port.held_by_systemd())
 
 
 # The launcher

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from installer.base.assets import RUNTIME
-from installer.runtime import vllm_door, vllm_hold
+from installer.runtime import vllm_door, vllm_hold, vllm_port
 from tests.kit.launched import PATIENCE, USER, Service, wait_until
 from tests.runtime.test_hold import REQUEST, answer, status
 
@@ -68,7 +69,11 @@ def place_of(door: Path) -> str:
 
 
 def opened(pid: int) -> set[str]:
-    return {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(each))
+    return found
 
 
 # Made
@@ -98,17 +103,29 @@ def test_what_lies_in_its_place_is_taken_away_and_no_link_is_followed(service: S
         )
 
 
-def test_one_where_somebody_listens_is_left_even_if_its_queue_is_full(service: Service, door: Path) -> None:
+def test_one_that_systemd_has_is_left_even_if_its_queue_is_full(door: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     door.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(door))
         listener.listen(0)
         first.connect(str(door))
         made = door.stat().st_ino
+        monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {place_of(door)})
         for _ in range(2):  # the second finds no room in the queue any more
-            assert service.once("check", serve=None).returncode == 0
+            vllm_door.make(str(door))
             assert door.stat().st_ino == made
-        assert not service.store
+
+
+def test_one_where_somebody_else_listens_is_replaced(service: Service, door: Path) -> None:
+    """To whom an engine gave its own: he would hear what the gateway says when that engine is gone."""
+    door.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(door))
+        listener.listen(1)
+        assert service.once("check", serve=None).returncode == 0
+        assert list(service.store) == ["door"]
+        with pytest.raises(ConnectionRefusedError):
+            knock(door)
 
 
 def test_a_start_without_one_is_none(service: Service) -> None:
