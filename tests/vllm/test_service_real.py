@@ -428,8 +428,13 @@ def used(machine: Machine, service: Deployed, path: str, body: dict[str, object]
 
 
 def test_of_a_stream_that_is_cut_what_was_made_is_counted(machine: Machine, service: Deployed) -> None:
-    """vLLM's own counter has what the watcher asked as well, and each token that was made for the client."""
+    """Where both cores are busy, the engine can have made all of it before its server gets to send the beginning."""
     serves(machine, service.key, service.port)
+    assert any(made_of_a_cut_stream(machine, service) < TOKENS for _ in range(5))
+
+
+def made_of_a_cut_stream(machine: Machine, service: Deployed) -> int:
+    """vLLM's own counter has what the watcher asked as well, and each token that was made for the client."""
     before, made = usage(machine), generated(machine, service)
     client = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
     body = {"model": MODEL, "prompt": "Hi", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
@@ -442,8 +447,8 @@ def test_of_a_stream_that_is_cut_what_was_made_is_counted(machine: Machine, serv
     until("it is over", lambda: usage(machine)["requests"] > before["requests"], machine)
     counted = usage(machine)["completion_tokens"] - before["completion_tokens"]
     assert read <= counted <= generated(machine, service) - made
-    assert counted < TOKENS
     assert usage(machine)["errors"] == before["errors"]
+    return counted
 
 
 def generated(machine: Machine, service: Deployed) -> int:
