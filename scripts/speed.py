@@ -8,6 +8,7 @@ from scripts.screens import IMAGES, MODEL
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import REPO, free_port
 from tests.kit.life import cli
+from tests.kit.memory import share
 
 LANGUAGES = {"": "en", ".zh_CN": "zh_CN"}  # by the picture's suffix
 
@@ -16,7 +17,7 @@ def main() -> None:
     with Machine(network=True, store=True) as machine:
         machine.run(sys.executable, REPO / "tests/kit/boot/build_engine.py", timeout=900)
         machine.save_store()
-        words = f"--model {MODEL} --engine cpu --gpu-memory-utilization 0.1 --context 16k --port {free_port()}"
+        words = f"--model {MODEL} --engine cpu --gpu-memory-utilization {share()} --context 16k --port {free_port()}"
         cli(machine, "deploy", *words.split(), timeout=600)
         cli(machine, "bench", "--quick", timeout=600)
         for suffix, language in LANGUAGES.items():

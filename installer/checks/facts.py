@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def gather(host: Host, settings: Settings, layout: Layout) -> Facts:
         cpu_flags=flags,
         memory_total=memory.get("MemTotal", 0),
         memory_available=memory.get("MemAvailable", 0),
+        node_memory=node_memory(host),
         gpus=tuple(_with_memory(gpu, memory) for gpus, _ in found for gpu in gpus),
         nvidia_error=next((error for _, error in found if error), ""),
         interpreters=_interpreters(host, settings),
@@ -116,6 +117,19 @@ def _cpu(host: Host) -> tuple[str, frozenset[str]]:
 def _meminfo(host: Host) -> dict[str, int]:
     matches = re.finditer(r"^(\w+):\s+(\d+) kB$", host.read(Path("/proc/meminfo")) or "", re.MULTILINE)
     return {match[1]: int(match[2]) * 1024 for match in matches}
+
+
+def node_memory(host: Host) -> int:
+    """Of the smallest node that has processors; of the host where the kernel tells of no nodes."""
+    return min(_nodes(host), default=_meminfo(host).get("MemTotal", 0))
+
+
+def _nodes(host: Host) -> Iterator[int]:
+    for node in host.children(Path("/sys/devices/system/node")):
+        if re.fullmatch(r"node\d+", node.name) and host.word(node / "cpulist"):
+            found = re.search(r"MemTotal:\s+([1-9]\d*) kB", host.read(node / "meminfo") or "")
+            if found:
+                yield int(found[1]) * 1024
 
 
 def _glibc() -> tuple[int, int]:

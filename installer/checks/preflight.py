@@ -210,7 +210,7 @@ def _check_replicas(settings: Settings, facts: Facts, kind: str) -> Iterator[Pro
     if kind == "cpu" and count > 1 and count * share > WHOLE:
         yield Problem(
             tr("{count} replicas do not fit into the memory of this host", count=count),
-            tr("each takes {share:g} of the {memory} for itself", share=share, memory=size(facts.memory_total)),
+            tr("each takes {share:g} of the {memory} for itself", share=share, memory=size(facts.node_memory)),
             tr("choose --gpu-memory-utilization {most:g} or less, or fewer --replicas", most=int(80 / count) / 100),
             id="little-memory",
         )

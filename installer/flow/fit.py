@@ -138,7 +138,7 @@ def _device(target: Target, facts: Facts) -> Device | None:
     kind = target.engine.kind
     share = family_of(target.settings).memory_share(target.settings, kind)
     if kind == "cpu":
-        return Device(kind, facts.memory_total, share)
+        return Device(kind, facts.node_memory, share)
     gpus = usable_gpus(facts, kind)[: target.settings.tensor_parallel_size]
     smallest = min(gpus, key=lambda gpu: gpu.memory_total, default=None)
     if smallest is None or not smallest.memory_total:

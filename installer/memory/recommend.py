@@ -115,7 +115,7 @@ def hardware_of(facts: Facts, settings: Settings) -> Hardware:
     kind = preflight.choose_engine(settings, facts)
     gpus = usable_gpus(facts, kind)
     if not gpus or not gpus[0].memory_total:
-        return Hardware("cpu", 1, facts.memory_total, facts.cpu)
+        return Hardware("cpu", 1, facts.node_memory, facts.cpu)
     alike = [gpu for gpu in gpus if gpu.name == gpus[0].name]
     return Hardware(kind, len(alike), min(gpu.memory_total for gpu in alike), gpus[0].name)
 

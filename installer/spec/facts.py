@@ -124,6 +124,7 @@ class Facts:
     cpu_flags: frozenset[str]
     memory_total: int
     memory_available: int
+    node_memory: int  # of the smallest node with processors, of which vLLM on a processor takes its share
     gpus: tuple[Gpu, ...]
     nvidia_error: str  # an NVIDIA card is there, but its driver is not usable
     interpreters: tuple[Interpreter, ...]

@@ -423,7 +423,7 @@ def test_the_machine_itself(made_up: MadeUp) -> None:
     (made_up.root / "run/systemd/system").mkdir(parents=True)
     seen = made_up.gather()
     assert (seen.cpu, seen.cpu_flags) == ("Big CPU", {"fpu", "avx2", "avx512f"})
-    assert (seen.memory_total, seen.memory_available) == (2000 * 1024, 1000 * 1024)
+    assert (seen.memory_total, seen.memory_available, seen.node_memory) == (2000 * 1024, 1000 * 1024, 2000 * 1024)
     assert seen.distribution == ("rocky", "rhel", "centos", "fedora")
     assert seen.unprivileged_port == 80
     assert (seen.c_compiler, seen.cxx_compiler) == (Path("/usr/bin/gcc"), Path("/usr/bin/g++"))
@@ -431,6 +431,19 @@ def test_the_machine_itself(made_up: MadeUp) -> None:
     made_up.file("/usr/lib/x86_64-linux-gnu/libnuma.so.1", "")
     assert made_up.gather().libnuma
     assert (seen.systemd, seen.systemd_is_pid1, seen.sysusers, seen.service_runs) == (252, True, True, True)
+
+
+def test_the_memory_of_a_node(made_up: MadeUp) -> None:
+    """Not that of one without processors, nor what the kernel says of a node that is empty."""
+    made_up.file("/proc/meminfo", "MemTotal: 9000 kB\n")
+    for node, (cpus, memory) in {"node0": ("0-3\n", 4000), "node1": ("4-7\n", 3000), "node2": ("\n", 2000)}.items():
+        made_up.file(f"/sys/devices/system/node/{node}/cpulist", cpus)
+        made_up.file(f"/sys/devices/system/node/{node}/meminfo", f"\nNode {node[4:]} MemTotal:       {memory} kB\n")
+    made_up.file("/sys/devices/system/node/node3/cpulist", "8\n")
+    made_up.file("/sys/devices/system/node/node3/meminfo", "Node 3 MemTotal:       0 kB\n")
+    made_up.file("/sys/devices/system/node/power/cpulist", "9\n")
+    seen = made_up.gather()
+    assert (seen.memory_total, seen.node_memory) == (9000 * 1024, 3000 * 1024)
 
 
 def test_a_bare_root(made_up: MadeUp) -> None:
@@ -509,4 +522,5 @@ def test_this_machine() -> None:
     assert seen.cpu_flags
     assert seen.glibc >= (2, 17)
     assert seen.memory_total >= seen.memory_available > 0
+    assert seen.memory_total >= seen.node_memory > 0
     assert sys.version_info[:3] in [i.version for i in seen.interpreters]

@@ -29,6 +29,7 @@ HEALTHY = Facts(
     cpu_flags=frozenset({"avx2", "avx512f"}),
     memory_total=64 * GIB,
     memory_available=60 * GIB,
+    node_memory=64 * GIB,
     gpus=(),
     nvidia_error="",
     interpreters=(PYTHON,),

@@ -510,7 +510,7 @@ def test_what_would_fit_follows_the_memory_of_what_computes(host: Host, proofs: 
         return found.kv_tokens
 
     of_64 = tokens()
-    seen.facts = dataclasses.replace(HEALTHY, memory_total=2 * HEALTHY.memory_total)
+    seen.facts = dataclasses.replace(HEALTHY, node_memory=2 * HEALTHY.node_memory)
     assert tokens() > 1.9 * of_64
     assert files(host) == before
 

@@ -123,7 +123,7 @@ def test_a_host_without_a_gpu_gets_an_honest_answer() -> None:
 
 
 def test_a_broken_driver_and_a_host_that_is_too_small_are_said() -> None:
-    broken = dataclasses.replace(HEALTHY, nvidia_error="version mismatch", memory_total=2 * GIB)
+    broken = dataclasses.replace(HEALTHY, nvidia_error="version mismatch", node_memory=2 * GIB)
     hardware = hardware_of(broken, Settings())
     said = "\n".join(notes(hardware, broken, recommend(hardware, broken)))
     assert "version mismatch" in said

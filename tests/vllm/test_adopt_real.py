@@ -21,6 +21,7 @@ from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import REPO, free_port
 from tests.kit.hub import Hub
 from tests.kit.life import ask, cli
+from tests.kit.memory import share
 
 FIXTURE = REPO / "tests/fixtures/adopt/qwen3vl.service"
 KEY = "sk-qwen-3f0aKq7ZpVn2RtYx8LmB4cWd6EhJ1sUg5Ti9oAeQyXw"
@@ -76,7 +77,7 @@ def test_a_script_s_adapter_and_its_weights_are_adopted_and_answer_by_their_name
         f"exec vllm serve Org/Tiny --served-model-name base --port {port} --api-key {KEY} --max-model-len 512 "
         "--enable-lora --lora-modules sql=/home/ana/sql\n",
     )
-    words = ("ENGINE=cpu", "OFFLINE=yes", "GPU_MEMORY_UTILIZATION=0.1", "--service", "llm", "--yes")
+    words = ("ENGINE=cpu", "OFFLINE=yes", f"GPU_MEMORY_UTILIZATION={share()}", "--service", "llm", "--yes")
     done = cli(machine, "adopt", "/root/run.sh", *words, timeout=600)
     assert "none can be; name them with LORA" in done.out
     assert "/home/ana/hf/hub stays as it is" in done.out

@@ -11,6 +11,7 @@ from installer.model import builtin
 from tests.kit.boot.machine import Machine
 from tests.kit.hub import Hub
 from tests.kit.life import ask, cli
+from tests.kit.memory import share
 
 NAME = "Org/Tiny"
 FILE = "/srv/tiny.bundle"
@@ -40,8 +41,8 @@ def test_from_one_file_to_an_answer_without_a_network(cpu_engine: str, tmp_path:
         shutil.move(bundle, machine.at(FILE))
         machine.shell(f"mkdir /root/b && tar -xf {FILE} -C /root/b install.sh manifest.json tool")
         machine.run(*BARE, "sh", "/root/b/install.sh", "/opt/local")
-        share = ("--gpu-memory-utilization", "0.1")  # of all memory, and this test is not alone on the host
-        done = machine.run(*OURS, "deploy", "--bundle", FILE, "--bundle-sha256", digest, *share, timeout=900)
+        options = ("--gpu-memory-utilization", share())
+        done = machine.run(*OURS, "deploy", "--bundle", FILE, "--bundle-sha256", digest, *options, timeout=900)
         key = re.search(r"sk-[\w-]{20,}", done.stdout)
         assert key is not None, done.stdout
         body = {"model": NAME, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from installer.base.host import Host
@@ -24,8 +23,8 @@ from tests.kit.boot import compiled
 from tests.kit.boot.machine import STORE, Machine
 from tests.kit.boot.surroundings import free_port
 from tests.kit.life import SERVICE, cli, main_pid, processes, serves
+from tests.kit.memory import ENOUGH, share
 
-SHARE = 0.1
 MODEL = Path("/srv/wide")
 WHEELS = "/srv/wheels"
 PACKAGE = "partial_json_parser"  # a small package that the API server imports
@@ -45,7 +44,7 @@ def furnish(machine: Machine) -> None:
     """A model whose own limit lies beyond what the share of memory can hold, and a folder for releases."""
     files = dict(builtin.files())
     config = json.loads(files["config.json"])
-    config["max_position_embeddings"] = int(psutil.virtual_memory().total * SHARE) // 1024 * 2  # a token takes 1 KiB
+    config["max_position_embeddings"] = int(ENOUGH * 2**30) // 1024 * 2  # a token takes 1 KiB
     files["config.json"] = json.dumps(config).encode()
     machine.at(MODEL).mkdir(parents=True)
     machine.at(WHEELS).mkdir()
@@ -55,7 +54,7 @@ def furnish(machine: Machine) -> None:
 
 def test_a_context_or_an_engine_that_fails_is_undone_and_one_that_serves_can_be_left_again(machine: Machine) -> None:
     port = free_port()
-    options = ("--engine", "cpu", "--gpu-memory-utilization", str(SHARE), "--port", str(port))
+    options = ("--engine", "cpu", "--gpu-memory-utilization", share(), "--port", str(port))
     key = cli(
         machine, "deploy", "--model", str(MODEL), "--served-model-name", "builtin:tiny", *options, timeout=600
     ).key

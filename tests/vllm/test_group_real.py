@@ -12,6 +12,7 @@ from tests.kit.boot.hosts import hosts
 from tests.kit.boot.machine import STORE, Machine
 from tests.kit.boot.network import Network
 from tests.kit.life import SERVICE, cli, processes, serves, until
+from tests.kit.memory import LITTLE, share
 
 HEAD_ENGINE = f"{SERVICE}@1"  # behind the gateway, which is the head's API
 # Both are on the processors of one host: each by itself would bind its threads to the same first ones.
@@ -126,7 +127,7 @@ class Group(NamedTuple):
 @pytest.fixture(scope="module")
 def group(cpu_engine: str) -> Iterator[Group]:
     options = (
-        "--model", "builtin:tiny", "--engine", "cpu", "--offline", "--gpu-memory-utilization", "0.05",
+        "--model", "builtin:tiny", "--engine", "cpu", "--offline", "--gpu-memory-utilization", share(LITTLE),
         "--host", "0.0.0.0", "--context", "512",
     )  # fmt: skip
     with hosts(2, store=True) as (network, (head, follower)):

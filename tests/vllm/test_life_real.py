@@ -17,6 +17,7 @@ from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import snapshot
 from tests.kit.boot.surroundings import REPO, free_port
 from tests.kit.life import MODEL, ask, chat, cli, engine_pid, is_gone, is_up, main_pid, processes, serves, until
+from tests.kit.memory import share
 
 PROGRAMS = "/opt/vllm-install"
 UNIT = "/etc/systemd/system/qwen3vl.service"
@@ -37,7 +38,7 @@ def is_healthy(machine: Machine) -> None:
 def test_a_whole_life(cpu_engine: str, tmp_path: Path) -> None:
     port = free_port()  # the machine shares this host's network, for the package index
     # On the CPU the share is one of all memory, and this test is not alone on the host.
-    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1", "--port", str(port))
+    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", share(), "--port", str(port))
     with Machine(network=True, store=True) as machine:
         compiled.give(machine)
         bare = snapshot(machine.root, [PROGRAMS])

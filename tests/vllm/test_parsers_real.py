@@ -11,6 +11,7 @@ from tests.kit.boot import compiled
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import free_port
 from tests.kit.life import ask, cli
+from tests.kit.memory import share
 
 MODEL = "/srv/models/tiny"
 # Shows the tools to the model and opens its reasoning, as templates of the Qwen3 family do.
@@ -37,7 +38,7 @@ def test_parity_row_28_a_request_with_tools_is_taken(cpu_engine: str) -> None:
         folder.mkdir(parents=True)
         builtin.write(folder, Host())
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-        options = ("--engine", "cpu", "--gpu-memory-utilization", "0.1", "--port", str(port), "--context", "4096")
+        options = ("--engine", "cpu", "--gpu-memory-utilization", share(), "--port", str(port), "--context", "4096")
         done = cli(machine, "deploy", "--model", MODEL, "--served-model-name", "builtin:tiny", *options, timeout=600)
         assert "tool calls by hermes, reasoning by qwen3" in done.err
         body = {"model": "builtin:tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}

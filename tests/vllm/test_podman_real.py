@@ -23,6 +23,7 @@ from tests.kit.boot.snapshot import snapshot
 from tests.kit.boot.surroundings import REPO
 from tests.kit.life import cli, engine_pid, is_gone, is_up, main_pid, serves, unit, until
 from tests.kit.load import Plan, load
+from tests.kit.memory import share
 from tests.vllm.test_try_real import passes
 
 BUNDLE, BROKEN = "/srv/vllm.bundle", "/srv/broken.tar"
@@ -141,7 +142,7 @@ def key(machine: Machine, before: tuple[dict[str, str], list[list[str]]]) -> str
         "--bundle",
         BUNDLE,
         "--gpu-memory-utilization",
-        "0.1",
+        share(),
         "--hold",
         "600",
         "--json",

@@ -46,6 +46,7 @@ from tests.kit.life import (
     unit,
     until,
 )
+from tests.kit.memory import share
 from tests.kit.prometheus import Target, watching
 from tests.vllm.test_try_real import passes
 
@@ -130,7 +131,7 @@ def service(machine: Machine) -> Deployed:
     """Deployed, and then edited by its admin, whose drop-in every test meets."""
     with socket.create_server(("", 0)) as server:
         port = int(server.getsockname()[1])  # the machine shares this host's network, for the package index
-    options = f"--model {MODEL} --engine cpu --gpu-memory-utilization 0.1 --context 16k --drain 300 --port {port}"
+    options = f"--model {MODEL} --engine cpu --gpu-memory-utilization {share()} --context 16k --drain 300 --port {port}"
     key = cli(machine, "deploy", *options.split(), timeout=600).key
     machine.write("/root/drop-in", "[Service]\nLimitNOFILE=4096\nWatchdogSec=40\n")
     edit = f"SYSTEMD_EDITOR='cp /root/drop-in' systemctl edit {SERVICE}"

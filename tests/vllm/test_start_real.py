@@ -19,6 +19,7 @@ import pytest
 from installer.base.assets import RUNTIME
 from installer.model import builtin
 from tests.kit.boot.machine import STORE
+from tests.kit.memory import LITTLE, share
 
 KEY, START = "sk-1", 300  # seconds; a loaded machine of two cores needs a fifth of them
 
@@ -53,7 +54,7 @@ class Standby:
 
     def flags(self) -> list[str]:
         flags = {"served-model-name": "tiny", "host": "127.0.0.1", "port": self.port, "max-model-len": 4096}
-        flags |= {"gpu-memory-utilization": "0.05", "middleware": "vllm_guard.Guard", "shutdown-timeout": 300}
+        flags |= {"gpu-memory-utilization": share(LITTLE), "middleware": "vllm_guard.Guard", "shutdown-timeout": 300}
         return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
     def environment(self, ready: str, go: str, listener: str) -> dict[str, str]:

@@ -12,9 +12,10 @@ from tests.booted.test_trial import LEFT, PID, kill, says, tool_in, waits_at
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.snapshot import difference, snapshot
 from tests.kit.life import MODEL, until
+from tests.kit.memory import LITTLE, share
 
 # On the CPU the share is one of all memory, and these tests are not alone on the host.
-SMALL = ("--engine", "cpu", "--gpu-util", "0.05")
+SMALL = ("--engine", "cpu", "--gpu-util", share(LITTLE))
 EVERY = ["models", "no-key", "wrong-key", "completion", "chat", "messages", "responses", "streaming", "cancel",
          "long-prompt"]  # fmt: skip
 

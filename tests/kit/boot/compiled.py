@@ -9,6 +9,7 @@ import shutil
 
 from tests.kit.boot.machine import Machine
 from tests.kit.boot.surroundings import REPO, free_port
+from tests.kit.memory import share
 
 COMPILED = REPO / "build/compiled"  # a folder for each engine
 SERVICE = "qwen3vl.service"
@@ -30,7 +31,7 @@ def keep(machine: Machine, engine: str) -> None:
     """Deploy the engine, which the machine has, unless this was done before."""
     if (COMPILED / engine).exists():
         return
-    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", "0.1")
+    options = ("--model", "builtin:tiny", "--engine", "cpu", "--gpu-memory-utilization", share())
     machine.cli("deploy", *options, "--port", str(free_port()), timeout=600)
     fresh = shutil.copytree(machine.at(CACHE) / "inductor", COMPILED.with_name(f"compiled.{machine.name}"))
     COMPILED.mkdir(exist_ok=True)
