@@ -54,6 +54,7 @@ def _due(member: Member, want: Wanted, host: Host, process: MainProcess | None) 
     can_take = process.is_up and not any(name == PROBE for name, _ in process.keys ^ keys)
     if process.digest != process_digest(want.target, want.layout, member.number):
         can_wait = can_take and want.target.settings.hold > 0 and not want.target.engine.image
+        can_wait = can_wait and process.has_door == bool(member.number)
         return Handover(member.name) if can_wait and hands_over(host, member) else Restart(member.name)
     if process.keys != keys:
         return TakeKeys(want.layout) if can_take else Restart(member.name)
@@ -168,10 +169,10 @@ def _has_read(want: Wanted, host: Host) -> bool:
 def _retired(gone: list[Member], host: Host) -> Iterator[Change]:
     for member in gone:
         yield Run(("systemctl", "stop", member.name), tr("stop {unit}", unit=member.name))
-        yield Remove(member.path)
         if host.exists(door := member.layout.door(member.number)):
             yield Remove(door)
         if host.exists(member.drop_ins):
             yield Remove(member.drop_ins, only_if_empty=True)
+        yield Remove(member.path)  # last: by it a rerun knows of the others
     if gone:
         yield Run(("systemctl", "daemon-reload"), tr("make systemd forget the unit"))

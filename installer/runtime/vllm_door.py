@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import logging
 import os
 import socket
 import stat
+import struct
 import sys
-from collections.abc import MutableMapping, Sequence
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,11 @@ else:
 PLACE = "DOOR"  # variables: where it lies, in the unit of a replica;
 DESCRIPTOR = "LAUNCHER_DOOR"  # and of an engine, the socket itself
 LOOK_EVERY = 0.02  # seconds
+LOOKS = 3  # at who has it: what systemd starts just now has all that it has, for a moment
+
+# Of a netlink socket to the kernel, as in sock_diag(7).
+SOCK_DIAG, BY_FAMILY, DUMP, LAST = 4, 20, 0x301, (2, 3)
+LISTENING, SHOW_VFS, VFS = 1 << 10, 2, 1
 
 log = logging.getLogger("vllm.guard")
 
@@ -37,7 +45,11 @@ log = logging.getLogger("vllm.guard")
 
 
 def make(place: str) -> None:
-    """Unless there is one that systemd has kept, with all who wait there."""
+    """Unless there is one that systemd has kept, with all who wait there.
+
+    Only the gateway may come, and the service itself, whose group that is: in a path's queue there is room or there
+    is not, and who fills it would have the gateway hold the replica for down.
+    """
     if is_open(place) and is_kept(place):
         return
     os.umask(0o022)
@@ -46,7 +58,8 @@ def make(place: str) -> None:
         os.unlink(place)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(place)
-        os.chmod(place, 0o666)  # as anybody on this host can connect to the port, and shows a key there
+        os.chown(place, -1, os.stat(vllm_port.runtime_directory()).st_gid)
+        os.chmod(place, 0o660)
         vllm_hold.forget(vllm_hold.DOOR)
         vllm_hold.keep(vllm_hold.DOOR, door.fileno())
 
@@ -67,11 +80,55 @@ def is_open(place: str) -> bool:
 
 
 def is_kept(place: str) -> bool:
-    """Whether it is in systemd's hands: an engine may have given its own to somebody who listens when it is gone."""
-    with open("/proc/net/unix") as table:
-        rows = (row.split() for row in table)
-        made = {f"socket:[{row[6]}]" for row in rows if row[7:] == [place]}
-    return not made.isdisjoint(vllm_port.held_by_systemd())
+    """Whether systemd has it and nobody else: an engine may have given its own to somebody who listens on."""
+    made = set(listening_at(place))
+    return bool(made) and made <= vllm_port.held_by_systemd() and not is_shared(made)
+
+
+def listening_at(place: str) -> Iterator[str]:
+    """By the kernel's word: into the names that /proc/net/unix shows anybody can write lines of his own."""
+    status = os.lstat(place)
+    there = (status.st_ino & 0xFFFFFFFF, os.major(status.st_dev) << 20 | os.minor(status.st_dev))
+    asked = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, LISTENING, 0, SHOW_VFS, 0xFFFFFFFF, 0xFFFFFFFF)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as kernel:
+        kernel.send(struct.pack("=IHHII", 16 + len(asked), BY_FAMILY, DUMP, 1, 0) + asked)
+        while True:
+            said = kernel.recv(1 << 16)
+            while said:
+                length, kind = struct.unpack_from("=IH", said)
+                if kind in LAST:
+                    return
+                if vfs_of(said[32:length]) == there:
+                    yield f"socket:[{struct.unpack_from('=I', said, 20)[0]}]"
+                said = said[aligned(length) :]
+
+
+def vfs_of(attributes: bytes) -> tuple[int, ...]:
+    """inode and device of the path that a socket is bound to; nothing for one without."""
+    while attributes:
+        length, kind = struct.unpack_from("=HH", attributes)
+        if kind == VFS:
+            return struct.unpack_from("=II", attributes, 4)
+        attributes = attributes[aligned(length) :]
+    return ()
+
+
+def aligned(length: int) -> int:
+    return length + 3 & ~3
+
+
+def is_shared(sockets: set[str]) -> bool:
+    for look in range(LOOKS):
+        time.sleep(LOOK_EVERY * look)
+        if not any(has(link, sockets) for link in glob.iglob("/proc/[0-9]*/fd/*") if not link.startswith("/proc/1/")):
+            return False
+    return True
+
+
+def has(link: str, sockets: set[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(link) in sockets
+    return False
 
 
 # The launcher

@@ -106,7 +106,7 @@ def is_at(held: socket.socket, host: str, port: int) -> bool:
 
 
 def close(listener: socket.socket) -> None:
-    """For everybody who has it: those who wait are reset, and nobody can come after them."""
+    """Those who wait are reset, whoever else has it. A door is shut for good; at a port who has it can listen again."""
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
     listener.close()

@@ -43,7 +43,7 @@ def say(**what: object) -> None:
 
 
 def parent_of(pid: int) -> int:
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", errors="replace") as file:
         return int(file.read().rpartition(") ")[2].split()[1])
     return 0
 

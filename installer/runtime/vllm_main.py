@@ -48,7 +48,7 @@ class Main(Supervisor):
     def meet(self) -> None:
         connection, _ = self.control.accept()
         launcher, user = vllm_handover.peer(connection)
-        if self.successor or self.is_told or user != os.getuid():
+        if self.successor or self.is_told or self.gives_way_until is not None or user != os.getuid():
             connection.close()
             return
         self.successor, self.launcher = connection, launcher

@@ -106,7 +106,7 @@ def command_of(pid: int) -> str:
 
 def stat(pid: int) -> list[str]:
     """State, parent's pid and on, as in proc(5) from field 3; empty for a process that is gone or a zombie."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
         fields = file.read().rpartition(") ")[2].split()
         return fields if fields[0] != "Z" else []
     return []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
+from installer.runtime.vllm_door import PLACE
 from installer.spec.vendors import VARIABLES
 from installer.units.graph import Member
 from installer.units.keyring import live_keys
@@ -20,6 +21,7 @@ class MainProcess:
     is_up: bool
     gpus: frozenset[str] = frozenset()  # those it was given by uuid
     is_gateway: bool = False
+    has_door: bool = False  # for a gateway: one that an earlier version started has none
 
 
 def running_process(host: Host, member: Member) -> MainProcess | None:
@@ -33,7 +35,7 @@ def running_process(host: Host, member: Member) -> MainProcess | None:
     return MainProcess(
         pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, member.run_dir), shown["ActiveState"] != "activating",
         frozenset(uuid for name in VARIABLES for uuid in variables.get(name, "").split(",") if uuid),
-        is_gateway="VLLM_CACHE_ROOT" not in variables,
+        is_gateway="VLLM_CACHE_ROOT" not in variables, has_door=PLACE in variables,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ SETTINGS = Settings(service="q", host="127.0.0.1", port=8000, replicas=2)
 MOST_EXPOSED = 1.5
 # An engine of a few lines, on the socket that systemd keeps for its port, or by a door.
 SERVER = f"""
-import http.server, json, os, signal, socket, sys, threading
+import http.server, json, os, shutil, signal, socket, sys, threading
 sys.path.insert(0, "{PLACE}")
 import vllm_hold, vllm_systemd
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,7 +58,8 @@ else:
     os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
     server.socket = socket.socket(socket.AF_UNIX)
     server.socket.bind(sys.argv[1])
-    os.chmod(sys.argv[1], 0o666)
+    os.chmod(sys.argv[1], 0o660)
+    shutil.chown(sys.argv[1], group="{LAYOUT.user}")
     server.socket.listen(100)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 vllm_systemd.notify("READY=1")
@@ -88,6 +89,7 @@ def lay_out(machine: Machine) -> str:
     for path in RUNTIME.glob("vllm_*"):
         machine.write(PLACE / path.name, path.read_text())
     machine.write("/opt/server.py", SERVER)
+    machine.run("groupadd", "--system", LAYOUT.user)
     made = dataclasses.replace(target(SETTINGS), replicas=(Replica(1, 9001), Replica(2, 9002)))
     python = python_of(LAYOUT.engines / made.engine.id)
     machine.at(python).parent.mkdir(parents=True)

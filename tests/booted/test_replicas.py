@@ -29,6 +29,7 @@ pytestmark = pytest.mark.root
 MEMBERS = (f"{SERVICE}@1", f"{SERVICE}@2")
 STREAMS = {"cut", "error"}  # how one fails that had begun: what had not is repeated
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+DOORS = "/run/vllm-install"
 # Listens where a replica did, says that it is well, and tells what it is asked.
 IMPOSTOR = """
 import http.server, sys
@@ -192,6 +193,7 @@ def test_one_member_that_hangs_is_ended_and_costs_what_it_was_answering_at_most(
 
 def test_whoever_takes_the_port_of_a_member_that_is_stopped_is_asked_nothing(machine: Machine, key: str) -> None:
     machine.run("systemctl", "stop", MEMBERS[1])
+    assert machine.shell(f"ls {DOORS}/*.sock").stdout == f"{DOORS}/{MEMBERS[0]}.sock\n", "nor is anybody who had the other"
     taker = machine.start(*NOBODY, "/usr/bin/python3", "-c", IMPOSTOR, str(port(machine, MEMBERS[1])))
     assert taker.stdout
     assert taker.stdout.readline() == "listens\n"
@@ -202,6 +204,14 @@ def test_whoever_takes_the_port_of_a_member_that_is_stopped_is_asked_nothing(mac
     assert taker.communicate()[0] == ""
     machine.run("systemctl", "start", MEMBERS[1])
     until("all are up", lambda: all_are_up(machine), machine)
+
+
+def test_nobody_but_the_gateway_fills_the_queue_of_a_member(machine: Machine, key: str) -> None:
+    """It would hold the member for down: by a path there is room at once or there is none."""
+    knock = f"import socket; socket.socket(socket.AF_UNIX).connect('{DOORS}/{MEMBERS[1]}.sock')"
+    done = machine.run(*NOBODY, "/usr/bin/python3", "-c", knock, check=False)
+    assert "PermissionError" in done.stderr
+    assert gateway_asks(machine) == ["UP", "UP"]
 
 
 def test_what_is_done_to_the_name_is_done_to_all(machine: Machine, key: str) -> None:

@@ -101,6 +101,7 @@ class World:
                 True,
                 gpus,
                 is_gateway=is_gateway,
+                has_door=number > 0,
             )
             self.processes[number] = dataclasses.replace(found, **changed)
 
@@ -286,6 +287,9 @@ def test_several_are_not_handed_over_and_one_alone_is(world: World) -> None:
     world.lies(alone)
     world.runs(alone, 0, 1)
     assert world.plan(changed(alone, max_model_len=4096)) == ["hand over 1"]
+    world.runs(alone, 1, has_door=False)
+    assert world.plan(changed(alone, max_model_len=4096)) == ROLLED[:3], "an older version's, which hands on no door"
+    world.runs(alone, 1)
     world.hands_over = False
     assert world.plan(changed(alone, max_model_len=4096)) == ROLLED[:3]
 

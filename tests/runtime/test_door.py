@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,9 +63,9 @@ def knock(door: Path, request: bytes = REQUEST) -> socket.socket:
 
 
 def place_of(door: Path) -> str:
-    """The socket there, as descriptors of it are shown."""
+    """The socket that listens there, as descriptors of it are shown."""
     rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
-    return next(f"socket:[{row[6]}]" for row in rows if row[-1] == str(door))
+    return next(f"socket:[{row[6]}]" for row in rows if row[3] == "00010000" and row[-1] == str(door))
 
 
 def opened(pid: int) -> set[str]:
@@ -79,10 +79,11 @@ def opened(pid: int) -> set[str]:
 # Made
 
 
-def test_everybody_may_come_and_nobody_may_put_another_in_its_place(service: Service, door: Path) -> None:
-    """As with the port, where a key is asked for; but the directory is root's."""
+def test_the_gateway_alone_may_come_and_nobody_may_put_another_in_its_place(service: Service, door: Path) -> None:
+    """By the service's own group; the directory is root's."""
+    os.chown(service.run, -1, 54321)
     assert service.once("check", serve=None).returncode == 0
-    assert stat.S_IMODE(door.stat().st_mode) == 0o666
+    assert (stat.S_IMODE(door.stat().st_mode), door.stat().st_gid) == (0o660, 54321)
     assert stat.S_IMODE(door.parent.stat().st_mode) == 0o755
     assert list(service.store) == ["door"]
     with pytest.raises(ConnectionRefusedError):
@@ -111,6 +112,7 @@ def test_one_that_systemd_has_is_left_even_if_its_queue_is_full(door: Path, monk
         first.connect(str(door))
         made = door.stat().st_ino
         monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {place_of(door)})
+        monkeypatch.setattr(vllm_door, "is_shared", lambda _: False)
         for _ in range(2):  # the second finds no room in the queue any more
             vllm_door.make(str(door))
             assert door.stat().st_ino == made
@@ -126,6 +128,36 @@ def test_one_where_somebody_else_listens_is_replaced(service: Service, door: Pat
         assert list(service.store) == ["door"]
         with pytest.raises(ConnectionRefusedError):
             knock(door)
+
+
+def test_what_others_call_their_sockets_is_no_matter(door: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody makes one with a name of bytes or of lines, and the kernel's table of text shows it as it is."""
+    door.parent.mkdir()
+    with ExitStack() as opened:
+        listener, held, *others = (opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4))
+        listener.bind(str(door))
+        listener.listen(1)
+        monkeypatch.setattr(vllm_door, "is_shared", lambda _: False)
+        monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {f"socket:[{os.fstat(held.fileno()).st_ino}]"})
+        forged = f"0: 00000002 00000000 00010000 0001 01 {os.fstat(held.fileno()).st_ino} {door}\n"
+        for other, name in zip(others, (b"\0\xff\xfe", f"\0\n{forged}".encode()), strict=True):
+            other.bind(name)
+            other.listen(1)
+        assert f" {os.fstat(held.fileno()).st_ino} {door}" in Path("/proc/net/unix").read_text(errors="replace")
+        assert not vllm_door.is_kept(str(door)), "it is another one that systemd has"
+        assert list(vllm_door.listening_at(str(door))) == [f"socket:[{os.fstat(listener.fileno()).st_ino}]"]
+
+
+def test_one_that_somebody_has_beside_systemd_is_not_kept(door: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He would answer in the next engine's place."""
+    door.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(door))
+        listener.listen(1)
+        monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {place_of(door)})
+        assert not vllm_door.is_kept(str(door))
+        monkeypatch.setattr(vllm_door.glob, "iglob", lambda _: iter(["/proc/1/fd/3", "/proc/999999999/fd/3"]))
+        assert vllm_door.is_kept(str(door))
 
 
 def test_a_start_without_one_is_none(service: Service) -> None:

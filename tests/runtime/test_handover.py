@@ -106,6 +106,31 @@ def test_whoever_comes_while_the_last_answers_are_finished_waits_no_longer_than_
     assert context(service) == 8192
 
 
+@pytest.mark.parametrize("service", ["1"], indirect=True)
+def test_who_comes_while_the_last_answers_are_finished_for_one_that_is_gone_is_told_to_come_later(
+    service: Service,
+) -> None:
+    """He would get the keys of that one's change, and its word that the engine is gone."""
+    assert service.reload("--shutdown-timeout", "60").wait(PATIENCE) == 0
+    main, old = service.named("vllm_supervisor.py"), service.vllm()
+    service.faults("hang")
+    busy = call(service.port, STREAM)
+    busy.recv(65536)
+    gone = service.reload(*WIDER, keys=(digest(USER), f"ops={digest(NEW)}"))
+    wait_until(lambda: status(call(service.port)) == 503)
+    os.kill(next(pid for pid in service.pids("vllm_supervisor.py") if pid != main), signal.SIGKILL)
+    assert gone.wait(PATIENCE) == 1
+    wait_until(lambda: "the change is not taken over" in journal(service))
+    assert service.reload("--max-model-len", "512").wait(PATIENCE) == 1
+    assert "another change is being taken over" in journal(service)
+    assert old in service.pids("vllm_listen.py"), "it has not finished"
+    service.faults("")
+    answer(busy)
+    wait_until(lambda: service.status("/v1/models", USER) == 200)
+    assert service.status("/v1/models", NEW) == 401
+    assert context(service) == 4096
+
+
 def test_one_change_after_the_other(service: Service) -> None:
     for length in ("2048", "1024", "512"):
         assert service.reload("--max-model-len", length).wait(PATIENCE) == 0, journal(service)

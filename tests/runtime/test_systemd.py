@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from installer.runtime.vllm_systemd import notify, say, seconds
+from installer.runtime import vllm_keeper
+from installer.runtime.vllm_systemd import descendants, notify, say, seconds, stat
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,15 @@ def test_a_word_to_systemd_is_one_line_whoever_had_a_word_in_it(
         systemd.bind(str(tmp_path / "notify"))
         notify(f"STATUS={HOSTILE}")
         assert systemd.recv(4096).decode() == "STATUS=two <2>forged READY=1\\x1b[2J\\u202e"
+
+
+def test_a_process_may_call_itself_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifteen bytes of its own choice, in which the kernel may have cut a letter in two."""
+    words = "open('/proc/self/comm', 'wb').write(b'\\xff) \\xfe'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert stat(child.pid)[1] == str(os.getpid())
+        assert child.pid in descendants(os.getpid())
+        assert child.pid in vllm_keeper.descendants()
+        child.kill()
