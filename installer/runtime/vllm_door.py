@@ -187,7 +187,7 @@ async def _listen(server: Any, door: socket.socket) -> None:
         await asyncio.sleep(LOOK_EVERY)
     config = server.config
     if getattr(server, "peer_loads", None):  # vLLM's way with several API servers: the one with least to do takes it
-        door.listen(config.backlog)
+        door.listen(vllm_hold.backlog())
         door.setblocking(False)
         server._track(server._accept(door))
         return
@@ -197,7 +197,8 @@ async def _listen(server: Any, door: socket.socket) -> None:
             config=config, server_state=server.server_state, app_state=server.lifespan.state
         )
 
-    more: dict[str, Any] = {"sock": door, "backlog": config.backlog}
+    # Long: a burst that found it full would cost the replica its place.
+    more: dict[str, Any] = {"sock": door, "backlog": vllm_hold.backlog()}
     if sys.version_info >= (3, 13):
         more["cleanup_socket"] = False  # or at its end it would try to take the path away, and fail
     server.servers.append(await asyncio.get_running_loop().create_unix_server(protocol, **more))
