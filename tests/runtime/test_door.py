@@ -139,6 +139,8 @@ def test_what_others_call_their_sockets_is_no_matter(door: Path, monkeypatch: py
         listener.listen(1)
         monkeypatch.setattr(vllm_door, "is_shared", lambda _: False)
         monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {f"socket:[{os.fstat(held.fileno()).st_ino}]"})
+        held.bind(f"{door}.other")
+        held.listen(1)
         forged = f"0: 00000002 00000000 00010000 0001 01 {os.fstat(held.fileno()).st_ino} {door}\n"
         for other, name in zip(others, (b"\0\xff\xfe", f"\0\n{forged}".encode()), strict=True):
             other.bind(name)

@@ -100,6 +100,13 @@ def test_one_without_a_cache_of_vllm_is_a_gateway(process: Host) -> None:
     assert (found.digest, found.gpus, found.is_gateway) == ("x", frozenset(), True)
 
 
+def test_one_that_was_started_with_a_door_has_one(process: Host) -> None:
+    process.write(Path("/proc/7/environ"), "\0".join((*ENVIRONMENT, "DOOR=/run/x.sock")))
+    found = running_process(process, MEMBER)
+    assert found is not None
+    assert found.has_door
+
+
 @pytest.mark.parametrize("pid", ["0", ""])
 def test_where_none_runs_there_is_none(process: Host, reloads: dict[str, str], pid: str) -> None:
     reloads["MainPID"] = pid
