@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import glob
 import logging
 import os
 import socket
 import stat
 import struct
 import sys
-import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
@@ -32,7 +30,6 @@ else:
 PLACE = "DOOR"  # variables: where it lies, in the unit of a replica;
 DESCRIPTOR = "LAUNCHER_DOOR"  # and of an engine, the socket itself
 LOOK_EVERY = 0.02  # seconds
-LOOKS = 3  # at who has it: what systemd starts just now has all that it has, for a moment
 
 # Of a netlink socket to the kernel, as in sock_diag(7).
 SOCK_DIAG, BY_FAMILY, DUMP, LAST = 4, 20, 0x301, (2, 3)
@@ -82,7 +79,7 @@ def is_open(place: str) -> bool:
 def is_kept(place: str) -> bool:
     """Whether systemd has it and nobody else: an engine may have given its own to somebody who listens on."""
     made = set(listening_at(place))
-    return bool(made) and made <= vllm_port.held_by_systemd() and not is_shared(made)
+    return bool(made) and made <= vllm_port.held_by_systemd() and not vllm_port.is_shared(made)
 
 
 def listening_at(place: str) -> Iterator[str]:
@@ -115,20 +112,6 @@ def vfs_of(attributes: bytes) -> tuple[int, ...]:
 
 def aligned(length: int) -> int:
     return length + 3 & ~3
-
-
-def is_shared(sockets: set[str]) -> bool:
-    for look in range(LOOKS):
-        time.sleep(LOOK_EVERY * look)
-        if not any(has(link, sockets) for link in glob.iglob("/proc/[0-9]*/fd/*") if not link.startswith("/proc/1/")):
-            return False
-    return True
-
-
-def has(link: str, sockets: set[str]) -> bool:
-    with contextlib.suppress(OSError):
-        return os.readlink(link) in sockets
-    return False
 
 
 # The launcher

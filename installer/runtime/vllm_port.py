@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import socket
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
@@ -22,6 +23,8 @@ else:
 BAD_CONFIGURATION = 78  # with RestartPreventExitStatus=: trying again would change nothing
 BUSY = 75  # somebody else has the port; it may be free at the next try
 TRY_LATER = 1
+LOOKS = 3  # at who has a socket: what systemd starts just now has all that it has, for a moment
+SYSTEMD_S = "/proc/1/"
 MADE_UP = range(61184, 65520)  # users that systemd makes up for as long as a unit with DynamicUser= runs
 
 
@@ -55,7 +58,7 @@ def not_free(host: str, port: int, error: OSError) -> Refused:
 
 
 def is_kept(port: int) -> bool:
-    """Whether all that listens there is the service's own: made by its user, and in systemd's hands."""
+    """Whether all that listens there is the service's own: made by its user, and in systemd's hands alone."""
     user, made_by = str(os.stat(runtime_directory()).st_uid), set()
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -64,16 +67,32 @@ def is_kept(port: int) -> bool:
             inodes |= {f"socket:[{row[9]}]" for row in rows}
             made_by |= {row[7] for row in rows}
     ours = {user, *map(str, MADE_UP)}  # a gateway that was here before this engine had such a one
-    return made_by <= ours and bool(inodes) and inodes <= held_by_systemd()
+    return made_by <= ours and bool(inodes) and inodes <= held_by_systemd() and not is_shared(inodes)
 
 
 def held_by_systemd() -> set[str]:
     """Its sockets, as links in /proc show them; root alone may see them."""
     held = set()
-    for link in glob.glob("/proc/1/fd/*"):
+    for link in glob.iglob(f"{SYSTEMD_S}fd/*"):
         with contextlib.suppress(OSError):
             held.add(os.readlink(link))
     return held
+
+
+def is_shared(sockets: set[str]) -> bool:
+    """Whether others have one, too: who got it of an engine that is gone would hear what the next one is told."""
+    for look in range(LOOKS):
+        time.sleep(0.1 * look)
+        others = (link for link in glob.iglob("/proc/[0-9]*/fd/*") if not link.startswith(SYSTEMD_S))
+        if not any(leads_to(link, sockets) for link in others):
+            return False
+    return True
+
+
+def leads_to(link: str, sockets: set[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(link) in sockets
+    return False
 
 
 def holder(port: int) -> str:
@@ -83,9 +102,9 @@ def holder(port: int) -> str:
         with contextlib.suppress(OSError), open(table) as file:
             rows = (line.split() for line in file)
             inodes |= {row[9] for row in rows if row[1].endswith(f":{port:04X}")} - {"0"}
-    for link in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(link)[8:-1] in inodes:
-                pid = int(link.split("/")[2])
-                return f"pid {pid} ({command_of(pid)})"
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    for link in sorted(glob.iglob("/proc/[0-9]*/fd/*"), key=lambda link: link.startswith(SYSTEMD_S)):
+        if leads_to(link, sockets):
+            pid = int(link.split("/")[2])
+            return f"pid {pid} ({command_of(pid)})"
     return f"another user's process (to see it, as root: ss -atnp 'sport = :{port}')"

@@ -65,6 +65,20 @@ over.set()
 print(json.dumps(seen))
 """
 
+# Has the socket that a service listens with, as if its engine had given it away.
+ACCOMPLICE = """
+import ctypes, os, sys
+pid, port = sys.argv[1:]
+rows = [line.split() for line in open("/proc/net/tcp")]
+(inode,) = (row[9] for row in rows if row[3] == "0A" and row[1].endswith(f":{int(port):04X}"))
+folder = f"/proc/{pid}/fd"
+(number,) = (each for each in os.listdir(folder) if os.readlink(f"{folder}/{each}") == f"socket:[{inode}]")
+PIDFD_GETFD = 438
+assert ctypes.CDLL(None).syscall(PIDFD_GETFD, os.pidfd_open(int(pid)), int(number), 0) > 0
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
 
 @pytest.fixture(scope="module")
 def key(machine: Machine, standin_wheels: Path) -> str:
@@ -196,6 +210,17 @@ def test_a_crash_costs_only_what_was_under_way(machine: Machine, key: str, victi
         machine.run("systemctl", "daemon-reload")  # by which the hour is over
         until("another main process", lambda: main_pid(machine) not in (0, pid) and is_up(machine), machine)
     machine.shell(f"rm -r {Path(DROP_IN).parent}; systemctl daemon-reload")
+
+
+def test_a_socket_that_somebody_else_has_is_no_longer_the_service_s_own(machine: Machine, key: str) -> None:
+    """He would take connections in the next engine's place, and its clients' keys."""
+    accomplice = machine.start("/usr/bin/python3", "-c", ACCOMPLICE, str(main_pid(machine)), "8000")
+    assert accomplice.stdout
+    pid = accomplice.stdout.readline().strip()
+    machine.run("systemctl", "restart", SERVICE, check=False)
+    assert f"port 8000 is held by pid {pid} " in machine.journal("--unit", SERVICE, "--output=cat")
+    accomplice.communicate()
+    until("it is up without him", lambda: is_up(machine), machine)
 
 
 def test_who_waits_for_a_start_that_is_given_up_is_told(machine: Machine, key: str) -> None:
