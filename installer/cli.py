@@ -23,7 +23,7 @@ from installer.verbs.help import Formatter, complete, punctuated
 from installer.verbs.hosts import hosts
 from installer.verbs.keys import keys, set_apikey
 from installer.verbs.monitor import monitor
-from installer.verbs.output import print_json
+from installer.verbs.output import print_failed
 from installer.verbs.sbom import sbom
 from installer.verbs.soak import soak
 
@@ -152,9 +152,4 @@ def _json_is_wanted() -> bool:
 
 
 def _print_error(error: InstallError) -> None:
-    if _json_is_wanted():
-        print_json({"error": {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}})
-        return
-    click.echo(tr("error: {message}", message=error.message), err=True)
-    if error.hint:
-        click.echo(tr("  help: {hint}", hint=error.hint), err=True)
+    print_failed(None, error, _json_is_wanted())

@@ -41,9 +41,15 @@ FILES = {
         "The unit: all vLLM flags and the keys' digests, no secret. Changes of your own belong into "
         "systemctl edit NAME."
     ),
+    "/etc/systemd/system/NAME@K.service": "One replica's, where there are several; NAME.service is their gateway.",
     "/etc/systemd/system/vllm-soak@NAME.timer": "Looks at a service after a change with --soak, while that lasts.",
+    "/etc/systemd/system/vllm-alarm@NAME.service, .timer": "Looks whether somebody is to be told of the service.",
+    "/etc/systemd/system/vllm-notify@NAME.service": "Tells them: NOTIFY_URL, NOTIFY_COMMAND.",
     "/etc/vllm-install/NAME.env": "The settings.",
     "/etc/vllm-install/NAME.limits": "What each key may use at most, where one is limited.",
+    "/etc/vllm-install/NAME.haproxy.cfg": "The gateway's configuration, where there is one.",
+    "/etc/vllm-install/ca": "The host's own authority for TLS=self: its certificate, and its key, for root alone.",
+    "/etc/vllm-install/monitor": "What Prometheus and Grafana read, and the key for Prometheus, after monitor enable.",
     "/etc/sysusers.d/vllm-install-NAME.conf": "The service's user, vllm-NAME.",
     "/opt/vllm-install/engines/ID": "vLLM, immutable, shared by all services that want the same.",
     "/opt/vllm-install/runtime/VERSION": "Launcher, watcher and guard, which vLLM runs with.",
@@ -52,6 +58,7 @@ FILES = {
     "/var/cache/NAME": "Compile caches of one service.",
     "/var/lib/vllm-install/NAME": "What was proved last, and the probe key; root only.",
     "/var/lib/vllm-usage/NAME": "What each key has used; the service's own, bounded in size.",
+    "/var/lib/vllm-install-logs": "Up to where monitor logs has sent the journal on.",
     "/run/NAME": "Digests of the keys in force.",
 }
 

@@ -55,6 +55,7 @@ from installer.spec.facts import Facts, Interpreter
 from installer.spec.model import Model
 from installer.spec.settings import PODMAN, Settings
 from installer.weights import models
+from installer.weights.wanted import files_of
 
 READ = 1 << 20
 TOOL_BYTES = 64 << 20
@@ -159,7 +160,7 @@ def _fetched(model: Model, settings: Settings, host: Host, report: Report) -> Mo
         report.begin(change)
         change.apply(host, report)
         report.done(change)
-    return replace(model, files=models.files_of(model, host))
+    return replace(model, files=files_of(model, host))
 
 
 def _engine_part(engine: Engine, python: Interpreter, seen: Facts, files: Iterable[str]) -> EnginePart:

@@ -210,12 +210,12 @@ class Files:
             trees.is_unlinked(parent, new)
             raise
 
-    def make_dir(self, path: Path, mode: int = 0o755) -> list[Path]:
+    def make_dir(self, path: Path) -> list[Path]:
         """Create a directory and its parents, independent of the caller's umask; says which were missing."""
         missing = [p for p in (path, *path.parents) if not self.at(p).is_dir()]
         for directory in reversed(missing):
             self.at(directory).mkdir(exist_ok=True)
-            self.at(directory).chmod(mode if directory == path else 0o755)
+            self.at(directory).chmod(0o755)
         return missing
 
     def set_mode(self, path: Path, mode: int) -> None:

@@ -1,4 +1,4 @@
-"""Every path on the host, as a property of the service; nothing is computed at import time."""
+"""The paths of a service, and those that services share; what only one module touches is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCKS = Path("/run/vllm-install")
+UNITS = Path("/etc/systemd/system")
 STATES = Path("/var/lib/vllm-install")  # below it, one directory for each service
 SENDER = "vllm-notify"  # with an @ no service can have the name of a unit of it
 USAGE = Path("/var/lib/vllm-usage")  # the same; apart from the other, which is root's alone
@@ -37,7 +38,7 @@ class Layout:
     @property
     def replicas_drop_ins(self) -> Path:
         """What stands there is for all replicas."""
-        return Path("/etc/systemd/system") / f"{self.service}@.service.d"
+        return UNITS / f"{self.service}@.service.d"
 
     def number_of(self, unit_name: str) -> int | None:
         """Of the replica whose unit that is, 0 for the unit that people type; None of a unit that is not the service's.
@@ -52,7 +53,7 @@ class Layout:
 
     @property
     def unit(self) -> Path:
-        return Path("/etc/systemd/system") / self.unit_name
+        return UNITS / self.unit_name
 
     @property
     def settings_file(self) -> Path:

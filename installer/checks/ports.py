@@ -9,7 +9,7 @@ from pathlib import Path
 
 from installer.base.errors import InstallError
 from installer.base.host import Host
-from installer.base.layout import Layout
+from installer.base.layout import UNITS, Layout
 from installer.runtime import vllm_flags
 from installer.units.processes import Address, as_address, conflict
 from installer.units.syntax import exec_line
@@ -27,7 +27,7 @@ class Port:
 def ports_of_services(host: Host) -> Iterator[Port]:
     """Of every unit that starts our launcher or gateway, an ejected one too; a damaged record changes nothing here."""
     runtimes = Layout("any").runtimes
-    for path in host.children(Path("/etc/systemd/system")):
+    for path in host.children(UNITS):
         if path.suffix != ".service" or not host.at(path).is_file():
             continue
         with contextlib.suppress(ValueError, InstallError):  # what somebody wrote there by hand may be no port

@@ -22,7 +22,7 @@ from installer.checks.preflight_podman import check_podman
 from installer.checks.preflight_toolkit import check_toolkit
 from installer.families.known import family_of
 from installer.spec.facts import Disk, Facts, Interpreter
-from installer.spec.problem import Problem as Problem
+from installer.spec.problem import Problem
 from installer.spec.settings import PODMAN, Settings
 from installer.spec.values import AUTO
 from installer.spec.vendors import NVIDIA, VENDORS

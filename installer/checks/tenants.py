@@ -8,7 +8,7 @@ from pathlib import Path
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import Layout
+from installer.base.layout import UNITS, Layout
 from installer.checks import ports
 from installer.checks.placement import engines_on, gpus_needed
 from installer.spec.facts import Facts, Tenant
@@ -21,7 +21,7 @@ from installer.units.processes import listener
 from installer.units.syntax import environment
 from installer.units.systemd import unit_properties
 
-UNITS = (Path("/etc/systemd/system"), Path("/run/systemd/system"))
+OF_ADMINS = (UNITS, Path("/run/systemd/system"))
 LAST_PORT = 8999  # above lie ports that others are known to use
 OF_REPLICAS = range(20001, 30000)  # below those that the kernel lends to whoever connects
 
@@ -56,7 +56,7 @@ def visible_devices(host: Host, layout: Layout, number: int = 0) -> tuple[tuple[
     Of several files of one name systemd reads the one for that replica alone, and rather from /etc.
     """
     names = [layout.replicas_drop_ins.name, f"{layout.member_name(number)}.d"] if number else [f"{layout.unit_name}.d"]
-    found = [path for name in names for folder in reversed(UNITS) for path in host.children(folder / name)]
+    found = [path for name in names for folder in reversed(OF_ADMINS) for path in host.children(folder / name)]
     files = {path.name: path for path in found if path.suffix == ".conf"}
     return visible(environment("\n".join(_text(host, files[name]) for name in sorted(files))))
 

@@ -28,6 +28,7 @@ from installer.forms.podman import images
 from installer.forms.venv import engines
 from installer.memory.capacity import Estimate
 from installer.spec.keys import Key
+from installer.spec.problem import Problem
 from installer.spec.records import check_unmanaged, load_state, managed
 from installer.spec.state import State
 from installer.units import keyring
@@ -214,7 +215,7 @@ def _checked_plan(request: Request, resolved: Resolved, state: State, host: Host
     return changes
 
 
-def _refuse(problems: Iterable[preflight.Problem]) -> None:
+def _refuse(problems: Iterable[Problem]) -> None:
     found = list(problems)
     if found:
         raise preflight.refuse(found)

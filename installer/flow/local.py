@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.model.checkpoint import check_access, check_directory
 from installer.spec.model import Model, ModelError
 from installer.spec.settings import Settings
 from installer.units.render import HIDDEN
-from installer.weights import models
 
 
 def check_local(model: Model, settings: Settings, host: Host) -> None:
     if model.source != "local":
         return
     with_pickles = settings.model in settings.allow_pickle
-    problems = models.check_directory(host.at(model.path), with_pickles=with_pickles)
-    problems += models.check_access(model.path, host)
+    problems = check_directory(host.at(model.path), with_pickles=with_pickles)
+    problems += check_access(model.path, host)
     if str(model.path).startswith(HIDDEN):
         hidden = model.path.parents[-2]
         problems.append(tr("the service's sandbox hides {path}; move the model, for example to /srv", path=hidden))

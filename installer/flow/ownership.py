@@ -9,12 +9,11 @@ from pathlib import Path
 from installer.base.changes import Change, Write
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import Layout
-from installer.checks.preflight import Problem
+from installer.base.layout import UNITS, Layout
+from installer.spec.problem import Problem
 from installer.spec.records import owned_on
 from installer.spec.state import State
 from installer.units import alarm, soaking
-from installer.units.graph import UNITS
 from installer.units.render import fingerprint
 from installer.units.systemd import unit_properties
 

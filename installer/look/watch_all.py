@@ -199,15 +199,7 @@ def _table(found: list[Row]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    titles = (
-        tr("service"),
-        tr("state"),
-        tr("runs / waits"),
-        tr("tokens/s out / in"),
-        tr("first token"),
-        tr("KV cache"),
-    )
-    for number, title in enumerate(titles):
+    for number, title in enumerate(_titles()):
         table.add_column(Text(title), overflow="fold", min_width=8 if number else 12, ratio=1 if number == 1 else None)
     for row in found:
         table.add_row(*map(Text, row))

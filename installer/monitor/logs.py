@@ -16,12 +16,12 @@ from installer.base.changes import Change, Remove, Run, Write
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
+from installer.base.layout import UNITS
 from installer.base.templates import template
 from installer.checks.secret_files import exposed
 from installer.monitor.ship import Task
 from installer.monitor.sinks import Entry, deliver
 from installer.runtime.vllm_notify import NotTaken
-from installer.units.graph import UNITS
 from installer.units.soaking import check_tool, environment_of_tool
 from installer.units.syntax import FILTERS
 

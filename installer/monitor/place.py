@@ -14,14 +14,13 @@ from installer.base.assets import DATA
 from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import LOCKS, MONITOR
+from installer.base.layout import LOCKS, MONITOR, UNITS
 from installer.base.report import Report
 from installer.base.templates import template
 from installer.base.trust import of_others
 from installer.monitor import rules, scrape, textfile
 from installer.monitor.targets import TARGETS
 from installer.spec.state import text_digest
-from installer.units.graph import UNITS
 from installer.units.monitoring import KEY
 from installer.units.soaking import check_tool, environment_of_tool
 from installer.units.syntax import FILTERS

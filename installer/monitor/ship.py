@@ -20,11 +20,11 @@ from typing import NoReturn
 
 from installer.base.errors import InstallError
 from installer.base.host import Host
+from installer.base.layout import UNITS
 from installer.diagnosis.redact import Redactor
 from installer.monitor.sinks import BadEntry, Entry, deliver
 from installer.runtime.vllm_notify import NotTaken
 from installer.runtime.vllm_text import one_line
-from installer.units.graph import UNITS
 from installer.units.keyring import keys_in
 
 # What is kept of an entry; least of all the command line of a process, in which digests of keys stand.

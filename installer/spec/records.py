@@ -10,7 +10,7 @@ from installer.base.errors import Refused
 from installer.base.files import Strange
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import SENDER, STATES, Layout
+from installer.base.layout import SENDER, STATES, UNITS, Layout
 from installer.spec.record import UNREADABLE, VERSION, of_record, to_record
 from installer.spec.state import State
 from installer.spec.target import Target
@@ -120,7 +120,7 @@ def services(host: Host) -> list[str]:
 def ejected(host: Host) -> dict[str, str]:
     """Services that run on our engines but are no longer ours, and their units: what these need stays."""
     managed, runtimes = (*services(host), SENDER), f"{Layout('any').runtimes}/"
-    units = [path for path in host.children(Path("/etc/systemd/system")) if path.suffix == ".service"]
+    units = [path for path in host.children(UNITS) if path.suffix == ".service"]
     texts = {path.stem: host.read(path) or "" for path in units if host.at(path).is_file()}
     return {name: text for name, text in texts.items() if name.partition("@")[0] not in managed and runtimes in text}
 

@@ -10,11 +10,10 @@ from installer import __version__
 from installer.base.changes import Change, Remove, Run, Write
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import SENDER, Layout
+from installer.base.layout import SENDER, UNITS, Layout
 from installer.base.templates import template
 from installer.forms.interpreter import interpreter
 from installer.spec.target import Target
-from installer.units.graph import UNITS
 from installer.units.soaking import check_tool, environment_of_tool
 from installer.units.syntax import FILTERS
 

@@ -13,7 +13,7 @@ import psutil
 
 from installer.base.changes import Change
 from installer.base.host import Host
-from installer.base.language import tr
+from installer.base.language import english, tr
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.runtime import vllm_certificate
@@ -93,7 +93,7 @@ class IssueCertificate:
 
     def apply(self, host: Host, report: Report) -> None:
         """The key first and the certificate last: what was cut off before that is done again."""
-        with host.lock(self.layout.shared_lock, "vllm-install", report.note):
+        with host.lock(self.layout.shared_lock, f"vllm-install: {english(self.describe())}", report.waits):
             if not host.exists(CERTIFICATE):
                 _make_authority(host)
         files = certificate_files(Settings(tls="self"), self.layout)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from installer import __version__
 from installer.base.host import Host
-from installer.base.layout import Layout
+from installer.base.layout import UNITS, Layout
 from installer.base.templates import template
 from installer.forms.venv import python_of
 from installer.runtime.vllm_haproxy import SOCKET
 from installer.spec.settings import Settings
 from installer.spec.target import Target
 from installer.units.api import ONLY_HERE
-from installer.units.graph import UNITS, Member
+from installer.units.graph import Member
 from installer.units.haproxy import HELD, HOLD
 from installer.units.syntax import FILTERS
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
-from installer.base.layout import Layout
+from installer.base.layout import UNITS, Layout
 from installer.spec.target import LOOPBACK, Target
-
-UNITS = Path("/etc/systemd/system")
 
 
 @dataclass(frozen=True)

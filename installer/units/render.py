@@ -11,7 +11,7 @@ from pathlib import Path
 
 from installer import __version__
 from installer.base.assets import RUNTIME, asset_dir
-from installer.base.layout import Layout
+from installer.base.layout import UNITS, Layout
 from installer.base.templates import template
 from installer.families.known import family_of
 from installer.forms.interpreter import interpreter
@@ -21,7 +21,7 @@ from installer.spec.state import text_digest
 from installer.spec.target import Target
 from installer.spec.vendors import of_kind, variables_of
 from installer.units.gateway import gateway_digest, gateway_files, gateway_unit
-from installer.units.graph import UNITS, Member, members, units
+from installer.units.graph import Member, members, units
 from installer.units.syntax import FILTERS, quote_exec
 
 # Not VLLM_…: vLLM warns of variables with that beginning that it does not know.
@@ -52,12 +52,6 @@ class File:
     mode: int = 0o644
 
 
-# How systemd reads a line
-
-
-# Files
-
-
 def render(target: Target, layout: Layout) -> dict[Path, File]:
     """Every file of ours that this service needs, but for the settings and the probe key."""
     texts = {member.path: unit(target, layout, member.number) for member in members(layout, target)}
@@ -72,7 +66,7 @@ def render(target: Target, layout: Layout) -> dict[Path, File]:
 
 def shared_units() -> dict[Path, str]:
     """Static units that all services on the host share."""
-    return {Path("/etc/systemd/system") / p.name: p.read_text() for p in sorted(asset_dir("units").iterdir())}
+    return {UNITS / p.name: p.read_text() for p in sorted(asset_dir("units").iterdir())}
 
 
 @functools.cache

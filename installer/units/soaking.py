@@ -13,10 +13,9 @@ from installer.base.errors import Refused
 from installer.base.files import Files
 from installer.base.host import Host
 from installer.base.language import tr
-from installer.base.layout import Layout
+from installer.base.layout import UNITS, Layout
 from installer.base.templates import template
 from installer.base.trust import of_others
-from installer.units.graph import UNITS
 from installer.units.syntax import FILTERS
 
 LOOKS = 20  # at least, in the time of a soak

@@ -13,7 +13,15 @@ from installer.base.layout import Layout
 from installer.base.report import choose
 from installer.spec.asked import assigned
 from installer.spec.settings import check_service
-from installer.verbs.options import agree, json_option, new_service_option, quiet_option, service_word, yes_option
+from installer.verbs.options import (
+    agree,
+    dry_run_option,
+    json_option,
+    new_service_option,
+    quiet_option,
+    service_word,
+    yes_option,
+)
 from installer.verbs.output import print_changes, print_deployed, print_json
 
 if TYPE_CHECKING:
@@ -111,7 +119,7 @@ def _as_data(proposal: Proposal, changes: list[Change]) -> dict[str, object]:
 
 @click.command()
 @service_word
-@click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
+@dry_run_option
 @yes_option
 @json_option
 @quiet_option

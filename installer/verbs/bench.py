@@ -14,7 +14,14 @@ from installer.base.layout import Layout
 from installer.base.report import Report, choose
 from installer.spec.asked import check_typed
 from installer.spec.settings import check_service
-from installer.verbs.options import Percent, ServiceGroup, json_option, quiet_option, service_option
+from installer.verbs.options import (
+    Percent,
+    ServiceGroup,
+    below_service_option,
+    json_option,
+    quiet_option,
+    service_option,
+)
 from installer.verbs.output import as_plain, print_json, write_out
 from installer.verbs.use import TRIAL_OPTIONS, trial_options
 
@@ -162,7 +169,7 @@ def _show(measured: Measured, svg: str | None, host: Host, *, as_json: bool) -> 
 
 @bench.command("show")
 @click.argument("name", required=False)
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @throwaway_option
 @svg_option
 @json_option
@@ -179,7 +186,7 @@ def show(
 
 
 @bench.command("history")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @throwaway_option
 @json_option
 @click.pass_obj
@@ -202,7 +209,7 @@ def history(chosen: str, /, service: str | None, throwaway: bool, as_json: bool)
 @bench.command("compare")
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @throwaway_option
 @click.option(
     "--margin", type=Percent(), metavar="PERCENT",

@@ -18,6 +18,7 @@ from installer.verbs.options import (
     Percent,
     agree,
     complete_service,
+    discard_option,
     dry_run_option,
     flags_of,
     json_option,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from installer.flow.request import Request
 
 MARGIN = 15.0  # percent; two runs of the same were 10 apart
-discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
 
 @click.command("set-context", cls=OverHosts)

@@ -16,7 +16,7 @@ from installer.base.errors import Exit, Interrupted, Refused, UsageError, explai
 from installer.base.language import tr
 from installer.base.report import choose
 from installer.spec.settings import NAMES, check_service
-from installer.verbs.options import ServiceGroup, json_option, quiet_option, service_option
+from installer.verbs.options import ServiceGroup, below_service_option, json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class _Noted(io.TextIOBase):
 
 @hosts.command("drain")
 @click.argument("name")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @quiet_option
 @click.pass_obj
 def drain(chosen: str, name: str, service: str | None, quiet: bool) -> None:
@@ -156,7 +156,7 @@ def drain(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 
 @hosts.command("join")
 @click.argument("name")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @quiet_option
 @click.pass_obj
 def join(chosen: str, name: str, service: str | None, quiet: bool) -> None:
@@ -171,7 +171,7 @@ def join(chosen: str, name: str, service: str | None, quiet: bool) -> None:
 
 @hosts.command("remove")
 @click.argument("name")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @quiet_option
 @click.pass_obj
 def remove(chosen: str, name: str, service: str | None, quiet: bool) -> None:

@@ -14,7 +14,7 @@ from installer.base.language import mark, tr
 from installer.base.layout import Layout
 from installer.base.report import choose
 from installer.spec.settings import check_service
-from installer.verbs.options import ServiceGroup, json_option, quiet_option, service_option
+from installer.verbs.options import ServiceGroup, below_service_option, json_option, quiet_option, service_option
 from installer.verbs.output import print_json
 from installer.verbs.over import OverHosts
 
@@ -133,7 +133,7 @@ def _ending(key: Key) -> str:
 
 @keys.command("revoke", cls=OverHosts)
 @click.argument("name")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @quiet_option
 @click.pass_obj
 def revoke(chosen: str, name: str, service: str | None, quiet: bool) -> None:

@@ -10,13 +10,11 @@ import click
 from installer.base.language import tr
 from installer.base.report import choose
 from installer.verbs.all_hosts import OnAllHosts
-from installer.verbs.options import address, json_option, quiet_option
+from installer.verbs.options import address, discard_option, json_option, quiet_option
 from installer.verbs.output import print_json
 
 if TYPE_CHECKING:
     from installer.monitor.watching import Watching
-
-discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 
 
 class _Together(OnAllHosts):

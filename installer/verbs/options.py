@@ -77,6 +77,8 @@ new_service_option = click.option(
     "--service", default=Settings.service, show_default=True, metavar="NAME", help="Which service.",
     shell_complete=complete_service,
 )  # fmt: skip
+# Below a verb that has taken the service already.
+below_service_option = click.option("--service", metavar="NAME", help="Which service.", shell_complete=complete_service)
 
 
 def service_word(function: F) -> F:
@@ -128,12 +130,12 @@ class ServiceGroup(click.Group):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
+discard_option = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress, only warnings and the result.")
 
 
 def _parsers(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
     from installer.families.known import family_of
-    from installer.spec.settings import Settings
 
     known = family_of(Settings()).abilities()
     names = known.tool_parsers if option.name == "tool_call_parser" else known.reasoning_parsers
@@ -152,9 +154,7 @@ def setting_options(function: F) -> F:
         help="Write the key itself into the unit: every local user can read it.",
     )(function)
     function = click.option("--held-key", "held_keys", multiple=True, hidden=True)(function)  # as other hosts have it
-    function = click.option("--discard-edits", is_flag=True, help="Overwrite files of ours that were edited by hand.")(
-        function
-    )
+    function = discard_option(function)
     return click.argument("vllm_args", nargs=-1, metavar="[-- VLLM_FLAGS...]")(function)
 
 

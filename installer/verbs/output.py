@@ -98,11 +98,11 @@ def print_deployed(done: Deployed) -> None:
     click.echo(textwrap.indent(f"\n{commands}journalctl -u {service} -f\nsystemctl restart {service}", "  "))
 
 
-def print_failed(service: str, error: InstallError, as_json: bool) -> None:
-    """One of several services that did not get there."""
+def print_failed(service: str | None, error: InstallError, as_json: bool) -> None:
+    """One of several services that did not get there, or the command itself."""
     if as_json:
         said = {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
-        print_json({"service": service, "error": said})
+        print_json({"service": service, "error": said} if service else {"error": said})
         return
     click.echo(tr("error: {message}", message=error.message), err=True)
     if error.hint:

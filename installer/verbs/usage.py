@@ -12,7 +12,7 @@ from installer.base.report import choose
 from installer.runtime.vllm_limits import PRIORITIES
 from installer.spec.settings import check_service
 from installer.verbs.all_hosts import all_hosts_option, heard
-from installer.verbs.options import json_option, quiet_option, service_word
+from installer.verbs.options import below_service_option, json_option, quiet_option, service_word
 from installer.verbs.output import as_plain, print_json
 from installer.verbs.over import OverHosts
 
@@ -71,7 +71,7 @@ def _of_all(service: str, since: str, key: str | None) -> Usage:
 @click.option("--budget", metavar="N/month", help="Tokens in a calendar month of UTC, as 5M/month; or none.")
 @click.option("--priority", type=click.Choice([*PRIORITIES]), help="Whose requests come first (SCHEDULING=priority).")
 @click.option("--none", "lift", is_flag=True, help="Lift every limit of the key.")
-@click.option("--service", metavar="NAME", help="Which service.")
+@below_service_option
 @json_option
 @quiet_option
 @click.pass_obj

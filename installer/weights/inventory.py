@@ -202,7 +202,7 @@ def plan_prune(host: Host) -> list[RemoveModel]:
 
 
 def prune(host: Host, report: Report) -> list[RemoveModel]:
-    with host.lock(ANY.shared_lock, "vllm-install models prune", lambda holder: report.note(holder)):
+    with host.lock(ANY.shared_lock, "vllm-install models prune", report.waits):
         changes = plan_prune(host)
         for change in changes:
             report.begin(change)

@@ -14,7 +14,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import Report, size
 from installer.model import builtin
-from installer.model.checkpoint import check_access, check_directory
+from installer.model.checkpoint import check_directory
 from installer.model.selection import select
 from installer.spec.model import COMMIT, PROVIDERS, Model, ModelError, ModelFile, NoAccess, NotHere, Origin, distinct
 from installer.spec.offer import Elsewhere
@@ -28,11 +28,6 @@ from installer.weights.wanted import as_on_disk, files_of, is_present, not_here,
 
 if TYPE_CHECKING:
     from installer.spec.carrier import Carrier
-
-__all__ = [
-    "Download", "Model", "ModelError", "ModelFile",
-    "changes", "check_access", "check_directory", "check_space", "files_of", "is_present", "resolve",
-]  # fmt: skip
 
 # Left free beside the weights: a file system filled to the last byte breaks more than the download.
 HEADROOM = 64 * 1024 * 1024

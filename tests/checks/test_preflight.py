@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from installer.base.errors import Exit
 from installer.base.layout import Layout
 from installer.checks import preflight
-from installer.checks.preflight import Problem
 from installer.spec.facts import Disk, Facts, Gpu, Interpreter, NoDriver, Nvcc, Podman, Process
+from installer.spec.problem import Problem
 from installer.spec.settings import Settings
 
 LAYOUT = Layout("qwen3vl")

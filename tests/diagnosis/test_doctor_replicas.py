@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from installer.base.host import Host
+from installer.base.layout import UNITS
 from installer.diagnosis import bug_report, doctor, scene
 from installer.diagnosis.finding import Finding
 from installer.diagnosis.scene import Scene, look
@@ -27,7 +28,7 @@ from installer.spec.target import Placed, Replica
 from installer.units import haproxy
 from installer.units.api import Answer, Api, NoAnswer
 from installer.units.custody import Custody
-from installer.units.graph import UNITS, handle, members
+from installer.units.graph import handle, members
 from installer.units.haproxy import GatewayState, MemberState
 from installer.units.holding import Holding
 from installer.units.keyring import keys_in

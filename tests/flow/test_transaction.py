@@ -51,11 +51,13 @@ from installer.spec.settings import Settings
 from installer.spec.state import State
 from installer.spec.values import BUILTIN
 from installer.units import keyring
+from installer.units.authority import IssueCertificate
 from installer.units.gateway import config_file
 from installer.units.holding import Holding
 from installer.units.keyring import unit_keys
 from installer.units.render import process_digest, render, shared_units, with_keys
 from installer.units.systemd import MainProcess
+from installer.weights import inventory
 from installer.weights.models import Download
 from tests.flow.test_steps import apply, recorded, tree
 from tests.kit.targets import DEFAULT_KEY, KEYS, PROBE_KEY, replicated, wanted, with_settings
@@ -430,6 +432,8 @@ def test_an_engine_is_built_under_a_lock_of_its_own(host: Host, want: Wanted) ->
         (LAYOUT.keys_lock, lambda host, report: keyring.alone(host, LAYOUT, report).__enter__()),
         (LAYOUT.told_lock, lambda host, report: alarm.look("qwen3vl", host, report)),
         (LAYOUT.told_lock, lambda host, report: alarm.test("qwen3vl", host, report)),
+        (LAYOUT.shared_lock, inventory.prune),
+        (LAYOUT.shared_lock, IssueCertificate(LAYOUT, ("localhost",)).apply),
     ],
 )
 def test_who_has_to_wait_is_told_for_whom(host: Host, lock: Path, act: Callable[[Host, Report], object]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from installer.base.host import Host
-from installer.forms.venv.pipconf import Sources, read_sources, redact
+from installer.forms.venv.pipconf import Sources, read_sources
 from installer.spec.settings import Settings
 
 
@@ -105,5 +105,6 @@ def test_a_new_password_is_not_another_source_but_a_new_index_is() -> None:
     assert first != Sources(index_url="https://u:old@two/simple").identity()
 
 
-def test_redact_takes_user_and_password() -> None:
-    assert redact("at https://user:pass@host/simple, http://token@h/") == "at https://***@host/simple, http://***@h/"
+@pytest.mark.parametrize("url", ["https://me:p@ss@mirror/simple", "https://me:a/b@mirror/simple"])
+def test_a_password_that_was_typed_as_it_is_names_no_place(url: str) -> None:
+    assert Sources(index_url=url, find_links=(url,)).places() == ["https://***@mirror/simple"] * 2

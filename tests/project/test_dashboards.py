@@ -1,4 +1,4 @@
-"""The dashboards that ship are those of scripts/boards.py, and what Grafana can show."""
+"""The dashboards that ship are those of scripts/boards/, and what Grafana can show."""
 
 from __future__ import annotations
 

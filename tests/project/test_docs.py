@@ -27,6 +27,7 @@ from tests.kit.boot.surroundings import REPO
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
 READMES = (REPO / "README.md", REPO / "README.zh-CN.md")
 TOURS = (REPO / "docs/tour.md", REPO / "docs/tour.zh-CN.md")
+MADE = ("build", "dist")  # there or not
 VERB = re.compile(r"^(?:sudo |# |\$ )*vllm-install (.+)$")
 
 
@@ -70,6 +71,17 @@ def test_every_link_leads_to_something(page: Path) -> None:
         if not found.exists() or (anchor and anchor not in anchors(found)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_file_of_the_repository_that_a_page_names_is_there(page: Path) -> None:
+    gone = []
+    for path in re.findall(r"`([\w.-]+/[\w./*-]*)(?:::\w+)?`", prose(page)):
+        first = path.split("/")[0]
+        tops = [top for top in (REPO, REPO / "installer") if first not in MADE and (top / first).is_dir()]
+        if tops and not any([*top.glob(path)] for top in tops):
+            gone.append(path)
+    assert gone == []
 
 
 def test_the_index_names_every_page() -> None:

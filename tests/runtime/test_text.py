@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from installer.base.host import Host
 from installer.model.model_about import About, read_directory
-from installer.runtime.vllm_text import KEPT, command, harmless, one_line
+from installer.runtime.vllm_text import KEPT, command, harmless, one_line, without_password
 from installer.units import processes
 from tests.kit.boot.surroundings import REPO
 
@@ -57,6 +57,19 @@ def test_what_people_write_comes_through(text: str) -> None:
 )
 def test_of_a_foreign_command_line_the_words_up_to_the_first_option(arguments: str, shown: str) -> None:
     assert command(arguments) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://user:pass@host/simple, http://token@h/", "at https://***@host/simple, http://***@h/"),
+        ("https://me:p@ss@mirror/", "https://***@mirror/"),
+        ("https://me:a/b@mirror", "https://***@mirror"),
+        ("https://mirror/simple", "https://mirror/simple"),
+    ],
+)
+def test_of_a_url_neither_user_nor_password_is_shown(text: str, shown: str) -> None:
+    assert without_password(text) == shown
 
 
 @contextmanager

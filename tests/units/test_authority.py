@@ -81,6 +81,18 @@ def test_one_that_serves_is_kept_and_another_service_has_the_same_authority(name
     assert named.read(CERTIFICATE) == before
 
 
+def test_who_waits_for_it_reads_what_is_being_made(named: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    def lock(_: Host, path: Path, command: str, busy: object) -> contextlib.AbstractContextManager[None]:
+        held.append(command)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(Host, "lock", lock)
+    IssueCertificate(LAYOUT, ("localhost",)).apply(named, Report())
+    assert held == ["vllm-install: make a certificate for TLS that names localhost"]
+
+
 def test_a_gateway_that_runs_is_told_of_a_new_one(named: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(Host, "systemctl", lambda _, *words, check=True: told.append((*words, str(check))))

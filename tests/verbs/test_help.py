@@ -71,6 +71,16 @@ def test_who_names_no_service_means_the_only_one(
     assert cli.commands["deploy"].make_context("deploy", []).params["service"] == "qwen3vl"
 
 
+def test_every_option_that_names_a_service_completes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "known_services", lambda: ["coder", "embed"])
+    silent = []
+    for name, command in commands():
+        named = [each for each in command.params if "--service" in each.opts]
+        offered = [[item.value for item in each.shell_complete(click.Context(command), "co")] for each in named]
+        silent += [name for names in offered if names != ["coder"]]
+    assert silent == []
+
+
 def test_a_record_makes_a_service_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from installer.base import host
 

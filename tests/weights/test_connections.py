@@ -18,8 +18,9 @@ from installer.base.report import JsonLines, Report
 from installer.spec.model import Model, ModelError, Origin
 from installer.weights import download, models, wire
 from installer.weights.incoming import Incoming, Lease
-from installer.weights.models import changes, is_present, resolve
+from installer.weights.models import changes, resolve
 from installer.weights.partial import BLOCK
+from installer.weights.wanted import is_present
 from tests.kit.bulk_hub import model
 from tests.kit.hub import Hub
 from tests.kit.weights import LAYOUT, REPO, Counting, blobs, refusal, settings

@@ -15,7 +15,8 @@ from installer.model import builtin
 from installer.model.builtin import MakeBuiltin
 from installer.model.checkpoint import check_access
 from installer.spec.model import ModelError
-from installer.weights.models import is_present, resolve
+from installer.weights.models import resolve
+from installer.weights.wanted import is_present
 from tests.kit.hub import Hub
 from tests.kit.weights import LAYOUT, REPO, SHARD, WANTED, Counting, checkpoint, due, pull, served, settings, weights
 

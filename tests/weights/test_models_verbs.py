@@ -24,7 +24,8 @@ from installer.spec.target import Target
 from installer.units.render import render
 from installer.weights import inventory
 from installer.weights.inventory import RemoveModel, plan_prune, prune
-from installer.weights.models import is_present, resolve
+from installer.weights.models import resolve
+from installer.weights.wanted import is_present
 from tests.kit.boot.surroundings import in_own_mounts
 from tests.kit.hub import Hub
 from tests.kit.targets import target

@@ -14,7 +14,8 @@ import pytest
 from installer.base.host import Host
 from installer.spec.settings import Settings
 from installer.weights.incoming import CHUNK
-from installer.weights.models import is_present, resolve
+from installer.weights.models import resolve
+from installer.weights.wanted import is_present
 from tests.kit.bulk_hub import model
 from tests.kit.hub import Hub
 from tests.kit.weights import LAYOUT, REPO, child, settings

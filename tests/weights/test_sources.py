@@ -21,7 +21,8 @@ from installer.spec.model import Model, ModelError, Origin
 from installer.spec.settings import Settings
 from installer.weights import hub, inventory
 from installer.weights.addresses import token_of
-from installer.weights.models import changes, is_present, resolve
+from installer.weights.models import changes, resolve
+from installer.weights.wanted import is_present
 from tests.kit.hub import File, Hub, Repo
 from tests.kit.modelscope import ModelScope
 from tests.kit.proxy import Proxy

@@ -20,9 +20,10 @@ from installer.base.report import Report, size
 from installer.families.family import Packages
 from installer.families.known import family_named, family_of, label, label_of
 from installer.forms.venv import bytecode, cuda_home, python_of, resolving, soundness
-from installer.forms.venv.pipconf import Sources, read_sources, redact
+from installer.forms.venv.pipconf import Sources, read_sources
 from installer.forms.venv.resolving import PythonTarget, Resolving, backend_options, with_vllm_indexes
 from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
+from installer.runtime.vllm_text import without_password
 from installer.spec.engine import Engine, exact, versions
 from installer.spec.settings import Settings
 
@@ -339,6 +340,6 @@ def _quiet_environment(home: Path) -> dict[str, str]:
 
 
 def _pass_on(line: str, report: Report) -> None:
-    said = redact(line.strip())
+    said = without_password(line.strip())
     if said.startswith(("Downloading", "Prepared", "Installed", "warning")):
         report.note(said)

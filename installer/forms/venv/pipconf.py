@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import configparser
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
+from installer.runtime.vllm_text import without_password
 from installer.spec.settings import Settings
 
 SECTIONS = ("global", "install")  # later ones win, as in pip
@@ -16,7 +16,6 @@ LISTS = ("extra-index-url", "find-links", "trusted-host")
 KEYS = (*LISTS, "index-url", "cert", "client-cert", "no-index", "proxy")
 TRUE = ("1", "true", "yes", "on", "t", "y")
 SYSTEM_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +38,7 @@ class Sources:
 
     def places(self) -> list[str]:
         """The index, further ones and folders, without passwords; an empty text stands for PyPI."""
-        return [redact(url) for url in (self.index_url or "", *self.extra_index_urls, *self.find_links)]
+        return [without_password(url) for url in (self.index_url or "", *self.extra_index_urls, *self.find_links)]
 
     def options(self) -> list[str]:
         """The part without secrets, as uv's options."""
@@ -106,11 +105,6 @@ def read_sources(host: Host, settings: Settings, environ: Mapping[str, str]) -> 
         no_index=values.get("no-index", "").lower() in TRUE and not settings.index_url,
         system_certs=any(host.exists(Path(store)) for store in SYSTEM_STORES),
     )
-
-
-def redact(text: str) -> str:
-    """Without the user and password in any URL."""
-    return CREDENTIALS.sub("***@", text)
 
 
 def _files(environ: Mapping[str, str]) -> list[Path]:

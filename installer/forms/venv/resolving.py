@@ -13,8 +13,9 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.families.known import family_of
-from installer.forms.venv.pipconf import Sources, redact
+from installer.forms.venv.pipconf import Sources
 from installer.forms.venv.uv import EngineFailed, explain_uv, run_uv
+from installer.runtime.vllm_text import without_password
 from installer.spec.engine import versions
 from installer.spec.settings import Settings
 
@@ -149,7 +150,7 @@ class Resolving:
         for version, place in TORCH.findall(said):
             build = build_of(version)
             if build and build != self.kind:
-                raise wrong_torch(version, build, self.kind, redact(place))
+                raise wrong_torch(version, build, self.kind, without_password(place))
 
 
 def build_of(version: str) -> str | None:

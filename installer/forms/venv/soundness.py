@@ -11,8 +11,9 @@ from pathlib import Path
 from installer.base.language import tr
 from installer.families.family import Packages
 from installer.forms.venv import resolving
-from installer.forms.venv.pipconf import Sources, redact
+from installer.forms.venv.pipconf import Sources
 from installer.forms.venv.uv import EngineFailed
+from installer.runtime.vllm_text import without_password
 
 BUILD = re.compile(
     r"^(cuda|hip)\b[^=\n]*= *['\"]", re.MULTILINE
@@ -96,4 +97,4 @@ def _place_of(version: str, sources: Sources) -> str:
         if "://" not in folder and list(Path(folder).glob(f"torch-{version}-*.whl")):
             return folder
     places = sources.find_links if sources.no_index else [place or "PyPI" for place in sources.places()]
-    return redact(", ".join(places))
+    return without_password(", ".join(places))

@@ -10,7 +10,8 @@ from installer.base.errors import CommandFailed, Exit, InstallError
 from installer.base.host import Host
 from installer.base.language import mark, tr
 from installer.families.known import family_of, label
-from installer.forms.venv.pipconf import Sources, redact
+from installer.forms.venv.pipconf import Sources
+from installer.runtime.vllm_text import without_password
 from installer.spec.settings import Settings
 
 MIRROR = mark("name a mirror with --index-url URL, or a folder of wheels with --find-links DIR")
@@ -81,7 +82,7 @@ def run_uv(
 
 def explain_uv(error: CommandFailed, kind: str, settings: Settings, *, is_tested: bool = False) -> EngineFailed:
     """In words of this task; where a tested lock was asked for, what would do without it."""
-    said = redact(error.output).strip()
+    said = without_password(error.output).strip()
     vllm = f"{label(settings)} ({kind})"
     tail = "\n".join([line for line in said.splitlines() if line.strip()][-6:])
     what, hint = next((what, hint) for pattern, what, hint in MEANINGS if re.search(pattern, said, re.IGNORECASE))
