@@ -427,7 +427,7 @@ def test_an_engine_is_built_under_a_lock_of_its_own(host: Host, want: Wanted) ->
     ("lock", "act"),
     [
         (LAYOUT.shared_lock, lambda host, report: transaction.shared("set PORT=2", host, report).__enter__()),
-        (LAYOUT.keys_lock, lambda host, report: keyring.alone(host, LAYOUT, report).__enter__()),
+        (LAYOUT.keys_lock, lambda host, report: keyring.alone(host, LAYOUT, report, "set").__enter__()),
         (LAYOUT.told_lock, lambda host, report: alarm.look("qwen3vl", host, report)),
         (LAYOUT.told_lock, lambda host, report: alarm.test("qwen3vl", host, report)),
     ],
