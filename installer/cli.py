@@ -6,7 +6,10 @@ import io
 import itertools
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -50,8 +53,28 @@ VERBS: dict[str, tuple[click.Command, ...]] = {
 }  # fmt: skip
 
 
+class Unread(Exception):
+    """Who read what we print has gone. No OSError: click would end us by itself, as if we had failed."""
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise Unread from error
+
+
 class Grouped(click.Group):
     """Lists the verbs by what they are for."""
+
+    @_read()
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        return super().make_context(*args, **more)
+
+    @_read()
+    def invoke(self, context: click.Context) -> Any:
+        return super().invoke(context)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
@@ -107,31 +130,50 @@ def main() -> None:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and (flag := _flag_of_vllm(error.option_name)):
-            _print_error(
+            _fail(
                 UsageError(
                     tr("{flag} is a flag of vLLM's own", flag=flag),
                     tr("give it after --, as in: -- {flag} …", flag=flag),
                 )
             )
-            sys.exit(Exit.USAGE)
         if _json_is_wanted():
-            _print_error(UsageError(punctuated(error.format_message())))
-        else:
-            said = io.StringIO()
-            error.show(said)
+            _fail(UsageError(punctuated(error.format_message())))
+        said = io.StringIO()
+        error.show(said)
+        with _perhaps_unread():
             click.echo(punctuated(said.getvalue()), err=True, nl=False)
         sys.exit(Exit.USAGE)
     except click.Abort:
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except Unread:
+        _say_no_more()
         sys.exit(Exit.DONE)
     except Exception as error:
         known = explain(error)
         if known is None:
             raise
-        _print_error(known)
-        sys.exit(known.exit_code)
+        _fail(known)
+
+
+def _fail(error: InstallError) -> NoReturn:
+    with _perhaps_unread():
+        _print_error(error)
+    sys.exit(error.exit_code)
+
+
+@contextmanager
+def _perhaps_unread() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        _say_no_more()
+
+
+def _say_no_more() -> None:
+    """What is left in the buffers would be a fault of ours when the process ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.close()
 
 
 def _flag_of_vllm(typed: str) -> str:

@@ -135,6 +135,31 @@ def test_completion_completes() -> None:
     assert cli(env=asked).stdout == "plain,status\n"
 
 
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("--help",), Exit.DONE),
+        (("deploy", "--help"), Exit.DONE),
+        (("completion", "bash"), Exit.DONE),
+        (("monitor", "status"), Exit.DONE),
+        (("models", "recommend"), Exit.DONE),
+        (("status", UNKNOWN, "--json"), Exit.REFUSED),
+        (("no-such-verb",), Exit.USAGE),
+    ],
+)
+def test_who_reads_no_further_is_no_fault(args: tuple[str, ...], code: Exit) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "installer", *args]
+    with os.fdopen(writes, "w") as closed:
+        ran = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
+        both = subprocess.run(command, stdout=closed, stderr=closed, env=ENVIRONMENT, check=False)
+    assert both.returncode == code
+    assert ran.returncode == code
+    assert b"Traceback" not in ran.stderr
+    assert b"BrokenPipe" not in ran.stderr
+
+
 # Usage errors
 
 
