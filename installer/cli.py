@@ -26,6 +26,7 @@ from installer.verbs.help import Formatter, complete, punctuated
 from installer.verbs.hosts import hosts
 from installer.verbs.keys import keys, set_apikey
 from installer.verbs.monitor import monitor
+from installer.verbs.options import the_service
 from installer.verbs.output import print_json
 from installer.verbs.sbom import sbom
 from installer.verbs.soak import soak
@@ -89,7 +90,7 @@ class Grouped(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[:1] and args[0] in SYSTEMCTLS:
-            names = [word for word in args[1:] if not word.startswith("-")] or ["qwen3vl"]
+            names = [word for word in args[1:] if not word.startswith("-")] or [the_service()]
             raise UsageError(
                 tr("{verb} is systemctl's: a service of ours is one like any other", verb=args[0]),
                 f"sudo systemctl {args[0]} {names[0]}",
