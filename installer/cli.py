@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import select
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -23,6 +27,7 @@ from installer.verbs.help import Formatter, complete, punctuated
 from installer.verbs.hosts import hosts
 from installer.verbs.keys import keys, set_apikey
 from installer.verbs.monitor import monitor
+from installer.verbs.options import the_service
 from installer.verbs.output import print_failed
 from installer.verbs.sbom import sbom
 from installer.verbs.soak import soak
@@ -50,8 +55,33 @@ VERBS: dict[str, tuple[click.Command, ...]] = {
 }  # fmt: skip
 
 
+class Unread(Exception):
+    """Who read what we print has gone. No OSError: click would end us by itself, as if we had failed.
+
+    What a verb has to show it shows when all is done; what it says meanwhile goes elsewhere, and may be of half a change.
+    """
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        if _is_unread(1) or _is_unread(2):
+            raise Unread from error
+        raise
+
+
 class Grouped(click.Group):
     """Lists the verbs by what they are for."""
+
+    @_read()
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        return super().make_context(*args, **more)
+
+    @_read()
+    def invoke(self, context: click.Context) -> Any:
+        return super().invoke(context)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
@@ -66,7 +96,7 @@ class Grouped(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[:1] and args[0] in SYSTEMCTLS:
-            names = [word for word in args[1:] if not word.startswith("-")] or ["qwen3vl"]
+            names = [word for word in args[1:] if not word.startswith("-")] or [the_service()]
             raise UsageError(
                 tr("{verb} is systemctl's: a service of ours is one like any other", verb=args[0]),
                 f"sudo systemctl {args[0]} {names[0]}",
@@ -107,31 +137,57 @@ def main() -> None:
         cli.main(prog_name="vllm-install", standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and (flag := _flag_of_vllm(error.option_name)):
-            _print_error(
+            _fail(
                 UsageError(
                     tr("{flag} is a flag of vLLM's own", flag=flag),
                     tr("give it after --, as in: -- {flag} …", flag=flag),
                 )
             )
-            sys.exit(Exit.USAGE)
         if _json_is_wanted():
-            _print_error(UsageError(punctuated(error.format_message())))
-        else:
-            said = io.StringIO()
-            error.show(said)
+            _fail(UsageError(punctuated(error.format_message())))
+        said = io.StringIO()
+        error.show(said)
+        with _perhaps_unread():
             click.echo(punctuated(said.getvalue()), err=True, nl=False)
         sys.exit(Exit.USAGE)
     except click.Abort:
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(Exit.DONE)
+    except Unread:
+        unheard = _is_unread(2)
+        _say_no_more()
+        sys.exit(Exit.INTERRUPTED if unheard else Exit.DONE)
     except Exception as error:
         known = explain(error)
         if known is None:
             raise
-        _print_error(known)
-        sys.exit(known.exit_code)
+        _fail(known)
+
+
+def _fail(error: InstallError) -> NoReturn:
+    with _perhaps_unread():
+        _print_error(error)
+    sys.exit(error.exit_code)
+
+
+@contextmanager
+def _perhaps_unread() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        _say_no_more()
+
+
+def _say_no_more() -> None:
+    """What is left in the buffers would be a fault of ours when the process ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.close()
+
+
+def _is_unread(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _flag_of_vllm(typed: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from installer.base.errors import UsageError
+from installer.base.errors import Refused, UsageError
 from installer.base.files import Strange
 from installer.base.host import Host
 from installer.base.language import mark, tr
@@ -206,10 +206,15 @@ def _number(word: str) -> float:
     return value
 
 
+def is_file(word: str) -> bool:
+    """And no name of a result."""
+    return "/" in word or word.endswith(".json")
+
+
 def load(word: str, layout: Layout, host: Host) -> Measured:
     """By its name in `bench history`, as much of it as tells it from others, or by the path of a file."""
     path = Path(word).absolute()
-    if "/" not in word and not word.endswith(".json"):
+    if not is_file(word):
         fit = [each for each in names(layout, host) if each.startswith(word)]
         if len(fit) != 1:
             raise UsageError(
@@ -224,7 +229,7 @@ def load(word: str, layout: Layout, host: Host) -> Measured:
 
 def latest(layout: Layout, host: Host) -> Measured:
     if not (found := names(layout, host)):
-        raise UsageError(
+        raise Refused(
             tr("nothing of {service} was measured yet", service=layout.service),
             f"sudo vllm-install bench --service {layout.service} --quick",
         )

@@ -41,7 +41,9 @@ def of_service(
     if not key:
         raise Refused(
             tr("there is no key to ask {service} with", service=layout.service),
-            tr(
+            f"sudo vllm-install doctor {layout.service}"
+            if os.geteuid() == 0
+            else tr(
                 "run it as root, who may use the service's own probe key; or set {variable}, or give --key-file",
                 variable=KEY_VARIABLE,
             ),

@@ -128,6 +128,10 @@ def _explain_os_error(error: OSError) -> InstallError | None:
         return InstallError(
             tr("no permission for {where}", where=where), tr("run the command as root (sudo)"), Exit.REFUSED
         )
+    if error.errno == errno.EPIPE:
+        return InstallError(
+            tr("nobody reads any more what is said"), tr("let what the command prints be read to its end")
+        )
     if error.errno == errno.ENAMETOOLONG:
         return UsageError(
             tr("{where} cannot be a path: {reason}", where=f"{where}"[:80], reason=error.strerror),

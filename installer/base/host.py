@@ -134,7 +134,7 @@ class Host(Locks):
         if lock is None:
             yield None
             return
-        with self._only_for_root(lock, "vllm-install") as handle:
+        with self._only_for_root(lock) as handle:
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,6 +20,10 @@ class Busy(Refused):
     """Somebody else holds the lock."""
 
 
+def for_root() -> Refused:
+    return Refused(tr("only root can change what this host serves"), tr("run the command as root (sudo)"))
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who holds a lock, and for how many seconds."""
@@ -37,7 +41,7 @@ class Locks(Files):
         beside it, for all to read.
         """
         note = path.with_name(f"{path.name}.now")
-        with self._only_for_root(path, command) as handle:
+        with self._only_for_root(path) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -56,14 +60,14 @@ class Locks(Files):
                 self._leave_note(note, "")
 
     @contextmanager
-    def _only_for_root(self, path: Path, command: str) -> Iterator[int]:
+    def _only_for_root(self, path: Path) -> Iterator[int]:
         try:
             self.make_dir(path.parent)
             handle = os.open(self.at(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except PermissionError:
             if os.geteuid() == 0:  # on a network file system root is nobody special
                 raise
-            raise Refused(tr("only root can change what this host serves"), f"sudo {command}") from None
+            raise for_root() from None
         try:
             yield handle
         finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -62,6 +64,11 @@ def console(*, err: bool = False, highlight: bool = True) -> Console:
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+        def on_broken_pipe(self) -> None:
+            """It would end the process, in the middle of whatever that does."""
+            self.quiet = True
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     stream = sys.stderr if err else sys.stdout
     return Ruled(file=stream.under if isinstance(stream, Screen) else stream, highlight=highlight, markup=False)

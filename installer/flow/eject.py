@@ -90,7 +90,7 @@ class _Ejection(Transaction):
 
     def apply(self) -> None:
         """With the keys that the unit has now; nobody changes one until it is the admin's."""
-        with keyring.locked(self.host, self.layout, self.report):
+        with keyring.locked(self.host, self.layout, self.report, "eject"):
             self.changes = list(_changes(self.state, self.host, self.layout))
             super().apply()
 

@@ -26,7 +26,7 @@ def change(service: str, name: str, given: Mapping[str, str] | None, host: Host,
     """`given` is what is to change of a key's limit; None lifts all of it."""
     layout = Layout(service)
     state = managed(host, layout)
-    with keyring.alone(host, layout, report):
+    with keyring.alone(host, layout, report, f"keys limit {name}"):
         there, held = of_service(host, layout), limits.accounts(keyring.unit_keys(host, layout))
         _check(name, held)
         limit = limits.changed(there.get(name, NO_LIMIT), given) if given is not None else NO_LIMIT
@@ -47,7 +47,7 @@ def change(service: str, name: str, given: Mapping[str, str] | None, host: Host,
 def forget(name: str, host: Host, layout: Layout, report: Report) -> None:
     """With a key that is gone goes its limit: the next of that name is somebody else's."""
     if name in of_service(host, layout):
-        with keyring.alone(host, layout, report):
+        with keyring.alone(host, layout, report, f"keys revoke {name}"):
             _write(of_service(host, layout), limits.accounts(keyring.unit_keys(host, layout)), host, layout)
 
 

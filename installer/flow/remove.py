@@ -22,7 +22,7 @@ def uninstall(service: str, host: Host, report: Report, *, purge: bool) -> list[
     """Remove what we made for one service; interrupted, it is simply run again."""
     layout = Layout(service)
     with changing(layout, "uninstall", host):
-        with keyring.alone(host, layout, report):
+        with keyring.alone(host, layout, report, "uninstall"):
             changes = plan_uninstall(service, host, purge=purge)
             apply(changes, host, report)
         return changes

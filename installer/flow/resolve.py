@@ -36,7 +36,7 @@ from installer.spec.settings import FIELDS, PODMAN, Settings
 from installer.spec.state import State
 from installer.spec.target import Place, Replica, Target
 from installer.spec.toolkit import NONE, WHEELS, Toolkit
-from installer.spec.values import AUTO, AUTO_TOOLKIT
+from installer.spec.values import AUTO, AUTO_TOOLKIT, USEFUL_CONTEXT
 from installer.spec.vendors import AMD
 from installer.units import monitoring
 from installer.units.gateway import needs_gateway
@@ -46,7 +46,6 @@ from installer.weights import models
 from installer.weights.about import of_model
 
 OF_GATEWAY = ("replicas", "tls", "tls_cert", "fallback_url", "gateway_hosts")  # settings for which it is needed
-USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
 
 
 @dataclass(frozen=True)

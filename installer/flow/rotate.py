@@ -236,7 +236,7 @@ def _change(rekeying: _Rekeying) -> None:
             settled(host, layout, report)
         raise never_proved(layout)
     try:
-        with keyring.locked(host, layout, report):
+        with keyring.locked(host, layout, report, what):
             rekeying.run()
     finally:
         alarm.rouse(host, layout)

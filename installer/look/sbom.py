@@ -19,7 +19,7 @@ from installer.base.host import Host
 from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.families.known import family_named
-from installer.forms.venv.engines import MARKER
+from installer.forms.venv.engines import MARKER, is_complete
 from installer.spec.engine import Engine, checksums
 from installer.spec.model import Model
 from installer.spec.records import proved_target
@@ -38,6 +38,11 @@ def of_service(service: str, host: Host) -> str:
             f"sudo podman image inspect {engine.image.rpartition(':')[2]}",
         )
     place = layout.engines / engine.id
+    if not is_complete(host, layout, engine.id):
+        raise Refused(
+            tr("the engine {path} is missing or not complete", path=place),
+            f"sudo vllm-install deploy --service {service}",
+        )
     parts = sorted(_installed(engine, host.at(place)), key=lambda part: part.name)
     known = {part.name: part for part in parts}
     models = [_model(each) for each in target.read]

@@ -113,8 +113,8 @@ class Status:
 
     @property
     def is_dead(self) -> bool:
-        """As systemctl has it: what is on its way up or down is not."""
-        return self.active.partition(" ")[0] in ("inactive", "failed")
+        """As systemctl has it: what is on its way up or down is not; where systemd is not there nothing runs."""
+        return self.active.partition(" ")[0] in ("inactive", "failed", "unknown")
 
 
 def status(service: str, host: Host) -> Status:
@@ -201,7 +201,7 @@ def _address(settings: Settings) -> str:
 
 
 def _active(scene: Scene) -> str:
-    return f"{scene.active or 'unknown'} ({scene.unit.get('SubState', '')})"
+    return f"{scene.active} ({scene.unit.get('SubState', '')})" if scene.active else "unknown"
 
 
 def _since(scene: Scene) -> str:

@@ -55,6 +55,8 @@ def assigned(assignments: Iterable[str]) -> dict[str, str]:
                 tr("{assignment!r} is not NAME=VALUE", assignment=assignment), tr("for example: PORT=8001")
             )
         attribute = field_named(name)
+        if attribute in flags:
+            raise UsageError(tr("{name} is given twice", name=name), tr("give it once"))
         check_typed(attribute, name, value)
         flags[attribute] = value
     return flags

@@ -170,7 +170,8 @@ def may_ask(held: Iterable[Key]) -> bool:
 def check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
         raise UsageError(
-            tr("{name!r} cannot be the name of a key", name=name), tr("use lower-case letters, digits, - and _")
+            tr("{name!r} cannot be the name of a key", name=name),
+            tr("use up to 32 lower-case letters, digits, - and _"),
         )
     if name == PROBE:
         raise UsageError(tr("the probe key is vllm-install's own"), tr("choose another --name"))

@@ -16,6 +16,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 ADAPTER = re.compile(r"[A-Za-z0-9][\w./:-]{0,199}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 BUILTIN = "builtin:tiny"
+USEFUL_CONTEXT = 256  # tokens: the longest template of the profiles, a short question and a short answer
+MOST_CONTEXT = 16 * 1024 * 1024
 LONGEST_NAME = 200  # of a model: it becomes a directory's name, with a few letters more
 AUTO = ("auto",)
 REPLICAS, SPAN = "replicas", "span"  # several hosts: each serves by itself, or all of them one model
@@ -75,8 +77,9 @@ def context(value: str) -> int | None:
     if not match:
         raise ValueError(tr("expected a number of tokens such as 1024, 32k or 256K, or auto"))
     tokens = int(match[1]) * (1024 if match[2] else 1)
-    if not 16 <= tokens <= 16 * 1024 * 1024:
-        raise ValueError(tr("a context is between 16 and 16777216 tokens"))
+    if not 16 <= tokens <= MOST_CONTEXT:  # one that is not USEFUL_CONTEXT is read where it stands already
+        least, most = USEFUL_CONTEXT, MOST_CONTEXT
+        raise ValueError(tr("a context is between {least} and {most} tokens", least=least, most=most))
     return tokens
 
 

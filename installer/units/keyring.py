@@ -84,15 +84,15 @@ def in_force(held: Iterable[Key]) -> frozenset[tuple[str, str]]:
     return frozenset((key.name, key.digest) for key in held)
 
 
-def alone(host: Host, layout: Layout, report: Report) -> AbstractContextManager[None]:
-    """Within, nobody else changes the record or the unit."""
-    return host.lock(layout.keys_lock, f"vllm-install --service {layout.service}", report.waits)
+def alone(host: Host, layout: Layout, report: Report, verb: str) -> AbstractContextManager[None]:
+    """Within, nobody else changes the record or the unit; who has to wait is told for which verb."""
+    return host.lock(layout.keys_lock, f"vllm-install {verb} --service {layout.service}", report.waits)
 
 
 @contextmanager
-def locked(host: Host, layout: Layout, report: Report) -> Iterator[State | None]:
+def locked(host: Host, layout: Layout, report: Report, verb: str = "keys") -> Iterator[State | None]:
     """The record, which nobody else changes within. A change of keys that was cut off is undone first."""
-    with alone(host, layout, report):
+    with alone(host, layout, report, verb):
         state = load_state(host, layout)
         if state and state.rekeying:
             report.warn(tr("{pending} was cut off; undoing it first", pending=state.rekeying.what))

@@ -181,7 +181,8 @@ def show(
     from installer.acceptance import measured
     from installer.base.host import Host
 
-    layout, host = _layout(service or chosen, throwaway=throwaway), Host()
+    host = Host()
+    layout = _layout(service or chosen, host, *filter(None, (name,)), throwaway=throwaway)
     _show(measured.load(name, layout, host) if name else measured.latest(layout, host), svg, host, as_json=as_json)
 
 
@@ -195,8 +196,9 @@ def history(chosen: str, /, service: str | None, throwaway: bool, as_json: bool)
     from installer.acceptance import bench_shown, measured
     from installer.base.host import Host
 
-    layout = _layout(service or chosen, throwaway=throwaway)
-    found = measured.history(layout, Host())
+    host = Host()
+    layout = _layout(service or chosen, host, throwaway=throwaway)
+    found = measured.history(layout, host)
     if as_json:
         print_json([as_plain(each) for each in found])
         return
@@ -227,7 +229,8 @@ def compare(
     from installer.acceptance.bench_picture import draw
     from installer.base.host import Host
 
-    layout, host = _layout(service or chosen, throwaway=throwaway), Host()
+    host = Host()
+    layout = _layout(service or chosen, host, before, after, throwaway=throwaway)
     a, b = (measured.load(word, layout, host) for word in (before, after))
     if not compared.pairs(a, b):
         raise UsageError(
@@ -247,7 +250,14 @@ def compare(
         sys.exit(Exit.NOT_PROVED)
 
 
-def _layout(service: str, *, throwaway: bool) -> Layout:
-    from installer.acceptance import trial
+def _layout(service: str, host: Host, *words: str, throwaway: bool) -> Layout:
+    """Whose results are meant; a file may be another host's."""
+    from installer.acceptance import measured, trial
+    from installer.spec.records import managed
 
-    return Layout(trial.SERVICE if throwaway else check_service(service))
+    if throwaway:
+        return Layout(trial.SERVICE)
+    layout = Layout(check_service(service))
+    if not words or not all(map(measured.is_file, words)):
+        managed(host, layout, to_look=True)
+    return layout

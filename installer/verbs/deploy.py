@@ -14,7 +14,7 @@ from installer.base.language import tr
 from installer.base.layout import Layout
 from installer.base.report import choose
 from installer.spec import values
-from installer.spec.settings import Settings, check_service
+from installer.spec.settings import Settings, check_service, named
 from installer.verbs.options import (
     agree,
     bundle_from,
@@ -121,9 +121,13 @@ def _check_for_all(context: click.Context) -> None:
     for option in context.command.params:
         if context.get_parameter_source(option.name or "") is given and option.name not in FOR_ALL:
             raise UsageError(
-                tr("{option} is for one service, and --all is about every one", option=option.opts[0]),
+                tr("{option} is for one service, and --all is about every one", option=_typed(option)),
                 tr("change one of them first: vllm-install set NAME=VALUE --service SERVICE"),
             )
+
+
+def _typed(option: click.Parameter) -> str:
+    return option.opts[0] if isinstance(option, click.Option) else named(str(option.name))
 
 
 def _deploy_all(options: Mapping[str, object], host: Host, report: Report, *, dry_run: bool, as_json: bool) -> int:

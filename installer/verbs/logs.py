@@ -37,7 +37,9 @@ def logs(
     if send:
         _send()
         return
-    if bool(to) != bool(url) or (off and to):
+    if off and (to or url):
+        raise UsageError(tr("--off ends it: it goes with no --to and no URL"), "vllm-install monitor logs --off")
+    if bool(to) != bool(url):
         raise UsageError(tr("--to and a URL go together"), EXAMPLE)
     host, report = Host(), choose(quiet=quiet or as_json)
     if to or off:

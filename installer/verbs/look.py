@@ -189,7 +189,7 @@ class Passthrough(OnAllHosts):
     def _take_service(words: list[str]) -> str | None:
         """journalctl's own words are options, their values, matches such as PRIORITY=3, and paths; ours is none."""
         for at, word in enumerate(words):
-            if (at == 0 or not words[at - 1].startswith("-")) and re.fullmatch(r"\w[\w-]*", word):
+            if (at == 0 or not words[at - 1].startswith("-")) and re.fullmatch(r"\w[\w-]*(\.service)?", word):
                 return words.pop(at)
         return None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
+import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +18,10 @@ from click.shell_completion import CompletionItem
 from installer.base.errors import Exit, InstallError, Interrupted, Refused, UsageError
 from installer.base.language import mark, tr
 from installer.base.layout import Layout
+from installer.base.locks import for_root
 from installer.base.report import Report
 from installer.spec import values
-from installer.spec.asked import load_settings
+from installer.spec.asked import field_named, load_settings
 from installer.spec.settings import FIELDS, Settings, brief_help, check_service, to_text
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ def agree(question: str, changes: Sequence[Change], *, yes: bool) -> None:
     again = tr("run the same command with --yes")
     if not sys.stdin.isatty():
         raise Refused(tr("nothing was changed: this needs a yes, and there is no terminal to ask on"), again)
+    if os.geteuid() != 0:
+        raise for_root()
     for change in changes:
         click.echo(change.describe(), err=True)
     try:
@@ -95,6 +101,7 @@ def service_word(function: F) -> F:
 def meant_service(context: click.Context, option: str, word: str | None) -> str:
     """The service that is named, by option or by word; two different ones are a slip that must not go to either."""
     source = context.get_parameter_source("service")
+    word = word and word.removesuffix(".service")  # as systemctl names it
     if word is None or word == option:
         return option
     if source is not click.core.ParameterSource.DEFAULT:
@@ -113,12 +120,17 @@ class ServiceGroup(click.Group):
         of_option = {at + 1 for at, word in enumerate(args) if word in takers}
         words = (at for at, word in enumerate(args) if not word.startswith("-") and at not in of_option)
         at = next(words, None)
-        if at is not None and args[at] not in self.commands:
+        if at is not None and args[at] not in self.commands and not self._is_slip(args[at]):
             word = args.pop(at)
             rest = super().parse_args(context, args)
             context.params["service"] = meant_service(context, context.params["service"], word)
             return rest
         return super().parse_args(context, args)
+
+    def _is_slip(self, word: str) -> bool:
+        """Whether it is one of the commands, mistyped."""
+        near = difflib.get_close_matches(word, self.commands)
+        return bool(near) and word.removesuffix(".service") not in known_services()
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         services = [CompletionItem(name) for name in known_services() if name.startswith(incomplete)]
@@ -312,10 +324,18 @@ def flags_of(options: Mapping[str, object]) -> dict[str, str]:
 def check_flags_only(words: Sequence[str]) -> None:
     """A word that stands where vLLM's flags do is perhaps a service, and a new one is made by no slip."""
     if not words[0].startswith("-"):
+        hint = tr("a service is named with --service {word}; vLLM's own flags stand after --", word=words[0])
         raise UsageError(
-            tr("expected a vLLM flag, found {word!r}", word=words[0]),
-            tr("a service is named with --service {word}; vLLM's own flags stand after --", word=words[0]),
+            tr("expected a vLLM flag, found {word!r}", word=words[0]), _as_option(words[0]) if "=" in words[0] else hint
         )
+
+
+def _as_option(assignment: str) -> str:
+    name, _, value = assignment.partition("=")
+    attribute = field_named(name)
+    about = FIELDS[attribute]
+    typed = f"{about.typed} {value if attribute == 'vllm_args' else shlex.quote(value)}"
+    return tr("a setting is given by its option: {option}", option=about.option if about.is_switch else typed)
 
 
 def key_choice(options: Mapping[str, object]) -> KeyChoice:

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @service_word
 @all_hosts_option
-@click.option(
-    "--since", metavar="TIME", default="30d", show_default=True, help="How far back: 7d, 36h; today is a day."
-)
+@click.option("--since", metavar="TIME", default="30d", show_default=True, help="How far back: 7d, 36h; 1d is today.")
 @click.option("--key", metavar="NAME", help="This key alone, day by day.")
 @json_option
 def usage(service: str, all_hosts: bool, since: str, key: str | None, as_json: bool) -> None:

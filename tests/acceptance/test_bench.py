@@ -220,7 +220,7 @@ def test_what_is_kept_is_read_back(host: Host) -> None:
 
 def test_a_service_that_was_never_measured_is_told_how(host: Host) -> None:
     assert measured.history(LAYOUT, host) == []
-    with pytest.raises(UsageError, match="nothing of qwen3vl was measured yet") as raised:
+    with pytest.raises(Refused, match="nothing of qwen3vl was measured yet") as raised:
         measured.latest(LAYOUT, host)
     assert raised.value.hint == "sudo vllm-install bench --service qwen3vl --quick"
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
 from installer.acceptance import subject
 from installer.acceptance.replies import Failed
-from installer.base.errors import UsageError
+from installer.base.errors import Refused, UsageError
 from installer.base.host import Host
 from installer.base.layout import Layout
 from installer.base.report import Report
 from installer.flow import prove
 from installer.flow.prove import NotProved
+from installer.look.formats import KEY_VARIABLE
 from installer.spec.records import save_state
 from installer.spec.settings import Settings
 from installer.spec.state import State
@@ -41,6 +43,18 @@ def does(host: Host, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(Custody, "stranger", lambda *_: None)
     monkeypatch.setattr(Custody, "objection", lambda *_: "")
     return states
+
+
+@pytest.mark.parametrize(("user", "hint"), [(65534, "run it as root"), (0, "sudo vllm-install doctor qwen3vl")])
+def test_who_has_no_key_is_told_what_helps(
+    host: Host, does: dict[str, str], monkeypatch: pytest.MonkeyPatch, user: int, hint: str
+) -> None:
+    host.remove(LAYOUT.probe_key)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(Refused, match="there is no key to ask qwen3vl with") as caught:
+        of(host)
+    assert caught.value.hint.startswith(hint)
 
 
 def of(host: Host, number: int = 0) -> subject.Subject:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from installer.base.errors import Refused
 from installer.base.host import Host
 from installer.base.locks import Busy
 from tests.kit.boot.surroundings import REPO
@@ -97,3 +98,14 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(host: Host) -> None:
     with pytest.raises(OSError, match="Too many levels"), host.lock(LOCK, "x"):
         pass
     assert not (host.root / "elsewhere").exists()
+
+
+def test_who_is_not_root_is_told_no_command_that_was_not_typed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", denied)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(Refused, match="only root can change") as caught, host.lock(LOCK, "vllm-install set PORT=1"):
+        pass
+    assert caught.value.hint == "run the command as root (sudo)"

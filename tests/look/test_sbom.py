@@ -42,6 +42,7 @@ def installed(host: Host, what: Target) -> None:
         path = place / f"lib/python3.11/site-packages/{package}.dist-info/METADATA"
         host.write(path, f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{said}\nA text: of it\n")
     host.write(place / "pyvenv.cfg", "home = /usr/bin\nversion_info = 3.11.2\n")
+    host.write(place / "bin/python", "")
     host.write(place / ".complete", "{}")
     os.utime(host.at(place / ".complete"), (86400, 86400))
 
@@ -111,3 +112,15 @@ def test_what_an_image_holds_is_said_by_who_made_it(host: Host) -> None:
     with pytest.raises(sbom.Refused, match="is served from a container image") as caught:
         made(host)
     assert caught.value.hint == f"sudo podman image inspect {'1f' * 32}"
+
+
+@pytest.mark.parametrize("gone", [".complete", "bin/python"])
+def test_an_engine_that_is_gone_is_said_so(host: Host, gone: str) -> None:
+    what = target()
+    save_state(host, LAYOUT, State(LAYOUT.service, proved=what))
+    installed(host, what)
+    place = LAYOUT.engines / what.engine.id
+    host.remove(place / gone)
+    with pytest.raises(sbom.Refused, match=f"the engine {place} is missing or not complete") as caught:
+        made(host)
+    assert caught.value.hint == "sudo vllm-install deploy --service qwen3vl"

@@ -30,13 +30,15 @@ class Seen(Scene):
         ("activating", "when it went down", Exit.DONE),
         ("inactive", "when it went down", Exit.NOT_RUNNING),
         ("failed", "when it went down", Exit.NOT_RUNNING),
+        ("", "when it went down", Exit.NOT_RUNNING),  # systemd is not there
     ],
 )
 def test_a_service_that_does_not_run(
     host: Host, monkeypatch: pytest.MonkeyPatch, active: str, since: str, code: Exit
 ) -> None:
-    monkeypatch.setattr(Seen, "unit", {"ActiveState": active, "SubState": "x", **TIMES})
+    monkeypatch.setattr(Seen, "unit", {"ActiveState": active, "SubState": "x" if active else "", **TIMES})
     found = status.of(Seen(host, Layout("qwen3vl"), None, None))
+    assert found.active == (f"{active} (x)" if active else "unknown")
     assert found.since == since
     monkeypatch.setattr(status, "status", lambda *_: dataclasses.replace(found))
     assert CliRunner().invoke(look.status, ["qwen3vl"]).exit_code == code

@@ -54,6 +54,13 @@ def test_no_key_comes_back_and_none_that_was_set_is_lost(
     assert len({key.name for key in found}) == len(found)
 
 
+def test_who_holds_the_keys_is_named_by_its_verb(host: Host) -> None:
+    with keyring.alone(host, LAYOUT, Report(), "uninstall"):
+        holder = host.lock_holder(LAYOUT.keys_lock)
+    assert holder is not None
+    assert holder.command.startswith("vllm-install uninstall --service qwen3vl (pid ")
+
+
 @given(held(), held())
 def test_where_nobody_changed_a_key_ours_are_written(ours: tuple[Key, ...], before: tuple[Key, ...]) -> None:
     assert merged(ours, before, before) == ours

@@ -135,6 +135,31 @@ def test_completion_completes() -> None:
     assert cli(env=asked).stdout == "plain,status\n"
 
 
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("--help",), Exit.DONE),
+        (("deploy", "--help"), Exit.DONE),
+        (("completion", "bash"), Exit.DONE),
+        (("monitor", "status"), Exit.DONE),
+        (("models", "recommend"), Exit.DONE),
+        (("status", UNKNOWN, "--json"), Exit.REFUSED),
+        (("no-such-verb",), Exit.USAGE),
+    ],
+)
+def test_who_reads_no_further_is_no_fault(args: tuple[str, ...], code: Exit) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "installer", *args]
+    with os.fdopen(writes, "w") as closed:
+        ran = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
+        both = subprocess.run(command, stdout=closed, stderr=closed, env=ENVIRONMENT, check=False)
+    assert ran.returncode == code
+    assert both.returncode == (Exit.INTERRUPTED if code == Exit.DONE else code), "what it did may not be done"
+    assert b"Traceback" not in ran.stderr
+    assert b"BrokenPipe" not in ran.stderr
+
+
 # Usage errors
 
 
@@ -151,8 +176,18 @@ def test_completion_completes() -> None:
         (["restart", "coder"], "help: sudo systemctl restart coder"),
         (["stop"], "help: sudo systemctl stop qwen3vl"),
         (["deploy", "coder"], "a service is named with --service coder"),
+        (["deploy", "PORT=8001"], "a setting is given by its option: --port 8001"),
+        (["plan", "TLS_CERT=/a b"], "a setting is given by its option: --tls-cert '/a b'"),
+        (["plan", "OFFLINE=no"], "a setting is given by its option: --offline/--online"),
+        (["plan", "VLLM_ARGS=--seed 1"], "a setting is given by its option: -- --seed 1"),
+        (["deploy", "PROT=8001"], "'PROT' is not a setting; did you mean PORT?"),
+        (["keys", "revok", "x"], "No such command 'revok'."),
+        (["hosts", "dran", "gpu2"], "No such command 'dran'."),
+        (["bench", "hsitory"], "No such command 'hsitory'."),
         (["set"], "nothing is to be set"),
         (["set", "--port", "8001", "PORT=8001"], "PORT is given twice"),
+        (["set", "PORT=8001", "PORT=8002"], "PORT is given twice"),
+        (["set", "GPU_MEMORY_UTIL=0.5", "gpu-memory-utilization=0.6"], "gpu-memory-utilization is given twice"),
         (["set", "port=abc"], "error: port='abc': expected a whole number"),
         (["set", "--port", "abc"], "--port='abc': expected a whole number"),
         (["set", "--max-num-seqs", "3"], "give it after --, as in: -- --max-num-seqs"),
@@ -160,6 +195,12 @@ def test_completion_completes() -> None:
         (["set", "--no-such-option"], "No such option"),
         (["set-apikey", "-"], "the API key is empty"),
         (["set-context", "abc"], "set-context 'abc': expected a number of tokens"),
+        (["set-context", "0"], "a context is between 256 and 16777216 tokens"),
+        (["set-apikey", "--name", "a" * 33], "use up to 32 lower-case letters, digits, - and _"),
+        (["monitor", "logs", "--off", "--to", "loki", "http://x"], "--off ends it: it goes with no --to and no URL"),
+        (["monitor", "logs", "--off", "http://x"], "--off ends it: it goes with no --to and no URL"),
+        (["monitor", "logs", "--to", "loki"], "--to and a URL go together"),
+        (["deploy", "--all", "--", "--seed", "1"], "VLLM_ARGS is for one service"),
         (["upgrade", "--soak", "a while"], "'a while' is not a duration"),
         (["upgrade", "--margin", "5"], "--margin and --concurrency are for --bench"),
         (["upgrade", "--bench", "--margin", "x%"], "'x%' is no share from 0 to 100 percent"),
@@ -250,7 +291,7 @@ WITH_A_WORD = (
 
 @pytest.mark.parametrize("verb", WITH_A_WORD, ids=" ".join)
 def test_a_service_is_named_as_systemctl_has_it(verb: tuple[str, ...]) -> None:
-    for words in ((verb[0], UNKNOWN, *verb[1:]), (*verb, UNKNOWN)):
+    for words in ((verb[0], UNKNOWN, *verb[1:]), (*verb, UNKNOWN), (*verb, f"{UNKNOWN}.service")):
         assert f"manages no service {UNKNOWN} on this host" in cli(*words).stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import click
@@ -56,10 +57,20 @@ def test_a_question_that_is_left_changed_nothing(monkeypatch: pytest.MonkeyPatch
         raise end
 
     monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(click, "confirm", leave)
     with pytest.raises(InstallError, match="nothing was changed") as caught:
         agree("Sure?", (), yes=False)
     assert caught.value.exit_code == Exit.INTERRUPTED
+
+
+def test_who_may_not_do_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr(click, "confirm", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(Refused, match="only root can change") as caught:
+        agree("Sure?", (), yes=False)
+    assert caught.value.hint == "run the command as root (sudo)"
 
 
 # What is said of a change before it is one

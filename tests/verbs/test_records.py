@@ -121,10 +121,38 @@ def test_what_is_to_be_adopted_has_to_be_there_before_its_name_matters(host: Hos
 
 
 def test_a_service_that_there_is_not_is_said_so_by_what_only_looks(host: Host) -> None:
-    looks = ["logs nosuch", "hosts --service nosuch", "sbom nosuch", "soak nosuch", "status nosuch", "keys nosuch"]
+    looks = [
+        "logs nosuch", "logs nosuch.service -n 5", "hosts --service nosuch", "sbom nosuch", "soak nosuch",
+        "status nosuch", "status nosuch.service", "keys nosuch", "bench history --service nosuch",
+        "bench show --service nosuch", "bench show 2026 --service nosuch", "bench compare 1 2 --service nosuch",
+    ]  # fmt: skip
     for line, (_, out, err) in answers(host, looks).items():
         assert "vllm-install manages no service nosuch on this host" in err, line
         assert "good" not in out, line
-    code, out, err = answers(host, ["bench history --service nosuch"]).popitem()[1]
-    assert (code, out, err) == (0, "nothing of nosuch was measured yet\n", "")
     assert answers(host, ["usage good"])["usage good"][1] == "no key of good was used in that time\n"
+
+
+def test_what_was_measured_of_a_service_without_a_result(host: Host) -> None:
+    history, throwaway, show, file = (
+        "bench good history",
+        "bench history --throwaway",
+        "bench good show",
+        "bench show /a",
+    )
+    found = answers(host, [history, throwaway, show, file])
+    assert found[history] == (Exit.DONE, "nothing of good was measured yet\n", "")
+    assert found[throwaway][0] == Exit.DONE
+    assert (found[show][0], "nothing of good was measured yet" in found[show][2]) == (Exit.REFUSED, True)
+    assert "there is no /a" in found[file][2], "a file is of any host"
+
+
+def test_a_word_like_a_command_is_a_service_where_one_is_called_so(host: Host) -> None:
+    save_state(host, Layout("hsitory"), State("hsitory"))
+    found = answers(host, ["bench hsitory history", "bench hsitory.service history", "bench histroy"])
+    assert [code for code, *_ in found.values()] == [Exit.DONE, Exit.DONE, Exit.USAGE]
+
+
+def test_systemctl_is_shown_for_the_only_service(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    save_state(host, Layout("coder"), State("coder"))
+    assert "help: sudo systemctl restart coder" in answers(host, ["restart"])["restart"][2]
