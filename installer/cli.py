@@ -58,7 +58,7 @@ VERBS: dict[str, tuple[click.Command, ...]] = {
 class Unread(Exception):
     """Who read what we print has gone. No OSError: click would end us by itself, as if we had failed.
 
-    What a verb has to show it shows when all is done; what it says meanwhile goes elsewhere, and may be of half a change.
+    What a verb has to show it shows when all is done; what it says meanwhile goes elsewhere, and is of half a change.
     """
 
 
