@@ -81,9 +81,10 @@ def held_by_systemd() -> set[str]:
 
 def is_shared(sockets: set[str]) -> bool:
     """Whether others have one, too: who got it of an engine that is gone would hear what the next one is told."""
+    ours = (SYSTEMD_S, f"/proc/{os.getpid()}/")  # to which systemd might hand it in
     for look in range(LOOKS):
         time.sleep(0.1 * look)
-        others = (link for link in glob.iglob("/proc/[0-9]*/fd/*") if not link.startswith(SYSTEMD_S))
+        others = (link for link in glob.iglob("/proc/[0-9]*/fd/*") if not link.startswith(ours))
         if not any(leads_to(link, sockets) for link in others):
             return False
     return True

@@ -112,7 +112,6 @@ def test_one_that_systemd_has_is_left_even_if_its_queue_is_full(door: Path, monk
         first.connect(str(door))
         made = door.stat().st_ino
         monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {place_of(door)})
-        monkeypatch.setattr(vllm_port, "is_shared", lambda _: False)
         for _ in range(2):  # the second finds no room in the queue any more
             vllm_door.make(str(door))
             assert door.stat().st_ino == made
@@ -137,7 +136,6 @@ def test_what_others_call_their_sockets_is_no_matter(door: Path, monkeypatch: py
         listener, held, *others = (opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4))
         listener.bind(str(door))
         listener.listen(1)
-        monkeypatch.setattr(vllm_port, "is_shared", lambda _: False)
         monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {f"socket:[{os.fstat(held.fileno()).st_ino}]"})
         held.bind(f"{door}.other")
         held.listen(1)
@@ -157,8 +155,10 @@ def test_one_that_somebody_has_beside_systemd_is_not_kept(door: Path, monkeypatc
         listener.bind(str(door))
         listener.listen(1)
         monkeypatch.setattr(vllm_port, "held_by_systemd", lambda: {place_of(door)})
-        assert not vllm_door.is_kept(str(door))
-        monkeypatch.setattr(vllm_port.glob, "iglob", lambda _: iter(["/proc/1/fd/3", "/proc/999999999/fd/3"]))
+        assert vllm_door.is_kept(str(door))
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[listener.fileno()]) as somebody:
+            assert not vllm_door.is_kept(str(door))
+            somebody.communicate()
         assert vllm_door.is_kept(str(door))
 
 
