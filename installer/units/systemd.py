@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from installer.base.host import Host
-from installer.runtime.vllm_door import PLACE
 from installer.spec.vendors import VARIABLES
 from installer.units.graph import Member
 from installer.units.keyring import live_keys
@@ -35,7 +34,7 @@ def running_process(host: Host, member: Member) -> MainProcess | None:
     return MainProcess(
         pid, variables.get(DIGEST_VARIABLE, ""), live_keys(host, member.run_dir), shown["ActiveState"] != "activating",
         frozenset(uuid for name in VARIABLES for uuid in variables.get(name, "").split(",") if uuid),
-        is_gateway="VLLM_CACHE_ROOT" not in variables, has_door=PLACE in variables,
+        is_gateway="VLLM_CACHE_ROOT" not in variables, has_door="DOOR" in variables,
     )  # fmt: skip
 
 
